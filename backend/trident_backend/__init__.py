@@ -1,0 +1,1 @@
+"""The core: scheduler, KV blocks, engine host, sampling and responses."""

@@ -1,0 +1,179 @@
+"""An engine on disk: the manifest and the files it vouches for.
+
+Owns the format of `engine.json`, its writing and its checks. The manifest is the only source of the engine's limits.
+Never compiles, never loads a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, get_type_hints
+
+from trident_ensemble import layout
+from trident_ensemble.errors import ArtifactError
+
+FORMAT_VERSION = 1
+_CHUNK = 1 << 24
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network's shape, as far as serving it needs to know."""
+
+    family: str
+    num_layers: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `EngineSpec`."""
+
+    max_num_seqs: int
+    max_num_tokens: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Numeric formats: compute bf16 or fp32; weights fp32, bf16, int8 or int4; KV cache u8, bf16 or f32."""
+
+    compute: str
+    weights: str
+    kv_cache: str
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The paged KV cache; `block_bytes` is one block of keys and values through all layers."""
+
+    block_size: int
+    num_blocks: int
+    block_bytes: int
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What compiled the network."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The checkpoint's generation defaults; temperature 0 is greedy, top_k 0 and top_p 1 keep everything."""
+
+    end_ids: tuple[int, ...]
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`engine.json`. `digests` has the SHA-256 of every other file of the folder, by its relative POSIX path."""
+
+    format_version: int
+    architecture: Architecture
+    limits: Limits
+    precision: Precision
+    kv_cache: KVLayout
+    compiler: Compiler
+    generation: Generation
+    digests: dict[str, str]
+
+
+def _parse(kind: type[Part], raw: Any, where: str) -> Part:
+    """Build one frozen part from JSON, refusing unknown, missing and mistyped fields by name."""
+    if not isinstance(raw, Mapping):
+        raise ArtifactError(f"{where}: must be an object")
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in raw:
+        if key not in names:
+            raise ArtifactError(f"{where}.{key}: unknown field")
+    values: dict[str, Any] = {}
+    for name in names:
+        if name not in raw:
+            raise ArtifactError(f"{where}.{name}: missing")
+        values[name] = _value(hints[name], raw[name], f"{where}.{name}")
+    return kind(**values)
+
+
+def _value(hint: Any, raw: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _parse(hint, raw, where)
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return float(raw)
+    if hint is int and isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        return raw
+    if hint is str and isinstance(raw, str):
+        return raw
+    if hint == tuple[int, ...] and isinstance(raw, list) and all(type(item) is int for item in raw):
+        return tuple(raw)
+    if hint == dict[str, str] and isinstance(raw, dict) and all(isinstance(item, str) for item in raw.values()):
+        return dict(raw)
+    raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def digest_folder(folder: Path) -> dict[str, str]:
+    """The digests of every file below `folder` but the manifest, sorted by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.MANIFEST_FILE)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `engine.json` as the last file of an engine folder."""
+    text = json.dumps(asdict(manifest), indent=2) + "\n"
+    (folder / layout.MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest alone.
+
+    Raises:
+        ArtifactError: missing, unreadable, another format version, or a field that is not what it should be.
+    """
+    path = folder / layout.MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `trident build` into this repository first") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"format_version: this Trident reads {FORMAT_VERSION}, not {version!r}; build again")
+    return _parse(Manifest, raw, "engine")
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check that every file of the manifest is there and unchanged.
+
+    Raises:
+        ArtifactError: a file is missing or differs, named.
+    """
+    for name, expected in manifest.digests.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactError(f"digests.{name}: leads out of the engine folder")
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"digests.{name}: the file is missing")
+        if digest(path) != expected:
+            raise ArtifactError(f"digests.{name}: the file has changed since the build; build again")

@@ -1,0 +1,85 @@
+"""What the core asks of an engine.
+
+Owns the step's input arrays and the engine's shape as the scheduler sees it. Never knows a compiler or a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The engine's limits.
+
+    Args:
+        vocab_size: width of a row of logits.
+        max_num_seqs: sequences in one step, at most.
+        max_num_tokens: tokens computed in one step, at most.
+        max_seq_len: prompt and output of one sequence together, at most.
+        block_size: tokens in one KV block.
+        num_blocks: KV blocks in the pool.
+    """
+
+    vocab_size: int
+    max_num_seqs: int
+    max_num_tokens: int
+    max_seq_len: int
+    block_size: int
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """All sequences of a step, packed on one axis of T tokens; S sequences; R rows of logits wanted.
+
+    Args:
+        token_ids: `[T]`.
+        position_ids: `[T]`, each token's place in its sequence.
+        past_lens: `[S]`, tokens of each sequence already in the cache.
+        subsequence_begins: `[S + 1]`, where each sequence's tokens begin on the packed axis.
+        block_indices: all block tables after one another.
+        block_indices_begins: `[S + 1]`, where each sequence's table begins.
+        max_context_len: the longest sequence's tokens, cached and new.
+        logit_rows: `[R]`, places on the packed axis whose logits are wanted.
+    """
+
+    token_ids: Int32Array
+    position_ids: Int32Array
+    past_lens: Int32Array
+    subsequence_begins: Int32Array
+    block_indices: Int32Array
+    block_indices_begins: Int32Array
+    max_context_len: int
+    logit_rows: Int32Array
+
+
+class Engine(Protocol):
+    """A compiled network with its KV cache."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's limits."""
+        ...
+
+    def execute(self, batch: StepBatch) -> FloatArray:
+        """Compute one step, writing the KV cache.
+
+        Returns:
+            logits `[R, vocab_size]`, valid until the next call.
+
+        Raises:
+            EngineError: the step failed; what it wrote to the cache is undefined.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used again."""
+        ...

@@ -1,0 +1,58 @@
+"""Chooses each sequence's next token from its row of logits.
+
+Owns the choice and the random numbers, which depend on a request's seed and the token's place alone, never on the
+other sequences of the step. Never changes a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.engine.protocol import FloatArray
+from trident_backend.sequence import SamplingParams, Sequence
+
+
+def sample(logits: FloatArray, sequences: Rows[Sequence]) -> list[int]:
+    """One token id for each row.
+
+    Args:
+        logits: `[R, vocab_size]`.
+        sequences: the R sequences the rows belong to.
+    """
+    if not sequences:
+        return []
+    token_ids: list[int] = logits.argmax(axis=1).tolist()
+    for row, sequence in enumerate(sequences):
+        params = sequence.sampling
+        if params.temperature > 0 and params.top_k != 1:
+            token_ids[row] = _draw(logits[row], params, _uniform(params.seed, sequence.num_tokens))
+    return token_ids
+
+
+def _uniform(seed: int, position: int) -> float:
+    """The random number of one place of one request, in [0, 1): counter-based, so that nothing need be kept."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+
+
+def _draw(logits: FloatArray, params: SamplingParams, uniform: float) -> int:
+    """Invert the cumulative distribution of softmax(logits / temperature), cut to top_k and then to top_p."""
+    vocab_size = len(logits)
+    candidates: npt.NDArray[np.intp] | None = None
+    if 0 < params.top_k < vocab_size:
+        candidates = np.argpartition(logits, vocab_size - params.top_k)[vocab_size - params.top_k :]
+        logits = logits[candidates]
+    probabilities = np.exp((logits.astype(np.float64) - logits.max()) / params.temperature)
+    probabilities /= probabilities.sum()
+    if params.top_p < 1:
+        order = np.argsort(-probabilities, kind="stable")
+        # The token that crosses top_p is kept, as everywhere in the field.
+        num_kept = int(np.searchsorted(np.cumsum(probabilities[order]), params.top_p)) + 1
+        order = order[:num_kept]
+        probabilities = probabilities[order]
+        candidates = order if candidates is None else candidates[order]
+    cumulative = np.cumsum(probabilities)
+    index = min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(cumulative) - 1)
+    return int(index if candidates is None else candidates[index])

@@ -1,0 +1,112 @@
+"""The core as a whole: admission, engine loop and streams, put together.
+
+Owns the bound on requests in the core and the order of starting and stopping. Knows no Triton: requests come as plain
+fields, answers go to a `Responder`. Usable from any thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from trident_ensemble import tensors
+from trident_ensemble.errors import DrainingError, QueueFullError
+from trident_ensemble.settings import CoreSettings
+
+from trident_backend.core import EngineCore
+from trident_backend.engine.artifact import Generation
+from trident_backend.engine.protocol import Engine
+from trident_backend.loop import Command, EngineLoop, LoopStats
+from trident_backend.requests import parse_request
+from trident_backend.streams import Responder, Streams
+
+
+class CoreService:
+    """Serves requests on one engine.
+
+    Args:
+        engine: the service owns it from now on.
+        defaults: the checkpoint's generation settings.
+        anchors: uint8 `[vocab_size]`, see `trident_ensemble.anchors`.
+        settings: serving parameters.
+        on_fatal: called after every request has been answered, when the engine cannot go on.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        defaults: Generation,
+        anchors: npt.NDArray[np.uint8],
+        settings: CoreSettings,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.spec = engine.spec
+        self._engine = engine
+        self._defaults = defaults
+        self._settings = settings
+        self._on_fatal = on_fatal
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._max_open = self.spec.max_num_seqs + settings.max_queue_size
+        self._stopping = False
+        self._streams = Streams(settings, self._max_open, anchors, self._tell, self._closed)
+        self._loop = EngineLoop(EngineCore(engine), self._streams.emit, self._died)
+        self._streams.start()
+        self._loop.start()
+
+    @property
+    def stats(self) -> LoopStats:
+        """The core between its last two steps."""
+        return self._loop.stats
+
+    def submit(self, fields: Mapping[str, Any], responder: Responder) -> None:
+        """Take a request; from here on the responder gets exactly one final response.
+
+        Raises:
+            RequestError: the request cannot be served as it is.
+            QueueFullError: as many requests are in the core as may be.
+            DrainingError: the core is being stopped.
+        """
+        sequence = parse_request(next(self._ids), fields, self.spec, self._defaults)
+        with self._lock:
+            if self._stopping:
+                raise DrainingError("the server is shutting down")
+            if self._num_open >= self._max_open:
+                raise QueueFullError(
+                    f"the queue is full: {self.spec.max_num_seqs} requests run and max_queue_size "
+                    f"{self._settings.max_queue_size} wait; try again later"
+                )
+            self._num_open += 1
+            self._streams.open(
+                sequence,
+                responder,
+                streaming=bool(fields.get(tensors.STREAM.name, False)),
+                flow_control=bool(fields.get(tensors.FLOW_CONTROL.name, False)),
+            )
+            self._loop.tell(Command.ADD, sequence)
+
+    def stop(self) -> None:
+        """Cancel what is left, answer it, and free the engine."""
+        with self._lock:
+            self._stopping = True
+        self._loop.stop()
+        self._streams.stop()
+        self._engine.close()
+
+    def _tell(self, command: Command, sequence: Any) -> None:
+        self._loop.tell(command, sequence)
+
+    def _closed(self) -> None:
+        with self._lock:
+            self._num_open -= 1
+
+    def _died(self, error: BaseException) -> None:
+        with self._lock:
+            self._stopping = True
+        self._streams.stop()
+        self._on_fatal(error)

@@ -1,0 +1,132 @@
+"""The Triton backend `trident`: tensors to fields, chunks to responses, and nothing else.
+
+Owns the conversion at the border with Triton's Python backend and the core's life with its model instance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import ConfigError, TridentError, triton_code
+from trident_ensemble.settings import CoreSettings, parse_parameters
+
+from trident_backend.engine.factory import load_engine
+from trident_backend.metrics import CoreMetrics
+from trident_backend.requests import check_parameters
+from trident_backend.service import CoreService
+from trident_backend.streams import Chunk
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_METRICS_PERIOD_S = 0.1
+_EXIT_ENGINE_DIED = 70
+
+
+class TritonPythonModel:
+    """One core: one engine, one instance."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engine of this model version and start serving it."""
+        config = json.loads(args["model_config"])
+        if sum(group["count"] for group in config["instance_group"]) != 1:
+            raise ConfigError(
+                "instance_group.count: an engine is hosted by one instance; its scheduler does the batching"
+            )
+        folder = Path(args["model_repository"]) / args["model_version"]
+        settings = parse_parameters(CoreSettings, config["parameters"])
+        engine, manifest = load_engine(folder)
+        anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False)
+        self._service = CoreService(engine, manifest.generation, anchors, settings, _exit)
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._metrics = CoreMetrics(engine.spec, labels, _gauge_factory())
+        self._metrics.publish(self._service.stats)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._publish, name="trident-metrics", daemon=True).start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand requests to the core; every answer comes later, through the response sender."""
+        for request in requests:
+            responder = _TritonResponder(request.get_response_sender())
+            try:
+                check_parameters(json.loads(request.parameters() or "{}"))
+                self._service.submit(_fields(request), responder)
+            except TridentError as error:
+                responder.fail(error)
+
+    def finalize(self) -> None:
+        """Answer what is left and free the engine."""
+        self._stopped.set()
+        self._service.stop()
+
+    def _publish(self) -> None:
+        while not self._stopped.wait(_METRICS_PERIOD_S):
+            self._metrics.publish(self._service.stats)
+
+
+class _TritonResponder:
+    """See `Responder`."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def send(self, chunk: Chunk) -> None:
+        outputs = (
+            (tensors.OUTPUT_IDS, np.array([chunk.output_ids], np.int32)),
+            (tensors.CONTEXT_IDS, np.array([chunk.context_ids], np.int32)),
+            (tensors.CHUNK, np.array([chunk.acknowledgement], np.int64)),
+            (tensors.FINISH_REASON, np.array([[chunk.finish_reason.encode()]], np.object_)),
+            (tensors.NUM_INPUT_TOKENS, np.array([[chunk.num_input_tokens]], np.int32)),
+            (tensors.NUM_OUTPUT_TOKENS, np.array([[chunk.num_output_tokens]], np.int32)),
+        )
+        response = pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, array) for spec, array in outputs])
+        self._respond(response, final=chunk.is_last)
+
+    def fail(self, error: TridentError) -> None:
+        code = getattr(pb_utils.TritonError, triton_code(error))
+        self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), final=True)
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+    def _respond(self, response: Any, *, final: bool) -> None:
+        try:
+            self._sender.send(response, flags=_FINAL if final else 0)
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
+
+
+def _fields(request: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for spec in tensors.CORE_INPUTS:
+        tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+        if tensor is not None:
+            values = tensor.as_numpy().reshape(-1).tolist()
+            fields[spec.name] = values if spec is tensors.INPUT_IDS else values[0]
+    return fields
+
+
+def _gauge_factory() -> Callable[[str, str, Mapping[str, str]], Callable[[float], None]]:
+    families: dict[str, Any] = {}
+
+    def gauge(family: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
+        if family not in families:
+            families[family] = pb_utils.MetricFamily(
+                name=family, description=description, kind=pb_utils.MetricFamily.GAUGE
+            )
+        set_gauge: Callable[[float], None] = families[family].Metric(labels=dict(labels)).set
+        return set_gauge
+
+    return gauge
+
+
+def _exit(error: BaseException) -> None:
+    """Leave at once: a model that is ready and dead is worse than one that is gone."""
+    pb_utils.Logger.log_error(f"the engine cannot go on: {error!r}")
+    os._exit(_EXIT_ENGINE_DIED)

@@ -1,0 +1,91 @@
+"""Every error Trident raises on purpose, and the one table that maps it to Triton's error codes.
+
+    TridentError
+    ├── RequestError          a request that cannot be served as it is; names the field
+    ├── UnavailableError      the server cannot take the request now; try again later
+    │   ├── QueueFullError    as many requests wait as may wait
+    │   └── DrainingError     the server is shutting down
+    ├── CancelledError        the client went away, or asked to stop
+    ├── ConfigError           a model's configuration has an unknown or malformed key
+    ├── ArtifactError         an engine folder is damaged or was built for something else; names the field
+    ├── CheckpointError       a checkpoint that cannot be built; names what is unsupported or missing
+    ├── PlanError             the memory plan does not fit; gives the numbers
+    ├── EngineError           the compiled engine failed during a step
+    └── ServerError           tritonserver cannot be found, started or kept alive
+
+Owns no text beyond the prefix; whoever raises says what was wrong and what the limit is. Never catches anything.
+"""
+
+from __future__ import annotations
+
+
+class TridentError(Exception):
+    """The root of all errors below."""
+
+
+class RequestError(TridentError):
+    """A bad request.
+
+    Args:
+        field: the tensor or parameter at fault.
+        problem: what is wrong with it, and the limit it broke.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class UnavailableError(TridentError):
+    """The request is fine, the moment is not."""
+
+
+class QueueFullError(UnavailableError):
+    """The waiting queue is at its bound."""
+
+
+class DrainingError(UnavailableError):
+    """The server finishes what it has and takes nothing new."""
+
+
+class CancelledError(TridentError):
+    """The request was given up by its client."""
+
+
+class ConfigError(TridentError):
+    """A model configuration that Trident does not understand; the load fails by the key's name."""
+
+
+class ArtifactError(TridentError):
+    """An engine folder that does not match what is asked of it."""
+
+
+class CheckpointError(TridentError):
+    """A checkpoint that cannot be compiled."""
+
+
+class PlanError(TridentError):
+    """Limits that do not fit in memory."""
+
+
+class EngineError(TridentError):
+    """A step of the compiled engine failed."""
+
+
+class ServerError(TridentError):
+    """tritonserver is missing, did not become ready, or died."""
+
+
+#: The names are attributes of `triton_python_backend_utils.TritonError`; the first match of an error's class wins.
+TRITON_CODES: tuple[tuple[type[TridentError], str], ...] = (
+    (RequestError, "INVALID_ARG"),
+    (UnavailableError, "UNAVAILABLE"),
+    (CancelledError, "CANCELLED"),
+    (TridentError, "INTERNAL"),
+)
+
+
+def triton_code(error: Exception) -> str:
+    """The name of Triton's code for an error; INTERNAL for whatever is not ours."""
+    return next((code for kind, code in TRITON_CODES if isinstance(error, kind)), "INTERNAL")

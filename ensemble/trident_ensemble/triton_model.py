@@ -1,0 +1,96 @@
+"""The unary front: the ensemble's steps for clients whose protocol knows one answer per request.
+
+Triton refuses `infer` (HTTP and gRPC alike) for a model that may stream, and an ensemble that holds the core is such a
+model. This model walks the same steps and answers once.
+
+Owns the requests in flight through it, a thread for each. Never tokenizes, never generates, never streams.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import QueueFullError, RequestError, TridentError, triton_code
+from trident_ensemble.settings import UnarySettings, parse_parameters
+from trident_ensemble.wiring import STEPS, Step
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    """Non-decoupled twin of the ensemble."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Make room for the requests in flight."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._settings = parse_parameters(UnarySettings, parameters)
+        self._places = threading.Semaphore(self._settings.max_concurrent_requests)
+        self._pool = ThreadPoolExecutor(self._settings.max_concurrent_requests, "trident-unary")
+
+    def execute(self, requests: list[Any]) -> None:
+        """Start each request on a thread of its own; answers come through the response senders."""
+        for request in requests:
+            sender = request.get_response_sender()
+            inputs = {tensor.name(): tensor for tensor in request.inputs()}
+            if not self._places.acquire(blocking=False):
+                limit = self._settings.max_concurrent_requests
+                sender.send(_failure(QueueFullError(f"max_concurrent_requests {limit} are in flight")), flags=_FINAL)
+                continue
+            parameters = json.loads(request.parameters() or "{}")
+            self._pool.submit(self._serve, sender, inputs, request.request_id(), parameters)
+
+    def finalize(self) -> None:
+        """Wait for the requests in flight."""
+        self._pool.shutdown()
+
+    def _serve(self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> None:
+        try:
+            response = _walk(values, request_id, parameters)
+        except TridentError as error:
+            response = _failure(error)
+        except Exception as error:
+            response = _failure(TridentError(f"the request failed: {error}"))
+        self._places.release()
+        sender.send(response, flags=_FINAL)
+
+
+def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
+    stream = values.pop(tensors.STREAM.name, None)
+    if stream is not None and stream.as_numpy().any():
+        raise RequestError(tensors.STREAM.name, f"this model answers once; send streams to {layout.ENSEMBLE!r}")
+    for step in STEPS:
+        response = _call(step, values, request_id, parameters)
+        if response.has_error():
+            error = response.error()
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message(), error.code()))
+        values |= {tensor.name(): tensor for tensor in response.output_tensors()}
+    names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS]
+    return pb_utils.InferenceResponse([values[name] for name in names])
+
+
+def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
+    request = pb_utils.InferenceRequest(
+        model_name=step.model,
+        requested_output_names=[spec.name for spec in step.outputs],
+        inputs=[values[spec.name] for spec in step.inputs if spec.name in values],
+        request_id=request_id,
+        parameters=parameters,
+    )
+    if step.model != layout.CORE:
+        return request.exec()
+    # The core's last response may be followed by an empty one that only says so.
+    answers = [answer for answer in request.exec(decoupled=True) if answer.has_error() or answer.output_tensors()]
+    return answers[-1]
+
+
+def _failure(error: TridentError) -> Any:
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, triton_code(error)))
+    )

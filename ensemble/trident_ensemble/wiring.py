@@ -1,0 +1,191 @@
+"""How the models of a repository are joined: renders every file of it but the engine.
+
+Owns the ensemble's steps (which tensor flows where) and the scheduling each model needs from Triton. Never holds a
+tensor's shape (that is `tensors`) and never writes to disk.
+
+Why each model is scheduled as it is:
+
+- preprocessing batches, because prompts are independent and tokenizers like batches;
+- the core takes one request at a time and answers through a response sender: its own scheduler does the batching;
+- postprocessing batches with `preserve_ordering`: with several instances and without it, the chunks of one stream
+  overtake each other; chunks of different lengths share a batch, hence the ragged inputs;
+- the unary front is there for `infer` over HTTP and gRPC, which Triton refuses for models that may stream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import ConfigError
+from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, render_parameters
+from trident_ensemble.tensors import TensorSpec
+
+_MAX_TEXT_BATCH = 16
+_SHELL = '''"""Triton loads this file; everything is in the package."""
+
+from {package}.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model of the ensemble; its tensors keep their names throughout."""
+
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+STEPS = (
+    Step(layout.PREPROCESSING, tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS),
+    Step(layout.CORE, tensors.CORE_INPUTS, tensors.CORE_OUTPUTS),
+    Step(layout.POSTPROCESSING, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS),
+)
+
+
+def default_instances() -> int:
+    """Tokenizer and de-tokenizer instances for this machine: a quarter of its cores, 1 to 4.
+
+    Each is a process that batches; on few cores a second one only takes time from the engine.
+    """
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
+
+
+@dataclass(frozen=True)
+class RepositorySettings:
+    """What may be chosen about a repository; None is the default for this machine.
+
+    Args:
+        preprocessing_instances: tokenizer processes.
+        postprocessing_instances: de-tokenizer processes.
+        core: the core's serving parameters.
+    """
+
+    preprocessing_instances: int | None = None
+    postprocessing_instances: int | None = None
+    core: CoreSettings = field(default_factory=CoreSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("preprocessing_instances", "postprocessing_instances"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, not {value}")
+
+
+def render_repository(settings: RepositorySettings) -> dict[str, str]:
+    """Every text file of the repository, by its path relative to the repository."""
+    preprocessing, core, postprocessing = STEPS
+    default = default_instances()
+    configs = (
+        _tokenizer(preprocessing, settings.preprocessing_instances or default, pb.ModelDynamicBatching()),
+        _core(core, settings.core),
+        _tokenizer(
+            postprocessing,
+            settings.postprocessing_instances or default,
+            pb.ModelDynamicBatching(preserve_ordering=True),
+        ),
+        _ensemble(),
+        _unary(),
+    )
+    files = {f"{config.name}/{layout.CONFIG_FILE}": text_format.MessageToString(config) for config in configs}
+    for model, package in (
+        (layout.PREPROCESSING, "trident_preprocessing"),
+        (layout.POSTPROCESSING, "trident_postprocessing"),
+        (layout.UNARY, "trident_ensemble"),
+    ):
+        files[f"{model}/1/{layout.MODEL_FILE}"] = _SHELL.format(package=package)
+    files[f"{layout.ENSEMBLE}/1/.gitkeep"] = ""
+    return files
+
+
+def _inputs(specs: Sequence[TensorSpec]) -> list[pb.ModelInput]:
+    return [
+        pb.ModelInput(
+            name=spec.name,
+            data_type=f"TYPE_{spec.dtype}",
+            dims=spec.dims,
+            optional=spec.optional,
+            allow_ragged_batch=spec.ragged,
+        )
+        for spec in specs
+    ]
+
+
+def _outputs(specs: Sequence[TensorSpec]) -> list[pb.ModelOutput]:
+    return [pb.ModelOutput(name=spec.name, data_type=f"TYPE_{spec.dtype}", dims=spec.dims) for spec in specs]
+
+
+def _parameters(settings: TextSettings | CoreSettings | UnarySettings) -> dict[str, pb.ModelParameter]:
+    return {key: pb.ModelParameter(string_value=text) for key, text in render_parameters(settings).items()}
+
+
+def _on_cpu(count: int) -> list[pb.ModelInstanceGroup]:
+    return [pb.ModelInstanceGroup(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)]
+
+
+def _tokenizer(step: Step, instances: int, batching: pb.ModelDynamicBatching) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        name=step.model,
+        backend="python",
+        max_batch_size=_MAX_TEXT_BATCH,
+        dynamic_batching=batching,
+        input=_inputs(step.inputs),
+        output=_outputs(step.outputs),
+        instance_group=_on_cpu(instances),
+        parameters=_parameters(TextSettings()),
+    )
+
+
+def _core(step: Step, settings: CoreSettings) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        name=step.model,
+        backend=layout.BACKEND,
+        max_batch_size=1,
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
+        input=_inputs(step.inputs),
+        output=_outputs(step.outputs),
+        instance_group=_on_cpu(1),
+        parameters=_parameters(settings),
+    )
+
+
+def _ensemble() -> pb.ModelConfig:
+    scheduling = pb.ModelEnsembling(
+        step=[
+            pb.ModelEnsembling.Step(
+                model_name=step.model,
+                model_version=-1,
+                input_map={spec.name: spec.name for spec in step.inputs},
+                output_map={spec.name: spec.name for spec in step.outputs},
+            )
+            for step in STEPS
+        ]
+    )
+    return pb.ModelConfig(
+        name=layout.ENSEMBLE,
+        platform="ensemble",
+        max_batch_size=1,
+        input=_inputs(tensors.ENSEMBLE_INPUTS),
+        output=_outputs(tensors.ENSEMBLE_OUTPUTS),
+        ensemble_scheduling=scheduling,
+    )
+
+
+def _unary() -> pb.ModelConfig:
+    return pb.ModelConfig(
+        name=layout.UNARY,
+        backend="python",
+        max_batch_size=1,
+        input=_inputs(tensors.ENSEMBLE_INPUTS),
+        output=_outputs(tensors.ENSEMBLE_OUTPUTS),
+        instance_group=_on_cpu(1),
+        parameters=_parameters(UnarySettings()),
+    )
