@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_ensemble.errors import EngineError
-
 from trident_backend import batch, sampling
 from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import Engine
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason, Sequence
+from trident_ensemble.errors import EngineError
 
 
 @dataclass(frozen=True)

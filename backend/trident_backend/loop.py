@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from trident_ensemble.errors import EngineError
-
 from trident_backend.core import EngineCore, StepResult
 from trident_backend.sequence import FinishReason, Sequence
+from trident_ensemble.errors import EngineError
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from trident_ensemble import tensors
-from trident_ensemble.errors import RequestError
-
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.protocol import EngineSpec
 from trident_backend.sequence import SamplingParams, Sequence
+from trident_ensemble import tensors
+from trident_ensemble.errors import RequestError
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from trident_ensemble import tensors
-from trident_ensemble.errors import DrainingError, QueueFullError
-from trident_ensemble.settings import CoreSettings
 
 from trident_backend.core import EngineCore
 from trident_backend.engine.artifact import Generation
@@ -23,6 +20,9 @@ from trident_backend.engine.protocol import Engine
 from trident_backend.loop import Command, EngineLoop, LoopStats
 from trident_backend.requests import parse_request
 from trident_backend.streams import Responder, Streams
+from trident_ensemble import tensors
+from trident_ensemble.errors import DrainingError, QueueFullError
+from trident_ensemble.settings import CoreSettings
 
 
 class CoreService:

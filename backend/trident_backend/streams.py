@@ -16,14 +16,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from trident_ensemble.acknowledgements import AcknowledgementTable, encode
 from trident_ensemble.anchors import context_start
-from trident_ensemble.errors import CancelledError, TridentError
-from trident_ensemble.settings import CoreSettings
 
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.loop import Command, TokenEvent
 from trident_backend.sequence import FinishReason, Sequence
+from trident_ensemble.acknowledgements import AcknowledgementTable, encode
+from trident_ensemble.errors import CancelledError, TridentError
+from trident_ensemble.settings import CoreSettings
 
 _POLL_HELD_S = 0.002
 _POLL_UNACKNOWLEDGED_S = 0.02

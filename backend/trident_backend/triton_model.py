@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import ConfigError, TridentError, triton_code
-from trident_ensemble.settings import CoreSettings, parse_parameters
 
 from trident_backend.engine.factory import load_engine
 from trident_backend.metrics import CoreMetrics
 from trident_backend.requests import check_parameters
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import ConfigError, TridentError, triton_code
+from trident_ensemble.settings import CoreSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _METRICS_PERIOD_S = 0.1

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import numpy.typing as npt
-from trident_ensemble.errors import EngineError
 
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
+from trident_ensemble.errors import EngineError
 
 
 class MockEngine:

@@ -1,0 +1,196 @@
+"""The core as a whole on the mock engine: every request is answered once, whatever happens."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tests.backend.doubles import SPEC, Client, expected_tokens
+from trident_backend.engine.artifact import Generation
+from trident_backend.engine.mock import MockEngine
+from trident_backend.flow import FlowControl, FlowState
+from trident_backend.service import CoreService
+from trident_backend.streams import Chunk
+from trident_ensemble.acknowledgements import Acknowledger
+from trident_ensemble.errors import CancelledError, EngineError, QueueFullError, RequestError
+from trident_ensemble.settings import CoreSettings
+
+NO_DEFAULTS = Generation(end_ids=(), temperature=0.0, top_k=0, top_p=1.0)
+ANCHORS = np.ones(SPEC.vocab_size, np.uint8)
+
+
+@contextmanager
+def serving(engine: MockEngine, settings: CoreSettings | None = None) -> Iterator[CoreService]:
+    died: list[BaseException] = []
+    service = CoreService(engine, NO_DEFAULTS, ANCHORS, settings or CoreSettings(), died.append)
+    try:
+        yield service
+    finally:
+        if not died:
+            service.stop()
+
+
+def until(condition: object, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.005)
+
+
+def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
+    rng = random.Random(11)  # noqa: S311 (a test's choice)
+    with serving(MockEngine(SPEC)) as service:
+        asked = []
+        for _ in range(200):
+            prompt = [rng.randrange(SPEC.vocab_size) for _ in range(rng.randint(1, 40))]
+            max_tokens = rng.randint(1, 24)
+            client = Client()
+            client.cancelled = rng.random() < 0.1
+            service.submit({"input_ids": list(prompt), "max_tokens": max_tokens, "stream": rng.random() < 0.5}, client)
+            asked.append((client, prompt, max_tokens))
+        for client, prompt, max_tokens in asked:
+            assert client.done.wait(20)
+            output = expected_tokens(prompt, max_tokens)
+            assert client.output_ids == output[: len(client.output_ids)]
+            if not client.errors:
+                assert client.output_ids == output
+                assert client.chunks[-1].finish_reason == "length"
+                assert client.chunks[-1].num_output_tokens == max_tokens
+                assert client.chunks[-1].num_input_tokens == len(prompt)
+            else:
+                assert client.cancelled
+                assert isinstance(client.errors[0], CancelledError)
+        until(lambda: service.stats.num_used_blocks == 0 and service.stats.num_waiting == 0)
+    assert all(client.num_finals == 1 and not client.asked_after_final for client, _, _ in asked)
+
+
+def test_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
+    settings = CoreSettings(max_queue_size=2)
+    with serving(MockEngine(SPEC, step_seconds=0.01), settings) as service:
+        clients = [Client() for _ in range(SPEC.max_num_seqs + 2)]
+        for client in clients:
+            service.submit({"input_ids": [1], "max_tokens": 20}, client)
+        with pytest.raises(QueueFullError, match="max_queue_size 2"):
+            service.submit({"input_ids": [1], "max_tokens": 20}, Client())
+        assert all(client.done.wait(10) for client in clients)
+        late = Client()
+        service.submit({"input_ids": [1], "max_tokens": 2}, late)
+        assert late.done.wait(5)
+
+
+def test_a_bad_request_disturbs_nobody() -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.002)) as service:
+        good = Client()
+        service.submit({"input_ids": [3, 4], "max_tokens": 30, "stream": True}, good)
+        for fields in ({"input_ids": [], "max_tokens": 1}, {"input_ids": [1], "max_tokens": 0}):
+            with pytest.raises(RequestError):
+                service.submit(fields, Client())
+        assert good.done.wait(5)
+        assert good.output_ids == expected_tokens([3, 4], 30)
+
+
+def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
+    engine = MockEngine(SPEC, step_seconds=0.005)
+    with serving(engine) as service:
+        first, second = Client(), Client()
+        service.submit({"input_ids": [1], "max_tokens": 50}, first)
+        until(lambda: engine.num_steps > 3)
+        engine.fail_next = True
+        assert first.done.wait(5)
+        assert isinstance(first.errors[0], EngineError)
+        service.submit({"input_ids": [1], "max_tokens": 5}, second)
+        assert second.done.wait(5)
+        assert second.output_ids == expected_tokens([1], 5)
+
+
+def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
+    class Broken(MockEngine):
+        def execute(self, batch: object) -> np.ndarray:  # type: ignore[override]
+            raise RuntimeError("out of the blue")
+
+    died = threading.Event()
+    service = CoreService(Broken(SPEC), NO_DEFAULTS, ANCHORS, CoreSettings(), lambda _: died.set())
+    clients = [Client() for _ in range(9)]
+    for client in clients:
+        try:
+            service.submit({"input_ids": [1], "max_tokens": 5}, client)
+        except Exception as error:
+            client.fail(error)  # type: ignore[arg-type]
+    assert died.wait(5)
+    assert all(client.done.is_set() and client.num_finals == 1 for client in clients)
+
+
+def test_shutdown_answers_everybody() -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
+        clients = [Client() for _ in range(9)]
+        for client in clients:
+            service.submit({"input_ids": [1], "max_tokens": 50, "stream": True}, client)
+    assert all(client.num_finals == 1 and client.errors for client in clients)
+
+
+class Acknowledging(Client):
+    """A client behind a postprocessing that acknowledges while `alive`."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        super().__init__()
+        self.alive = True
+        self.delay = delay
+        self.postprocessing = Acknowledger(0)
+
+    def send(self, chunk: Chunk) -> None:
+        super().send(chunk)
+        if self.alive:
+            time.sleep(self.delay)
+            self.postprocessing.acknowledge(*chunk.acknowledgement[:3])
+
+
+def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
+    settings = CoreSettings(pause_after_ms=60, abandon_after_ms=400)
+    engine = MockEngine(SPEC, step_seconds=0.002)
+    with serving(engine, settings) as service:
+        gone, reader = Acknowledging(), Acknowledging()
+        fields = {"max_tokens": 60, "stream": True, "flow_control": True}
+        service.submit({"input_ids": [1], **fields}, gone)
+        until(lambda: len(gone.chunks) > 2)
+        gone.alive = False
+        until(lambda: service.stats.num_paused == 1)
+        steps = engine.num_steps
+        time.sleep(0.05)
+        assert engine.num_steps == steps, "a paused stream costs no steps"
+        service.submit({"input_ids": [2], **fields}, reader)
+        assert reader.done.wait(5)
+        assert reader.output_ids == expected_tokens([2], 60)
+        assert gone.done.wait(5)
+        assert isinstance(gone.errors[0], CancelledError)
+        until(lambda: service.stats.num_used_blocks == 0)
+
+
+def test_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.001)) as service:
+        slow = Acknowledging(delay=0.02)
+        service.submit({"input_ids": [5], "max_tokens": 60, "stream": True, "flow_control": True}, slow)
+        assert slow.done.wait(10)
+        assert slow.output_ids == expected_tokens([5], 60)
+        assert len(slow.chunks) < 30
+
+
+def test_flow_control_by_the_clock() -> None:
+    flow = FlowControl(CoreSettings(max_unacknowledged_chunks=2, pause_after_ms=100, abandon_after_ms=1000))
+    assert flow.may_send
+    flow.sent(10.0)
+    flow.sent(10.05)
+    assert not flow.may_send
+    assert flow.state(10.09) is FlowState.FLOWING
+    assert flow.state(10.11) is FlowState.STALLED
+    flow.acknowledged(1, 10.2)
+    assert flow.may_send
+    assert flow.state(10.25) is FlowState.FLOWING
+    assert flow.state(11.3) is FlowState.ABANDONED
+    flow.acknowledged(2, 11.4)
+    assert flow.state(99.0) is FlowState.FLOWING, "nothing is on its way"

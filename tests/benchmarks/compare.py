@@ -1,0 +1,112 @@
+"""`make bench`: the engine loop, the whole deployment, and openvino-genai, in turn on one machine.
+
+A random Llama of 12 layers x 768 (12 heads, 4 KV heads, vocabulary 32000), bf16; 50 sequences, 128 tokens in, 64 out.
+Machines are noisy: every figure is the median of rounds taken in turn, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.checkpoint import make_checkpoint
+from tests.benchmarks.engine_loop import EngineLoopBench
+from tests.benchmarks.genai_baseline import GenaiBaseline
+from tests.benchmarks.served import run_served
+from tests.e2e.build import build
+from tests.e2e.server import serve
+
+VOCABULARY = 32000
+MAX_NUM_TOKENS = 1024
+
+
+def main() -> None:
+    """Run all three in turn and show medians and ratios."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sequences", type=int, default=50)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--skip-genai", action="store_true", help="leave out the comparison with openvino-genai")
+    parser.add_argument("--build-option", action="append", default=[], help="a further option of `trident build`")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    args = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as name:
+        rounds = _measure(args, Path(name), console)
+    figures = _summarize(rounds, args.sequences * args.output_tokens)
+    table = Table("figure", "median", "min", "max", title=f"{args.sequences} sequences, {_machine()}")
+    for figure, values in figures.items():
+        table.add_row(figure, *(f"{value:.3g}" if value < 10 else f"{value:.0f}" for value in values))
+    console.print(table)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": _machine(), "figures": figures, "rounds": rounds}, indent=2))
+
+
+def _measure(args: argparse.Namespace, work: Path, console: Console) -> list[dict[str, float]]:
+    checkpoint = work / "checkpoint"
+    make_checkpoint(checkpoint)
+    cache_tokens = 2 * args.sequences * (args.prompt_tokens + args.output_tokens)
+    repository = build(
+        checkpoint, work / "repository", "--precision", "bf16", "--kv-cache", f"{cache_tokens} tokens",
+        "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-num-seqs", "128", "--max-seq-len", "2048", *args.build_option,
+    )  # fmt: skip
+    loop = EngineLoopBench(repository / "core" / "1")
+    genai = None if args.skip_genai else GenaiBaseline(checkpoint, work / "genai", MAX_NUM_TOKENS, cache_tokens)
+    rounds = []
+    with serve(repository, work / "log") as server:
+        for number in range(args.rounds + 1):
+            rng = random.Random(number)  # noqa: S311 (prompts, not secrets)
+            prompts = [rng.choices(range(VOCABULARY), k=args.prompt_tokens) for _ in range(args.sequences)]
+            texts = [" ".join(f"w{token}" for token in prompt) for prompt in prompts]
+            a = loop.run(prompts, args.output_tokens)
+            b = run_served(server.grpc, texts, args.output_tokens)
+            figures = {
+                "loop_s": a.seconds,
+                "outside_share": a.outside_share,
+                "served_s": b.seconds,
+                "served_ttft_p50_s": median(b.first_token_seconds),
+                "tokens_per_response": args.sequences * args.output_tokens / b.num_responses,
+            }
+            if genai is not None:
+                figures["genai_s"] = genai.run(prompts, args.output_tokens)
+            console.print(f"{'warm-up' if number == 0 else number}:", figures)
+            rounds.append(figures)
+    return rounds[1:]
+
+
+def _summarize(rounds: list[dict[str, float]], num_tokens: int) -> dict[str, tuple[float, float, float]]:
+    def spread(values: list[float]) -> tuple[float, float, float]:
+        return median(values), min(values), max(values)
+
+    figures = {
+        "(a) engine loop, output tokens/s": spread([num_tokens / one["loop_s"] for one in rounds]),
+        "(b) through tritonserver, output tokens/s": spread([num_tokens / one["served_s"] for one in rounds]),
+        "(b) / (a)": spread([one["loop_s"] / one["served_s"] for one in rounds]),
+        "share of a step outside engine.execute": spread([one["outside_share"] for one in rounds]),
+        "(b) time to first token p50, s": spread([one["served_ttft_p50_s"] for one in rounds]),
+        "(b) tokens per response": spread([one["tokens_per_response"] for one in rounds]),
+    }
+    if "genai_s" in rounds[0]:
+        figures["(c) openvino-genai, output tokens/s"] = spread([num_tokens / one["genai_s"] for one in rounds])
+        figures["(a) / (c)"] = spread([one["genai_s"] / one["loop_s"] for one in rounds])
+    return figures
+
+
+def _machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} cores, {models[0] if models else platform.processor()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The engine core without Triton: what the scheduler, the sampler and the compiled engine do together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trident_backend.engine.factory import load_engine
+
+from trident_backend.core import EngineCore
+from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
+from trident_backend.sequence import SamplingParams, Sequence
+
+
+@dataclass
+class TimedEngine:
+    """An engine that writes down how long each step's `execute` took, in seconds."""
+
+    engine: Engine
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self.engine.spec
+
+    def execute(self, batch: StepBatch) -> FloatArray:
+        start = time.perf_counter()
+        logits = self.engine.execute(batch)
+        self.seconds.append(time.perf_counter() - start)
+        return logits
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@dataclass(frozen=True)
+class LoopRun:
+    """Seconds for everything, and the share of generation steps spent outside `engine.execute`."""
+
+    seconds: float
+    outside_share: float
+
+
+class EngineLoopBench:
+    """Runs batches of prompts to their end on one loaded engine."""
+
+    def __init__(self, engine_folder: Path) -> None:
+        engine, _ = load_engine(engine_folder)
+        self._engine = TimedEngine(engine)
+
+    def run(self, prompts: list[list[int]], max_tokens: int) -> LoopRun:
+        """All prompts at once, greedy, `max_tokens` each."""
+        core = EngineCore(self._engine)
+        for index, prompt in enumerate(prompts):
+            core.scheduler.add(Sequence(index, list(prompt), len(prompt), max_tokens, SamplingParams(), frozenset()))
+        start = time.perf_counter()
+        inside, generation = 0.0, 0.0
+        while core.has_work:
+            self._engine.seconds.clear()
+            step_start = time.perf_counter()
+            result = core.step()
+            if result.num_tokens == len(result.advanced) == len(prompts):
+                generation += time.perf_counter() - step_start
+                inside += self._engine.seconds[0]
+        return LoopRun(time.perf_counter() - start, 1 - inside / generation)

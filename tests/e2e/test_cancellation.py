@@ -1,0 +1,72 @@
+"""A client that goes away stops costing steps within half a second and frees its blocks within five."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from typing import Any
+
+import tritonclient.grpc as grpcclient
+
+from tests.e2e.clients import ask_grpc, grpc_stream, make_inputs
+from tests.e2e.server import Server, until
+
+#: Long enough to be running still when everything below is over.
+ENDLESS: dict[str, Any] = {"text_input": "hello", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+
+
+def _goes_quiet(server: Server) -> None:
+    """Steps stop within half a second (and the metrics' period), blocks come back within five."""
+    gone_at = time.monotonic()
+    time.sleep(0.5 + 0.2)
+    steps = server.num_steps
+    time.sleep(0.3)
+    assert server.num_steps == steps, "a stream nobody reads still takes steps"
+    until(lambda: server.num_used_blocks == 0, 5 - (time.monotonic() - gone_at), "the blocks come back")
+    assert server.num_active == 0
+    assert ask_grpc(server.grpc, text_input="and on", max_tokens=3, ignore_eos=True).num_output_tokens == 3
+
+
+def test_grpc_cancel(server: Server) -> None:
+    with grpc_stream(server.grpc, make_inputs(grpcclient, ENDLESS)) as results:
+        next(results)
+        until(lambda: server.num_used_blocks > 0, 2, "the stream holds blocks")
+    _goes_quiet(server)
+
+
+def test_http_disconnect(server: Server) -> None:
+    connection = http.client.HTTPConnection(server.http)
+    connection.request("POST", "/v2/models/ensemble/generate_stream", json.dumps(ENDLESS))
+    assert connection.getresponse().readline().startswith(b"data:")
+    until(lambda: server.num_used_blocks > 0, 2, "the stream holds blocks")
+    connection.close()
+    _goes_quiet(server)
+
+
+def test_cancel_of_a_stream_from_the_core_itself(server: Server) -> None:
+    ids = grpcclient.InferInput("input_ids", [1, 3], "INT32")
+    ids.set_data_from_numpy(__import__("numpy").array([[1, 2, 3]], "int32"))
+    fields = {key: value for key, value in ENDLESS.items() if key != "text_input"}
+    with grpc_stream(server.grpc, [ids, *make_inputs(grpcclient, fields)], "core") as results:
+        next(results)
+        until(lambda: server.num_used_blocks > 0, 2, "the stream holds blocks")
+    _goes_quiet(server)
+
+
+def test_twenty_cancels_leave_their_neighbour_whole(server: Server) -> None:
+    alone = ask_grpc(server.grpc, text_input="neighbour", max_tokens=300, stream=True, ignore_eos=True)
+    streams = [grpc_stream(server.grpc, make_inputs(grpcclient, ENDLESS)) for _ in range(20)]
+    for stream in streams:
+        next(stream.__enter__())
+    with grpc_stream(
+        server.grpc,
+        make_inputs(grpcclient, {"text_input": "neighbour", "max_tokens": 300, "stream": True, "ignore_eos": True}),
+    ) as results:
+        ids = next(results).as_numpy("output_ids").reshape(-1).tolist()
+        for stream in streams:
+            stream.__exit__(None, None, None)
+        for result in results:
+            ids += result.as_numpy("output_ids").reshape(-1).tolist()
+    assert ids == alone.output_ids
+    until(lambda: server.num_used_blocks == 0, 5, "the blocks come back")

@@ -1,0 +1,49 @@
+"""64 streams at once through four postprocessing instances: each in order, each exact."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from tests.checkpoints import TOKENIZERS, make_checkpoint
+from tests.e2e.build import build
+from tests.e2e.clients import Answer, ask_grpc
+from tests.e2e.server import serve
+
+NUM_STREAMS = 64
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_joined_text_equals_the_decoding_of_all_ids(tokenizer: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", tokenizer=tokenizer)
+    repository = build(checkpoint, tmp_path / "repository", "--postprocessing-instances", "4")
+    decoder = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+
+    with serve(repository, tmp_path / "log") as server:
+
+        def ask(seed: int) -> Answer:
+            text = ["Hello 🙂 world", "你好，世界", "naïve café", "Привет 👩‍👩‍👧"][seed % 4]
+            return ask_grpc(
+                server.grpc,
+                text_input=text,
+                max_tokens=64,
+                stream=True,
+                temperature=1.5,
+                seed=seed,
+                ignore_eos=True,
+            )
+
+        with ThreadPoolExecutor(NUM_STREAMS) as pool:
+            answers = list(pool.map(ask, range(NUM_STREAMS)))
+
+    for answer in answers:
+        assert len(answer.output_ids) == 64
+        assert answer.num_finals == 1
+        assert answer.text == decoder.decode(answer.output_ids, skip_special_tokens=True)
+    everything = "".join(answer.text for answer in answers)
+    assert any(ord(character) > 0x1F000 for character in everything), "some emoji came through"
+    assert any(0x4E00 <= ord(character) < 0xA000 for character in everything), "some CJK came through"
+    assert sum(answer.num_chunks for answer in answers) > NUM_STREAMS, "they were streams"

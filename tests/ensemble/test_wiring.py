@@ -1,0 +1,119 @@
+"""What is rendered for Triton: the checked-in repository, the ensemble's joints, the parameters."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import (
+    CancelledError,
+    ConfigError,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    TridentError,
+    triton_code,
+)
+from trident_ensemble.settings import CoreSettings, TextSettings, parse_parameters, render_parameters
+from trident_ensemble.wiring import STEPS, RepositorySettings, render_repository
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+#: As `make serve` builds it; instance counts fixed, so that the files are the same on every machine.
+CHECKED_IN = RepositorySettings(preprocessing_instances=1, postprocessing_instances=1)
+
+
+def _configs() -> dict[str, model_config_pb2.ModelConfig]:
+    files = render_repository(RepositorySettings(postprocessing_instances=4))
+    return {
+        path.split("/")[0]: text_format.Parse(text, model_config_pb2.ModelConfig())
+        for path, text in files.items()
+        if path.endswith(layout.CONFIG_FILE)
+    }
+
+
+def test_the_checked_in_repository_is_what_the_code_renders() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "."], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    rendered = render_repository(CHECKED_IN)
+    assert sorted(tracked) == sorted(rendered), "run `make serve` and commit model_repository"
+    for path, text in rendered.items():
+        assert (REPOSITORY / path).read_text() == text, f"{path} was edited by hand, or the renderer has changed"
+
+
+def test_every_model_is_rendered() -> None:
+    assert sorted(_configs()) == sorted(layout.MODELS)
+
+
+def test_every_tensor_of_a_step_comes_from_somewhere() -> None:
+    """From the ensemble's inputs or an earlier step, in the same dtype; the ensemble's outputs from some step."""
+    known = {spec.name: spec for spec in tensors.ENSEMBLE_INPUTS}
+    for step in STEPS:
+        for spec in step.inputs:
+            assert known[spec.name].dtype == spec.dtype
+        known |= {spec.name: spec for spec in step.outputs}
+    for spec in tensors.ENSEMBLE_OUTPUTS:
+        assert known[spec.name].dtype == spec.dtype
+
+
+def test_postprocessing_keeps_order_with_any_number_of_instances() -> None:
+    config = _configs()[layout.POSTPROCESSING]
+    assert config.instance_group[0].count == 4
+    assert config.dynamic_batching.preserve_ordering
+    assert {tensor.name for tensor in config.input if tensor.allow_ragged_batch} == {"output_ids", "context_ids"}
+
+
+def test_nothing_absolute_and_no_placeholder_is_rendered() -> None:
+    for text in render_repository(RepositorySettings()).values():
+        assert "${" not in text
+        assert '"/' not in text
+
+
+@pytest.mark.parametrize("settings", [CoreSettings(max_queue_size=7), TextSettings("other")])
+def test_parameters_survive_rendering(settings: CoreSettings | TextSettings) -> None:
+    wrapped = {key: {"string_value": text} for key, text in render_parameters(settings).items()}
+    assert parse_parameters(type(settings), wrapped) == settings
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_queue_sise", "1"), ("max_queue_size", "many"), ("max_queue_size", "0")]
+)
+def test_a_bad_parameter_is_named(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        parse_parameters(CoreSettings, {key: {"string_value": value}})
+
+
+def test_a_core_model_is_a_plain_name() -> None:
+    with pytest.raises(ConfigError, match="core_model"):
+        parse_parameters(TextSettings, {"core_model": {"string_value": "../../etc"}})
+
+
+def test_zero_instances_are_refused() -> None:
+    with pytest.raises(ConfigError, match="postprocessing_instances"):
+        RepositorySettings(postprocessing_instances=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestError("x", "y"), "INVALID_ARG"),
+        (QueueFullError("full"), "UNAVAILABLE"),
+        (CancelledError("gone"), "CANCELLED"),
+        (EngineError("broken"), "INTERNAL"),
+        (TridentError("any"), "INTERNAL"),
+        (ValueError("not ours"), "INTERNAL"),
+    ],
+)
+def test_every_error_has_a_code(error: Exception, code: str) -> None:
+    assert triton_code(error) == code
+
+
+def test_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
+    for name in ("1", "9", "10", "x", "2.tmp"):
+        (tmp_path / "core" / name).mkdir(parents=True)
+    assert layout.engine_folder(tmp_path / "postprocessing", "core").name == "10"
