@@ -1,6 +1,6 @@
 """Flow control of one stream whose chunks are acknowledged.
 
-Owns the arithmetic of sent and acknowledged chunks. Pure: time is passed in, nothing is sent or stopped here.
+Owns what a stream's acknowledgements say. Pure: time is passed in, nothing is sent or stopped here.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from trident_ensemble.acknowledgements import GONE
 from trident_ensemble.settings import CoreSettings
 
 
@@ -16,43 +17,38 @@ class FlowState(Enum):
 
     FLOWING = auto()
     STALLED = auto()
-    ABANDONED = auto()
+    GONE = auto()
 
 
 @dataclass
 class FlowControl:
-    """How far a stream has run ahead of its acknowledgements; times in seconds."""
+    """One chunk on its way at a time, so that no chunk can overtake another; times in seconds."""
 
     settings: CoreSettings
     num_sent: int = 0
     num_acknowledged: int = 0
-    waiting_since: float = 0.0
-
-    @property
-    def num_unacknowledged(self) -> int:
-        """Chunks on their way."""
-        return self.num_sent - self.num_acknowledged
+    sent_at: float = 0.0
 
     @property
     def may_send(self) -> bool:
-        """Whether another chunk may leave."""
-        return self.num_unacknowledged < self.settings.max_unacknowledged_chunks
+        """Whether nothing is on its way."""
+        return self.num_acknowledged == self.num_sent
 
     def sent(self, now: float) -> None:
         """One more chunk has left."""
-        if self.num_unacknowledged == 0:
-            self.waiting_since = now
+        assert self.may_send
         self.num_sent += 1
+        self.sent_at = now
 
-    def acknowledged(self, num_chunks: int, now: float) -> None:
-        """The reader has had this many chunks in all."""
-        if num_chunks > self.num_acknowledged:
-            self.num_acknowledged = num_chunks
-            self.waiting_since = now
+    def acknowledged(self, num_chunks: int) -> None:
+        """The reader has had this many chunks in all, or is GONE."""
+        self.num_acknowledged = max(self.num_acknowledged, num_chunks)
 
     def state(self, now: float) -> FlowState:
-        """FLOWING, unless the oldest unacknowledged chunk has waited too long."""
-        waited_ms = (now - self.waiting_since) * 1000 if self.num_unacknowledged else 0
+        """What is known of the reader; a chunk that stays unacknowledged says as much as an acknowledgement."""
+        if self.num_acknowledged == GONE:
+            return FlowState.GONE
+        waited_ms = 0 if self.may_send else (now - self.sent_at) * 1000
         if waited_ms >= self.settings.abandon_after_ms:
-            return FlowState.ABANDONED
+            return FlowState.GONE
         return FlowState.STALLED if waited_ms >= self.settings.pause_after_ms else FlowState.FLOWING

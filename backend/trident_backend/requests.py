@@ -41,7 +41,9 @@ def parse_request(sequence_id: int, fields: Mapping[str, Any], spec: EngineSpec,
         RequestError: naming the field and the limit it breaks.
     """
     token_ids = _token_ids(fields, spec)
-    max_tokens = int(fields.get(tensors.MAX_TOKENS.name, 0))
+    if tensors.MAX_TOKENS.name not in fields:
+        raise RequestError(tensors.MAX_TOKENS.name, "is missing; say how many tokens to generate at most")
+    max_tokens = int(fields[tensors.MAX_TOKENS.name])
     if max_tokens < 1:
         raise RequestError(tensors.MAX_TOKENS.name, f"must be at least 1, not {max_tokens}")
     if len(token_ids) + max_tokens > spec.max_seq_len:

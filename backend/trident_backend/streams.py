@@ -16,12 +16,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from trident_ensemble.anchors import context_start
 
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.loop import Command, TokenEvent
 from trident_backend.sequence import FinishReason, Sequence
 from trident_ensemble.acknowledgements import AcknowledgementTable, encode
+from trident_ensemble.anchors import context_start
 from trident_ensemble.errors import CancelledError, TridentError
 from trident_ensemble.settings import CoreSettings
 
@@ -164,7 +164,7 @@ class Streams:
             return None
         if any(stream.is_held for stream in streams):
             return _POLL_HELD_S
-        waits = any(stream.flow is not None and stream.flow.num_unacknowledged for stream in streams)
+        waits = any(stream.flow is not None and not stream.flow.may_send for stream in streams)
         return _POLL_UNACKNOWLEDGED_S if waits else _POLL_CANCELLED_S
 
     def _take(self, message: list[TokenEvent] | _Stream) -> None:
@@ -196,7 +196,7 @@ class Streams:
         """Send what may be sent, and act on what the acknowledgements say."""
         flow = stream.flow
         if flow is not None:
-            flow.acknowledged(self._table.decode(int(newest[stream.slot]), stream.generation), now)
+            flow.acknowledged(self._table.decode(int(newest[stream.slot]), stream.generation))
             self._heed(stream, flow.state(now))
         if stream.error is not None:
             self._finish(stream, stream.error)
@@ -204,7 +204,7 @@ class Streams:
             self._send(stream, now)
 
     def _heed(self, stream: _Stream, state: FlowState) -> None:
-        if state is FlowState.ABANDONED:
+        if state is FlowState.GONE:
             if stream.finish_reason is not None:
                 stream.error = CancelledError("nobody reads this stream any more")
             elif not stream.aborted:

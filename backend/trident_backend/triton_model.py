@@ -21,7 +21,7 @@ from trident_backend.requests import check_parameters
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble import layout, tensors
-from trident_ensemble.errors import ConfigError, TridentError, triton_code
+from trident_ensemble.errors import ConfigError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import CoreSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -45,7 +45,8 @@ class TritonPythonModel:
         anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False)
         self._service = CoreService(engine, manifest.generation, anchors, settings, _exit)
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._metrics = CoreMetrics(engine.spec, labels, _gauge_factory())
+        self._gauges = _Gauges()
+        self._metrics = CoreMetrics(engine.spec, labels, self._gauges.make)
         self._metrics.publish(self._service.stats)
         self._stopped = threading.Event()
         threading.Thread(target=self._publish, name="trident-metrics", daemon=True).start()
@@ -90,7 +91,7 @@ class _TritonResponder:
 
     def fail(self, error: TridentError) -> None:
         code = getattr(pb_utils.TritonError, triton_code(error))
-        self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), final=True)
+        self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(wire_message(error), code)), final=True)
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
@@ -112,18 +113,19 @@ def _fields(request: Any) -> dict[str, Any]:
     return fields
 
 
-def _gauge_factory() -> Callable[[str, str, Mapping[str, str]], Callable[[float], None]]:
-    families: dict[str, Any] = {}
+class _Gauges:
+    """Makes gauges, and holds their families: a metric dies with its family."""
 
-    def gauge(family: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
-        if family not in families:
-            families[family] = pb_utils.MetricFamily(
+    def __init__(self) -> None:
+        self._families: dict[str, Any] = {}
+
+    def make(self, family: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
+        if family not in self._families:
+            self._families[family] = pb_utils.MetricFamily(
                 name=family, description=description, kind=pb_utils.MetricFamily.GAUGE
             )
-        set_gauge: Callable[[float], None] = families[family].Metric(labels=dict(labels)).set
+        set_gauge: Callable[[float], None] = self._families[family].Metric(labels=dict(labels)).set
         return set_gauge
-
-    return gauge
 
 
 def _exit(error: BaseException) -> None:

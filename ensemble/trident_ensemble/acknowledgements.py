@@ -1,13 +1,14 @@
 """The shared-memory table through which postprocessing tells the core which chunks of a stream have arrived.
 
-An ensemble has no way back: the core never learns that a client is gone, while Triton stops delivering a cancelled
-stream's chunks to postprocessing at once. So postprocessing writes down each chunk it was given, and the core reads.
+An ensemble has no way back: the core never learns that a client is gone or slow, while postprocessing sees both. So it
+writes down each chunk once its text has left, or that nobody wants it any more, and the core reads.
 
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
 Shape `[num_slots, NUM_COLUMNS]` int64. A row belongs to one stream of the core; a column to one postprocessing
 instance, so every cell has one writer and needs no lock. A cell holds the largest acknowledgement written:
-`generation << 32 | number of chunks delivered`; a new stream in an old row has a larger generation.
+`generation << 32 | number of chunks delivered`, all 32 bits set when the client is gone; a new stream in an old row has
+a larger generation.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_COLUMNS = 16
+#: In place of a number of chunks: the client is gone.
+GONE = 0xFFFFFFFF
 _FOLDER = Path("/dev/shm")  # noqa: S108 (shared memory between the processes of one server is the point)
 _CELL = np.dtype(np.int64).itemsize
 
@@ -70,8 +73,8 @@ class AcknowledgementTable:
 
     @staticmethod
     def decode(acknowledgement: int, generation: int) -> int:
-        """How many chunks of the `generation`-th stream of a row have been delivered."""
-        return acknowledgement & 0xFFFFFFFF if acknowledgement >> 32 == generation else 0
+        """How many chunks of the `generation`-th stream of a row have been delivered, or GONE."""
+        return acknowledgement & GONE if acknowledgement >> 32 == generation else 0
 
     def close(self) -> None:
         """Remove the file; whoever has it mapped keeps a harmless copy."""

@@ -18,6 +18,8 @@ Owns no text beyond the prefix; whoever raises says what was wrong and what the 
 
 from __future__ import annotations
 
+import re
+
 
 class TridentError(Exception):
     """The root of all errors below."""
@@ -89,3 +91,18 @@ TRITON_CODES: tuple[tuple[type[TridentError], str], ...] = (
 def triton_code(error: Exception) -> str:
     """The name of Triton's code for an error; INTERNAL for whatever is not ours."""
     return next((code for kind, code in TRITON_CODES if isinstance(error, kind)), "INTERNAL")
+
+
+def wire_message(error: Exception) -> str:
+    """What a client reads: the code in brackets, then the error's own text.
+
+    Triton loses the code of an error on some of its ways (its generate endpoints always answer 400, business logic
+    scripting keeps the text alone), so the text carries it.
+    """
+    return f"[{triton_code(error)}] {error}"
+
+
+def code_of(message: str) -> str:
+    """The code in a message that `wire_message` made, wherever Triton has put it; INTERNAL if there is none."""
+    found = re.search(r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\]", message)
+    return found.group(1) if found else "INTERNAL"

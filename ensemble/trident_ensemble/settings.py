@@ -33,13 +33,11 @@ class CoreSettings:
 
     Args:
         max_queue_size: requests that may wait; one more is answered UNAVAILABLE at once.
-        max_unacknowledged_chunks: chunks of one stream on their way before its next tokens are held back and joined.
-        pause_after_ms: a stream whose chunks go unacknowledged for so long takes no further steps.
+        pause_after_ms: a stream whose chunk goes unacknowledged for so long takes no further steps.
         abandon_after_ms: and is ended after so long, freeing its blocks.
     """
 
     max_queue_size: int = 1024
-    max_unacknowledged_chunks: int = 2
     pause_after_ms: int = 350
     abandon_after_ms: int = 3000
 

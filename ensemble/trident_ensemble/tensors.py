@@ -20,7 +20,6 @@ class TensorSpec:
         dims: shape without the batch dimension; -1 is variable.
         doc: what it means, for people.
         optional: inputs only: a request may leave it out.
-        ragged: inputs only: requests of different lengths may share a batch.
     """
 
     name: str
@@ -28,14 +27,15 @@ class TensorSpec:
     dims: tuple[int, ...]
     doc: str
     optional: bool = False
-    ragged: bool = False
 
 
 TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt, UTF-8; or give messages", optional=True)
 MESSAGES = TensorSpec(
     "messages", "STRING", (1,), 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]', optional=True
 )
-MAX_TOKENS = TensorSpec("max_tokens", "INT32", (1,), "the most tokens to generate, at least 1")
+# Optional for Triton, required by the core: Triton never starts an ensemble's step that lacks a required input, and so
+# never answers.
+MAX_TOKENS = TensorSpec("max_tokens", "INT32", (1,), "required: the most tokens to generate, at least 1", optional=True)
 STREAM = TensorSpec("stream", "BOOL", (1,), "send tokens as they come (default false)", optional=True)
 TEMPERATURE = TensorSpec("temperature", "FP32", (1,), "0 is greedy; default: the checkpoint's", optional=True)
 TOP_K = TensorSpec("top_k", "INT32", (1,), "keep the k most likely tokens; 0 keeps all", optional=True)
@@ -49,8 +49,8 @@ FLOW_CONTROL = TensorSpec(
     "flow_control", "BOOL", (1,), "chunks of this stream will be acknowledged by postprocessing", optional=True
 )
 
-OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this response", ragged=True)
-CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs", ragged=True)
+OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this response")
+CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")
 CHUNK = TensorSpec("chunk", "INT64", (4,), "acknowledgement table, slot, acknowledgement, and 1 on the last chunk")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (1,), "the text of this response")
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "empty until the last response: eos, length or cancelled")

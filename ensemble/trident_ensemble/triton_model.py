@@ -17,7 +17,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
-from trident_ensemble.errors import QueueFullError, RequestError, TridentError, triton_code
+from trident_ensemble.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
 from trident_ensemble.settings import UnarySettings, parse_parameters
 from trident_ensemble.wiring import STEPS, Step
 
@@ -68,8 +68,7 @@ def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -
     for step in STEPS:
         response = _call(step, values, request_id, parameters)
         if response.has_error():
-            error = response.error()
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message(), error.code()))
+            return _refusal(response.error().message())
         values |= {tensor.name(): tensor for tensor in response.output_tensors()}
     names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS]
     return pb_utils.InferenceResponse([values[name] for name in names])
@@ -91,6 +90,9 @@ def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[
 
 
 def _failure(error: TridentError) -> Any:
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, triton_code(error)))
-    )
+    return _refusal(wire_message(error))
+
+
+def _refusal(message: str) -> Any:
+    code = getattr(pb_utils.TritonError, code_of(message))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -5,10 +5,10 @@ tensor's shape (that is `tensors`) and never writes to disk.
 
 Why each model is scheduled as it is:
 
-- preprocessing batches, because prompts are independent and tokenizers like batches;
-- the core takes one request at a time and answers through a response sender: its own scheduler does the batching;
-- postprocessing batches with `preserve_ordering`: with several instances and without it, the chunks of one stream
-  overtake each other; chunks of different lengths share a batch, hence the ragged inputs;
+- no model uses Triton's dynamic batcher: it drops a cancelled request inside an ensemble and never ends the ensemble's
+  own, which then counts as in flight for ever;
+- the core takes requests as they come and answers through a response sender: its own scheduler does the batching;
+- postprocessing may have any number of instances, because the core lets one chunk of a stream be on its way at a time;
 - the unary front is there for `infer` over HTTP and gRPC, which Triton refuses for models that may stream.
 """
 
@@ -26,7 +26,6 @@ from trident_ensemble.errors import ConfigError
 from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, render_parameters
 from trident_ensemble.tensors import TensorSpec
 
-_MAX_TEXT_BATCH = 16
 _SHELL = '''"""Triton loads this file; everything is in the package."""
 
 from {package}.triton_model import TritonPythonModel
@@ -54,7 +53,7 @@ STEPS = (
 def default_instances() -> int:
     """Tokenizer and de-tokenizer instances for this machine: a quarter of its cores, 1 to 4.
 
-    Each is a process that batches; on few cores a second one only takes time from the engine.
+    Each is a process; on few cores a second one only takes time from the engine.
     """
     return max(1, min(4, (os.cpu_count() or 1) // 4))
 
@@ -85,13 +84,9 @@ def render_repository(settings: RepositorySettings) -> dict[str, str]:
     preprocessing, core, postprocessing = STEPS
     default = default_instances()
     configs = (
-        _tokenizer(preprocessing, settings.preprocessing_instances or default, pb.ModelDynamicBatching()),
+        _tokenizer(preprocessing, settings.preprocessing_instances or default),
         _core(core, settings.core),
-        _tokenizer(
-            postprocessing,
-            settings.postprocessing_instances or default,
-            pb.ModelDynamicBatching(preserve_ordering=True),
-        ),
+        _tokenizer(postprocessing, settings.postprocessing_instances or default),
         _ensemble(),
         _unary(),
     )
@@ -113,7 +108,6 @@ def _inputs(specs: Sequence[TensorSpec]) -> list[pb.ModelInput]:
             data_type=f"TYPE_{spec.dtype}",
             dims=spec.dims,
             optional=spec.optional,
-            allow_ragged_batch=spec.ragged,
         )
         for spec in specs
     ]
@@ -131,12 +125,11 @@ def _on_cpu(count: int) -> list[pb.ModelInstanceGroup]:
     return [pb.ModelInstanceGroup(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)]
 
 
-def _tokenizer(step: Step, instances: int, batching: pb.ModelDynamicBatching) -> pb.ModelConfig:
+def _tokenizer(step: Step, instances: int) -> pb.ModelConfig:
     return pb.ModelConfig(
         name=step.model,
         backend="python",
-        max_batch_size=_MAX_TEXT_BATCH,
-        dynamic_batching=batching,
+        max_batch_size=1,
         input=_inputs(step.inputs),
         output=_outputs(step.outputs),
         instance_group=_on_cpu(instances),

@@ -17,7 +17,7 @@ from trident_backend.engine.mock import MockEngine
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
-from trident_ensemble.acknowledgements import Acknowledger
+from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.errors import CancelledError, EngineError, QueueFullError, RequestError
 from trident_ensemble.settings import CoreSettings
 
@@ -141,12 +141,14 @@ class Acknowledging(Client):
         super().__init__()
         self.alive = True
         self.delay = delay
+        self.last_acknowledged = 0
         self.postprocessing = Acknowledger(0)
 
     def send(self, chunk: Chunk) -> None:
         super().send(chunk)
         if self.alive:
             time.sleep(self.delay)
+            self.last_acknowledged = chunk.acknowledgement[2]
             self.postprocessing.acknowledge(*chunk.acknowledgement[:3])
 
 
@@ -180,17 +182,44 @@ def test_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
         assert len(slow.chunks) < 30
 
 
+def test_a_client_reported_gone_ends_at_once() -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.002)) as service:
+        gone = Acknowledging()
+        service.submit({"input_ids": [1], "max_tokens": 60, "stream": True, "flow_control": True}, gone)
+        until(lambda: len(gone.chunks) > 2)
+        gone.alive = False
+        until(lambda: gone.chunks[-1].acknowledgement[2] != gone.last_acknowledged)
+        table_id, slot, acknowledgement, _ = gone.chunks[-1].acknowledgement
+        gone.postprocessing.acknowledge(table_id, slot, acknowledgement | GONE)
+        assert gone.done.wait(0.3)
+        assert isinstance(gone.errors[0], CancelledError)
+        until(lambda: service.stats.num_used_blocks == 0)
+
+
+def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
+    with serving(MockEngine(SPEC), CoreSettings(pause_after_ms=10_000, abandon_after_ms=10_000)) as service:
+        client = Acknowledging()
+        client.alive = False
+        service.submit({"input_ids": [1], "max_tokens": 40, "stream": True, "flow_control": True}, client)
+        until(lambda: service.stats.num_running == 0 and service.stats.num_steps >= 40)
+        assert len(client.chunks) == 1
+        client.postprocessing.acknowledge(*client.chunks[0].acknowledgement[:3])
+        assert client.done.wait(1)
+        assert len(client.chunks) == 2, "all that waited leaves as one"
+        assert client.output_ids == expected_tokens([1], 40)
+
+
 def test_flow_control_by_the_clock() -> None:
-    flow = FlowControl(CoreSettings(max_unacknowledged_chunks=2, pause_after_ms=100, abandon_after_ms=1000))
+    flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000))
     assert flow.may_send
     flow.sent(10.0)
-    flow.sent(10.05)
     assert not flow.may_send
     assert flow.state(10.09) is FlowState.FLOWING
     assert flow.state(10.11) is FlowState.STALLED
-    flow.acknowledged(1, 10.2)
+    flow.acknowledged(1)
     assert flow.may_send
-    assert flow.state(10.25) is FlowState.FLOWING
-    assert flow.state(11.3) is FlowState.ABANDONED
-    flow.acknowledged(2, 11.4)
     assert flow.state(99.0) is FlowState.FLOWING, "nothing is on its way"
+    flow.sent(100.0)
+    assert flow.state(101.1) is FlowState.GONE
+    flow.acknowledged(GONE)
+    assert flow.state(100.0) is FlowState.GONE

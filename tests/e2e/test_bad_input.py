@@ -111,6 +111,11 @@ def test_a_missing_max_tokens_is_named(server: Server) -> None:
         ask_grpc(server.grpc, text_input="hello")
 
 
+def test_no_input_at_all_is_refused(server: Server) -> None:
+    status, body = post(server, GENERATE, {})
+    assert (status, "0 inputs" in body) == (400, True)
+
+
 def test_a_wrong_dtype_is_named(server: Server) -> None:
     wrong = np.array([[1.5]], np.float32)
     for module, url in ((grpcclient, server.grpc), (httpclient, server.http)):

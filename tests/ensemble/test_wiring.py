@@ -61,11 +61,11 @@ def test_every_tensor_of_a_step_comes_from_somewhere() -> None:
         assert known[spec.name].dtype == spec.dtype
 
 
-def test_postprocessing_keeps_order_with_any_number_of_instances() -> None:
-    config = _configs()[layout.POSTPROCESSING]
-    assert config.instance_group[0].count == 4
-    assert config.dynamic_batching.preserve_ordering
-    assert {tensor.name for tensor in config.input if tensor.allow_ragged_batch} == {"output_ids", "context_ids"}
+def test_no_model_uses_the_dynamic_batcher() -> None:
+    """It drops a cancelled request inside an ensemble and never ends the ensemble's own."""
+    configs = _configs()
+    assert configs[layout.POSTPROCESSING].instance_group[0].count == 4
+    assert not any(config.HasField("dynamic_batching") for config in configs.values())
 
 
 def test_nothing_absolute_and_no_placeholder_is_rendered() -> None:

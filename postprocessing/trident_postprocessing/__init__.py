@@ -1,0 +1,1 @@
+"""Postprocessing: token ids to text, incrementally and without state."""

@@ -1,0 +1,83 @@
+"""The postprocessing model as Triton's Python backend loads it.
+
+Owns the tensors: chunks in, text out, and the acknowledgement of each chunk to the core. The only file here that knows
+Triton; the decoding is `detokenizer`'s. Never keeps anything of a request: any instance may get any chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from trident_ensemble import layout, tensors
+from trident_ensemble.acknowledgements import Acknowledger
+from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.settings import TextSettings, parse_parameters
+from trident_postprocessing.detokenizer import load_detokenizer
+
+
+class TritonPythonModel:
+    """One instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer of the core model's engine.
+
+        Raises:
+            ConfigError: an unknown parameter in the model's configuration.
+            ArtifactError: the core model has no engine, or its tokenizer cannot be read.
+        """
+        settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
+        folder = layout.engine_folder(Path(args["model_repository"]), settings.core_model)
+        self._detokenizer = load_detokenizer(folder)
+        self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; a bad request gets an error of its own."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            table_id, slot, acknowledgement, is_last = _integers(request, tensors.CHUNK)
+            # First of all, so that a chunk that cannot be decoded does not look like a client that is gone.
+            self._acknowledger.acknowledge(table_id, slot, acknowledgement)
+            text = self._detokenizer.text(
+                _token_ids(request, tensors.CONTEXT_IDS), _token_ids(request, tensors.OUTPUT_IDS), is_last=is_last != 0
+            )
+        except TridentError as error:
+            return _failure(error)
+        except Exception as error:  # whatever it is, the other requests of the batch must be answered
+            return _failure(TridentError(f"postprocessing failed: {error!r}"))
+        encoded = np.array([[text.encode()]], np.object_)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])
+
+
+def _instance(instance_name: str) -> int:
+    """The number at the end of an instance's name, as in `postprocessing_0_3`."""
+    number = instance_name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _integers(request: Any, spec: tensors.TensorSpec) -> list[int]:
+    tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+    if tensor is None:
+        raise RequestError(spec.name, "missing")
+    values: list[int] = tensor.as_numpy().ravel().tolist()
+    if spec.dims[0] >= 0 and len(values) != spec.dims[0]:
+        raise RequestError(spec.name, f"must hold {spec.dims[0]} values, not {len(values)}")
+    return values
+
+
+def _token_ids(request: Any, spec: tensors.TensorSpec) -> list[int]:
+    token_ids = _integers(request, spec)
+    if token_ids and min(token_ids) < 0:
+        raise RequestError(spec.name, f"{min(token_ids)} is no token id; the least is 0")
+    return token_ids
+
+
+def _failure(error: TridentError) -> Any:
+    code = getattr(pb_utils.TritonError, triton_code(error))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(wire_message(error), code))

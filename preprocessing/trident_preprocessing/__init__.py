@@ -1,0 +1,1 @@
+"""Preprocessing: a prompt, or chat messages, to token ids."""

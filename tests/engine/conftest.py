@@ -1,0 +1,54 @@
+"""Engines built once for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from tests.checkpoints import reference_model
+from trident_backend.engine.factory import load_engine
+from trident_backend.engine.protocol import Engine
+from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.engine_builder import SilentProgress, build_engine, choose_precision, plan_engine
+from trident_compiler.machine import Machine
+from trident_compiler.plan import Wanted, parse_cache_size
+
+BuildAndLoad = Callable[..., Engine]
+MACHINE = Machine(free_bytes=2**30, fast_bf16=False)
+
+
+def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format: str | None = None) -> Path:
+    """An engine folder with room for a few hundred blocks."""
+    opened = open_checkpoint(checkpoint)
+    chosen = choose_precision(opened, precision, weight_format, MACHINE)
+    wanted = Wanted(max_num_seqs=16, max_num_tokens=1024, cache=parse_cache_size("8192t"))
+    folder.mkdir(parents=True)
+    build_engine(opened, folder, chosen, plan_engine(opened, chosen, wanted, MACHINE), SilentProgress())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_of(tmp_path_factory: pytest.TempPathFactory) -> BuildAndLoad:
+    """Builds a checkpoint's engine and loads it."""
+
+    def build_and_load(checkpoint: Path, precision: str = "fp32", weight_format: str | None = None) -> Engine:
+        folder = tmp_path_factory.mktemp("engine") / "1"
+        return load_engine(build(checkpoint, folder, precision, weight_format))[0]
+
+    return build_and_load
+
+
+def reference_logits(model: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """transformers' logits of one whole sequence, float32 `[len(tokens), vocab]`."""
+    with torch.no_grad():
+        logits: npt.NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+__all__ = ["BuildAndLoad", "build", "engine_of", "reference_logits", "reference_model"]

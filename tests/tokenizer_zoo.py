@@ -1,0 +1,151 @@
+"""Tokenizers of every family that Trident streams, trained on the spot on a few lines in many scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = (
+    "The trident has three prongs, doesn't it? It's carried by Triton; they're all joined.",
+    "Tokens go in,  tokens   come out: \n\n\tone at a time!",
+    "naïve café, Straße, Ångström, e\u0301 decomposed, ½ ﬁ ﷺ",
+    "東京は日本の首都です。人工知能。 서울은 한국의 수도",
+    "Привет, мир! Γειά σου Κόσμε. שלום עולם مرحبا بالعالم नमस्ते दुनिया မင်္ဂလာပါ ကမ္ဘာ",
+    "😀 👩‍👩‍👧 🇫🇷 👍🏽😀😀 \U00020000 \ufffd\ufffd a real one",
+    "def step(self):\n    return [x ** 2 for x in range(10)]  # <0x41> ▁ </w> ##x\n",
+)
+SPECIAL = ("<s>", "</s>", "<unk>")
+_ADDED = (
+    AddedToken("<think>", special=False),
+    AddedToken("<left>", lstrip=True, special=False),
+    AddedToken("<right>", rstrip=True, special=False),
+    AddedToken("é日", special=False),
+    AddedToken("<|late|>", special=True),
+)
+
+
+def byte_level_bpe(vocab_size: int = 600) -> Tokenizer:
+    """As GPT-2, Llama 3, Qwen; without pre-tokenization, so that tokens cross characters' borders at odd places."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return _train(tokenizer, trainers.BpeTrainer(**_options(vocab_size), initial_alphabet=alphabet))
+
+
+def llama_2() -> Tokenizer:
+    """SentencePiece BPE as Llama 2's tokenizer.json has it: byte fallback, and one space stripped off the front."""
+    stages = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer = _byte_fallback_bpe(decoders.Sequence(stages))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+def gemma() -> Tokenizer:
+    """The same without a space before the first word."""
+    stages = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer = _byte_fallback_bpe(decoders.Sequence(stages))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def two_spaces() -> Tokenizer:
+    """Strips two spaces off the front, which may be two tokens."""
+    stages = [decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
+    tokenizer = _byte_fallback_bpe(decoders.Sequence(stages))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def metaspace_bpe() -> Tokenizer:
+    """Byte fallback before a Metaspace decoder."""
+    tokenizer = _byte_fallback_bpe(decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    """As T5."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=250, special_tokens=list(SPECIAL), unk_token="<unk>", show_progress=False
+    )
+    return _train(tokenizer, trainer)
+
+
+def wordpiece() -> Tokenizer:
+    """As BERT, with its clean-up of spaces."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _train(tokenizer, trainers.WordPieceTrainer(**_options(400)))
+
+
+def word_end_bpe() -> Tokenizer:
+    """As the first GPT: words end in `</w>`."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder()
+    return _train(tokenizer, trainers.BpeTrainer(**_options(400), end_of_word_suffix="</w>"))
+
+
+def words() -> Tokenizer:
+    """Whole words and no decoder at all."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return _train(tokenizer, trainers.WordLevelTrainer(**_options(200)))
+
+
+def _options(vocab_size: int) -> dict[str, object]:
+    return {"vocab_size": vocab_size, "special_tokens": list(SPECIAL), "show_progress": False}
+
+
+def _train(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_tokens([token for token in _ADDED if not token.special])
+    tokenizer.add_special_tokens([token for token in _ADDED if token.special])
+    return tokenizer
+
+
+def _byte_fallback_bpe(decoder: decoders.Decoder) -> Tokenizer:
+    learnt = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    # A small alphabet, so that most scripts need byte tokens.
+    learnt.train_from_iterator(TEXTS, trainers.BpeTrainer(**_options(300), limit_alphabet=70))
+    raw = json.loads(learnt.to_str())
+    vocabulary = raw["model"]["vocab"]
+    for token in [f"<0x{byte:02X}>" for byte in range(256)] + ["▁▁", "\ufffd"]:
+        vocabulary.setdefault(token, len(vocabulary))
+    raw["pre_tokenizer"] = None
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    tokenizer.decoder = decoder
+    tokenizer.add_tokens([token for token in _ADDED if not token.special])
+    tokenizer.add_special_tokens([token for token in _ADDED if token.special])
+    return tokenizer
+
+
+ZOO: dict[str, Callable[[], Tokenizer]] = {
+    "byte_level_bpe": byte_level_bpe,
+    "byte_level_bytes": lambda: byte_level_bpe(270),
+    "llama_2": llama_2,
+    "gemma": gemma,
+    "two_spaces": two_spaces,
+    "metaspace_bpe": metaspace_bpe,
+    "unigram": unigram,
+    "wordpiece": wordpiece,
+    "word_end_bpe": word_end_bpe,
+    "words": words,
+}
+
+
+@cache
+def tokenizer_of(family: str) -> Tokenizer:
+    """The tokenizer of a family of `ZOO`, made once."""
+    return ZOO[family]()

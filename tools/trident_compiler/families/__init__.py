@@ -1,0 +1,1 @@
+"""Model families: each one function in the compiler's vocabulary."""

@@ -1,0 +1,67 @@
+"""The Llama family: Llama 2 and 3, Mistral, Qwen2, Qwen3.
+
+Owns the network's structure and the names of its tensors. Never touches a compiler, a file or a number format.
+"""
+
+from __future__ import annotations
+
+from trident_compiler.model_config import ModelConfig
+from trident_compiler.vocabulary import Value, Vocabulary
+from trident_compiler.weights import WeightSource
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def llama(net: Vocabulary[Value], config: ModelConfig, weights: WeightSource) -> Value:
+    """Write the whole network; returns the logits `[R, vocab]`.
+
+    Pre-norm decoder layers of grouped-query attention with rotary positions and a SwiGLU feed-forward; the members
+    differ in biases, in norms on queries and keys, and in the sliding window.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape than the configuration says.
+    """
+    hidden_size, head_dim = config.hidden_size, config.head_dim
+    query_size, key_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+
+    def project(x: Value, name: str, out_size: int, in_size: int, *, bias: bool = False) -> Value:
+        weight = weights.matrix(f"{name}.weight", out_size, in_size)
+        return net.linear(x, weight, weights.vector(f"{name}.bias", out_size) if bias else None)
+
+    def norm(x: Value, name: str, size: int = hidden_size) -> Value:
+        return net.rms_norm(x, weights.vector(f"{name}.weight", size), config.rms_norm_eps)
+
+    def turned(x: Value, num_heads: int, norm_name: str) -> Value:
+        x = net.split_heads(x, num_heads)
+        if config.qk_norm:
+            x = norm(x, norm_name, head_dim)
+        return net.rotary(x, config.inverse_frequencies)
+
+    hidden = net.embedding(weights.embedding(_EMBEDDINGS, config.vocab_size, hidden_size))
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}"
+
+        normed = norm(hidden, f"{prefix}.input_layernorm")
+        query = project(normed, f"{prefix}.self_attn.q_proj", query_size, hidden_size, bias=config.qkv_bias)
+        key = project(normed, f"{prefix}.self_attn.k_proj", key_size, hidden_size, bias=config.qkv_bias)
+        value = project(normed, f"{prefix}.self_attn.v_proj", key_size, hidden_size, bias=config.qkv_bias)
+        attended = net.attention(
+            layer,
+            turned(query, config.num_heads, f"{prefix}.self_attn.q_norm"),
+            turned(key, config.num_kv_heads, f"{prefix}.self_attn.k_norm"),
+            net.split_heads(value, config.num_kv_heads),
+            scale=head_dim**-0.5,
+            sliding_window=config.sliding_windows[layer],
+        )
+        output = project(attended, f"{prefix}.self_attn.o_proj", hidden_size, query_size, bias=config.output_bias)
+        hidden = net.add(hidden, output)
+
+        normed = norm(hidden, f"{prefix}.post_attention_layernorm")
+        gate = project(normed, f"{prefix}.mlp.gate_proj", config.intermediate_size, hidden_size)
+        up = project(normed, f"{prefix}.mlp.up_proj", config.intermediate_size, hidden_size)
+        gated = net.multiply(net.silu(gate), up)
+        hidden = net.add(hidden, project(gated, f"{prefix}.mlp.down_proj", hidden_size, config.intermediate_size))
+
+    hidden = norm(net.select_rows(hidden), "model.norm")
+    head = _EMBEDDINGS if config.tie_word_embeddings else "lm_head.weight"
+    return net.linear(hidden, weights.head(head, config.vocab_size, hidden_size))

@@ -1,0 +1,61 @@
+"""What this machine offers: free memory and the arithmetic its CPU is fast at.
+
+Owns the reading of /proc and of the control group's limits. Never decides what to do with it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine to plan for.
+
+    Args:
+        free_bytes: memory that can still be taken without swapping.
+        fast_bf16: the CPU multiplies bfloat16 matrices in hardware tiles (AMX). Without them its bfloat16 dot
+            products are no faster than fp32, so fp32 is both quicker and exact.
+    """
+
+    free_bytes: int
+    fast_bf16: bool
+
+
+def this_machine() -> Machine:
+    """The machine this process runs on, its container's memory limit included."""
+    flags = _line("/proc/cpuinfo", "flags").split()
+    return Machine(min(_available(), _container_room()), "amx_bf16" in flags)
+
+
+def _available() -> int:
+    meminfo = _line("/proc/meminfo", "MemAvailable").split()
+    if meminfo:
+        return int(meminfo[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_room() -> int:
+    """What the control group (version 2) leaves; page cache counts as free, for the kernel drops it first."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 1 << 62
+    if limit == "max":
+        return 1 << 62
+    return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
+
+
+def _line(path: str, key: str) -> str:
+    """The value of the first `key: value` line; empty where there is none."""
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            return next((line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == key), "")
+    except OSError:
+        return ""

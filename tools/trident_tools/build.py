@@ -1,0 +1,184 @@
+"""`trident build`: a checkpoint becomes a model repository.
+
+Owns the command's options and what it prints. Never compiles or moves a file itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from trident_backend.engine.artifact import Manifest, Precision, read_manifest
+from trident_compiler import weights
+from trident_compiler.checkpoint import Checkpoint, open_checkpoint
+from trident_compiler.engine_builder import build_engine, choose_precision, plan_engine
+from trident_compiler.machine import this_machine
+from trident_compiler.plan import (
+    DEFAULT_CACHE_SHARE,
+    DEFAULT_MAX_NUM_SEQS,
+    DEFAULT_MAX_NUM_TOKENS,
+    DEFAULT_MAX_SEQ_LEN,
+    MemoryPlan,
+    Wanted,
+    parse_cache_size,
+    size,
+)
+from trident_compiler.repository import ENGINE_VERSION, install, staging
+from trident_ensemble.errors import ArtifactError
+from trident_ensemble.wiring import RepositorySettings, render_repository
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder: config.json, *.safetensors, tokenizer.json")
+    parser.add_argument(
+        "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
+    )
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), help="of the computation (default: the faster on this machine)"
+    )
+    parser.add_argument(
+        "--weights", choices=("bf16", *weights.QUANTIZED), help="format of the weights (default: as the checkpoint)"
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-num-seqs", type=int, metavar="N", help=f"sequences in one step (default {DEFAULT_MAX_NUM_SEQS})"
+    )
+    limits.add_argument(
+        "--max-num-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens computed in one step (default {DEFAULT_MAX_NUM_TOKENS}, or --max-num-seqs if that is more)",
+    )
+    limits.add_argument(
+        "--max-seq-len",
+        type=int,
+        metavar="N",
+        help=f"prompt and output together (default: what the checkpoint was made for, {DEFAULT_MAX_SEQ_LEN} at most)",
+    )
+    limits.add_argument(
+        "--kv-cache",
+        metavar="SIZE",
+        help="2GiB, 32768t (tokens) or 50%% of the memory that weights leave free "
+        f"(default: enough for all sequences, {DEFAULT_CACHE_SHARE:.0%} at most)".replace("%)", "%%)"),
+    )
+    instances = parser.add_argument_group("instances")
+    instances.add_argument("--preprocessing-instances", type=int, metavar="N", help="tokenizers (default: by cores)")
+    instances.add_argument(
+        "--postprocessing-instances", type=int, metavar="N", help="de-tokenizers (default: by cores)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build; returns 0.
+
+    Raises:
+        TridentError: the checkpoint, the plan or the repository's place will not do; nothing has been changed.
+    """
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances)
+    wanted = Wanted(
+        max_num_seqs=args.max_num_seqs,
+        max_num_tokens=args.max_num_tokens,
+        max_seq_len=args.max_seq_len,
+        cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
+    )
+    machine = this_machine()
+    checkpoint = open_checkpoint(args.checkpoint)
+    precision = choose_precision(checkpoint, args.precision, args.weights, machine)
+    plan = plan_engine(checkpoint, precision, wanted, machine)
+    _print_plan(console, checkpoint, precision, plan)
+    replaced = _replaced(args.repository / ENGINE_VERSION)
+    with staging(args.repository) as staged:
+        engine = staged / ENGINE_VERSION
+        engine.mkdir(parents=True)
+        with _Bars(console) as bars:
+            build_engine(checkpoint, engine, precision, plan, bars)
+        install(staged, args.repository, render_repository(settings))
+    if replaced is not None:
+        console.print(f"replaced  {ENGINE_VERSION}: {replaced}", markup=False)
+    console.print(f"built     {args.repository}", markup=False)
+    return 0
+
+
+class _Bars:
+    """Progress bars on a terminal, one line a phase elsewhere, nothing when quiet."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]:>10}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        self._bars.stop()
+
+    def phase(self, name: str, total: int) -> None:
+        self._finish()
+        if self._bars.disable:
+            self._console.print(f"{name} ...", markup=False)
+        self._task = self._bars.add_task(name, total=total or None, amount=size(total) if total else "")
+
+    def reached(self, done: int) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, total=1, completed=1)
+
+
+def _replaced(engine: Path) -> str | None:
+    """What the engine in place is, in a few words; None when there is none."""
+    if not engine.is_dir():
+        return None
+    try:
+        old = read_manifest(engine)
+    except ArtifactError as error:
+        return f"an engine that cannot be read ({error})"
+    return describe(old)
+
+
+def describe(manifest: Manifest) -> str:
+    """An engine in one line."""
+    architecture, precision = manifest.architecture, manifest.precision
+    return (
+        f"{architecture.family}, {architecture.num_layers} layers, {precision.compute}, {precision.weights} weights, "
+        f"built by {manifest.compiler.name} {manifest.compiler.version}"
+    )
+
+
+def _print_plan(console: Console, checkpoint: Checkpoint, precision: Precision, plan: MemoryPlan) -> None:
+    config = checkpoint.config
+    lines = (
+        ("model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"),
+        ("precision", f"{precision.compute}, {precision.weights} weights, {precision.kv_cache} KV cache"),
+        ("memory", f"{size(plan.free_bytes)} free"),
+        ("weights", f"{size(plan.needs.weights_bytes)}, packed for this CPU {size(plan.needs.resident_bytes)}"),
+        (
+            "KV cache",
+            f"{size(plan.cache_bytes)}: {plan.num_blocks} blocks of {plan.needs.block_size} tokens, "
+            f"{plan.cache_tokens} tokens, {plan.full_sequences} sequences of full length",
+        ),
+        (
+            "limits",
+            f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
+        ),
+    )
+    for name, text in lines:
+        console.print(f"{name:<9} {text}", markup=False)
