@@ -86,6 +86,7 @@ def make_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     max_shard_size: str = "5GB",
     end_ids: list[int] | None = None,
+    tokenizer: Tokenizer | None = None,
     **changes: Any,
 ) -> Path:
     """Save a random checkpoint with its tokenizer.
@@ -97,20 +98,21 @@ def make_checkpoint(
         dtype: of the stored tensors.
         max_shard_size: as transformers takes it; a small one gives several files and an index.
         end_ids: eos_token_id of generation_config.json; the tokenizer's `END` when None.
+        tokenizer: another than `tiny_tokenizer`; then no token ends the text.
         changes: to the configuration.
     """
-    tokenizer = tiny_tokenizer()
+    fast = tiny_tokenizer() if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     torch.manual_seed(seed)
-    config = tiny_config(family, changes.pop("vocab_size", len(tokenizer)), **changes)
+    config = tiny_config(family, changes.pop("vocab_size", len(fast)), **changes)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         # Biases and norms start as zeros and ones, which would hide that they were forgotten.
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * (0.5 if name.endswith("bias") else 0.1))
-    model.generation_config.eos_token_id = end_ids if end_ids is not None else tokenizer.eos_token_id
+    model.generation_config.eos_token_id = end_ids if end_ids is not None else fast.eos_token_id
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(folder)
+    fast.save_pretrained(folder)
     return folder
 
 

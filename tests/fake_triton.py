@@ -145,6 +145,43 @@ class InferenceRequest:
         return self.sender.is_cancelled()
 
 
+class Metric:
+    """One gauge's value."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class MetricFamily:
+    """Gauges by their labels."""
+
+    GAUGE = "gauge"
+
+    def __init__(self, *, name: str, description: str, kind: str) -> None:
+        assert name
+        assert description
+        assert kind == self.GAUGE
+        self.metrics: dict[frozenset[tuple[str, str]], Metric] = {}
+
+    def Metric(self, labels: Mapping[str, str]) -> Metric:  # noqa: N802 (Triton's name)
+        return self.metrics.setdefault(frozenset(labels.items()), Metric())
+
+
+class Logger:
+    """Takes what is logged."""
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        assert message
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        assert message
+
+
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
     return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -18,6 +19,7 @@ TEXTS = (
     "def step(self):\n    return [x ** 2 for x in range(10)]  # <0x41> ▁ </w> ##x\n",
 )
 SPECIAL = ("<s>", "</s>", "<unk>")
+UNKNOWN = SPECIAL[2]
 _ADDED = (
     AddedToken("<think>", special=False),
     AddedToken("<left>", lstrip=True, special=False),
@@ -75,14 +77,14 @@ def unigram() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=250, special_tokens=list(SPECIAL), unk_token="<unk>", show_progress=False
+        vocab_size=250, special_tokens=list(SPECIAL), unk_token=UNKNOWN, show_progress=False
     )
     return _train(tokenizer, trainer)
 
 
 def wordpiece() -> Tokenizer:
     """As BERT, with its clean-up of spaces."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return _train(tokenizer, trainers.WordPieceTrainer(**_options(400)))
@@ -90,7 +92,7 @@ def wordpiece() -> Tokenizer:
 
 def word_end_bpe() -> Tokenizer:
     """As the first GPT: words end in `</w>`."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))  # noqa: S106
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.BPEDecoder()
     return _train(tokenizer, trainers.BpeTrainer(**_options(400), end_of_word_suffix="</w>"))
@@ -98,12 +100,12 @@ def word_end_bpe() -> Tokenizer:
 
 def words() -> Tokenizer:
     """Whole words and no decoder at all."""
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return _train(tokenizer, trainers.WordLevelTrainer(**_options(200)))
 
 
-def _options(vocab_size: int) -> dict[str, object]:
+def _options(vocab_size: int) -> dict[str, Any]:
     return {"vocab_size": vocab_size, "special_tokens": list(SPECIAL), "show_progress": False}
 
 
@@ -115,7 +117,7 @@ def _train(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
 
 
 def _byte_fallback_bpe(decoder: decoders.Decoder) -> Tokenizer:
-    learnt = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+    learnt = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
     learnt.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     # A small alphabet, so that most scripts need byte tokens.
     learnt.train_from_iterator(TEXTS, trainers.BpeTrainer(**_options(300), limit_alphabet=70))

@@ -6,6 +6,7 @@ Triton; the decoding is `detokenizer`'s. Never keeps anything of a request: any 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
-from trident_ensemble.acknowledgements import Acknowledger
+from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import TextSettings, parse_parameters
 from trident_postprocessing.detokenizer import load_detokenizer
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
@@ -35,21 +38,28 @@ class TritonPythonModel:
         self._detokenizer = load_detokenizer(folder)
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; a bad request gets an error of its own."""
-        return [self._answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """One response a request; a bad request gets an error of its own."""
+        for request in requests:
+            self._serve(request, request.get_response_sender())
+
+    def _serve(self, request: Any, sender: Any) -> None:
+        """Answer, and only then acknowledge: so the stream's next chunk cannot overtake the text of this one."""
+        is_gone = request.is_cancelled()
+        sender.send(self._answer(request), flags=_FINAL)
+        with contextlib.suppress(RequestError):  # which the answer has told
+            table_id, slot, acknowledgement, _ = _integers(request, tensors.CHUNK)
+            self._acknowledger.acknowledge(table_id, slot, acknowledgement | GONE if is_gone else acknowledgement)
 
     def _answer(self, request: Any) -> Any:
         try:
-            table_id, slot, acknowledgement, is_last = _integers(request, tensors.CHUNK)
-            # First of all, so that a chunk that cannot be decoded does not look like a client that is gone.
-            self._acknowledger.acknowledge(table_id, slot, acknowledgement)
+            is_last = _integers(request, tensors.CHUNK)[-1] != 0
             text = self._detokenizer.text(
-                _token_ids(request, tensors.CONTEXT_IDS), _token_ids(request, tensors.OUTPUT_IDS), is_last=is_last != 0
+                _token_ids(request, tensors.CONTEXT_IDS), _token_ids(request, tensors.OUTPUT_IDS), is_last=is_last
             )
         except TridentError as error:
             return _failure(error)
-        except Exception as error:  # whatever it is, the other requests of the batch must be answered
+        except Exception as error:  # whatever it is, this request must be answered
             return _failure(TridentError(f"postprocessing failed: {error!r}"))
         encoded = np.array([[text.encode()]], np.object_)
         return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])

@@ -1,7 +1,7 @@
 """The checkpoint that the benchmarks serve: a random Llama whose words are its tokens.
 
-Owns the network's shape and the tokenizer. Never trains and never measures: the speed of a dense network does not depend
-on its weights.
+Owns the network's shape and the tokenizer. Never trains and never measures: the speed of a dense network does not
+depend on its weights.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
 from tokenizers import Tokenizer, decoders
 
+from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
 from trident_ensemble.anchors import anchor_table, context_start
 from trident_ensemble.errors import ArtifactError, CheckpointError
 from trident_postprocessing.detokenizer import Detokenizer, load_detokenizer, make_detokenizer
@@ -53,8 +53,10 @@ def random_ids(draw: st.DrawFn, family: str) -> list[int]:
     vocabulary = tokenizer.get_vocab()
     short = sorted(i for token, i in vocabulary.items() if len(token) <= 2 or token.startswith("<"))
     spaces = sorted(i for token, i in vocabulary.items() if "▁" in token or "Ġ" in token or "\ufffd" in token)
+    blanks = [vocabulary[token] for token in ("▁", "▁▁", "Ġ") if token in vocabulary]
     any_id = st.integers(0, tokenizer.get_vocab_size() + PADDING - 1)
-    return draw(st.lists(any_id | st.sampled_from(short) | st.sampled_from(spaces or short), max_size=30))
+    kinds = [st.sampled_from(ids) for ids in (short, spaces, blanks) if ids]
+    return draw(st.lists(st.one_of(any_id, *kinds), max_size=30))
 
 
 @st.composite
@@ -106,6 +108,12 @@ def test_an_incomplete_character_at_the_end_comes_out_with_the_last_chunk() -> N
     assert streamed("byte_level_bytes", token_ids, [1] * len(token_ids))[-1] == "\ufffd"
     detokenizer, _ = parts("byte_level_bytes")
     assert detokenizer.text(token_ids, [], is_last=True) == "\ufffd"
+
+
+def test_a_space_that_alone_would_be_stripped_is_kept() -> None:
+    tokenizer = tokenizer_of("two_spaces")
+    token_ids = [tokenizer.token_to_id(token) for token in ("a", "▁", "▁", "a")]
+    assert streamed("two_spaces", token_ids, [1, 1, 1, 1]) == ["a", " ", " ", "a"]
 
 
 def test_an_invalid_byte_takes_its_whole_run_with_it() -> None:

@@ -1,0 +1,28 @@
+"""Engine folders with a tokenizer and as much of a manifest as preprocessing reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from tests.tokenizer_zoo import SPECIAL, tokenizer_of
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role not in ['user', 'assistant'] %}{{ raise_exception('no role ' + message.role) }}{% endif %}"
+    "<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
+
+def make_engine_folder(
+    folder: Path, family: str, *, chat_template: str | None = CHAT_TEMPLATE, max_seq_len: int = 64
+) -> Path:
+    """Save a tokenizer of the zoo as a checkpoint has it."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(family), eos_token=SPECIAL[1])
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "engine.json").write_text(json.dumps({"limits": {"max_seq_len": max_seq_len}}))
+    return folder
