@@ -1,0 +1,1 @@
+"""The command `trident`: build, serve, chat, bench."""

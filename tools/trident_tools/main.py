@@ -1,0 +1,63 @@
+"""The command `trident` and its subcommands.
+
+Owns their names and how an error leaves the program. A subcommand is a module with `add_arguments(parser)` and
+`run(args)`; it is imported when it is called, so that `trident --help` is quick. Never does a command's work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Protocol, cast
+
+from trident_ensemble.errors import TridentError
+
+#: Command -> what `trident --help` says; the module is `trident_tools.<command>`.
+COMMANDS = {
+    "build": "compile a checkpoint into a Triton model repository",
+    "serve": "serve a model repository with tritonserver",
+    "chat": "talk to a running server",
+}
+
+
+class Command(Protocol):
+    """What a subcommand's module provides."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit status."""
+        ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status: 1 for an error of ours, 2 for a wrong usage, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="trident", description="LLMs on NVIDIA's Triton Inference Server.")
+    parser.add_argument("--version", action="version", version=f"trident {metadata.version('trident-llm')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name in words[:1]:
+            _load(name).add_arguments(subparser)
+    args = parser.parse_args(words)
+    try:
+        return _load(args.command).run(args)
+    except TridentError as error:
+        print(f"trident {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _load(name: str) -> Command:
+    return cast("Command", importlib.import_module(f"trident_tools.{name}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

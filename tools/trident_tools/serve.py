@@ -1,0 +1,155 @@
+"""`trident serve`: a model repository, served by tritonserver until it is told to stop.
+
+Owns the command's options and what is printed. Never watches a process itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from trident_backend.engine.artifact import Manifest
+from trident_ensemble import layout
+from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
+from trident_ensemble.errors import ServerError
+from trident_tools.preflight import check_ports, check_repository
+from trident_tools.server_process import ServerProcess
+from trident_tools.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
+from trident_tools.triton_log import last_errors
+from trident_tools.triton_server import Listen, compose_backends, find_server, server_command, server_environment
+from trident_tools.triton_status import TritonStatus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--repository", type=Path, required=True, metavar="DIR", help="what `trident build` wrote")
+    # Triton has no authentication: it is reachable from other machines only when someone says so.
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
+    )
+    parser.add_argument("--http-port", type=int, default=8000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--grpc-port", type=int, default=8001, metavar="N", help="default: %(default)s")
+    parser.add_argument("--metrics-port", type=int, default=8002, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for requests in flight after a signal (default: %(default)g)",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--verbose", action="store_true", help="show tritonserver's log here")
+    output.add_argument("--log-file", type=Path, metavar="FILE", help="write tritonserver's log here")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("triton_option", nargs="*", help="after `--`: further options of tritonserver itself")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal; returns 0 after a clean drain.
+
+    Raises:
+        TridentError: the repository or a port will not do, or the server could not be started or kept alive.
+    """
+    listen = Listen(args.host, args.http_port, args.grpc_port, args.metrics_port)
+    manifest = check_repository(args.repository)
+    check_ports(listen)
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
+        log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
+        try:
+            status = _serve(args, listen, manifest, console=console, signals=signals, folder=folder, log=log)
+        except ServerError as error:
+            raise _explained(error, log) from None
+        if log is not None and args.log_file is None:
+            Path(log.name).unlink()
+        return status
+
+
+def _serve(
+    args: argparse.Namespace,
+    listen: Listen,
+    manifest: Manifest,
+    *,
+    console: Console,
+    signals: Signals,
+    folder: Path,
+    log: IO[bytes] | None,
+) -> int:
+    server = find_server()
+    backends = folder / "backends"
+    backends.mkdir()
+    compose_backends(server, backends)
+    notice = folder / "drain"
+    command = server_command(server, args.repository.resolve(), backends, listen, EXIT_TIMEOUT_S)
+    environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
+    began = time.monotonic()
+    process = ServerProcess([*command, *args.triton_option], environment, log)
+    status = TritonStatus(listen)
+    supervisor = Supervisor(
+        process, status, DrainNotice(notice), signals, drain_timeout_s=args.drain_timeout, say=console.print
+    )
+    try:
+        with console.status(f"Loading {args.repository} ..."):
+            ready = supervisor.wait_until_ready()
+        if not ready:
+            console.print("Stopped before it was ready.")
+            supervisor.stop()
+            return 0
+        console.print(_announcement(args.repository, listen, manifest, time.monotonic() - began))
+        supervisor.watch()
+        console.print("Draining: requests in flight finish, new ones are refused.")
+        outcome = supervisor.drain()
+        console.print("Stopped.")
+        return outcome
+    finally:
+        supervisor.clean_up()
+
+
+def _open_log(path: Path | None) -> IO[bytes]:
+    """The file asked for, or a temporary one that is kept when the server fails."""
+    if path is None:
+        return tempfile.NamedTemporaryFile(prefix="tritonserver-", suffix=".log", delete=False)
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise ServerError(f"--log-file {path}: cannot be written: {error.strerror or error}") from error
+
+
+def _explained(error: ServerError, log: IO[bytes] | None) -> ServerError:
+    """The error, with what tritonserver logged about it."""
+    if log is None or Path(log.name).stat().st_size == 0:
+        return error
+    lines = [str(error), *(f"  {line}" for line in last_errors(Path(log.name))), f"The whole log: {log.name}"]
+    return ServerError("\n".join(lines))
+
+
+def _announcement(repository: Path, listen: Listen, manifest: Manifest, seconds: float) -> str:
+    host = "localhost" if listen.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else listen.host  # noqa: S104
+    if ":" in host:
+        host = f"[{host}]"
+    url = f"http://{host}:{listen.http_port}"
+    generate = f"{url}/v2/models/{layout.ENSEMBLE}/generate"
+    precision, limits = manifest.precision, manifest.limits
+    chat = "" if listen.grpc_port == 8001 and host == "localhost" else f" --url {host}:{listen.grpc_port}"
+    return f"""\
+Ready after {seconds:.1f} s: {repository} ({manifest.architecture.family}, {manifest.compiler.name}, \
+{precision.compute}, weights {precision.weights}, KV cache {precision.kv_cache})
+  limits   {limits.max_num_seqs} sequences at once, {limits.max_num_tokens} tokens in a step, \
+{limits.max_seq_len} tokens in a sequence
+  HTTP     {url}
+  gRPC     {host}:{listen.grpc_port}
+  metrics  http://{host}:{listen.metrics_port}/metrics
+Try:
+  curl -s {generate} -d '{{"text_input": "The", "max_tokens": 32}}'
+  curl -sN {generate}_stream -d '{{"text_input": "The", "max_tokens": 32, "stream": true}}'
+  trident chat{chat}
+Ctrl-C finishes the requests in flight and stops."""

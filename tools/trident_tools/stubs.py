@@ -1,0 +1,117 @@
+"""The model processes ("stubs") of a running tritonserver, seen through /proc.
+
+Triton never restarts a stub that died and goes on calling its model ready; so somebody must look. Owns the list of
+stubs, which of them have gone, and the shared memory that they leave behind when killed. Never ends a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_STUB = "triton_python_backend_stub"
+#: Triton's own regions and the core's acknowledgement tables, as /proc/PID/maps lists them.
+_SHARED_MEMORY = re.compile(r"\s(/dev/shm/(?:triton_\w+_shm_region_|trident-)\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Stub:
+    """One model instance's process.
+
+    Args:
+        pid: its process id.
+        started: its start time in clock ticks, which tells it from a later process of the same id.
+        model: the model's name.
+        version: the model's version.
+        instance: Triton's name of the instance.
+    """
+
+    pid: int
+    started: int
+    model: str
+    version: str
+    instance: str
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What a successor of this process would fill."""
+        return self.model, self.version, self.instance
+
+
+class StubWatch:
+    """Knows the stubs of one server.
+
+    Args:
+        server_pid: tritonserver's process id.
+    """
+
+    def __init__(self, server_pid: int) -> None:
+        self._server_pid = server_pid
+        self._known: dict[int, Stub] = {}
+        self._shared_memory: set[Path] = set()
+
+    def discover(self) -> None:
+        """Learn of new stubs and of the shared memory in use; about 15 microseconds for each process of the machine."""
+        for folder in _PROC.glob("[0-9]*"):
+            pid = int(folder.name)
+            status = _status(pid)
+            if status is None or status[0] != self._server_pid:
+                continue
+            stub = _stub(pid, status[1])
+            if stub is not None:
+                self._known[pid] = stub
+                with contextlib.suppress(OSError):
+                    maps = (folder / "maps").read_text(encoding="utf-8", errors="replace")
+                    self._shared_memory.update(map(Path, _SHARED_MEMORY.findall(maps)))
+
+    def living(self) -> list[Stub]:
+        """The known stubs that run."""
+        return [stub for stub in self._known.values() if _runs(stub)]
+
+    def fallen(self) -> list[Stub]:
+        """The known stubs that have gone and whose place nobody has taken, as a reload does."""
+        dead = [stub for stub in self._known.values() if not _runs(stub)]
+        if dead:
+            self.discover()
+        taken = {stub.place for stub in self.living()}
+        return [stub for stub in dead if stub.place not in taken]
+
+    def forget(self, stub: Stub) -> None:
+        """Its end was in order."""
+        if self._known.get(stub.pid) == stub:
+            del self._known[stub.pid]
+
+    def remove_shared_memory(self) -> None:
+        """Remove what the stubs left in /dev/shm; only for a server that has ended."""
+        for path in self._shared_memory:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _status(pid: int) -> tuple[int, int] | None:
+    """Parent and start time of a running process; None when it does not run (any more)."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+
+
+def _runs(stub: Stub) -> bool:
+    status = _status(stub.pid)
+    return status is not None and status[1] == stub.started
+
+
+def _stub(pid: int, started: int) -> Stub | None:
+    """Its command line: `<stub> <repository>/<model>/<version>/model.py <shared memory> ... <instance> <backend>`."""
+    try:
+        words = (_PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")[:-1]
+    except OSError:
+        return None
+    if len(words) < 4 or Path(words[0]).name != _STUB:
+        return None
+    version = Path(words[1]).parent
+    return Stub(pid, started, version.parent.name, version.name, words[-2])

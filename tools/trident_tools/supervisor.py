@@ -1,0 +1,204 @@
+"""The life of a server: until it is ready, while it serves, while it drains.
+
+Owns the decisions: when a death is a failure, when draining is over, when patience is. Never starts a process and
+never prints; it tells `say` what happens.
+
+Triton refuses the inner steps of ensemble requests in flight once it has been asked to stop, and does not end while a
+client holds a gRPC stream open. Hence the order of draining: give notice (the core refuses what is new), wait until the
+core holds nothing, ask Triton to stop, wait until the models' processes have left, and wait no longer.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from trident_ensemble.draining import DrainNotice
+from trident_ensemble.errors import ServerError
+from trident_tools.server_process import ServerProcess
+from trident_tools.stubs import Stub, StubWatch
+from trident_tools.triton_status import TritonStatus
+
+_POLL_S = 0.2
+_DISCOVER_S = 2.0
+#: A stub's model must be ready for so long after the stub's end: a model being unloaded ceases to be.
+_CONFIRM_S = 1.0
+#: The core must hold nothing for so long: answers pass through postprocessing after they left it.
+_SETTLE_S = 0.6
+#: What Triton gets for requests that no core knows of.
+EXIT_TIMEOUT_S = 5
+_STOP_S = 15.0
+_AFTER_STUBS_S = 3.0
+
+
+class Signals:
+    """Counts requests to stop (SIGINT, SIGTERM, SIGHUP) while it is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._previous[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+class Supervisor:
+    """Of one server.
+
+    Args:
+        process: the server.
+        status: asks it.
+        notice: tells its core to drain.
+        signals: of this process.
+        drain_timeout_s: requests in flight get so long once a stop is asked for.
+        say: takes one line on what happens.
+    """
+
+    def __init__(
+        self,
+        process: ServerProcess,
+        status: TritonStatus,
+        notice: DrainNotice,
+        signals: Signals,
+        *,
+        drain_timeout_s: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._process = process
+        self._status = status
+        self._notice = notice
+        self._signals = signals
+        self._drain_timeout_s = drain_timeout_s
+        self._say = say
+        self._stubs = StubWatch(process.pid)
+        self._next_discovery = 0.0
+        self._suspects: dict[Stub, float] = {}
+
+    def wait_until_ready(self) -> bool:
+        """Wait, however long models load; False when a stop is asked for before.
+
+        Raises:
+            ServerError: the server ended.
+        """
+        while not self._status.is_ready():
+            if self._process.exit_status() is not None:
+                raise ServerError(f"tritonserver ended while loading ({_ending(self._process)})")
+            if self._signals.count:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def watch(self) -> None:
+        """Return when a stop is asked for.
+
+        Raises:
+            ServerError: the server, or the process of a model that is ready, died.
+        """
+        while not self._signals.count:
+            self._check()
+            time.sleep(_POLL_S)
+
+    def drain(self) -> int:
+        """Let requests in flight finish, refuse new ones, then stop the server.
+
+        Returns:
+            0 when all finished; 1 when some did not in time; 130 when a second signal cut it short.
+
+        Raises:
+            ServerError: the server died before they finished.
+        """
+        self._notice.give()
+        deadline = time.monotonic() + self._drain_timeout_s
+        quiet_since: float | None = None
+        told = 0
+        while quiet_since is None or time.monotonic() - quiet_since < _SETTLE_S:
+            self._check()
+            active = self._num_active()
+            if active:
+                quiet_since = None
+                if active != told:
+                    self._say(f"{active} requests in flight; a second signal stops at once")
+                    told = active
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+            if self._signals.count > 1:
+                return 130
+            if active and time.monotonic() > deadline:
+                self._say(f"{active} requests still in flight after {self._drain_timeout_s:g} s: they are cancelled")
+                self.stop()
+                return 1
+            time.sleep(_POLL_S / 2)
+        self.stop()
+        return 0
+
+    def stop(self) -> None:
+        """Ask the server to stop; return when it has, or when there is nothing left to wait for."""
+        self._stubs.discover()
+        self._process.ask_to_stop()
+        deadline = time.monotonic() + _STOP_S
+        while time.monotonic() < deadline and self._signals.count < 2:
+            if not self._stubs.living():
+                deadline = min(deadline, time.monotonic() + _AFTER_STUBS_S)
+            if self._process.wait(_POLL_S):
+                return
+
+    def clean_up(self) -> None:
+        """End whatever still runs and remove what it would leave behind; in every case, last."""
+        self._stubs.discover()
+        self._process.kill()
+        self._stubs.remove_shared_memory()
+
+    def _num_active(self) -> int:
+        try:
+            return self._status.num_active_requests()
+        except OSError:
+            return 1  # a server too busy to answer is not idle; one that died is found by `_check`
+
+    def _check(self) -> None:
+        """Find out whether anything has died that should live."""
+        now = time.monotonic()
+        if self._process.exit_status() is not None:
+            raise ServerError(f"tritonserver died ({_ending(self._process)})")
+        if now >= self._next_discovery:
+            self._stubs.discover()
+            self._next_discovery = now + _DISCOVER_S
+        fallen = self._stubs.fallen()
+        if not fallen:
+            self._suspects.clear()
+            return
+        ready = self._ready_models()
+        for stub in fallen:
+            if ready is not None and (stub.model, stub.version) not in ready:
+                self._stubs.forget(stub)  # it was unloaded
+            elif now - self._suspects.setdefault(stub, now) >= _CONFIRM_S:
+                raise ServerError(
+                    f"model {stub.model!r}, instance {stub.instance}: its process (pid {stub.pid}) died; Triton would "
+                    "go on calling the model ready and fail its requests, so the server has been stopped"
+                )
+
+    def _ready_models(self) -> set[tuple[str, str]] | None:
+        """None when the server does not answer: then a death counts as a failure."""
+        try:
+            return self._status.ready_models()
+        except OSError:
+            return None
+
+
+def _ending(process: ServerProcess) -> str:
+    status = process.exit_status()
+    if status is not None and status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"
