@@ -21,6 +21,7 @@ from trident_backend.loop import Command, EngineLoop, LoopStats
 from trident_backend.requests import parse_request
 from trident_backend.streams import Responder, Streams
 from trident_ensemble import tensors
+from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import DrainingError, QueueFullError
 from trident_ensemble.settings import CoreSettings
 
@@ -33,6 +34,7 @@ class CoreService:
         defaults: the checkpoint's generation settings.
         anchors: uint8 `[vocab_size]`, see `trident_ensemble.anchors`.
         settings: serving parameters.
+        notice: once given, new requests are refused and those in the core finish.
         on_fatal: called after every request has been answered, when the engine cannot go on.
     """
 
@@ -42,12 +44,15 @@ class CoreService:
         defaults: Generation,
         anchors: npt.NDArray[np.uint8],
         settings: CoreSettings,
+        *,
+        notice: DrainNotice,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.spec = engine.spec
         self._engine = engine
         self._defaults = defaults
         self._settings = settings
+        self._notice = notice
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -74,7 +79,7 @@ class CoreService:
         """
         sequence = parse_request(next(self._ids), fields, self.spec, self._defaults)
         with self._lock:
-            if self._stopping:
+            if self._stopping or self._notice.given():
                 raise DrainingError("the server is shutting down")
             if self._num_open >= self._max_open:
                 raise QueueFullError(

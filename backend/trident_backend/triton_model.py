@@ -21,6 +21,7 @@ from trident_backend.requests import check_parameters
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble import layout, tensors
+from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import ConfigError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import CoreSettings, parse_parameters
 
@@ -43,7 +44,8 @@ class TritonPythonModel:
         settings = parse_parameters(CoreSettings, config["parameters"])
         engine, manifest = load_engine(folder)
         anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False)
-        self._service = CoreService(engine, manifest.generation, anchors, settings, _exit)
+        notice = DrainNotice.from_environment(os.environ)
+        self._service = CoreService(engine, manifest.generation, anchors, settings, notice=notice, on_fatal=_exit)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._gauges = _Gauges()
         self._metrics = CoreMetrics(engine.spec, labels, self._gauges.make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -20,7 +21,7 @@ def _sequence(params: SamplingParams, place: int = 3) -> Sequence:
     return sequence
 
 
-def _reference(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+def _reference(logits: npt.NDArray[np.float32], params: SamplingParams) -> npt.NDArray[np.float64]:
     scores = torch.from_numpy(logits)[None]
     scores = TemperatureLogitsWarper(params.temperature)(None, scores)
     if params.top_k:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ import pytest
 from tests.backend.doubles import SPEC, Client, expected_tokens
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.mock import MockEngine
+from trident_backend.engine.protocol import FloatArray, StepBatch
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble.acknowledgements import GONE, Acknowledger
-from trident_ensemble.errors import CancelledError, EngineError, QueueFullError, RequestError
+from trident_ensemble.draining import DrainNotice
+from trident_ensemble.errors import CancelledError, DrainingError, EngineError, QueueFullError, RequestError
 from trident_ensemble.settings import CoreSettings
 
 NO_DEFAULTS = Generation(end_ids=(), temperature=0.0, top_k=0, top_p=1.0)
@@ -26,9 +29,13 @@ ANCHORS = np.ones(SPEC.vocab_size, np.uint8)
 
 
 @contextmanager
-def serving(engine: MockEngine, settings: CoreSettings | None = None) -> Iterator[CoreService]:
+def serving(
+    engine: MockEngine, settings: CoreSettings | None = None, notice: DrainNotice | None = None
+) -> Iterator[CoreService]:
     died: list[BaseException] = []
-    service = CoreService(engine, NO_DEFAULTS, ANCHORS, settings or CoreSettings(), died.append)
+    service = CoreService(
+        engine, NO_DEFAULTS, ANCHORS, settings or CoreSettings(), notice or DrainNotice(None), died.append
+    )
     try:
         yield service
     finally:
@@ -111,11 +118,13 @@ def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
 
 def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     class Broken(MockEngine):
-        def execute(self, batch: object) -> np.ndarray:  # type: ignore[override]
+        def execute(self, batch: StepBatch) -> FloatArray:
             raise RuntimeError("out of the blue")
 
     died = threading.Event()
-    service = CoreService(Broken(SPEC), NO_DEFAULTS, ANCHORS, CoreSettings(), lambda _: died.set())
+    service = CoreService(
+        Broken(SPEC), NO_DEFAULTS, ANCHORS, CoreSettings(), notice=DrainNotice(None), on_fatal=lambda _: died.set()
+    )
     clients = [Client() for _ in range(9)]
     for client in clients:
         try:
@@ -132,6 +141,18 @@ def test_shutdown_answers_everybody() -> None:
         for client in clients:
             service.submit({"input_ids": [1], "max_tokens": 50, "stream": True}, client)
     assert all(client.num_finals == 1 and client.errors for client in clients)
+
+
+def test_a_draining_core_finishes_what_it_has_and_takes_nothing_new(tmp_path: Path) -> None:
+    notice = DrainNotice(tmp_path / "notice")
+    with serving(MockEngine(SPEC, step_seconds=0.005), notice=notice) as service:
+        client = Client()
+        service.submit({"input_ids": [1], "max_tokens": 50}, client)
+        notice.give()
+        with pytest.raises(DrainingError):
+            service.submit({"input_ids": [1], "max_tokens": 5}, Client())
+        assert client.done.wait(5)
+        assert client.output_ids == expected_tokens([1], 50)
 
 
 class Acknowledging(Client):

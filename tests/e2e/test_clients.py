@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -15,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from tests.e2e.clients import ask_grpc, events, make_inputs
 from tests.e2e.server import Server, post
 
-FIELDS = {"text_input": "hello world", "max_tokens": 12, "ignore_eos": True}
+FIELDS: dict[str, Any] = {"text_input": "hello world", "max_tokens": 12, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")

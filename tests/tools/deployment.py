@@ -171,7 +171,15 @@ class Deployment:
 
     def stubs(self, model: str) -> list[int]:
         """The processes of one model."""
-        return [pid for pid, words in _processes() if self._is_stub(words) and f"/{model}/" in words[1]]
+        return [pid for pid, words in _processes() if self._is_stub(words) and f"/{model}" in words[1]]
+
+    def shared_memory(self) -> set[Path]:
+        """What its stubs have mapped."""
+        paths: set[Path] = set()
+        for pid in self.stubs(""):
+            words = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").split()
+            paths.update(Path(word) for word in words if word.startswith("/dev/shm/"))  # noqa: S108
+        return paths
 
     def wait(self, seconds: float) -> int:
         """Its exit status."""

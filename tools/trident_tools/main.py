@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 1 for an error of ours, 2 for a wrong usage, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="trident", description="LLMs on NVIDIA's Triton Inference Server.")
-    parser.add_argument("--version", action="version", version=f"trident {metadata.version('trident-llm')}")
+    parser.add_argument("--version", action="version", version=f"trident {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
@@ -53,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _version() -> str:
+    try:
+        return metadata.version("trident-llm")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _load(name: str) -> Command:

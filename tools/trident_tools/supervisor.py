@@ -29,7 +29,7 @@ _CONFIRM_S = 1.0
 _SETTLE_S = 0.6
 #: What Triton gets for requests that no core knows of.
 EXIT_TIMEOUT_S = 5
-_STOP_S = 15.0
+_STOP_S = 10.0
 _AFTER_STUBS_S = 3.0
 
 

@@ -23,7 +23,7 @@ from trident_ensemble.errors import ServerError
 WHEEL = "nvidia-pytriton==0.7.0"
 _STUB = "triton_python_backend_stub"
 _PYTHON_BACKEND = "python"
-_BACKEND_MODEL = '''"""Triton loads this file; everything is in the package."""
+_BACKEND_MODEL = '''"""The Triton backend `trident`; everything is in the package."""
 
 from trident_backend.triton_model import TritonPythonModel
 

@@ -1,0 +1,38 @@
+# serve, test, check, bench: each sets up what it needs in .venv first.
+# PYTHON=/usr/bin/python3.12 chooses the interpreter of a new .venv; HTTP_PORT=9000 and the like choose the ports.
+
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+
+CHECKPOINT := tools/demo/checkpoint
+REPOSITORY := model_repository
+ENGINE := $(REPOSITORY)/core/1/engine.json
+BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py)
+
+.PHONY: serve test check bench FORCE
+.NOTPARALLEL:
+
+serve: $(ENGINE)
+	.venv/bin/trident serve --repository $(REPOSITORY) \
+		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+test: check
+	.venv/bin/python -m pytest
+
+check: .venv/.set-up-test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy ensemble preprocessing backend postprocessing tools tests
+	.venv/bin/lint-imports
+	.venv/bin/hadolint docker/Dockerfile
+
+bench: .venv/.set-up-bench
+	.venv/bin/trident bench
+
+$(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
+	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY)
+
+# Runs each time and touches the stamp only when it has changed something.
+.venv/.set-up-%: FORCE
+	@tools/setup.sh $*

@@ -1,0 +1,5 @@
+"""The Triton backend `trident`; everything is in the package."""
+
+from trident_backend.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

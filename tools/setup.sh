@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Makes .venv with what `serve`, `test` or `bench` needs; quick when there is nothing to do.
+# A new .venv is made by $PYTHON, or by the first of python3 and python3.12, .11, .10, .13 that will do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+    echo "set-up: $*" >&2
+    exit 1
+}
+
+case "${1:-}" in
+    serve) extras=openvino,server ;;
+    test) extras=openvino,server,test,check ;;
+    bench) extras=openvino,server,bench ;;
+    *) die "usage: tools/setup.sh serve|test|bench" ;;
+esac
+
+venv=.venv/bin/python
+stamp=.venv/.set-up-$1
+state="$PWD $(cat pyproject.toml tools/setup.sh | sha256sum)"
+
+supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+version() {
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+}
+
+if [ -n "${PYTHON:-}" ] && supported "$PYTHON" && supported $venv && [ "$(version "$PYTHON")" != "$(version $venv)" ]; then
+    die ".venv is of Python $(version $venv), PYTHON=$PYTHON is $(version "$PYTHON"): remove .venv first"
+fi
+
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x $venv ]; then
+    exit 0
+fi
+
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in $venv python3 python3.12 python3.11 python3.10 python3.13; do
+        if supported "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+    [ -n "$python" ] || die "no Python 3.10 to 3.13: sudo apt install python3-venv libpython3-dev (or set PYTHON=...)"
+fi
+supported "$python" || die "PYTHON=$python is not a Python 3.10 to 3.13"
+"$python" tools/check_python.py
+
+quiet=()
+[ -t 1 ] || quiet=(--quiet)
+pip() {
+    $venv -m pip --disable-pip-version-check install "${quiet[@]}" "$@"
+}
+
+echo "set-up: installing into .venv (Python $(version "$python"); minutes the first time, nothing afterwards)"
+$venv -c 'import pip' 2>/dev/null || "$python" -m venv --clear .venv
+pip --editable ".[$extras]"
+# tritonserver's wheel: nothing it depends on is needed.
+pip --no-deps nvidia-pytriton==0.7.0
+echo "$state" >"$stamp"

@@ -1,0 +1,113 @@
+"""One streamed answer at a time from a running server, over gRPC.
+
+Owns the request's tensors and the timing of an answer. Never prints, never reads input.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from trident_ensemble import tensors
+from trident_ensemble.errors import ServerError
+from trident_ensemble.tensors import TensorSpec
+
+_NUMPY: dict[str, Any] = {"STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
+_LIVE_TIMEOUT_S = 5.0
+
+
+@dataclass
+class Answer:
+    """How an answer went; filled in while its text arrives.
+
+    Args:
+        num_tokens: tokens generated.
+        first_token_s: seconds from the request to the first token; None before it.
+        tokens_per_s: rate after the first response; None while only one has come.
+        finish_reason: empty until the answer is whole.
+    """
+
+    num_tokens: int = 0
+    first_token_s: float | None = None
+    tokens_per_s: float | None = None
+    finish_reason: str = ""
+
+
+class ChatClient:
+    """Asks one model of one server.
+
+    Args:
+        url: `host:port` of gRPC.
+        model: an ensemble of Trident.
+        options: values of further optional inputs, by tensor.
+
+    Raises:
+        ServerError: nobody answers there, or the model is not served.
+    """
+
+    def __init__(self, url: str, model: str, options: Mapping[TensorSpec, object]) -> None:
+        self._model = model
+        self._options = dict(options)
+        try:
+            self._client = triton.InferenceServerClient(url)
+            served = self._client.is_model_ready(model, client_timeout=_LIVE_TIMEOUT_S)
+        except Exception as error:
+            raise ServerError(
+                f"no server answers at {url} ({_message(error)}); start one with `trident serve`"
+            ) from None
+        if not served:
+            raise ServerError(f"{url} does not serve a model {model!r}")
+
+    def ask(self, messages: Sequence[Mapping[str, str]], answer: Answer) -> Generator[str, None, None]:
+        """The next answer of a conversation, piece by piece; leaving the iteration early cancels it.
+
+        Raises:
+            ServerError: what the server said.
+        """
+        values = {tensors.MESSAGES: json.dumps(list(messages)), tensors.STREAM: True, **self._options}
+        replies: queue.Queue[Any] = queue.Queue()
+        began = time.perf_counter()
+        try:
+            self._client.start_stream(lambda result, error: replies.put(error if error is not None else result))
+            self._client.async_stream_infer(self._model, [_input(spec, value) for spec, value in values.items()])
+            first: tuple[float, int] | None = None
+            while not answer.finish_reason:
+                reply = replies.get()
+                if isinstance(reply, Exception):
+                    raise ServerError(_message(reply))
+                now = time.perf_counter()
+                answer.num_tokens = int(reply.as_numpy(tensors.NUM_OUTPUT_TOKENS.name).item())
+                answer.finish_reason = reply.as_numpy(tensors.FINISH_REASON.name).item().decode()
+                if first is None:
+                    first = now, answer.num_tokens
+                    answer.first_token_s = now - began
+                elif answer.num_tokens > first[1]:
+                    answer.tokens_per_s = (answer.num_tokens - first[1]) / (now - first[0])
+                yield reply.as_numpy(tensors.TEXT_OUTPUT.name).item().decode("utf-8", "replace")
+        finally:
+            self._client.stop_stream(cancel_requests=not answer.finish_reason)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+
+def _input(spec: TensorSpec, value: object) -> Any:
+    wire = "BYTES" if spec.dtype == "STRING" else spec.dtype
+    array = np.array([[value.encode() if isinstance(value, str) else value]], _NUMPY[spec.dtype])
+    tensor = triton.InferInput(spec.name, array.shape, wire)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _message(error: BaseException) -> str:
+    """One line."""
+    text = error.message() if hasattr(error, "message") else str(error)
+    return " ".join(str(text).split()) or type(error).__name__
