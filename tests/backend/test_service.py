@@ -34,7 +34,12 @@ def serving(
 ) -> Iterator[CoreService]:
     died: list[BaseException] = []
     service = CoreService(
-        engine, NO_DEFAULTS, ANCHORS, settings or CoreSettings(), notice or DrainNotice(None), died.append
+        engine,
+        NO_DEFAULTS,
+        ANCHORS,
+        settings or CoreSettings(),
+        notice=notice or DrainNotice(None),
+        on_fatal=died.append,
     )
     try:
         yield service
