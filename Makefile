@@ -28,10 +28,11 @@ check: .venv/.set-up-test
 	.venv/bin/hadolint docker/Dockerfile
 
 bench: .venv/.set-up-bench
-	.venv/bin/trident bench
+	.venv/bin/python -m tests.benchmarks.compare
 
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
-	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY)
+	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) \
+		--preprocessing-instances 1 --postprocessing-instances 1
 
 # Runs each time and touches the stamp only when it has changed something.
 .venv/.set-up-%: FORCE

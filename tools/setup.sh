@@ -12,7 +12,7 @@ die() {
 case "${1:-}" in
     serve) extras=openvino,server ;;
     test) extras=openvino,server,test,check ;;
-    bench) extras=openvino,server,bench ;;
+    bench) extras=openvino,server,test,bench ;;
     *) die "usage: tools/setup.sh serve|test|bench" ;;
 esac
 

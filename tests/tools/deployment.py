@@ -210,7 +210,7 @@ def command(*arguments: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def deploy(repository: Path, *options: object, environment: Mapping[str, str] | None = None) -> Iterator[Deployment]:
+def deploy(repository: Path, *options: object) -> Iterator[Deployment]:
     """Start `trident serve`; whatever happens, nothing of it is left afterwards."""
     http, grpc, metrics = free_ports(3)
     words = command(
@@ -220,7 +220,7 @@ def deploy(repository: Path, *options: object, environment: Mapping[str, str] | 
     output = repository.parent / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+            words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(output.parent)}
         )
     deployment = Deployment(process, http, grpc, metrics, output)
     try:

@@ -1,9 +1,9 @@
-"""Which deaths are failures, seen with ordinary processes in the place of stubs."""
+"""Which deaths are failures, with sleeping processes in the place of stubs."""
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,24 +20,25 @@ from trident_tools.triton_log import last_errors
 from trident_tools.triton_server import Listen
 from trident_tools.triton_status import TritonStatus
 
-#: Starts a "stub" for each instance named, says its process ids, and starts one more for each line it reads.
+#: Keeps one stub of core_0_0 alive as long as the file `restart` exists, and reaps the dead.
 _SERVER = """
-import subprocess, sys
-def start(instance):
-    words = ["/b/triton_python_backend_stub", "/models/core/1/model.py", "memory", instance, "DEFAULT"]
-    print(subprocess.Popen(words, executable="/bin/sleep-alike").pid, flush=True)
+import pathlib, subprocess, sys, time
+words = ["/backends/python/triton_python_backend_stub", sys.argv[1], "memory", "core_0_0", "DEFAULT"]
+stub = None
+while True:
+    if stub is None or (stub.poll() is not None and pathlib.Path(sys.argv[2]).exists()):
+        stub = subprocess.Popen(words, executable=sys.executable)
+    time.sleep(0.05)
 """
 
 
 class Status(TritonStatus):
-    """A server whose ready models the test decides."""
+    """A server whose ready models the test decides; None: it does not answer."""
 
     def __init__(self) -> None:
         super().__init__(Listen("127.0.0.1", 1, 2, 3))
         self.ready: set[tuple[str, str]] | None = {("core", "1")}
-
-    def is_ready(self) -> bool:
-        return True
+        self.active: list[int] = []
 
     def ready_models(self) -> set[tuple[str, str]]:
         if self.ready is None:
@@ -45,34 +46,133 @@ class Status(TritonStatus):
         return self.ready
 
     def num_active_requests(self) -> int:
-        return 0
+        return self.active.pop(0) if self.active else 0
 
 
 @pytest.fixture
-def stub(tmp_path: Path) -> Path:
-    """A program that sleeps and looks like a stub."""
-    path = tmp_path / "triton_python_backend_stub"
-    path.symlink_to("/bin/sh")
-    return path
+def restart(tmp_path: Path) -> Path:
+    """Exists: a dead stub gets a successor."""
+    return tmp_path / "restart"
 
 
 @pytest.fixture
-def server(tmp_path: Path, stub: Path) -> Iterator[ServerProcess]:
-    """A "tritonserver" that starts one stub now and another whenever the file `again` appears."""
-    wait = f"sleep 60 # {stub}"
-    script = (
-        "import subprocess, time, pathlib\n"
-        f"again = pathlib.Path({str(tmp_path / 'again')!r})\n"
-        f"words = [{str(stub)!r}, '-c', 'sleep 60; :', '/models/core/1/model.py', 'core_0_0', 'DEFAULT']\n"
-        f"words = [{str(stub)!r}, '/models/core/1/model.py', 'memory', 'core_0_0', 'DEFAULT']\n"
-    )
-    del wait
-    body = (
-        "def start():\n"
-        "    return subprocess.Popen(words, executable='/bin/cat', stdin=subprocess.PIPE)\n"
-    )
-    del body
+def server(tmp_path: Path, restart: Path) -> Iterator[ServerProcess]:
+    model = tmp_path / "models" / "core" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("import time; time.sleep(60)", encoding="utf-8")
     with (tmp_path / "log").open("wb") as log:
-        process = ServerProcess([sys.executable, "-c", script], {}, log)
+        process = ServerProcess([sys.executable, "-c", _SERVER, str(model), str(restart)], os.environ, log)
     yield process
     process.kill()
+
+
+def only_stub(server: ServerProcess, other_than: int = 0) -> int:
+    """Its process id, once it runs."""
+    watch = StubWatch(server.pid)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        watch.discover()
+        for stub in watch.living():
+            if stub.pid != other_than:
+                assert stub.place == ("core", "1", "core_0_0")
+                return stub.pid
+        time.sleep(0.05)
+    raise AssertionError("no stub")
+
+
+class Stop(Signals):
+    """Asks to stop after a time, as a signal would."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return int(time.monotonic() >= self._at)
+
+
+def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Path | None = None) -> Supervisor:
+    return Supervisor(server, status, DrainNotice(notice), Stop(seconds), drain_timeout_s=30, say=lambda _line: None)
+
+
+def test_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
+    watcher = supervisor(server, Status(), 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=rf"model 'core', instance core_0_0: its process \(pid {pid}\) died"):
+        watcher.watch()
+    assert time.monotonic() - began < 4
+
+
+def test_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerProcess) -> None:
+    status = Status()
+    status.ready = None
+    watcher = supervisor(server, status, 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ServerError, match="died"):
+        watcher.watch()
+
+
+def test_unloaded_model_is_no_failure(server: ServerProcess) -> None:
+    status = Status()
+    watcher = supervisor(server, status, 3)
+    pid = only_stub(server)
+    watcher._check()
+    status.ready = set()
+    os.kill(pid, signal.SIGKILL)
+    watcher.watch()
+
+
+def test_reloaded_model_is_no_failure(server: ServerProcess, restart: Path) -> None:
+    restart.touch()
+    watcher = supervisor(server, Status(), 3)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(pid, signal.SIGKILL)
+    watcher.watch()
+    assert only_stub(server, other_than=pid)
+
+
+def test_dead_server_is_a_failure(server: ServerProcess) -> None:
+    watcher = supervisor(server, Status(), 10)
+    os.kill(server.pid, signal.SIGTERM)
+    with pytest.raises(ServerError, match="tritonserver died"):
+        watcher.watch()
+
+
+def test_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProcess, tmp_path: Path) -> None:
+    status = Status()
+    status.active = [2, 2, 1, 0, 1, 0]
+    only_stub(server)
+    notice = tmp_path / "notice"
+    watcher = supervisor(server, status, 0, notice)
+    watcher.watch()
+    assert server.exit_status() is None
+    assert watcher.drain() == 0
+    assert notice.exists()
+    assert not status.active
+    assert server.exit_status() == -signal.SIGTERM
+
+
+def test_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        'I1121 05:07:37.446358 28957 model_lifecycle.cc:472] "loading: boom:1"\n'
+        'E1121 05:07:37.432243 28957 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+        'E1121 05:07:39.794550 28957 backend_model.cc:692] "ERROR: first\\n\\nAt:\\n  model.py(3): initialize\\n"\n'
+        'E1121 05:07:39.794663 28957 model_lifecycle.cc:642] "second"\n'
+        'E1121 05:07:39.794663 28957 model_lifecycle.cc:642] "second"\n'
+        "error: creating server: Internal - failed to load all models\n",
+        encoding="utf-8",
+    )
+    assert last_errors(log) == [
+        "ERROR: first At: model.py(3): initialize",
+        "second",
+        "creating server: Internal - failed to load all models",
+    ]
+    assert last_errors(log, limit=1) == ["creating server: Internal - failed to load all models"]
+    assert last_errors(tmp_path / "none") == []

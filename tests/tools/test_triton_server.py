@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,14 +68,14 @@ def test_server_without_python_backend_is_refused(tmp_path: Path, monkeypatch: p
 
 def test_no_server_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ServerError, match=r"pip install --no-deps nvidia-pytriton==0\.7\.0"):
         find_server()
 
 
 def test_numpy_2_is_refused_with_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.1.0")
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.1.0")
     with pytest.raises(ServerError, match="numpy<2"):
         find_server()
 
@@ -84,9 +85,11 @@ def test_missing_libpython_names_the_package(tmp_path: Path, monkeypatch: pytest
     stubs = tmp_path / "pytriton" / "tritonserver" / "python_backend_stubs" / f"3.{sys.version_info.minor}"
     stubs.mkdir(parents=True)
     (tmp_path / "pytriton" / "__init__.py").touch()
-    stub = stubs / "triton_python_backend_stub"
-    stub.write_text(f"#!/bin/sh\necho '\t{library}.so.1.0 => not found'\n", encoding="utf-8")
-    stub.chmod(0o755)
+    (stubs / "triton_python_backend_stub").touch()
+    traced = subprocess.CompletedProcess(
+        [], 0, f"\tlibc.so.6 => /lib/libc.so.6 (0x1)\n\t{library}.so.1.0 => not found\n"
+    )
+    monkeypatch.setattr("subprocess.run", lambda *_args, **_options: traced)
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ServerError, match=rf"sudo apt install {library}$"):

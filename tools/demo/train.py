@@ -7,7 +7,8 @@ with a chat template), so that the first answer of a fresh installation is Engli
 It needs torch, transformers, tokenizers and safetensors, and no other data than what every CPython carries: the
 language reference in ``pydoc_data.topics``, the docstrings of the standard library, and ``conversations.json`` next
 to this file, which holds the small talk and the question templates. The checkpoint in ``checkpoint/`` was trained from
-the documentation of CPython 3.11 (3.11.7, Linux) on one x86-64 core with AVX-512, which takes half an hour, or forty minutes if that core is shared::
+the documentation of CPython 3.11 (3.11.7, Linux) on one x86-64 core with AVX-512, which
+took 39 minutes while other work ran on the same machine::
 
     python tools/demo/train.py --output tools/demo/checkpoint --threads 1
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -65,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
         signals = stack.enter_context(Signals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
+        failed = True
         try:
             status = _serve(args, listen, manifest, console=console, signals=signals, folder=folder, log=log)
+            failed = False
         except ServerError as error:
             raise _explained(error, log) from None
-        if log is not None and args.log_file is None:
-            Path(log.name).unlink()
+        finally:
+            if log is not None and args.log_file is None and not (failed and Path(log.name).stat().st_size):
+                Path(log.name).unlink()
         return status
 
 
@@ -98,7 +103,12 @@ def _serve(
         process, status, DrainNotice(notice), signals, drain_timeout_s=args.drain_timeout, say=console.print
     )
     try:
-        with console.status(f"Loading {args.repository} ..."):
+        loading = f"Loading {args.repository} ..."
+        if console.is_terminal and not args.verbose:
+            with console.status(loading):
+                ready = supervisor.wait_until_ready()
+        else:
+            console.print(loading)
             ready = supervisor.wait_until_ready()
         if not ready:
             console.print("Stopped before it was ready.")
@@ -151,5 +161,11 @@ Ready after {seconds:.1f} s: {repository} ({manifest.architecture.family}, {mani
 Try:
   curl -s {generate} -d '{{"text_input": "The", "max_tokens": 32}}'
   curl -sN {generate}_stream -d '{{"text_input": "The", "max_tokens": 32, "stream": true}}'
-  trident chat{chat}
+  {_program()} chat{chat}
 Ctrl-C finishes the requests in flight and stops."""
+
+
+def _program() -> str:
+    """This command as it can be typed again."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "trident" and shutil.which("trident") != sys.argv[0] else "trident"
