@@ -29,8 +29,9 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class LoopStats:
-    """A consistent look at the core between two steps."""
+    """A consistent look at the core between two steps; the service adds `num_open`, requests without a final answer."""
 
+    num_open: int = 0
     num_running: int = 0
     num_waiting: int = 0
     num_paused: int = 0

@@ -22,7 +22,7 @@ _BATCHER = ("nv_trt_llm_inflight_batcher_metrics", "in-flight batching", "inflig
 _GENERAL = ("nv_trt_llm_general_metrics", "the core's loop", "general_type")
 
 _SOURCES: tuple[tuple[tuple[str, str, str], str, Source], ...] = (
-    (_REQUESTS, "active", lambda stats, _: stats.num_running + stats.num_waiting),
+    (_REQUESTS, "active", lambda stats, _: stats.num_open),
     (_REQUESTS, "max", lambda _, spec: spec.max_num_seqs),
     (_REQUESTS, "scheduled", lambda stats, _: stats.num_running - stats.num_paused),
     (_REQUESTS, "context", lambda stats, _: stats.num_context),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class CoreService:
     @property
     def stats(self) -> LoopStats:
         """The core between its last two steps."""
-        return self._loop.stats
+        return replace(self._loop.stats, num_open=self._num_open)
 
     def submit(self, fields: Mapping[str, Any], responder: Responder) -> None:
         """Take a request; from here on the responder gets exactly one final response.

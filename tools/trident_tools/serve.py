@@ -150,6 +150,9 @@ def _announcement(repository: Path, listen: Listen, manifest: Manifest, seconds:
     generate = f"{url}/v2/models/{layout.ENSEMBLE}/generate"
     precision, limits = manifest.precision, manifest.limits
     chat = "" if listen.grpc_port == 8001 and host == "localhost" else f" --url {host}:{listen.grpc_port}"
+    # A checkpoint with a chat template was trained to answer, not to go on.
+    is_chat = f"{layout.TOKENIZER_FOLDER}/chat_template.jinja" in manifest.digests
+    prompt = r'"messages": "[{\"role\": \"user\", \"content\": \"Hello!\"}]"' if is_chat else '"text_input": "The"'
     return f"""\
 Ready after {seconds:.1f} s: {repository} ({manifest.architecture.family}, {manifest.compiler.name}, \
 {precision.compute}, weights {precision.weights}, KV cache {precision.kv_cache})
@@ -159,8 +162,8 @@ Ready after {seconds:.1f} s: {repository} ({manifest.architecture.family}, {mani
   gRPC     {host}:{listen.grpc_port}
   metrics  http://{host}:{listen.metrics_port}/metrics
 Try:
-  curl -s {generate} -d '{{"text_input": "The", "max_tokens": 32}}'
-  curl -sN {generate}_stream -d '{{"text_input": "The", "max_tokens": 32, "stream": true}}'
+  curl -s {generate} -d '{{{prompt}, "max_tokens": 32}}'
+  curl -sN {generate}_stream -d '{{{prompt}, "max_tokens": 32, "stream": true}}'
   {_program()} chat{chat}
 Ctrl-C finishes the requests in flight and stops."""
 
