@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from trident_backend.core import EngineCore, StepResult
 from trident_backend.sequence import FinishReason, Sequence
-from trident_ensemble.errors import EngineError
+from trident_ensemble.errors import DrainingError, EngineError, TridentError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TokenEvent:
     sequence_id: int
     token_id: int | None
     finish_reason: FinishReason | None
-    error: EngineError | None = None
+    error: TridentError | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EngineLoop:
         self._inbox.put((command, sequence))
 
     def stop(self) -> None:
-        """End the loop after its current step; whatever it still holds is cancelled."""
+        """End the loop after its current step; whatever it still holds is answered UNAVAILABLE."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -92,9 +92,9 @@ class EngineLoop:
                 result = self._core.step()
                 idle = not result.num_tokens
                 self._report(result)
-            self._cancel_all()
+            self._end_all(FinishReason.CANCELLED, DrainingError("the server is shutting down"))
         except BaseException as error:
-            self._cancel_all(EngineError(f"the engine loop died: {error!r}"))
+            self._end_all(FinishReason.ERROR, EngineError(f"the engine loop died: {error!r}"))
             self._on_fatal(error)
 
     def _take_inbox(self, *, wait: bool) -> bool:
@@ -116,10 +116,10 @@ class EngineLoop:
         return True
 
     def _obey(self, command: Command, sequence: Sequence, events: list[TokenEvent]) -> None:
+        if sequence.finish_reason is not None:
+            return  # an abort may overtake the addition, and anything the end
         if command is Command.ADD:
             self._core.scheduler.add(sequence)
-        elif sequence.finish_reason is not None:
-            return
         elif command is Command.ABORT:
             self._core.scheduler.finish(sequence, FinishReason.CANCELLED)
             events.append(TokenEvent(sequence.sequence_id, None, FinishReason.CANCELLED))
@@ -154,14 +154,13 @@ class EngineLoop:
             num_step_tokens=num_step_tokens,
         )
 
-    def _cancel_all(self, error: EngineError | None = None) -> None:
+    def _end_all(self, reason: FinishReason, error: TridentError) -> None:
         scheduler = self._core.scheduler
-        events = []
         while not self._inbox.empty():
             message = self._inbox.get()
-            if message is not None and message[0] is Command.ADD:
-                scheduler.waiting.append(message[1])
-        reason = FinishReason.CANCELLED if error is None else FinishReason.ERROR
+            if message is not None:
+                self._obey(*message, [])
+        events = []
         for sequence in [*scheduler.running, *scheduler.waiting]:
             scheduler.finish(sequence, reason)
             events.append(TokenEvent(sequence.sequence_id, None, reason, error))

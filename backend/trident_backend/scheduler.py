@@ -115,5 +115,5 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self._kv_cache.release(sequence)
-        else:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)

@@ -60,8 +60,11 @@ class CoreService:
         self._num_open = 0
         self._max_open = self.spec.max_num_seqs + settings.max_queue_size
         self._stopping = False
-        self._streams = Streams(settings, self._max_open, anchors, self._tell, self._closed)
-        self._loop = EngineLoop(EngineCore(engine), self._streams.emit, self._died)
+        core = EngineCore(engine)
+        self._streams = Streams(
+            settings, self._max_open, anchors, self._tell, on_closed=self._closed, on_fatal=self._streams_died
+        )
+        self._loop = EngineLoop(core, self._streams.emit, self._loop_died)
         self._streams.start()
         self._loop.start()
 
@@ -111,8 +114,13 @@ class CoreService:
         with self._lock:
             self._num_open -= 1
 
-    def _died(self, error: BaseException) -> None:
+    def _loop_died(self, error: BaseException) -> None:
         with self._lock:
             self._stopping = True
         self._streams.stop()
+        self._on_fatal(error)
+
+    def _streams_died(self, error: BaseException) -> None:
+        with self._lock:
+            self._stopping = True
         self._on_fatal(error)

@@ -22,7 +22,7 @@ from trident_backend.loop import Command, TokenEvent
 from trident_backend.sequence import FinishReason, Sequence
 from trident_ensemble.acknowledgements import AcknowledgementTable, encode
 from trident_ensemble.anchors import context_start
-from trident_ensemble.errors import CancelledError, TridentError
+from trident_ensemble.errors import CancelledError, DrainingError, EngineError, TridentError
 from trident_ensemble.settings import CoreSettings
 
 _POLL_HELD_S = 0.002
@@ -94,6 +94,7 @@ class Streams:
         anchors: uint8 `[vocab_size]`, see `trident_ensemble.anchors`.
         tell: the engine loop's inbox.
         on_closed: called once for each stream after its final response.
+        on_fatal: called on this thread when it cannot go on; every open stream has been answered by then.
     """
 
     def __init__(
@@ -102,12 +103,15 @@ class Streams:
         max_num_streams: int,
         anchors: npt.NDArray[np.uint8],
         tell: Callable[[Command, Sequence], None],
+        *,
         on_closed: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
         self._anchors = anchors.tobytes()
         self._tell = tell
         self._on_closed = on_closed
+        self._on_fatal = on_fatal
         self._table = AcknowledgementTable(max_num_streams)
         self._streams: dict[int, _Stream] = {}
         self._inbox: queue.SimpleQueue[list[TokenEvent] | _Stream | None] = queue.SimpleQueue()
@@ -135,16 +139,28 @@ class Streams:
         self._table.close()
 
     def _run(self) -> None:
-        going_on = True
-        while going_on:
-            going_on = self._take_inbox()
-            now = time.monotonic()
-            newest = self._table.newest()
-            self._poll_cancelled(now)
-            for stream in list(self._streams.values()):
-                self._pump(stream, newest, now)
+        try:
+            while self._take_inbox():
+                self._pump_all()
+            self._pump_all()
+            self._finish_all(DrainingError("the server is shutting down"))
+        except BaseException as error:  # the last line of defence: nobody may wait for ever
+            self._finish_all(EngineError(f"the thread that answers died: {error!r}"))
+            self._on_fatal(error)
+
+    def _pump_all(self) -> None:
+        now = time.monotonic()
+        self._poll_cancelled(now)
+        controlled = [stream for stream in self._streams.values() if stream.flow is not None]
+        counts = self._table.num_acknowledged([stream.slot for stream in controlled])
+        for stream, num_acknowledged in zip(controlled, counts, strict=True):
+            self._heed(stream, num_acknowledged, now)
         for stream in list(self._streams.values()):
-            self._finish(stream, stream.error or CancelledError("the server is shutting down"))
+            self._pump(stream, now)
+
+    def _finish_all(self, error: TridentError) -> None:
+        for stream in list(self._streams.values()):
+            self._finish(stream, stream.error or error)
 
     def _take_inbox(self) -> bool:
         try:
@@ -181,7 +197,7 @@ class Streams:
                 stream.output_ids.append(event.token_id)
             stream.finish_reason = event.finish_reason
             stream.error = event.error
-            if event.finish_reason is FinishReason.CANCELLED:
+            if event.finish_reason is FinishReason.CANCELLED and event.error is None:
                 stream.error = CancelledError("the request was cancelled")
 
     def _poll_cancelled(self, now: float) -> None:
@@ -192,26 +208,26 @@ class Streams:
             if not stream.aborted and stream.responder.is_cancelled():
                 self._abort(stream)
 
-    def _pump(self, stream: _Stream, newest: npt.NDArray[np.int64], now: float) -> None:
-        """Send what may be sent, and act on what the acknowledgements say."""
-        flow = stream.flow
-        if flow is not None:
-            flow.acknowledged(self._table.decode(int(newest[stream.slot]), stream.generation))
-            self._heed(stream, flow.state(now))
-        if stream.error is not None:
-            self._finish(stream, stream.error)
-        elif stream.is_held and (flow is None or flow.may_send):
-            self._send(stream, now)
-
-    def _heed(self, stream: _Stream, state: FlowState) -> None:
+    def _heed(self, stream: _Stream, num_acknowledged: int, now: float) -> None:
+        """Act on what a stream's acknowledgements say."""
+        assert stream.flow is not None
+        stream.flow.acknowledged(num_acknowledged)
+        state = stream.flow.state(now)
         if state is FlowState.GONE:
             if stream.finish_reason is not None:
-                stream.error = CancelledError("nobody reads this stream any more")
+                stream.error = stream.error or CancelledError("nobody reads this stream any more")
             elif not stream.aborted:
                 self._abort(stream)
         elif (state is FlowState.STALLED) != stream.paused:
             stream.paused = not stream.paused
             self._tell(Command.PAUSE if stream.paused else Command.RESUME, stream.sequence)
+
+    def _pump(self, stream: _Stream, now: float) -> None:
+        """Send what may be sent."""
+        if stream.error is not None:
+            self._finish(stream, stream.error)
+        elif stream.is_held and (stream.flow is None or stream.flow.may_send):
+            self._send(stream, now)
 
     def _abort(self, stream: _Stream) -> None:
         stream.aborted = True

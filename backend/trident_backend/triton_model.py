@@ -22,7 +22,7 @@ from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble import layout, tensors
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import ConfigError, TridentError, triton_code, wire_message
+from trident_ensemble.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import CoreSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -59,9 +59,11 @@ class TritonPythonModel:
             responder = _TritonResponder(request.get_response_sender())
             try:
                 check_parameters(json.loads(request.parameters() or "{}"))
-                self._service.submit(_fields(request), responder)
+                self._service.submit(_fields(request, self._service.spec.max_seq_len), responder)
             except TridentError as error:
                 responder.fail(error)
+            except Exception as error:  # whatever it is, this request must be answered and the others served
+                responder.fail(TridentError(f"the request could not be read: {error!r}"))
 
     def finalize(self) -> None:
         """Answer what is left and free the engine."""
@@ -96,7 +98,11 @@ class _TritonResponder:
         self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(wire_message(error), code)), final=True)
 
     def is_cancelled(self) -> bool:
-        return bool(self._sender.is_cancelled())
+        try:
+            return bool(self._sender.is_cancelled())
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"a client could not be asked after: {error}")
+            return False
 
     def _respond(self, response: Any, *, final: bool) -> None:
         try:
@@ -105,13 +111,21 @@ class _TritonResponder:
             pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
 
 
-def _fields(request: Any) -> dict[str, Any]:
+def _fields(request: Any, max_seq_len: int) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for spec in tensors.CORE_INPUTS:
         tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
-        if tensor is not None:
-            values = tensor.as_numpy().reshape(-1).tolist()
-            fields[spec.name] = values if spec is tensors.INPUT_IDS else values[0]
+        if tensor is None:
+            continue
+        array = tensor.as_numpy().reshape(-1)
+        if spec is tensors.INPUT_IDS:
+            if array.size > max_seq_len:
+                raise RequestError(spec.name, f"{array.size} tokens are too many: max_seq_len is {max_seq_len}")
+            fields[spec.name] = array.tolist()
+        elif array.size != 1:
+            raise RequestError(spec.name, f"must hold one value, not {array.size}")
+        else:
+            fields[spec.name] = array[0].item()
     return fields
 
 

@@ -6,7 +6,7 @@ writes down each chunk once its text has left, or that nobody wants it any more,
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
 Shape `[num_slots, NUM_COLUMNS]` int64. A row belongs to one stream of the core; a column to one postprocessing
-instance, so every cell has one writer and needs no lock. A cell holds the largest acknowledgement written:
+instance, so every cell has one writer and needs no lock. A cell holds an acknowledgement:
 `generation << 32 | number of chunks delivered`, all 32 bits set when the client is gone; a new stream in an old row has
 a larger generation.
 """
@@ -14,6 +14,7 @@ a larger generation.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import secrets
@@ -45,41 +46,51 @@ class AcknowledgementTable:
     """
 
     def __init__(self, num_slots: int) -> None:
+        _sweep()
         self.table_id = secrets.randbits(62) | 1
-        descriptor = os.open(_path(self.table_id), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.ftruncate(descriptor, num_slots * NUM_COLUMNS * _CELL)
-            self._map = mmap.mmap(descriptor, 0)
-        finally:
-            os.close(descriptor)
-        self._cells: npt.NDArray[np.int64] = np.frombuffer(self._map, np.int64).reshape(num_slots, NUM_COLUMNS)
+        unlocked = _path(self.table_id).with_suffix(".new")
+        self._file = os.fdopen(os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b")
+        # Locked as long as this process lives, so that another can tell a table in use from one left behind.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.truncate(num_slots * NUM_COLUMNS * _CELL)
+        self._cells: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(self._file.fileno(), 0), np.int64).reshape(
+            num_slots, NUM_COLUMNS
+        )
+        unlocked.rename(_path(self.table_id))
         self._free = list(range(num_slots - 1, -1, -1))
-        self._generations = [0] * num_slots
+        self._generations: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
 
     def open(self) -> tuple[int, int]:
         """Take a row for a new stream: `(slot, generation)`."""
         slot = self._free.pop()
-        self._generations[slot] += 1
-        return slot, self._generations[slot]
+        generation = secrets.randbits(30) + 1
+        self._generations[slot] = generation
+        return slot, generation
 
     def release(self, slot: int) -> None:
         """Give a row back; late acknowledgements of its old stream no longer count."""
+        self._generations[slot] = 0
         self._free.append(slot)
 
-    def newest(self) -> npt.NDArray[np.int64]:
-        """The largest acknowledgement of every row, int64 `[num_slots]`."""
-        newest: npt.NDArray[np.int64] = self._cells.max(axis=1)
-        return newest
-
-    @staticmethod
-    def decode(acknowledgement: int, generation: int) -> int:
-        """How many chunks of the `generation`-th stream of a row have been delivered, or GONE."""
-        return acknowledgement & GONE if acknowledgement >> 32 == generation else 0
+    def num_acknowledged(self, slots: list[int]) -> list[int]:
+        """How many chunks of each row's stream have been delivered, or GONE."""
+        cells = self._cells[slots]
+        own = cells >> 32 == self._generations[slots, None]
+        counts: list[int] = np.where(own, cells & GONE, 0).max(axis=1).tolist()
+        return counts
 
     def close(self) -> None:
         """Remove the file; whoever has it mapped keeps a harmless copy."""
-        with contextlib.suppress(FileNotFoundError):
-            _path(self.table_id).unlink()
+        _path(self.table_id).unlink(missing_ok=True)
+        self._file.close()
+
+
+def _sweep() -> None:
+    """Remove the tables of processes that were killed."""
+    for path in _FOLDER.glob("trident-" + "[0-9a-f]" * 16):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 class Acknowledger:
@@ -102,7 +113,7 @@ class Acknowledger:
             if table is None:
                 return
             self._tables[table_id] = table
-        if 0 <= slot < len(table) and acknowledgement > table[slot, self._column]:
+        if 0 <= slot < len(table):
             table[slot, self._column] = acknowledgement
 
     @staticmethod

@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from trident_ensemble import layout, tensors
+from trident_ensemble.acknowledgements import NUM_COLUMNS
 from trident_ensemble.errors import ConfigError
 from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, render_parameters
 from trident_ensemble.tensors import TensorSpec
@@ -77,6 +78,8 @@ class RepositorySettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1, not {value}")
+            if value is not None and value > NUM_COLUMNS:
+                raise ConfigError(f"{name}: must be at most {NUM_COLUMNS}, not {value}")
 
 
 def render_repository(settings: RepositorySettings) -> dict[str, str]:

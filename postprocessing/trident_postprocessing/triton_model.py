@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import GONE, Acknowledger
+from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import TextSettings, parse_parameters
 from trident_postprocessing.detokenizer import load_detokenizer
@@ -36,6 +37,7 @@ class TritonPythonModel:
         settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
         folder = layout.engine_folder(Path(args["model_repository"]), settings.core_model)
         self._detokenizer = load_detokenizer(folder)
+        self._max_seq_len = read_max_seq_len(folder)
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
     def execute(self, requests: list[Any]) -> None:
@@ -54,15 +56,20 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             is_last = _integers(request, tensors.CHUNK)[-1] != 0
-            text = self._detokenizer.text(
-                _token_ids(request, tensors.CONTEXT_IDS), _token_ids(request, tensors.OUTPUT_IDS), is_last=is_last
-            )
+            context_ids = self._token_ids(request, tensors.CONTEXT_IDS)
+            text = self._detokenizer.text(context_ids, self._token_ids(request, tensors.OUTPUT_IDS), is_last=is_last)
         except TridentError as error:
             return _failure(error)
         except Exception as error:  # whatever it is, this request must be answered
             return _failure(TridentError(f"postprocessing failed: {error!r}"))
         encoded = np.array([[text.encode()]], np.object_)
         return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])
+
+    def _token_ids(self, request: Any, spec: tensors.TensorSpec) -> list[int]:
+        token_ids = _integers(request, spec, self._max_seq_len)
+        if token_ids and min(token_ids) < 0:
+            raise RequestError(spec.name, f"{min(token_ids)} is no token id; the least is 0")
+        return token_ids
 
 
 def _instance(instance_name: str) -> int:
@@ -71,21 +78,17 @@ def _instance(instance_name: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _integers(request: Any, spec: tensors.TensorSpec) -> list[int]:
+def _integers(request: Any, spec: tensors.TensorSpec, max_size: int = 64) -> list[int]:
     tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
     if tensor is None:
         raise RequestError(spec.name, "missing")
-    values: list[int] = tensor.as_numpy().ravel().tolist()
+    array = tensor.as_numpy().ravel()
+    if array.size > max_size:
+        raise RequestError(spec.name, f"{array.size} values are too many; the most is {max_size}")
+    values: list[int] = array.tolist()
     if spec.dims[0] >= 0 and len(values) != spec.dims[0]:
         raise RequestError(spec.name, f"must hold {spec.dims[0]} values, not {len(values)}")
     return values
-
-
-def _token_ids(request: Any, spec: tensors.TensorSpec) -> list[int]:
-    token_ids = _integers(request, spec)
-    if token_ids and min(token_ids) < 0:
-        raise RequestError(spec.name, f"{min(token_ids)} is no token id; the least is 0")
-    return token_ids
 
 
 def _failure(error: TridentError) -> Any:

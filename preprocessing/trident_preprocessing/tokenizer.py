@@ -6,7 +6,6 @@ never counts tokens against the engine's limits: that is the core's part.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from trident_ensemble import layout, tensors
+from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import ArtifactError, RequestError
 from trident_preprocessing.messages import parse_messages
 
@@ -108,7 +108,7 @@ def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
     Raises:
         ArtifactError: the engine folder lacks its manifest or its tokenizer, or they cannot be read.
     """
-    max_seq_len = _max_seq_len(engine_folder / layout.MANIFEST_FILE)
+    max_seq_len = read_max_seq_len(engine_folder)
     folder = engine_folder / layout.TOKENIZER_FOLDER
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is missing; build again")
@@ -117,13 +117,3 @@ def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
     except Exception as error:  # whatever transformers raises, the load fails with the folder's name
         raise ArtifactError(f"{folder} cannot be loaded: {error}") from error
     return PromptTokenizer(tokenizer, max_seq_len)
-
-
-def _max_seq_len(manifest: Path) -> int:
-    try:
-        value = json.loads(manifest.read_text(encoding="utf-8"))["limits"]["max_seq_len"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ArtifactError(f"{manifest}: limits.max_seq_len cannot be read ({error!r}); build again") from None
-    if not isinstance(value, int) or value < 1:
-        raise ArtifactError(f"{manifest}: limits.max_seq_len must be a whole number of at least 1, not {value!r}")
-    return value

@@ -71,6 +71,9 @@ def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
         (lambda raw: raw["generation"].update(end_ids=[1, "2"]), "engine.generation.end_ids"),
         (lambda raw: raw.update(digests=[]), "engine.digests"),
         (lambda raw: raw.update(precision=7), "engine.precision"),
+        (lambda raw: raw["limits"].update(max_num_tokens=3), "max_num_tokens: 3 is less than max_num_seqs 4"),
+        (lambda raw: raw["kv_cache"].update(num_blocks=1), "num_blocks: the cache holds 32 tokens, max_seq_len is 64"),
+        (lambda raw: raw["limits"].update(max_num_seqs=0), "at least 1"),
     ],
 )
 def test_a_bad_field_is_named(folder: Path, change: Callable[[dict[str, Any]], object], field: str) -> None:

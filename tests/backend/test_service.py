@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.backend.doubles import SPEC, Client, expected_tokens
+from tests.backend.doubles import SPEC, Client, expected_tokens, make_sequence
+from trident_backend.core import EngineCore
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import FloatArray, StepBatch
 from trident_backend.flow import FlowControl, FlowState
+from trident_backend.loop import Command, EngineLoop, TokenEvent
+from trident_backend.sequence import FinishReason
 from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble.acknowledgements import GONE, Acknowledger
@@ -140,12 +143,55 @@ def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     assert all(client.done.is_set() and client.num_finals == 1 for client in clients)
 
 
+def test_an_abort_that_overtakes_its_addition_harms_nobody() -> None:
+    events: list[TokenEvent] = []
+    died: list[BaseException] = []
+    loop = EngineLoop(EngineCore(MockEngine(SPEC)), events.extend, died.append)
+    hasty, other = make_sequence(1, [1], 5), make_sequence(2, [2], 5)
+    for command, sequence in (
+        (Command.ABORT, hasty),
+        (Command.PAUSE, hasty),
+        (Command.ADD, hasty),
+        (Command.ADD, other),
+    ):
+        loop.tell(command, sequence)
+    loop.start()
+    until(lambda: other.finish_reason is not None)
+    loop.stop()
+    assert not died
+    assert [event.finish_reason for event in events if event.sequence_id == 1] == [FinishReason.CANCELLED]
+    assert other.token_ids[1:] == expected_tokens([2], 5)
+
+
+def test_a_responder_that_breaks_is_fatal_and_everybody_is_answered() -> None:
+    class Broken(Client):
+        def send(self, chunk: Chunk) -> None:
+            raise RuntimeError("no way back")
+
+    died = threading.Event()
+    service = CoreService(
+        MockEngine(SPEC, step_seconds=0.01),
+        NO_DEFAULTS,
+        ANCHORS,
+        CoreSettings(),
+        notice=DrainNotice(None),
+        on_fatal=lambda _: died.set(),
+    )
+    other = Client()
+    service.submit({"input_ids": [1], "max_tokens": 60}, other)
+    service.submit({"input_ids": [1], "max_tokens": 2}, Broken())
+    assert died.wait(5)
+    assert isinstance(other.errors[0], EngineError)
+    with pytest.raises(DrainingError):
+        service.submit({"input_ids": [1], "max_tokens": 2}, Client())
+
+
 def test_shutdown_answers_everybody() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
         clients = [Client() for _ in range(9)]
         for client in clients:
             service.submit({"input_ids": [1], "max_tokens": 50, "stream": True}, client)
-    assert all(client.num_finals == 1 and client.errors for client in clients)
+    assert all(client.num_finals == 1 and isinstance(client.errors[0], DrainingError) for client in clients)
 
 
 def test_a_draining_core_finishes_what_it_has_and_takes_nothing_new(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_a_stream_ends_with_its_final_flag(shell: Any) -> None:
         (_request(input_ids=[5], max_tokens=0), "max_tokens"),
         (_request(max_tokens=4), "input_ids"),
         (_request(input_ids=[999], max_tokens=4), "input_ids"),
+        (_request(input_ids=[1] * 100_000, max_tokens=4), "input_ids"),
+        (_request(input_ids=[5], max_tokens=[4, 4]), "max_tokens"),
         (_request({"max_tokns": 4}, input_ids=[5], max_tokens=4), "max_tokns"),
     ],
 )

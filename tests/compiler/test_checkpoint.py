@@ -159,3 +159,10 @@ def test_end_ids_must_be_token_ids(checkpoint: Path, ends: Any) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id"):
         open_checkpoint(checkpoint)
+
+
+def test_generation_settings_that_are_not_served_are_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    assert open_checkpoint(folder).not_served == ()
+    edit_json(folder / "generation_config.json", repetition_penalty=1.05, no_repeat_ngram_size=0, min_p=0.1)
+    assert open_checkpoint(folder).not_served == ("repetition_penalty = 1.05", "min_p = 0.1")

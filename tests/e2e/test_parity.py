@@ -81,11 +81,13 @@ def test_a_prompt_of_three_budgets_is_answered_as_if_it_fitted_whole(tmp_path: P
     prompt = " ".join(random.Random(9).choices(WORDS, k=120))  # noqa: S311 (a test's choice)
     num_tokens = len(tokenizer(prompt).input_ids)
     answers = []
-    for budget in (num_tokens // 3, num_tokens + 8):
+    third = num_tokens // 3
+    assert num_tokens >= 3 * third > 3 * 64, "three steps at least, none of them small"
+    for budget in (third, num_tokens + 8):
         name = f"budget-{budget}"
         repository = build(checkpoint, tmp_path / name, "--max-num-tokens", str(budget), "--max-num-seqs", "4")
         with serve(repository, tmp_path / f"{name}.log") as server:
             answers.append(ask_grpc(server.grpc, text_input=prompt, max_tokens=64, ignore_eos=True))
-    assert answers[0].num_input_tokens == num_tokens >= 3 * (num_tokens // 3)
+    assert [answer.num_input_tokens for answer in answers] == [num_tokens, num_tokens]
     assert answers[0].output_ids == answers[1].output_ids
     assert answers[0].text == answers[1].text

@@ -25,7 +25,8 @@ def _path(table: AcknowledgementTable) -> Path:
 
 
 def read(table: AcknowledgementTable, slot: int, generation: int) -> int:
-    return table.decode(int(table.newest()[slot]), generation)
+    assert generation
+    return table.num_acknowledged([slot])[0]
 
 
 def _acknowledge(table_id: int, instance: int, slot: int, acknowledgement: int) -> None:
@@ -61,13 +62,30 @@ def test_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTabl
     slot, old = table.open()
     table.release(slot)
     again, new = table.open()
-    assert (again, new) == (slot, old + 1)
-    acknowledger = Acknowledger(0)
-    acknowledger.acknowledge(table.table_id, slot, encode(old, 9))
+    assert again == slot
+    assert new != old
+    Acknowledger(0).acknowledge(table.table_id, slot, encode(old, 9))
     assert read(table, slot, new) == 0
-    acknowledger.acknowledge(table.table_id, slot, encode(new, 1))
-    acknowledger.acknowledge(table.table_id, slot, encode(old, 10))
+    Acknowledger(0).acknowledge(table.table_id, slot, encode(new, 1))
+    Acknowledger(1).acknowledge(table.table_id, slot, encode(old, 10))
     assert read(table, slot, new) == 1
+
+
+def test_a_forged_acknowledgement_counts_for_nobody(table: AcknowledgementTable) -> None:
+    slot, generation = table.open()
+    Acknowledger(0).acknowledge(table.table_id, slot, 2**63 - 1)
+    assert read(table, slot, generation) == 0
+    Acknowledger(0).acknowledge(table.table_id, slot, encode(generation, 2))
+    assert read(table, slot, generation) == 2
+
+
+def test_tables_left_behind_are_removed_and_those_in_use_are_not(table: AcknowledgementTable) -> None:
+    orphan = Path("/dev/shm/trident-00000000000000aa")  # noqa: S108
+    orphan.write_bytes(b"left behind")
+    other = AcknowledgementTable(num_slots=1)
+    assert not orphan.exists()
+    assert _path(table).exists()
+    other.close()
 
 
 def test_gone_outweighs_every_number(table: AcknowledgementTable) -> None:

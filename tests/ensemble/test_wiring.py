@@ -93,9 +93,10 @@ def test_a_core_model_is_a_plain_name() -> None:
         parse_parameters(TextSettings, {"core_model": {"string_value": "../../etc"}})
 
 
-def test_zero_instances_are_refused() -> None:
+@pytest.mark.parametrize("instances", [0, 17])
+def test_too_few_and_too_many_instances_are_refused(instances: int) -> None:
     with pytest.raises(ConfigError, match="postprocessing_instances"):
-        RepositorySettings(postprocessing_instances=0)
+        RepositorySettings(postprocessing_instances=instances)
 
 
 @pytest.mark.parametrize(

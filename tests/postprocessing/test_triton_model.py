@@ -22,6 +22,7 @@ TritonPythonModel = triton.load_shell("trident_postprocessing")
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "core" / "2" / "tokenizer").mkdir(parents=True)
     (tmp_path / "core" / "1").mkdir()
+    (tmp_path / "core" / "2" / "engine.json").write_text('{"limits": {"max_seq_len": 64}}')
     tokenizer_of("byte_level_bpe").save(str(tmp_path / "core" / "2" / "tokenizer" / "tokenizer.json"))
     return tmp_path
 
@@ -64,7 +65,8 @@ def execute(model: Any, *requests: triton.InferenceRequest) -> list[triton.Infer
 
 
 def acknowledged(table: AcknowledgementTable, slot: int, generation: int) -> int:
-    return table.decode(int(table.newest()[slot]), generation)
+    assert generation
+    return table.num_acknowledged([slot])[0]
 
 
 def failure(response: triton.InferenceResponse) -> triton.TritonError:

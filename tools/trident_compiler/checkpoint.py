@@ -20,16 +20,39 @@ TOKENIZER_FILE = "tokenizer.json"
 _OPTIONAL_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 #: What transformers samples with where a checkpoint wants sampling and names no number.
 _SAMPLING_TEMPERATURE, _SAMPLING_TOP_K, _SAMPLING_TOP_P = 1.0, 50, 1.0
+#: Settings that change what transformers generates and that are not served, with the values that change nothing.
+_NOT_SERVED: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "min_p": (None, 0, 0.0),
+    "typical_p": (None, 1, 1.0),
+    "epsilon_cutoff": (None, 0, 0.0),
+    "eta_cutoff": (None, 0, 0.0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "sequence_bias": (None, {}),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_eos_token_id": (None,),
+    "stop_strings": (None, []),
+    "num_beams": (None, 1),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; its tensors are mapped, not read."""
+    """An opened checkpoint; its tensors are mapped, not read.
+
+    `not_served` are the settings of generation_config.json that change what transformers generates and are not applied.
+    """
 
     folder: Path
     config: ModelConfig
     generation: Generation
     tensors: TensorFiles
+    not_served: tuple[str, ...] = ()
 
     def copy_tokenizer(self, target: Path) -> None:
         """Copy the tokenizer's files into a new folder."""
@@ -56,7 +79,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     path = folder / "generation_config.json"
     generation = JsonConfig.read(path) if path.exists() else JsonConfig({}, path.name)
-    return Checkpoint(folder, config, _generation(generation, raw, config.vocab_size), TensorFiles(folder))
+    not_served = tuple(
+        f"{key} = {generation.values[key]}"
+        for key, neutral in _NOT_SERVED.items()
+        if key in generation.values and generation.values[key] not in neutral
+    )
+    defaults = _generation(generation, raw, config.vocab_size)
+    return Checkpoint(folder, config, defaults, TensorFiles(folder), not_served)
 
 
 def _generation(generation: JsonConfig, config: JsonConfig, vocab_size: int) -> Generation:

@@ -1,1 +1,1 @@
-"""The command `trident`: build, serve, chat, bench."""
+"""The command `trident`: build, serve, chat."""

@@ -182,3 +182,5 @@ def _print_plan(console: Console, checkpoint: Checkpoint, precision: Precision, 
     )
     for name, text in lines:
         console.print(f"{name:<9} {text}", markup=False)
+    for setting in checkpoint.not_served:
+        console.print(f"not used  {setting} of generation_config.json: not served yet", markup=False)

@@ -53,9 +53,11 @@ class TritonStatus:
             OSError: the server does not answer.
         """
         try:
-            _, body = self._ask("GET", self._listen.metrics_port, "/metrics")
+            status, body = self._ask("GET", self._listen.metrics_port, "/metrics")
         except http.client.HTTPException as error:
             raise OSError(f"the metrics cannot be read: {error}") from error
+        if status != http.client.OK:
+            raise OSError(f"the metrics answered {status}")
         return sum(int(float(value)) for value in _ACTIVE.findall(body.decode("utf-8", "replace")))
 
     def _ask(self, method: str, port: int, path: str) -> tuple[int, bytes]:

@@ -160,7 +160,24 @@ def read_manifest(folder: Path) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(f"format_version: this Trident reads {FORMAT_VERSION}, not {version!r}; build again")
-    return _parse(Manifest, raw, "engine")
+    manifest = _parse(Manifest, raw, "engine")
+    _check_limits(manifest)
+    return manifest
+
+
+def _check_limits(manifest: Manifest) -> None:
+    limits, cache = manifest.limits, manifest.kv_cache
+    if min(limits.max_num_seqs, limits.max_seq_len, cache.block_size, cache.num_blocks) < 1:
+        raise ArtifactError("engine.limits and engine.kv_cache: every limit must be at least 1; build again")
+    if limits.max_num_tokens < limits.max_num_seqs:
+        raise ArtifactError(
+            f"engine.limits.max_num_tokens: {limits.max_num_tokens} is less than max_num_seqs {limits.max_num_seqs}"
+        )
+    num_tokens = cache.num_blocks * cache.block_size
+    if num_tokens < limits.max_seq_len:
+        raise ArtifactError(
+            f"engine.kv_cache.num_blocks: the cache holds {num_tokens} tokens, max_seq_len is {limits.max_seq_len}"
+        )
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
