@@ -82,14 +82,17 @@ class _TritonResponder:
         self._sender = sender
 
     def send(self, chunk: Chunk) -> None:
-        outputs = (
+        outputs = [
             (tensors.OUTPUT_IDS, np.array([chunk.output_ids], np.int32)),
             (tensors.CONTEXT_IDS, np.array([chunk.context_ids], np.int32)),
             (tensors.CHUNK, np.array([chunk.acknowledgement], np.int64)),
-            (tensors.FINISH_REASON, np.array([[chunk.finish_reason.encode()]], np.object_)),
-            (tensors.NUM_INPUT_TOKENS, np.array([[chunk.num_input_tokens]], np.int32)),
-            (tensors.NUM_OUTPUT_TOKENS, np.array([[chunk.num_output_tokens]], np.int32)),
-        )
+        ]
+        if chunk.is_last:
+            outputs += [
+                (tensors.FINISH_REASON, np.array([[chunk.finish_reason.encode()]], np.object_)),
+                (tensors.NUM_INPUT_TOKENS, np.array([[chunk.num_input_tokens]], np.int32)),
+                (tensors.NUM_OUTPUT_TOKENS, np.array([[chunk.num_output_tokens]], np.int32)),
+            ]
         response = pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, array) for spec, array in outputs])
         self._respond(response, final=chunk.is_last)
 

@@ -53,9 +53,9 @@ OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this res
 CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")
 CHUNK = TensorSpec("chunk", "INT64", (4,), "acknowledgement table, slot, acknowledgement, and 1 on the last chunk")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (1,), "the text of this response")
-FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "empty until the last response: eos, length or cancelled")
-NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the prompt in tokens")
-NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (1,), "tokens generated so far")
+FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "on the last response alone: eos or length")
+NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the prompt; on the last response alone")
+NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (1,), "tokens generated; on the last response alone")
 
 SAMPLING_INPUTS = (TEMPERATURE, TOP_K, TOP_P, SEED, END_ID, IGNORE_EOS)
 PREPROCESSING_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS)

@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=50)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of all three")
     parser.add_argument("--skip-genai", action="store_true", help="leave out the comparison with openvino-genai")
     parser.add_argument("--build-option", action="append", default=[], help="a further option of `trident build`")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -57,28 +59,40 @@ def _measure(args: argparse.Namespace, work: Path, console: Console) -> list[dic
     make_checkpoint(checkpoint)
     cache_tokens = 2 * args.sequences * (args.prompt_tokens + args.output_tokens)
     repository = build(
-        checkpoint, work / "repository", "--precision", "bf16", "--kv-cache", f"{cache_tokens} tokens",
+        checkpoint, work / "repository", "--precision", args.precision, "--kv-cache", f"{cache_tokens} tokens",
         "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-num-seqs", "128", "--max-seq-len", "2048", *args.build_option,
     )  # fmt: skip
     loop = EngineLoopBench(repository / "core" / "1")
-    genai = None if args.skip_genai else GenaiBaseline(checkpoint, work / "genai", MAX_NUM_TOKENS, cache_tokens)
+    genai = None
+    if not args.skip_genai:
+        hint = {"bf16": "bf16", "fp32": "f32"}[args.precision]
+        genai = GenaiBaseline(checkpoint, work / "genai", MAX_NUM_TOKENS, cache_tokens, hint)
     rounds = []
     with serve(repository, work / "log") as server:
         for number in range(args.rounds + 1):
             rng = random.Random(number)  # noqa: S311 (prompts, not secrets)
             prompts = [rng.choices(range(VOCABULARY), k=args.prompt_tokens) for _ in range(args.sequences)]
             texts = [" ".join(f"w{token}" for token in prompt) for prompt in prompts]
-            a = loop.run(prompts, args.output_tokens)
-            b = run_served(server.grpc, texts, args.output_tokens)
-            figures = {
-                "loop_s": a.seconds,
-                "outside_share": a.outside_share,
-                "served_s": b.seconds,
-                "served_ttft_p50_s": median(b.first_token_seconds),
-                "tokens_per_response": args.sequences * args.output_tokens / b.num_responses,
-            }
-            if genai is not None:
-                figures["genai_s"] = genai.run(prompts, args.output_tokens)
+            figures: dict[str, float] = {}
+
+            def run_loop(prompts: list[list[int]] = prompts, figures: dict[str, float] = figures) -> None:
+                run = loop.run(prompts, args.output_tokens)
+                figures.update(loop_s=run.seconds, outside_share=run.outside_share)
+
+            def run_whole(texts: list[str] = texts, figures: dict[str, float] = figures) -> None:
+                run = run_served(server.grpc, texts, args.output_tokens)
+                figures["served_s"] = run.seconds
+                figures["served_ttft_p50_s"] = median(run.first_token_seconds)
+                figures["tokens_per_response"] = args.sequences * args.output_tokens / run.num_responses
+
+            def run_genai(prompts: list[list[int]] = prompts, figures: dict[str, float] = figures) -> None:
+                if genai is not None:
+                    figures["genai_s"] = genai.run(prompts, args.output_tokens)
+
+            turns: list[Callable[[], None]] = [run_loop, run_whole, run_genai]
+            # Each round begins with another, so that a drift of the machine's speed favours none.
+            for turn in turns[number % 3 :] + turns[: number % 3]:
+                turn()
             console.print(f"{'warm-up' if number == 0 else number}:", figures)
             rounds.append(figures)
     return rounds[1:]

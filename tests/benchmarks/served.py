@@ -49,5 +49,5 @@ async def _stream(client: Any, prompt: str, max_tokens: int, start: float) -> tu
             raise error
         first = first or time.perf_counter() - start
         num_responses += 1
-        num_tokens = int(result.as_numpy("num_output_tokens")[0, 0])
+        num_tokens += result.as_numpy("output_ids").size
     return num_responses, num_tokens, first

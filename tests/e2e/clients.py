@@ -43,8 +43,10 @@ class Answer:
         self.text += result.as_numpy("text_output").reshape(-1)[0].decode()
         self.output_ids += result.as_numpy("output_ids").reshape(-1).tolist()
         self.num_chunks += 1
+        if result.as_numpy("finish_reason") is None:
+            return
         self.finish_reason = result.as_numpy("finish_reason").reshape(-1)[0].decode()
-        self.num_finals += self.finish_reason != ""
+        self.num_finals += 1
         self.num_input_tokens = int(result.as_numpy("num_input_tokens").reshape(-1)[0])
         self.num_output_tokens = int(result.as_numpy("num_output_tokens").reshape(-1)[0])
 

@@ -44,12 +44,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
                 continue
             if question == SLOW:
                 context.add_callback(self.cancelled.set)
-                yield _response("wait", 1, "")
+                yield _response("wait", "")
                 self.cancelled.wait(20)
                 return
             words = [f"{word} " for word in question.split()]
             for count, word in enumerate(words, 1):
-                yield _response(word, count, "eos" if count == len(words) else "")
+                yield _response(word, "eos" if count == len(words) else "")
                 time.sleep(0.02)
 
     def messages(self, request: int) -> list[dict[str, str]]:
@@ -63,13 +63,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         return {spec.name: raw for spec, raw in zip(asked.inputs, asked.raw_input_contents, strict=True)}
 
 
-def _response(text: str, num_tokens: int, finish_reason: str) -> pb.ModelStreamInferResponse:
+def _response(text: str, finish_reason: str) -> pb.ModelStreamInferResponse:
+    """One response of one token; the reason comes with the last alone."""
     answer = pb.ModelInferResponse(model_name="ensemble", model_version="1")
-    for name, dtype, raw in (
-        ("text_output", "BYTES", _bytes(text.encode())),
-        ("finish_reason", "BYTES", _bytes(finish_reason.encode())),
-        ("num_output_tokens", "INT32", np.int32(num_tokens).tobytes()),
-    ):
+    outputs = [("text_output", "BYTES", _bytes(text.encode())), ("output_ids", "INT32", np.int32(7).tobytes())]
+    if finish_reason:
+        outputs.append(("finish_reason", "BYTES", _bytes(finish_reason.encode())))
+    for name, dtype, raw in outputs:
         answer.outputs.append(pb.ModelInferResponse.InferOutputTensor(name=name, datatype=dtype, shape=[1, 1]))
         answer.raw_output_contents.append(raw)
     return pb.ModelStreamInferResponse(infer_response=answer)

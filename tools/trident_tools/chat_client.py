@@ -83,8 +83,9 @@ class ChatClient:
                 if isinstance(reply, Exception):
                     raise ServerError(_message(reply))
                 now = time.perf_counter()
-                answer.num_tokens = int(reply.as_numpy(tensors.NUM_OUTPUT_TOKENS.name).item())
-                answer.finish_reason = reply.as_numpy(tensors.FINISH_REASON.name).item().decode()
+                answer.num_tokens += reply.as_numpy(tensors.OUTPUT_IDS.name).size
+                finish_reason = reply.as_numpy(tensors.FINISH_REASON.name)
+                answer.finish_reason = "" if finish_reason is None else finish_reason.item().decode()
                 if first is None:
                     first = now, answer.num_tokens
                     answer.first_token_s = now - began
