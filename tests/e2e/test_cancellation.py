@@ -5,12 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tritonclient.grpc as grpcclient
 
+from tests.checkpoints import make_checkpoint
+from tests.e2e.build import build
 from tests.e2e.clients import ask_grpc, grpc_stream, make_inputs
-from tests.e2e.server import Server, until
+from tests.e2e.server import Server, serve, until
 
 #: Long enough to be running still when everything below is over.
 ENDLESS: dict[str, Any] = {"text_input": "hello", "max_tokens": 4000, "stream": True, "ignore_eos": True}
@@ -46,7 +50,7 @@ def test_http_disconnect(server: Server) -> None:
 
 def test_cancel_of_a_stream_from_the_core_itself(server: Server) -> None:
     ids = grpcclient.InferInput("input_ids", [1, 3], "INT32")
-    ids.set_data_from_numpy(__import__("numpy").array([[1, 2, 3]], "int32"))
+    ids.set_data_from_numpy(np.array([[1, 2, 3]], np.int32))
     fields = {key: value for key, value in ENDLESS.items() if key != "text_input"}
     with grpc_stream(server.grpc, [ids, *make_inputs(grpcclient, fields)], "core") as results:
         next(results)
@@ -70,3 +74,17 @@ def test_twenty_cancels_leave_their_neighbour_whole(server: Server) -> None:
             ids += result.as_numpy("output_ids").reshape(-1).tolist()
     assert ids == alone.output_ids
     until(lambda: server.num_used_blocks == 0, 5, "the blocks come back")
+
+
+def test_cancelled_streams_leave_nothing_in_flight_inside_triton(tmp_path: Path) -> None:
+    """Triton says at its end which requests it still holds; with the dynamic batcher it would hold these for ever."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", max_position_embeddings=8192)
+    repository = build(checkpoint, tmp_path / "repository", "--max-seq-len", "4608", "--kv-cache", "256MiB")
+    with serve(repository, tmp_path / "log") as server:
+        for _ in range(3):
+            with grpc_stream(server.grpc, make_inputs(grpcclient, ENDLESS)) as results:
+                next(results)
+            until(lambda: server.num_active == 0, 5, "the cancelled stream is answered")
+    log = (tmp_path / "log").read_text(errors="replace")
+    assert "Found 0 model versions that have in-flight inferences" in log
+    assert "Model 'ensemble' (version 1) has" not in log
