@@ -71,7 +71,6 @@ class _Stream:
     flow: FlowControl | None
     slot: int = 0
     generation: int = 0
-    num_prompt_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
     num_sent: int = 0
     paused: bool = False
@@ -125,7 +124,7 @@ class Streams:
     def open(self, sequence: Sequence, responder: Responder, *, streaming: bool, flow_control: bool) -> None:
         """Answer for a sequence from now on; to be called before the engine loop hears of it."""
         flow = FlowControl(self._settings) if streaming and flow_control else None
-        stream = _Stream(sequence, responder, streaming, flow, num_prompt_tokens=sequence.num_prompt_tokens)
+        stream = _Stream(sequence, responder, streaming, flow)
         self._inbox.put(stream)
 
     def emit(self, events: list[TokenEvent]) -> None:
@@ -245,7 +244,7 @@ class Streams:
             context_ids=stream.output_ids[context_start(self._anchors, stream.output_ids, start) : start],
             acknowledgement=(table_id, stream.slot, acknowledgement, int(last)),
             finish_reason=stream.finish_reason.value if stream.finish_reason is not None else "",
-            num_input_tokens=stream.num_prompt_tokens,
+            num_input_tokens=stream.sequence.num_prompt_tokens,
             num_output_tokens=end,
         )
         stream.num_sent = end

@@ -129,6 +129,15 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
     assert acknowledged(table, slot, generation) == 1, "delivered, though it cannot be decoded"
 
 
+def test_more_ids_than_a_sequence_can_have_are_refused_unread(repository: Path) -> None:
+    too_many = [5] * 65
+    responses = execute(start(repository), request(too_many, [], (0, 0, 0, 1)), request([5], too_many, (0, 0, 0, 1)))
+    assert [failure(response).message() for response in responses] == [
+        "[INVALID_ARG] output_ids: 65 values are too many; the most is 64",
+        "[INVALID_ARG] context_ids: 65 values are too many; the most is 64",
+    ]
+
+
 def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table: AcknowledgementTable) -> None:
     slot, generation = table.open()
     seen = []
