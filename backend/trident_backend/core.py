@@ -5,49 +5,65 @@ Owns every sequence and every KV block, and is used by one thread. Never answers
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trident_backend import batch, sampling
 from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import Engine
 from trident_backend.scheduler import Scheduler
-from trident_backend.sequence import FinishReason, Sequence
-from trident_ensemble.errors import EngineError
+from trident_backend.sequence import FinishReason
+from trident_backend.step_time import StepTimeModel
+from trident_backend.steps import Advance, SchedulerOutput
+from trident_ensemble.errors import ConfigError, EngineError
+from trident_ensemble.settings import CoreSettings
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: who got a token, who ended, and what the engine's failure was, if it failed."""
+    """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed."""
 
-    num_tokens: int
-    advanced: tuple[Sequence, ...]
+    output: SchedulerOutput
+    advances: tuple[Advance, ...] = ()
+    seconds: float = 0.0
     error: EngineError | None = None
 
 
 class EngineCore:
-    """Sequences in, tokens out, one step at a time."""
+    """Sequences in, tokens out, one step at a time.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: computes the steps.
+        settings: how they are scheduled.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, engine: Engine, settings: CoreSettings, clock: Callable[[], float]) -> None:
         spec = engine.spec
-        self.blocks = BlockManager(spec.num_blocks, spec.block_size)
-        self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, spec.max_num_tokens)
+        self.blocks = BlockManager(spec.num_blocks, spec.block_size, reuse=settings.enable_kv_cache_reuse)
+        self.step_times = StepTimeModel()
+        num_tokens = settings.token_budget or spec.max_num_tokens
+        if not spec.max_num_seqs <= num_tokens <= spec.max_num_tokens:
+            raise ConfigError(
+                f"parameters.token_budget: must be from {spec.max_num_seqs} (max_num_seqs) to "
+                f"{spec.max_num_tokens} (max_num_tokens), not {num_tokens}"
+            )
+        self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, num_tokens, settings, self.step_times)
+        self.clock = clock
         self._engine = engine
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a step would compute something, or admit somebody."""
-        return bool(self.scheduler.waiting) or any(not sequence.paused for sequence in self.scheduler.running)
 
     def step(self) -> StepResult:
         """Advance every sequence that can run; a failed step ends the sequences it held, and no others."""
-        output = self.scheduler.schedule()
+        began = self.clock()
+        output = self.scheduler.schedule(began)
         if not output.chunks:
-            return StepResult(0, ())
+            return StepResult(output)
         try:
             logits = self._engine.execute(batch.pack(output, self.blocks.block_size))
         except EngineError as error:
             for chunk in output.chunks:
-                self.scheduler.finish(chunk.sequence, FinishReason.ERROR)
-            return StepResult(output.num_tokens, tuple(chunk.sequence for chunk in output.chunks), error)
-        self.scheduler.update(output, sampling.sample(logits, output.sampled))
-        return StepResult(output.num_tokens, output.sampled)
+                self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
+            return StepResult(output, seconds=self.clock() - began, error=error)
+        token_ids = sampling.sample(logits, output.rows)
+        now = self.clock()
+        return StepResult(output, self.scheduler.update(output, token_ids, now, now - began), now - began)

@@ -6,40 +6,63 @@ response: each step's events go to whoever was named as their receiver.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from trident_backend.core import EngineCore, StepResult
+from trident_backend.records import RequestRecord, StepRecord, request_record, step_record
 from trident_backend.sequence import FinishReason, Sequence
-from trident_ensemble.errors import DrainingError, EngineError, TridentError
+from trident_backend.step_time import StepTime
+from trident_backend.steps import Advance
+from trident_ensemble.errors import CancelledError, DrainingError, EngineError, TridentError
+
+#: Takes what was measured, on the loop's thread.
+Recorder = Callable[[StepRecord | RequestRecord], None]
 
 
-@dataclass(frozen=True)
-class TokenEvent:
-    """What a step did to one sequence: a new token, its end, or both; with the failure that ended it, if one did."""
+class TokenEvent(NamedTuple):
+    """What happened to one sequence: new tokens, its end, or both; with the failure that ended it, if one did."""
 
     sequence_id: int
-    token_id: int | None
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     error: TridentError | None = None
 
 
 @dataclass(frozen=True)
 class LoopStats:
-    """A consistent look at the core between two steps; the service adds `num_open`, requests without a final answer."""
+    """A consistent look at the core between two steps; the service adds `num_open`, requests without a final answer.
+
+    Args:
+        num_open: requests without a final answer.
+        num_running: sequences with room in the KV cache.
+        num_waiting: sequences without.
+        num_interrupted: of these, sequences that have run before and were preempted.
+        num_paused: running sequences whose reader is behind.
+        num_context: running sequences whose prompt is being computed.
+        num_used_blocks: KV blocks in use.
+        num_free_blocks: KV blocks in nobody's use.
+        num_reused_blocks: KV blocks that sequences have found filled, so far.
+        num_steps: steps so far.
+        step_time: what a step costs, as far as it has been learned.
+    """
 
     num_open: int = 0
     num_running: int = 0
     num_waiting: int = 0
+    num_interrupted: int = 0
     num_paused: int = 0
     num_context: int = 0
     num_used_blocks: int = 0
     num_free_blocks: int = 0
+    num_reused_blocks: int = 0
     num_steps: int = 0
-    num_step_tokens: int = 0
+    step_time: StepTime | None = None
 
 
 class Command(Enum):
@@ -57,14 +80,20 @@ class EngineLoop:
     Args:
         core: handed over; nobody else may touch it afterwards.
         emit: takes the events of a step, on this loop's thread.
+        record: takes what was measured, on this loop's thread.
         on_fatal: called when the loop cannot go on; everything it held has been answered by then.
     """
 
     def __init__(
-        self, core: EngineCore, emit: Callable[[list[TokenEvent]], None], on_fatal: Callable[[BaseException], None]
+        self,
+        core: EngineCore,
+        emit: Callable[[list[TokenEvent]], None],
+        record: Recorder,
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._core = core
         self._emit = emit
+        self._record = record
         self._on_fatal = on_fatal
         self._inbox: queue.SimpleQueue[tuple[Command, Sequence] | None] = queue.SimpleQueue()
         self._num_steps = 0
@@ -90,7 +119,7 @@ class EngineLoop:
             idle = True
             while self._take_inbox(wait=idle):
                 result = self._core.step()
-                idle = not result.num_tokens
+                idle = not result.output.chunks
                 self._report(result)
             self._end_all(FinishReason.CANCELLED, DrainingError("the server is shutting down"))
         except BaseException as error:
@@ -101,57 +130,69 @@ class EngineLoop:
         """Obey all that was asked since the last step; False when asked to stop."""
         if wait:
             self._look()
-        events: list[TokenEvent] = []
-        while True:
-            try:
-                message = self._inbox.get(block=wait)
-            except queue.Empty:
-                break
-            wait = False
-            if message is None:
-                return False
-            self._obey(*message, events)
-        if events:
-            self._emit(events)
-        return True
+        try:
+            message = self._inbox.get(block=wait, timeout=self._patience() if wait else None)
+            while message is not None:
+                self._obey(*message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            self._tell(())
+            return True
+        return False
 
-    def _obey(self, command: Command, sequence: Sequence, events: list[TokenEvent]) -> None:
+    def _patience(self) -> float | None:
+        """Seconds until something is due though nobody asks for it."""
+        deadline = self._core.scheduler.next_deadline
+        return None if deadline == math.inf else max(0.0, deadline - self._core.clock())
+
+    def _obey(self, command: Command, sequence: Sequence) -> None:
         if sequence.finish_reason is not None:
             return  # an abort may overtake the addition, and anything the end
+        scheduler = self._core.scheduler
         if command is Command.ADD:
-            self._core.scheduler.add(sequence)
+            scheduler.add(sequence, self._core.clock())
         elif command is Command.ABORT:
-            self._core.scheduler.finish(sequence, FinishReason.CANCELLED)
-            events.append(TokenEvent(sequence.sequence_id, None, FinishReason.CANCELLED))
+            scheduler.finish(sequence, FinishReason.CANCELLED, CancelledError("the request was cancelled"))
         else:
             sequence.paused = command is Command.PAUSE
 
     def _report(self, result: StepResult) -> None:
-        if not result.num_tokens:
-            return
-        self._num_steps += 1
-        self._look(result.num_tokens)
-        failed = result.error is not None
-        events = []
-        for sequence in result.advanced:
-            token_id = None if failed else sequence.token_ids[-1]
-            events.append(TokenEvent(sequence.sequence_id, token_id, sequence.finish_reason, result.error))
-        self._emit(events)
-        self._num_failures = self._num_failures + 1 if failed else 0
+        if result.output.chunks:
+            self._num_steps += 1
+            self._record(step_record(result))
+        self._look()
+        self._tell(result.advances)
+        self._num_failures = self._num_failures + 1 if result.error is not None else 0
         if result.error is not None and self._num_failures == _MAX_FAILURES:
             raise result.error
 
-    def _look(self, num_step_tokens: int = 0) -> None:
+    def _tell(self, advances: Iterable[Advance]) -> None:
+        """Emit new tokens and ends, and record the ends."""
+        events = []
+        for sequence, num_tokens, _ in advances:
+            new_ids = tuple(sequence.token_ids[-num_tokens:])
+            events.append(TokenEvent(sequence.sequence_id, new_ids, sequence.finish_reason, sequence.error))
+        told = {event.sequence_id for event in events if event.finish_reason is not None}
+        for sequence in self._core.scheduler.take_ended():
+            self._record(request_record(sequence, self._core.clock()))
+            if sequence.sequence_id not in told:
+                events.append(TokenEvent(sequence.sequence_id, (), sequence.finish_reason, sequence.error))
+        if events:
+            self._emit(events)
+
+    def _look(self) -> None:
         scheduler, blocks = self._core.scheduler, self._core.blocks
         self.stats = LoopStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
+            num_interrupted=sum(sequence.num_preemptions > 0 for sequence in scheduler.waiting),
             num_paused=sum(sequence.paused for sequence in scheduler.running),
             num_context=sum(sequence.num_remaining_tokens > 1 for sequence in scheduler.running),
             num_used_blocks=blocks.num_used,
             num_free_blocks=blocks.num_free,
+            num_reused_blocks=blocks.num_reused,
             num_steps=self._num_steps,
-            num_step_tokens=num_step_tokens,
+            step_time=self._core.step_times.fitted,
         )
 
     def _end_all(self, reason: FinishReason, error: TridentError) -> None:
@@ -159,13 +200,11 @@ class EngineLoop:
         while not self._inbox.empty():
             message = self._inbox.get()
             if message is not None:
-                self._obey(*message, [])
-        events = []
+                self._obey(*message)
         for sequence in [*scheduler.running, *scheduler.waiting]:
-            scheduler.finish(sequence, reason)
-            events.append(TokenEvent(sequence.sequence_id, None, reason, error))
+            scheduler.finish(sequence, reason, error)
         self._look()
-        self._emit(events)
+        self._tell(())
 
 
 #: Consecutive failed steps after which the engine is held to be broken.

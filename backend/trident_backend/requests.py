@@ -28,14 +28,18 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             raise RequestError(name, f"unknown field; known are {', '.join(spec.name for spec in tensors.CORE_INPUTS)}")
 
 
-def parse_request(sequence_id: int, fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation) -> Sequence:
+def parse_request(
+    sequence_id: int, fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation, now: float
+) -> Sequence:
     """Build the sequence of one request.
 
     Args:
         sequence_id: the core's own number for it.
-        fields: by tensor name: `input_ids` a list of ints, every other a scalar; absent ones take their default.
+        fields: by tensor name: `input_ids` a list of ints, every other a scalar, strings as bytes; absent ones take
+            their default.
         spec: the engine's limits.
         defaults: the checkpoint's generation settings.
+        now: when the request came, in seconds of the core's clock.
 
     Raises:
         RequestError: naming the field and the limit it breaks.
@@ -59,6 +63,12 @@ def parse_request(sequence_id: int, fields: Mapping[str, Any], spec: EngineSpec,
         max_tokens=max_tokens,
         sampling=_sampling(fields, defaults),
         end_ids=_end_ids(fields, spec, defaults),
+        arrived_at=now,
+        deadline=now + _timeout_seconds(fields),
+        priority=_priority(fields),
+        tenant=_label(fields, tensors.TENANT.name),
+        cache_salt=_label(fields, tensors.CACHE_SALT.name),
+        reuse_cache=bool(fields.get(tensors.REUSE_CACHE.name, True)),
     )
 
 
@@ -100,3 +110,35 @@ def _end_ids(fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation) 
     if fields.get(tensors.IGNORE_EOS.name, False):
         return frozenset()
     return frozenset(defaults.end_ids) | ({end_id} if end_id >= 0 else frozenset())
+
+
+def _timeout_seconds(fields: Mapping[str, Any]) -> float:
+    name = tensors.TIMEOUT_MS.name
+    if name not in fields:
+        return math.inf
+    timeout_ms = int(fields[name])
+    if timeout_ms < 1:
+        raise RequestError(name, f"must be at least 1, not {timeout_ms}")
+    return timeout_ms / 1000
+
+
+def _priority(fields: Mapping[str, Any]) -> int:
+    priority = int(fields.get(tensors.PRIORITY.name, 0))
+    if abs(priority) > _MAX_PRIORITY:
+        raise RequestError(tensors.PRIORITY.name, f"must be from -{_MAX_PRIORITY} to {_MAX_PRIORITY}, not {priority}")
+    return priority
+
+
+def _label(fields: Mapping[str, Any], name: str) -> str:
+    value: bytes = fields.get(name, b"")
+    if len(value) > _MAX_LABEL_BYTES:
+        raise RequestError(name, f"{len(value)} bytes are too many: at most {_MAX_LABEL_BYTES}")
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(name, f"is no UTF-8: {error.reason} at byte {error.start}") from None
+
+
+#: Keeps the longest that aging takes in proportion.
+_MAX_PRIORITY = 100
+_MAX_LABEL_BYTES = 256

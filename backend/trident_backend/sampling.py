@@ -15,20 +15,20 @@ from trident_backend.engine.protocol import FloatArray
 from trident_backend.sequence import SamplingParams, Sequence
 
 
-def sample(logits: FloatArray, sequences: Rows[Sequence]) -> list[int]:
+def sample(logits: FloatArray, rows: Rows[tuple[Sequence, int]]) -> list[int]:
     """One token id for each row.
 
     Args:
         logits: `[R, vocab_size]`.
-        sequences: the R sequences the rows belong to.
+        rows: for each of the R rows, its sequence and the place of the token it chooses.
     """
-    if not sequences:
+    if not rows:
         return []
     token_ids: list[int] = logits.argmax(axis=1).tolist()
-    for row, sequence in enumerate(sequences):
+    for row, (sequence, place) in enumerate(rows):
         params = sequence.sampling
         if params.temperature > 0 and params.top_k != 1:
-            token_ids[row] = _draw(logits[row], params, _uniform(params.seed, sequence.num_tokens))
+            token_ids[row] = _draw(logits[row], params, _uniform(params.seed, place))
     return token_ids
 
 

@@ -2,118 +2,282 @@
 
 Owns the order of sequences and their progress. There is no prefill mode and no decode mode: every sequence catches its
 computed tokens up with its tokens, under the step's token budget, so prompts are computed in chunks beside running
-streams. Pure: no engine, no thread, no clock, no logger.
+streams. Pure: no engine, no thread, no logger, no clock (times are passed in).
 """
 
 from __future__ import annotations
 
+import math
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 
+from trident_backend import deadlines
 from trident_backend.blocks import KVCache
+from trident_backend.deadlines import Deadlines
+from trident_backend.fairness import FairQueue
+from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.sequence import FinishReason, Sequence
-
-
-@dataclass(frozen=True)
-class ScheduledChunk:
-    """The next `num_new_tokens` uncomputed tokens of a sequence; `completes` when none remain after them."""
-
-    sequence: Sequence
-    num_new_tokens: int
-    completes: bool
-
-
-@dataclass(frozen=True)
-class SchedulerOutput:
-    """One step. `sampled` are the sequences that get a token from it, in the order of their rows of logits."""
-
-    chunks: tuple[ScheduledChunk, ...]
-
-    @property
-    def sampled(self) -> tuple[Sequence, ...]:
-        """The sequences whose logits are wanted."""
-        return tuple(chunk.sequence for chunk in self.chunks if chunk.completes)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the step computes."""
-        return sum(chunk.num_new_tokens for chunk in self.chunks)
+from trident_backend.speculation import Speculation
+from trident_backend.step_budget import StepBudget
+from trident_backend.step_time import StepSize, StepTimeModel
+from trident_backend.steps import Advance, ScheduledChunk, SchedulerOutput
+from trident_ensemble.errors import TridentError
+from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
 
 
 class Scheduler:
-    """In-flight batching with chunked context; a sequence is admitted only with room for all it may become.
+    """In-flight batching with chunked context, prefix reuse, fair shares, deadlines and prompt lookup.
 
     Args:
         kv_cache: room for keys and values.
         max_num_seqs: running sequences, at most.
         max_num_tokens: tokens of one step, at most; no less than `max_num_seqs`, so that no stream waits for a prompt.
+        settings: policy, latency budget, shares, speculation.
+        step_times: what steps cost; learns from every update.
     """
 
-    def __init__(self, kv_cache: KVCache, max_num_seqs: int, max_num_tokens: int) -> None:
+    def __init__(
+        self,
+        kv_cache: KVCache,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        settings: CoreSettings,
+        step_times: StepTimeModel,
+    ) -> None:
         assert max_num_tokens >= max_num_seqs
         self._kv_cache = kv_cache
         self._max_num_seqs = max_num_seqs
         self._max_num_tokens = max_num_tokens
-        self.waiting: deque[Sequence] = deque()
+        self._settings = settings
+        self._step_times = step_times
+        self._deadlines = Deadlines()
+        self._ended: list[Sequence] = []
+        self._hit_rate = 0.0
+        self._budget = StepBudget(max_num_tokens, settings.target_itl_ms / 1000, step_times)
+        self._speculation = Speculation(kv_cache, max_num_tokens, settings.max_draft_tokens, step_times)
+        self.waiting = FairQueue(dict(settings.tenant_weights), settings.priority_aging_ms / 1000)
         self.running: list[Sequence] = []
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence; its `max_len` must fit into an empty cache."""
-        assert self._kv_cache.fits(sequence.max_len)
-        self.waiting.append(sequence)
+    def add(self, sequence: Sequence, now: float) -> None:
+        """Queue a new sequence; its `max_len` must fit into an empty cache.
 
-    def schedule(self) -> SchedulerOutput:
+        One whose deadline cannot be met ends at once.
+        """
+        assert self._kv_cache.fits(sequence.max_len)
+        if sequence.deadline < math.inf:
+            earliest = now + self._seconds_to_first_token(sequence)
+            if earliest > sequence.deadline:
+                self.finish(sequence, FinishReason.ERROR, deadlines.unreachable(sequence, earliest))
+                return
+            self._deadlines.add(sequence)
+        if self._settings.max_draft_tokens:
+            sequence.lookup = PromptLookup()
+        self.waiting.enter(sequence)
+        self.waiting.push(sequence)
+
+    def _seconds_to_first_token(self, sequence: Sequence) -> float:
+        """The least time in which its prompt can be computed; 0 while the engine's speed is not known."""
+        fitted = self._step_times.fitted
+        if fitted is None:
+            return 0.0
+        num_tokens = (sequence.num_tokens + self.waiting.num_tokens_ahead(sequence)) * (1 - self._hit_rate)
+        num_steps = max(1.0, num_tokens / self._max_num_tokens)
+        return fitted.base * num_steps + fitted.per_token * num_tokens
+
+    @property
+    def next_deadline(self) -> float:
+        """When `expire` has something to do; infinity if never."""
+        return self._deadlines.next
+
+    def expire(self, now: float) -> None:
+        """End every sequence whose deadline has passed."""
+        for sequence in self._deadlines.take_passed(now):
+            self.finish(sequence, FinishReason.ERROR, deadlines.missed(sequence))
+
+    def schedule(self, now: float) -> SchedulerOutput:
         """Choose the next step; empty when nothing can run.
 
-        Running sequences go first, those nearest to their next token before the others; whoever waits is admitted in
-        the order of arrival while budget, places and blocks last.
+        Running streams go first, the oldest before the others. Prompts fill what the token budget and the latency
+        budget leave, tenant by tenant as each has been served least. Guesses fill what is then left, where they pay.
         """
-        budget = self._max_num_tokens
+        self.expire(now)
         chunks: list[ScheduledChunk] = []
-        for sequence in sorted(self.running, key=lambda running: running.num_remaining_tokens):
-            if budget == 0:
-                break
-            if not sequence.paused:
-                chunks.append(self._chunk(sequence, budget))
-                budget -= chunks[-1].num_new_tokens
-        while budget and self.waiting and len(self.running) < self._max_num_seqs:
-            if not self._kv_cache.admit(self.waiting[0]):
-                break
-            sequence = self.waiting.popleft()
-            self.running.append(sequence)
-            chunks.append(self._chunk(sequence, budget))
-            budget -= chunks[-1].num_new_tokens
-        return SchedulerOutput(tuple(chunks))
+        prompts: dict[str, deque[Sequence]] = {}
+        preempted: list[Sequence] = []
+        num_pairs = 0
+        for sequence in tuple(self.running):
+            if sequence.paused or (preempted and sequence in preempted):
+                continue
+            num_tokens = len(sequence.token_ids)
+            if sequence.num_computed_tokens != num_tokens - 1:
+                prompts.setdefault(sequence.tenant, deque()).append(sequence)
+            elif self._make_room(sequence, num_tokens, preempted):
+                chunks.append(ScheduledChunk(sequence, 1, completes=True))
+                self.waiting.charge(sequence.tenant, 1)
+                num_pairs += num_tokens
+        size = StepSize(len(chunks), num_pairs)
+        streams = len(chunks)
+        if prompts or (self.waiting and not preempted):
+            chunks, size = self._add_prompts(chunks, size, prompts, admits=not preempted, now=now)
+        if self._settings.max_draft_tokens and streams:
+            size = self._speculation.extend(chunks, size, streams)
+        return SchedulerOutput(tuple(chunks), size, tuple(preempted))
 
-    def _chunk(self, sequence: Sequence, budget: int) -> ScheduledChunk:
-        num_new_tokens = min(sequence.num_remaining_tokens, budget)
-        self._kv_cache.grow(sequence, sequence.num_computed_tokens + num_new_tokens)
-        return ScheduledChunk(sequence, num_new_tokens, num_new_tokens == sequence.num_remaining_tokens)
+    def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
+        """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""
+        while not self._kv_cache.grow(sequence, num_tokens):
+            youngest = self.running.pop()
+            self._kv_cache.release(youngest)
+            youngest.num_computed_tokens = 0
+            youngest.num_preemptions += 1
+            self.waiting.push(youngest)
+            preempted.append(youngest)
+            if youngest is sequence:
+                return False
+        return True
 
-    def update(self, output: SchedulerOutput, token_ids: Rows[int]) -> None:
+    def _add_prompts(
+        self,
+        chunks: list[ScheduledChunk],
+        size: StepSize,
+        prompts: dict[str, deque[Sequence]],
+        *,
+        admits: bool,
+        now: float,
+    ) -> tuple[list[ScheduledChunk], StepSize]:
+        streams = size if chunks else None
+        while self._budget.room(size, streams, 0):
+            heads = self.waiting.heads() if admits else {}
+            tenants = prompts.keys() | heads.keys()
+            if not tenants:
+                break
+            tenant = min(tenants, key=lambda name: (self.waiting.served(name), name))
+            begun, head = prompts.get(tenant), heads.get(tenant)
+            if head is not None and not (begun and self.waiting.urgency(begun[0]) < self.waiting.urgency(head)):
+                # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
+                admits = self._admit(head, now)
+                if not admits:
+                    continue
+                sequence = head
+            else:
+                assert begun
+                sequence = begun.popleft()
+                if not begun:
+                    del prompts[tenant]
+            if sequence.paused:
+                continue
+            chunk = self._prompt_chunk(sequence, size, streams)
+            if chunk is None:
+                break
+            chunks.append(chunk)
+            size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens)
+        return chunks, size
+
+    def _admit(self, sequence: Sequence, now: float) -> bool:
+        if len(self.running) == self._max_num_seqs:
+            return False
+        room = sequence.max_len
+        if self._settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION:
+            room = min(room, sequence.num_tokens + _HEADROOM_TOKENS)
+        num_cached = self._kv_cache.admit(sequence, room)
+        if num_cached is None:
+            return False
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=self.waiting.urgency)
+        sequence.num_computed_tokens = num_cached
+        if sequence.first_scheduled_at is None:
+            sequence.first_scheduled_at = now
+            sequence.num_cached_tokens = num_cached
+            self._hit_rate += _HIT_RATE_STEP * (num_cached / sequence.num_tokens - self._hit_rate)
+        return True
+
+    def _prompt_chunk(self, sequence: Sequence, size: StepSize, streams: StepSize | None) -> ScheduledChunk | None:
+        """As much of a prompt as the token budget and, beside running streams, the latency budget allow."""
+        past, remaining = sequence.num_computed_tokens, sequence.num_remaining_tokens
+        num_new_tokens = min(remaining, self._budget.room(size, streams, past))
+        if num_new_tokens == 0:
+            return None
+        self.waiting.charge(sequence.tenant, num_new_tokens)
+        grown = self._kv_cache.grow(sequence, past + num_new_tokens)
+        assert grown, "a prompt is computed in room that was promised at its admission"
+        return ScheduledChunk(sequence, num_new_tokens, num_new_tokens == remaining)
+
+    def update(self, output: SchedulerOutput, token_ids: Rows[int], now: float, seconds: float) -> tuple[Advance, ...]:
         """Commit a computed step.
 
         Args:
             output: what was computed.
-            token_ids: the chosen token of each of `output.sampled`.
+            token_ids: the chosen token of each of `output.rows`.
+            now: when it was done.
+            seconds: how long it took.
+
+        Returns:
+            who got tokens, and how many.
         """
+        assert len(token_ids) == len(output.rows)
+        advances = []
+        row = 0
         for chunk in output.chunks:
-            chunk.sequence.num_computed_tokens += chunk.num_new_tokens
-        for sequence, token_id in zip(output.sampled, token_ids, strict=True):
+            sequence = chunk.sequence
+            sequence.num_computed_tokens += chunk.num_new_tokens
+            if chunk.completes:
+                num_rows = 1 + len(chunk.draft_ids)
+                num_tokens = self._accept(sequence, token_ids[row : row + num_rows], chunk.draft_ids)
+                row += num_rows
+                waited = None if sequence.last_token_at is None else now - sequence.last_token_at
+                sequence.last_token_at = now
+                if waited is None:
+                    sequence.first_token_at = now
+                advances.append(Advance(sequence, num_tokens, waited))
+            if sequence.finish_reason is None:
+                self._kv_cache.commit(sequence)
+        self._step_times.observe(output.size, seconds)
+        return tuple(advances)
+
+    def _accept(self, sequence: Sequence, token_ids: Rows[int], draft_ids: tuple[int, ...]) -> int:
+        """Append the chosen tokens as long as the guesses before them were right."""
+        lookup, num_accepted = sequence.lookup, 0
+        for index, token_id in enumerate(token_ids):
             sequence.token_ids.append(token_id)
             if token_id in sequence.end_ids:
                 self.finish(sequence, FinishReason.EOS)
-            elif sequence.num_output_tokens == sequence.max_tokens:
+                break
+            if sequence.num_output_tokens == sequence.max_tokens:
                 self.finish(sequence, FinishReason.LENGTH)
+                break
+            if index == len(draft_ids) or draft_ids[index] != token_id:
+                break
+            num_accepted += 1
+            sequence.num_computed_tokens += 1
+        if lookup is not None and draft_ids:
+            lookup.judged(len(draft_ids), num_accepted)
+            sequence.num_draft_tokens += len(draft_ids)
+            sequence.num_accepted_tokens += num_accepted
+        return index + 1
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def finish(self, sequence: Sequence, reason: FinishReason, error: TridentError | None = None) -> None:
         """End a sequence, wherever it is, and free its room; ending it twice changes nothing."""
         if sequence.finish_reason is not None:
             return
-        sequence.finish_reason = reason
-        if sequence in self.running:
+        sequence.finish_reason, sequence.error = reason, error
+        sequence.lookup = None
+        self._ended.append(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence in self.running:
             self.running.remove(sequence)
             self._kv_cache.release(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        else:
+            return
+        self.waiting.leave(sequence)
+
+    def take_ended(self) -> list[Sequence]:
+        """The sequences that have ended since this was last asked, each once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+
+#: Tokens that a sequence is sure to generate before it may lose its room, so that preemption always makes progress.
+_HEADROOM_TOKENS = 32
+_HIT_RATE_STEP = 0.05

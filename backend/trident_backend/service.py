@@ -1,13 +1,15 @@
 """The core as a whole: admission, engine loop and streams, put together.
 
-Owns the bound on requests in the core and the order of starting and stopping. Knows no Triton: requests come as plain
-fields, answers go to a `Responder`. Usable from any thread.
+Owns the order of starting and stopping, and what was measured until somebody takes it. Knows no Triton: requests come
+as plain fields, answers go to a `Responder`. Usable from any thread.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,15 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.admission import Admission
 from trident_backend.core import EngineCore
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.protocol import Engine
 from trident_backend.loop import Command, EngineLoop, LoopStats
+from trident_backend.records import RequestRecord, StepRecord
 from trident_backend.requests import parse_request
+from trident_backend.sequence import Sequence
 from trident_backend.streams import Responder, Streams
 from trident_ensemble import tensors
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import DrainingError, QueueFullError
+from trident_ensemble.errors import DrainingError
 from trident_ensemble.settings import CoreSettings
 
 
@@ -52,45 +57,48 @@ class CoreService:
         self.spec = engine.spec
         self._engine = engine
         self._defaults = defaults
-        self._settings = settings
         self._notice = notice
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._num_open = 0
-        self._max_open = self.spec.max_num_seqs + settings.max_queue_size
+        self._admission = Admission(self.spec, settings)
         self._stopping = False
-        core = EngineCore(engine)
+        self._records: deque[StepRecord | RequestRecord] = deque(maxlen=_MAX_RECORDS)
+        core = EngineCore(engine, settings, time.monotonic)
         self._streams = Streams(
-            settings, self._max_open, anchors, self._tell, on_closed=self._closed, on_fatal=self._streams_died
+            settings,
+            self._admission.max_num_requests,
+            anchors,
+            self._tell,
+            on_closed=self._closed,
+            on_fatal=self._streams_died,
         )
-        self._loop = EngineLoop(core, self._streams.emit, self._loop_died)
+        self._loop = EngineLoop(core, self._streams.emit, self._records.append, self._loop_died)
         self._streams.start()
         self._loop.start()
 
     @property
     def stats(self) -> LoopStats:
         """The core between its last two steps."""
-        return replace(self._loop.stats, num_open=self._num_open)
+        return replace(self._loop.stats, num_open=self._admission.num_requests)
+
+    def take_records(self) -> list[StepRecord | RequestRecord]:
+        """What was measured since this was last asked."""
+        return [self._records.popleft() for _ in range(len(self._records))]
 
     def submit(self, fields: Mapping[str, Any], responder: Responder) -> None:
         """Take a request; from here on the responder gets exactly one final response.
 
         Raises:
             RequestError: the request cannot be served as it is.
-            QueueFullError: as many requests are in the core as may be.
+            QueueFullError: as many requests or tokens are in the core as may be.
             DrainingError: the core is being stopped.
         """
-        sequence = parse_request(next(self._ids), fields, self.spec, self._defaults)
+        sequence = parse_request(next(self._ids), fields, self.spec, self._defaults, time.monotonic())
         with self._lock:
             if self._stopping or self._notice.given():
                 raise DrainingError("the server is shutting down")
-            if self._num_open >= self._max_open:
-                raise QueueFullError(
-                    f"the queue is full: {self.spec.max_num_seqs} requests run and max_queue_size "
-                    f"{self._settings.max_queue_size} wait; try again later"
-                )
-            self._num_open += 1
+            self._admission.enter(sequence.num_prompt_tokens)
             self._streams.open(
                 sequence,
                 responder,
@@ -110,9 +118,8 @@ class CoreService:
     def _tell(self, command: Command, sequence: Any) -> None:
         self._loop.tell(command, sequence)
 
-    def _closed(self) -> None:
-        with self._lock:
-            self._num_open -= 1
+    def _closed(self, sequence: Sequence) -> None:
+        self._admission.leave(sequence.num_prompt_tokens)
 
     def _loop_died(self, error: BaseException) -> None:
         with self._lock:
@@ -124,3 +131,7 @@ class CoreService:
         with self._lock:
             self._stopping = True
         self._on_fatal(error)
+
+
+#: Records that nobody has taken yet; the oldest are forgotten first.
+_MAX_RECORDS = 65536

@@ -103,7 +103,7 @@ class Streams:
         anchors: npt.NDArray[np.uint8],
         tell: Callable[[Command, Sequence], None],
         *,
-        on_closed: Callable[[], None],
+        on_closed: Callable[[Sequence], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
@@ -192,12 +192,9 @@ class Streams:
             stream = self._streams.get(event.sequence_id)
             if stream is None:
                 continue
-            if event.token_id is not None:
-                stream.output_ids.append(event.token_id)
+            stream.output_ids.extend(event.token_ids)
             stream.finish_reason = event.finish_reason
             stream.error = event.error
-            if event.finish_reason is FinishReason.CANCELLED and event.error is None:
-                stream.error = CancelledError("the request was cancelled")
 
     def _poll_cancelled(self, now: float) -> None:
         if now < self._next_cancel_poll:
@@ -260,4 +257,4 @@ class Streams:
         del self._streams[stream.sequence.sequence_id]
         if stream.flow is not None:
             self._table.release(stream.slot)
-        self._on_closed()
+        self._on_closed(stream.sequence)

@@ -128,7 +128,7 @@ def _fields(request: Any, max_seq_len: int) -> dict[str, Any]:
         elif array.size != 1:
             raise RequestError(spec.name, f"must hold one value, not {array.size}")
         else:
-            fields[spec.name] = array[0].item()
+            fields[spec.name] = array.tolist()[0]
     return fields
 
 

@@ -3,7 +3,8 @@
     TridentError
     ├── RequestError          a request that cannot be served as it is; names the field
     ├── UnavailableError      the server cannot take the request now; try again later
-    │   ├── QueueFullError    as many requests wait as may wait
+    │   ├── QueueFullError    as many requests or tokens wait as may wait
+    │   ├── DeadlineError     the request's timeout has passed, or cannot be kept
     │   └── DrainingError     the server is shutting down
     ├── CancelledError        the client went away, or asked to stop
     ├── ConfigError           a model's configuration has an unknown or malformed key
@@ -45,6 +46,10 @@ class UnavailableError(TridentError):
 
 class QueueFullError(UnavailableError):
     """The waiting queue is at its bound."""
+
+
+class DeadlineError(UnavailableError):
+    """The answer would come, or has come, too late."""
 
 
 class DrainingError(UnavailableError):

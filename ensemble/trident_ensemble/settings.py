@@ -6,14 +6,25 @@ Limits of the engine are not here: its manifest is their only source.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from typing import Any, TypeVar
 
 from trident_ensemble import layout
 from trident_ensemble.errors import ConfigError
 
 Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySettings")
+
+
+class BatchSchedulerPolicy(str, Enum):
+    """How many sequences run at a time."""
+
+    #: A sequence starts when all blocks it may ever need are free, and is never interrupted.
+    GUARANTEED_NO_EVICT = "guaranteed_no_evict"
+    #: A sequence starts when its prompt fits; when blocks run out, the youngest waits and is computed again later.
+    MAX_UTILIZATION = "max_utilization"
 
 
 @dataclass(frozen=True)
@@ -27,19 +38,53 @@ class TextSettings:
     core_model: str = layout.CORE
 
 
+def _about(doc: str, *, least: int = 1) -> Mapping[str, Any]:
+    return {"doc": doc, "least": least}
+
+
 @dataclass(frozen=True)
 class CoreSettings:
-    """Of the core.
+    """Of the core; what each is stands beside it, for people and for the command line."""
 
-    Args:
-        max_queue_size: requests that may wait; one more is answered UNAVAILABLE at once.
-        pause_after_ms: a stream whose chunk goes unacknowledged for so long takes no further steps.
-        abandon_after_ms: and is ended after so long, freeing its blocks.
-    """
-
-    max_queue_size: int = 1024
-    pause_after_ms: int = 350
-    abandon_after_ms: int = 3000
+    batch_scheduler_policy: BatchSchedulerPolicy = field(
+        default=BatchSchedulerPolicy.GUARANTEED_NO_EVICT,
+        metadata=_about(
+            "guaranteed_no_evict: a sequence starts when all blocks it may ever need are free; max_utilization: it "
+            "starts when its prompt fits, and the youngest is computed again later when blocks run out"
+        ),
+    )
+    token_budget: int = field(
+        default=0, metadata=_about("tokens computed in one step, at most; 0: the engine's max_num_tokens", least=0)
+    )
+    target_itl_ms: int = field(
+        default=0,
+        metadata=_about(
+            "latency budget: prompts come in chunks that keep running streams' tokens so close; 0: none", least=0
+        ),
+    )
+    enable_kv_cache_reuse: bool = field(
+        default=True, metadata=_about("whether prompts share the cached blocks of equal beginnings")
+    )
+    max_draft_tokens: int = field(
+        default=0,
+        metadata=_about("tokens guessed ahead for a stream in a step, at most, by prompt lookup; 0: none", least=0),
+    )
+    max_queue_size: int = field(
+        default=1024, metadata=_about("requests that may wait; one more is answered UNAVAILABLE at once")
+    )
+    max_queue_tokens: int = field(
+        default=262144, metadata=_about("prompt tokens that may wait, beside as many as the KV cache holds")
+    )
+    priority_aging_ms: int = field(
+        default=1000, metadata=_about("waiting time that makes up for one level of priority")
+    )
+    tenant_weights: tuple[tuple[str, float], ...] = field(
+        default=(), metadata=_about("shares of tenants, name=weight,...; any other has 1")
+    )
+    pause_after_ms: int = field(
+        default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
+    )
+    abandon_after_ms: int = field(default=3000, metadata=_about("and is ended after so long, freeing its blocks"))
 
 
 @dataclass(frozen=True)
@@ -57,25 +102,78 @@ def parse_parameters(kind: type[Settings], parameters: Mapping[str, Any]) -> Set
     """The settings in a model configuration's `parameters`, as Triton hands them over (`{key: {string_value: ...}}`).
 
     Raises:
-        ConfigError: an unknown key, or a value that is no positive whole number where one is needed.
+        ConfigError: an unknown key, or a value that will not do for it.
     """
-    known = {field.name: field for field in fields(kind)}
-    values: dict[str, str | int] = {}
-    for key, wrapped in parameters.items():
-        text = wrapped["string_value"] if isinstance(wrapped, Mapping) else str(wrapped)
+    texts = {
+        key: wrapped["string_value"] if isinstance(wrapped, Mapping) else str(wrapped)
+        for key, wrapped in parameters.items()
+    }
+    known = {known_field.name: known_field for known_field in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
         if key not in known:
             raise ConfigError(f"parameters.{key}: unknown; known are {', '.join(sorted(known))}")
-        if isinstance(known[key].default, int):
-            if not text.isdecimal() or int(text) < 1:
-                raise ConfigError(f"parameters.{key}: must be a whole number of at least 1, not {text!r}")
-            values[key] = int(text)
-        else:
-            if not text or "/" in text or text.startswith("."):
-                raise ConfigError(f"parameters.{key}: must be the plain name of a model, not {text!r}")
-            values[key] = text
-    return kind(**values)  # type: ignore[arg-type]
+        try:
+            values[key] = parse_value(known[key], text)
+        except ValueError as error:
+            raise ConfigError(f"parameters.{key}: {error}") from None
+    return kind(**values)
+
+
+def parse_value(known: Field[Any], text: str) -> Any:
+    """A setting's value from its text.
+
+    Raises:
+        ValueError: saying what it must be.
+    """
+    default = known.default
+    if isinstance(default, Enum):
+        return _parse_choice(type(default), text)
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ValueError(f"must be true or false, not {text!r}")
+        return text == "true"
+    if isinstance(default, int):
+        least = known.metadata.get("least", 1)
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"must be a whole number of at least {least}, not {text!r}")
+        return int(text)
+    if isinstance(default, tuple):
+        return tuple(_parse_weight(item) for item in text.split(",") if item)
+    if not text or "/" in text or text.startswith("."):
+        raise ValueError(f"must be the plain name of a model, not {text!r}")
+    return text
+
+
+def _parse_choice(kind: type[Enum], text: str) -> Enum:
+    choices = [choice.value for choice in kind]
+    if text not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}, not {text!r}")
+    return kind(text)
+
+
+def _parse_weight(item: str) -> tuple[str, float]:
+    name, _, text = item.rpartition("=")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not name or not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"must be name=weight,... with weights above 0, not {item!r}")
+    return name, weight
 
 
 def render_parameters(settings: TextSettings | CoreSettings | UnarySettings) -> dict[str, str]:
     """The inverse of `parse_parameters`."""
-    return {key: str(value) for key, value in asdict(settings).items()}
+    return {known.name: render_value(getattr(settings, known.name)) for known in fields(settings)}
+
+
+def render_value(value: Any) -> str:
+    """The inverse of `parse_value`."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(f"{name}={weight:g}" for name, weight in value)
+    return str(value)

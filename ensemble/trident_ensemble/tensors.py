@@ -43,6 +43,11 @@ TOP_P = TensorSpec("top_p", "FP32", (1,), "keep the likeliest tokens of this tot
 SEED = TensorSpec("seed", "UINT64", (1,), "makes sampling repeatable; drawn when unset", optional=True)
 END_ID = TensorSpec("end_id", "INT32", (1,), "a further token id that ends the text", optional=True)
 IGNORE_EOS = TensorSpec("ignore_eos", "BOOL", (1,), "generate max_tokens whatever comes (benchmarks)", optional=True)
+PRIORITY = TensorSpec("priority", "INT32", (1,), "lower goes first within a tenant (default 0)", optional=True)
+TENANT = TensorSpec("tenant", "STRING", (1,), "whose request: tenants share the engine fairly", optional=True)
+TIMEOUT_MS = TensorSpec("timeout_ms", "INT32", (1,), "for waiting and running together, then an error", optional=True)
+CACHE_SALT = TensorSpec("cache_salt", "STRING", (1,), "share cached prefixes with this salt alone", optional=True)
+REUSE_CACHE = TensorSpec("reuse_cache", "BOOL", (1,), "use and leave cached prefixes (default true)", optional=True)
 
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "the prompt's token ids")
 FLOW_CONTROL = TensorSpec(
@@ -58,14 +63,15 @@ NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the 
 NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (1,), "tokens generated; on the last response alone")
 
 SAMPLING_INPUTS = (TEMPERATURE, TOP_K, TOP_P, SEED, END_ID, IGNORE_EOS)
+SCHEDULING_INPUTS = (PRIORITY, TENANT, TIMEOUT_MS, CACHE_SALT, REUSE_CACHE)
 PREPROCESSING_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS)
 PREPROCESSING_OUTPUTS = (INPUT_IDS, FLOW_CONTROL)
-CORE_INPUTS = (INPUT_IDS, MAX_TOKENS, STREAM, *SAMPLING_INPUTS, FLOW_CONTROL)
+CORE_INPUTS = (INPUT_IDS, MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *SCHEDULING_INPUTS, FLOW_CONTROL)
 CORE_REPORTS = (FINISH_REASON, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS)
 CORE_OUTPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK, *CORE_REPORTS)
 POSTPROCESSING_INPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK)
 POSTPROCESSING_OUTPUTS = (TEXT_OUTPUT,)
-ENSEMBLE_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS, STREAM, *SAMPLING_INPUTS)
+ENSEMBLE_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *SCHEDULING_INPUTS)
 ENSEMBLE_OUTPUTS = (TEXT_OUTPUT, OUTPUT_IDS, *CORE_REPORTS)
 
 #: Request parameters that Triton itself or its clients put beside the tensors; any other is an unknown field.

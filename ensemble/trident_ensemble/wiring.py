@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import NUM_COLUMNS
 from trident_ensemble.errors import ConfigError
-from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, render_parameters
+from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, parse_parameters, render_parameters
 from trident_ensemble.tensors import TensorSpec
 
 _SHELL = '''"""Triton loads this file; everything is in the package."""
@@ -102,6 +102,25 @@ def render_repository(settings: RepositorySettings) -> dict[str, str]:
         files[f"{model}/1/{layout.MODEL_FILE}"] = _SHELL.format(package=package)
     files[f"{layout.ENSEMBLE}/1/.gitkeep"] = ""
     return files
+
+
+def read_core_settings(config: str) -> CoreSettings:
+    """The core's settings in the text of its config.pbtxt.
+
+    Raises:
+        ConfigError: an unknown or malformed key.
+    """
+    parameters = text_format.Parse(config, pb.ModelConfig()).parameters
+    return parse_parameters(CoreSettings, {key: value.string_value for key, value in parameters.items()})
+
+
+def with_core_settings(config: str, settings: CoreSettings) -> str:
+    """The text of the core's config.pbtxt with other settings."""
+    changed = text_format.Parse(config, pb.ModelConfig())
+    for key, parameter in _parameters(settings).items():
+        changed.parameters[key].CopyFrom(parameter)
+    text: str = text_format.MessageToString(changed)
+    return text
 
 
 def _inputs(specs: Sequence[TensorSpec]) -> list[pb.ModelInput]:

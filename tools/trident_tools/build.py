@@ -29,6 +29,7 @@ from trident_compiler.plan import (
 from trident_compiler.repository import ENGINE_VERSION, install, staging
 from trident_ensemble.errors import ArtifactError
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_tools.core_options import add_core_options, core_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instances.add_argument(
         "--postprocessing-instances", type=int, metavar="N", help="de-tokenizers (default: by cores)"
     )
+    add_core_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         TridentError: the checkpoint, the plan or the repository's place will not do; nothing has been changed.
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
-    settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances)
+    settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core_settings(args))
     wanted = Wanted(
         max_num_seqs=args.max_num_seqs,
         max_num_tokens=args.max_num_tokens,

@@ -21,6 +21,8 @@ from trident_backend.engine.artifact import Manifest
 from trident_ensemble import layout
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_ensemble.errors import ServerError
+from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
+from trident_tools.overlay import overlay, served_settings
 from trident_tools.preflight import check_ports, check_repository
 from trident_tools.server_process import ServerProcess
 from trident_tools.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for requests in flight after a signal (default: %(default)g)",
     )
+    add_core_options(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--verbose", action="store_true", help="show tritonserver's log here")
     output.add_argument("--log-file", type=Path, metavar="FILE", help="write tritonserver's log here")
@@ -94,7 +97,12 @@ def _serve(
     backends.mkdir()
     compose_backends(server, backends)
     notice = folder / "drain"
-    command = server_command(server, args.repository.resolve(), backends, listen, EXIT_TIMEOUT_S)
+    repository = args.repository.resolve()
+    if asks_for_settings(args):
+        laid_over = folder / "repository"
+        laid_over.mkdir()
+        repository = overlay(repository, laid_over, core_settings(args, served_settings(repository)))
+    command = server_command(server, repository, backends, listen, EXIT_TIMEOUT_S)
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
     began = time.monotonic()
     process = ServerProcess([*command, *args.triton_option], environment, log)

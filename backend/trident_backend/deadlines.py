@@ -1,0 +1,55 @@
+"""When sequences must have ended.
+
+Owns the order of deadlines and what a client reads whose deadline was missed. Pure: time is passed in; never ends a
+sequence itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+from trident_backend.sequence import Sequence
+from trident_ensemble.errors import DeadlineError
+
+
+class Deadlines:
+    """The deadlines of sequences that have not ended."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Sequence]] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Watch a sequence."""
+        if sequence.deadline < math.inf:
+            heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, sequence))
+
+    @property
+    def next(self) -> float:
+        """The nearest one; infinity if there is none."""
+        while self._heap and self._heap[0][2].finish_reason is not None:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def take_passed(self, now: float) -> list[Sequence]:
+        """The sequences whose deadline has passed, watched no longer."""
+        passed = []
+        while self.next <= now:
+            passed.append(heapq.heappop(self._heap)[2])
+        return passed
+
+
+def unreachable(sequence: Sequence, earliest: float) -> DeadlineError:
+    """For a sequence whose first token cannot come before `earliest`."""
+    timeout, needed = sequence.deadline - sequence.arrived_at, earliest - sequence.arrived_at
+    return DeadlineError(
+        f"timeout_ms: {timeout * 1000:.0f} ms cannot be met: this prompt, and what waits before it, take "
+        f"{needed * 1000:.0f} ms; try again later, or with a longer timeout"
+    )
+
+
+def missed(sequence: Sequence) -> DeadlineError:
+    """For a sequence whose deadline has passed."""
+    timeout = sequence.deadline - sequence.arrived_at
+    where = "waiting" if sequence.first_scheduled_at is None else f"with {sequence.num_output_tokens} tokens generated"
+    return DeadlineError(f"timeout_ms: {timeout * 1000:.0f} ms have passed, {where}")

@@ -1,0 +1,111 @@
+"""Shares the engine among tenants, and orders the requests of each.
+
+Owns the tenants' accounts and the queue of waiting sequences. Pure: knows neither the engine nor a clock.
+
+Tenants are served by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024):
+whoever has had the fewest tokens computed, for its weight, goes next; a tenant that comes back from idleness starts
+level with the least served of the others, so that idleness earns no credit. Within a tenant requests go by arrival,
+each level of priority being worth some seconds of waiting, so that nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from trident_backend.sequence import Sequence
+
+
+@dataclass
+class _Tenant:
+    weight: float
+    served: float = 0.0
+    num_open: int = 0
+    num_waiting_tokens: int = 0
+    waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)
+
+
+class FairQueue:
+    """Waiting sequences of all tenants, and what each tenant has been served.
+
+    Args:
+        weights: shares of tenants that have not a share of 1.
+        aging_seconds: waiting time that is worth one level of priority.
+    """
+
+    def __init__(self, weights: Mapping[str, float], aging_seconds: float) -> None:
+        self._weights = weights
+        self._aging_seconds = aging_seconds
+        self._tenants: dict[str, _Tenant] = {}
+        self._members: set[Sequence] = set()
+        self.num_waiting_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._members)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._members
+
+    def urgency(self, sequence: Sequence) -> tuple[float, int]:
+        """The order of a tenant's sequences: the least goes first; it does not change while they wait."""
+        return sequence.arrived_at + sequence.priority * self._aging_seconds, sequence.sequence_id
+
+    def enter(self, sequence: Sequence) -> None:
+        """A tenant has one more sequence to be served."""
+        tenant = self._tenants.get(sequence.tenant)
+        if tenant is None:
+            tenant = self._tenants[sequence.tenant] = _Tenant(self._weights.get(sequence.tenant, 1.0))
+        if not tenant.num_open:
+            others = [other.served for other in self._tenants.values() if other.num_open]
+            tenant.served = max(tenant.served, min(others, default=0.0))
+        tenant.num_open += 1
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence that entered has ended."""
+        self._tenants[sequence.tenant].num_open -= 1
+        floor = min((tenant.served for tenant in self._tenants.values() if tenant.num_open), default=math.inf)
+        for name in [name for name, tenant in self._tenants.items() if not tenant.num_open and tenant.served <= floor]:
+            del self._tenants[name]
+
+    def charge(self, tenant: str, num_tokens: int) -> None:
+        """So many tokens of a tenant are being computed."""
+        account = self._tenants[tenant]
+        account.served += num_tokens / account.weight
+
+    def served(self, tenant: str) -> float:
+        """What a tenant has had, in tokens for a weight of 1."""
+        return self._tenants[tenant].served
+
+    def num_tokens_ahead(self, sequence: Sequence) -> int:
+        """Tokens that go before a sequence about to enter: all that wait for its tenant, if it is the last of them."""
+        tenant = self._tenants.get(sequence.tenant)
+        if tenant is None:
+            return 0
+        is_last = not tenant.waiting or max(tenant.waiting)[0] <= self.urgency(sequence)[0]
+        return tenant.num_waiting_tokens if is_last else 0
+
+    def push(self, sequence: Sequence) -> None:
+        """Let a sequence wait; it must have entered."""
+        tenant = self._tenants[sequence.tenant]
+        heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
+        tenant.num_waiting_tokens += sequence.num_tokens
+        self.num_waiting_tokens += sequence.num_tokens
+        self._members.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """A waiting sequence waits no longer."""
+        self._members.remove(sequence)
+        tenant = self._tenants[sequence.tenant]
+        tenant.num_waiting_tokens -= sequence.num_tokens
+        self.num_waiting_tokens -= sequence.num_tokens
+        while tenant.waiting and tenant.waiting[0][2] not in self._members:
+            heapq.heappop(tenant.waiting)
+
+    def heads(self) -> dict[str, Sequence]:
+        """Each tenant's first waiting sequence."""
+        return {name: tenant.waiting[0][2] for name, tenant in self._tenants.items() if tenant.waiting}

@@ -1,0 +1,68 @@
+"""Lets streams guess ahead, where that pays.
+
+Owns the choice of who guesses how far in a step. Never makes a guess (a sequence's `PromptLookup` does) and never
+judges one: a guess is right when the sampler chooses it, so that what comes out is what would have come out without.
+"""
+
+from __future__ import annotations
+
+import math
+
+from trident_backend.blocks import KVCache
+from trident_backend.step_time import StepSize, StepTimeModel
+from trident_backend.steps import ScheduledChunk
+
+
+class Speculation:
+    """Adds guesses to the chunks of running streams.
+
+    A guess costs what one more token adds to the step, and earns a token with the probability that it and all before it
+    are right. It is worth its cost as long as it earns more than the step's other tokens do for theirs; where the step
+    is bound by computation, none does.
+
+    Args:
+        kv_cache: room for the guessed tokens' keys and values.
+        max_num_tokens: tokens of one step, at most.
+        max_draft_tokens: guesses for one sequence in one step, at most.
+        step_times: what steps cost; no guesses are made until it is known.
+    """
+
+    def __init__(
+        self, kv_cache: KVCache, max_num_tokens: int, max_draft_tokens: int, step_times: StepTimeModel
+    ) -> None:
+        self._kv_cache = kv_cache
+        self._max_num_tokens = max_num_tokens
+        self._max_draft_tokens = max_draft_tokens
+        self._step_times = step_times
+
+    def extend(self, chunks: list[ScheduledChunk], size: StepSize, num_streams: int) -> StepSize:
+        """Replace those of the first `num_streams` chunks that guess; returns the size of the step with the guesses."""
+        step_time = self._step_times.fitted
+        if step_time is None:
+            return size
+        threshold = step_time.per_token * size.num_tokens / step_time.seconds(size)
+        for index in range(num_streams):
+            sequence = chunks[index].sequence
+            assert sequence.lookup is not None
+            most = min(
+                worthwhile(sequence.lookup.acceptance, threshold, self._max_draft_tokens),
+                self._max_num_tokens - size.num_tokens,
+                sequence.max_tokens - sequence.num_output_tokens - 1,
+            )
+            if most <= 0:
+                sequence.lookup.passed()
+                continue
+            draft_ids = tuple(sequence.lookup.propose(sequence.token_ids, most))
+            if draft_ids and self._kv_cache.grow(sequence, sequence.num_tokens + len(draft_ids)):
+                chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
+                size = size.with_chunk(len(draft_ids), sequence.num_tokens)
+        return size
+
+
+def worthwhile(acceptance: float, threshold: float, most: int) -> int:
+    """How many guesses in a row, `most` at most, are all right with a probability above the threshold."""
+    if acceptance <= threshold:
+        return 0
+    if threshold <= 0 or acceptance >= 1:
+        return most
+    return min(most, int(math.log(threshold) / math.log(acceptance)))

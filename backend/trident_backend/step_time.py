@@ -1,0 +1,155 @@
+"""Learns how long the engine takes for a step of a given size.
+
+Owns the observations and the fitted coefficients: seconds = base + per_token * tokens + per_pair * pairs, which is what
+a step costs while its weights, its products and its attention follow one another. Never reads a clock, never decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """How much a step computes.
+
+    Args:
+        num_tokens: tokens on the packed axis.
+        num_pairs: pairs of a query token and a key token that attention visits.
+    """
+
+    num_tokens: int = 0
+    num_pairs: int = 0
+
+    def with_chunk(self, num_new_tokens: int, past_len: int) -> StepSize:
+        """And a sequence's next `num_new_tokens` tokens after `past_len`."""
+        return StepSize(
+            self.num_tokens + num_new_tokens,
+            self.num_pairs + num_new_tokens * past_len + num_new_tokens * (num_new_tokens + 1) // 2,
+        )
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step as a function of its size.
+
+    Args:
+        base: of any step.
+        per_token: of each token.
+        per_pair: of each pair of a query and a key.
+    """
+
+    base: float
+    per_token: float
+    per_pair: float
+
+    def seconds(self, size: StepSize) -> float:
+        """How long a step of this size takes."""
+        return self.base + self.per_token * size.num_tokens + self.per_pair * size.num_pairs
+
+    def largest_chunk(self, size: StepSize, past_len: int, seconds: float) -> int:
+        """The most tokens of one sequence, after `past_len`, that a step of this size can take and end in `seconds`."""
+        room = seconds - self.seconds(size)
+        if room <= 0:
+            return 0
+        # room = linear * n + quadratic * n * n
+        quadratic = self.per_pair / 2
+        linear = self.per_token + self.per_pair * (past_len + 0.5)
+        if linear <= 0:
+            return _UNBOUNDED
+        return min(_UNBOUNDED, int(2 * room / (linear + math.sqrt(linear * linear + 4 * quadratic * room))))
+
+
+class StepTimeModel:
+    """Fits `StepTime` to the last steps of each size.
+
+    The last few steps of every order of magnitude are kept, so that neither a long time of small steps forgets what a
+    large one costs, nor an old state of the machine is believed for long. Errors are relative, and steps that took
+    surprisingly long count less (Huber 1964).
+
+    Attributes:
+        fitted: None until there is enough to go by.
+        slack: what a step takes at its 90th percentile, as a multiple of what `fitted` says; at least 1.
+    """
+
+    def __init__(self) -> None:
+        self.fitted: StepTime | None = None
+        self.slack = 1.0
+        self._rows = np.zeros((_NUM_MAGNITUDES * _NUM_KEPT, 4))
+        self._num_seen = [0] * _NUM_MAGNITUDES
+        self._num_new = 0
+
+    def observe(self, size: StepSize, seconds: float) -> None:
+        """A step of this size took so long."""
+        magnitude = min(_NUM_MAGNITUDES - 1, size.num_tokens.bit_length())
+        place = magnitude * _NUM_KEPT + self._num_seen[magnitude] % _NUM_KEPT
+        self._rows[place] = 1, size.num_tokens, size.num_pairs, max(seconds, 1e-9)
+        self._num_seen[magnitude] += 1
+        self._num_new += 1
+        if self._num_new == _REFIT_EVERY:
+            self._num_new = 0
+            self._refit()
+
+    def _refit(self) -> None:
+        rows = self._rows[self._rows[:, 3] > 0]
+        sizes, seconds = rows[:, :3], rows[:, 3]
+        fitted = fit(sizes, seconds)
+        self.fitted = StepTime(*fitted.tolist())
+        ratios = seconds / np.maximum(sizes @ fitted, 1e-12)
+        self.slack = float(np.clip(np.percentile(ratios, 90), 1.0, _MAX_SLACK))
+
+
+def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Non-negative coefficients of least relative error.
+
+    Args:
+        sizes: `[n, 3]`: 1, tokens, pairs.
+        seconds: `[n]`, above 0.
+
+    Returns:
+        base, per_token, per_pair: `[3]`.
+    """
+    weights = 1 / seconds
+    coefficients = np.zeros(3)
+    for _ in range(_NUM_PASSES):
+        coefficients = _non_negative(sizes * weights[:, None], seconds * weights)
+        errors = np.abs(sizes @ coefficients / seconds - 1)
+        scale = max(float(np.median(errors)) * 2, 1e-6)
+        weights = np.sqrt(np.minimum(1, scale / np.maximum(errors, 1e-12))) / seconds
+    return coefficients
+
+
+def _non_negative(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Least squares without negative coefficients: the best of all subsets, of which three columns have seven."""
+    gram, moment = left.T @ left, left.T @ right
+    best, least = np.zeros(3), math.inf
+    for subset in _SUBSETS:
+        block = gram[np.ix_(subset, subset)]
+        scale = np.sqrt(np.diag(block))
+        if not scale.all():
+            continue
+        # A trace of ridge, relative to each column's size, keeps columns apart that have not differed yet.
+        normal = block / np.outer(scale, scale) + np.eye(len(subset)) * _RIDGE
+        solution = np.linalg.solve(normal, moment[subset] / scale) / scale
+        if (solution < 0).any():
+            continue
+        full = np.zeros(3)
+        full[subset] = solution
+        loss = float(full @ gram @ full - 2 * full @ moment)
+        if loss < least:
+            best, least = full, loss
+    return best
+
+
+_UNBOUNDED = 1 << 30
+_NUM_MAGNITUDES = 20
+_NUM_KEPT = 24
+_REFIT_EVERY = 8
+_NUM_PASSES = 3
+_MAX_SLACK = 2.0
+_RIDGE = 1e-6
+_SUBSETS = [[0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]]
