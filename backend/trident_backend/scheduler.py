@@ -116,7 +116,7 @@ class Scheduler:
                 chunks.append(ScheduledChunk(sequence, 1, completes=True))
                 self.waiting.charge(sequence.tenant, 1)
                 num_pairs += num_tokens
-        size = StepSize(len(chunks), num_pairs)
+        size = StepSize(len(chunks), num_pairs, len(chunks))
         streams = len(chunks)
         if prompts or (self.waiting and not preempted):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=not preempted, now=now)
@@ -171,7 +171,7 @@ class Scheduler:
             if chunk is None:
                 break
             chunks.append(chunk)
-            size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens)
+            size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, int(chunk.completes))
         return chunks, size
 
     def _admit(self, sequence: Sequence, now: float) -> bool:

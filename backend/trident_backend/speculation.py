@@ -40,12 +40,15 @@ class Speculation:
         step_time = self._step_times.fitted
         if step_time is None:
             return size
-        threshold = step_time.per_token * size.num_tokens / step_time.seconds(size)
+        tokens_per_second = size.num_tokens / step_time.seconds(size)
+        if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1:
+            return size
         for index in range(num_streams):
             sequence = chunks[index].sequence
             assert sequence.lookup is not None
+            cost = step_time.per_token + step_time.per_row + step_time.per_pair * sequence.num_tokens
             most = min(
-                worthwhile(sequence.lookup.acceptance, threshold, self._max_draft_tokens),
+                worthwhile(sequence.lookup.acceptance, cost * tokens_per_second, self._max_draft_tokens),
                 self._max_num_tokens - size.num_tokens,
                 sequence.max_tokens - sequence.num_output_tokens - 1,
             )
@@ -55,7 +58,7 @@ class Speculation:
             draft_ids = tuple(sequence.lookup.propose(sequence.token_ids, most))
             if draft_ids and self._kv_cache.grow(sequence, sequence.num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
-                size = size.with_chunk(len(draft_ids), sequence.num_tokens)
+                size = size.with_chunk(len(draft_ids), sequence.num_tokens, len(draft_ids))
         return size
 
 

@@ -1,13 +1,15 @@
 """Learns how long the engine takes for a step of a given size.
 
-Owns the observations and the fitted coefficients: seconds = base + per_token * tokens + per_pair * pairs, which is what
-a step costs while its weights, its products and its attention follow one another. Never reads a clock, never decides.
+Owns the observations and the fitted coefficients: seconds = base + per_token * tokens + per_pair * pairs + per_row *
+rows, for the network's weights, its products, its attention, and the logits with what is chosen from them. Never reads
+a clock, never decides.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +22,19 @@ class StepSize:
     Args:
         num_tokens: tokens on the packed axis.
         num_pairs: pairs of a query token and a key token that attention visits.
+        num_rows: rows of logits.
     """
 
     num_tokens: int = 0
     num_pairs: int = 0
+    num_rows: int = 0
 
-    def with_chunk(self, num_new_tokens: int, past_len: int) -> StepSize:
-        """And a sequence's next `num_new_tokens` tokens after `past_len`."""
+    def with_chunk(self, num_new_tokens: int, past_len: int, num_rows: int) -> StepSize:
+        """And a sequence's next `num_new_tokens` tokens after `past_len`, with `num_rows` rows of logits."""
         return StepSize(
             self.num_tokens + num_new_tokens,
             self.num_pairs + num_new_tokens * past_len + num_new_tokens * (num_new_tokens + 1) // 2,
+            self.num_rows + num_rows,
         )
 
 
@@ -41,15 +46,18 @@ class StepTime:
         base: of any step.
         per_token: of each token.
         per_pair: of each pair of a query and a key.
+        per_row: of each row of logits.
     """
 
     base: float
     per_token: float
     per_pair: float
+    per_row: float
 
     def seconds(self, size: StepSize) -> float:
         """How long a step of this size takes."""
-        return self.base + self.per_token * size.num_tokens + self.per_pair * size.num_pairs
+        per_size = self.per_token * size.num_tokens + self.per_pair * size.num_pairs + self.per_row * size.num_rows
+        return self.base + per_size
 
     def largest_chunk(self, size: StepSize, past_len: int, seconds: float) -> int:
         """The most tokens of one sequence, after `past_len`, that a step of this size can take and end in `seconds`."""
@@ -79,7 +87,7 @@ class StepTimeModel:
     def __init__(self) -> None:
         self.fitted: StepTime | None = None
         self.slack = 1.0
-        self._rows = np.zeros((_NUM_MAGNITUDES * _NUM_KEPT, 4))
+        self._rows = np.zeros((_NUM_MAGNITUDES * _NUM_KEPT, 5))
         self._num_seen = [0] * _NUM_MAGNITUDES
         self._num_new = 0
 
@@ -87,7 +95,7 @@ class StepTimeModel:
         """A step of this size took so long."""
         magnitude = min(_NUM_MAGNITUDES - 1, size.num_tokens.bit_length())
         place = magnitude * _NUM_KEPT + self._num_seen[magnitude] % _NUM_KEPT
-        self._rows[place] = 1, size.num_tokens, size.num_pairs, max(seconds, 1e-9)
+        self._rows[place] = 1, size.num_tokens, size.num_pairs, size.num_rows, max(seconds, 1e-9)
         self._num_seen[magnitude] += 1
         self._num_new += 1
         if self._num_new == _REFIT_EVERY:
@@ -95,8 +103,8 @@ class StepTimeModel:
             self._refit()
 
     def _refit(self) -> None:
-        rows = self._rows[self._rows[:, 3] > 0]
-        sizes, seconds = rows[:, :3], rows[:, 3]
+        rows = self._rows[self._rows[:, 4] > 0]
+        sizes, seconds = rows[:, :4], rows[:, 4]
         fitted = fit(sizes, seconds)
         self.fitted = StepTime(*fitted.tolist())
         ratios = seconds / np.maximum(sizes @ fitted, 1e-12)
@@ -107,14 +115,14 @@ def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt
     """Non-negative coefficients of least relative error.
 
     Args:
-        sizes: `[n, 3]`: 1, tokens, pairs.
+        sizes: `[n, 4]`: 1, tokens, pairs, rows.
         seconds: `[n]`, above 0.
 
     Returns:
-        base, per_token, per_pair: `[3]`.
+        base, per_token, per_pair, per_row: `[4]`.
     """
     weights = 1 / seconds
-    coefficients = np.zeros(3)
+    coefficients = np.zeros(4)
     for _ in range(_NUM_PASSES):
         coefficients = _non_negative(sizes * weights[:, None], seconds * weights)
         errors = np.abs(sizes @ coefficients / seconds - 1)
@@ -124,21 +132,23 @@ def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt
 
 
 def _non_negative(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Least squares without negative coefficients: the best of all subsets, of which three columns have seven."""
+    """Least squares without negative coefficients: the best of all subsets of columns, the whole first."""
     gram, moment = left.T @ left, left.T @ right
-    best, least = np.zeros(3), math.inf
+    best, least = np.zeros(4), math.inf
     for subset in _SUBSETS:
         block = gram[np.ix_(subset, subset)]
         scale = np.sqrt(np.diag(block))
         if not scale.all():
             continue
-        # A trace of ridge, relative to each column's size, keeps columns apart that have not differed yet.
-        normal = block / np.outer(scale, scale) + np.eye(len(subset)) * _RIDGE
+        # A trace of ridge, relative to each column's size, decides between columns that have not differed yet.
+        normal = block / np.outer(scale, scale) + np.diag(_RIDGE[subset])
         solution = np.linalg.solve(normal, moment[subset] / scale) / scale
         if (solution < 0).any():
             continue
-        full = np.zeros(3)
+        full = np.zeros(4)
         full[subset] = solution
+        if len(subset) == len(full):
+            return full
         loss = float(full @ gram @ full - 2 * full @ moment)
         if loss < least:
             best, least = full, loss
@@ -151,5 +161,6 @@ _NUM_KEPT = 24
 _REFIT_EVERY = 8
 _NUM_PASSES = 3
 _MAX_SLACK = 2.0
-_RIDGE = 1e-6
-_SUBSETS = [[0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]]
+#: Most for rows: one stream alone has one row in every step, and guessing must begin to show what a row costs.
+_RIDGE = np.array([1e-6, 1e-6, 1e-6, 1e-3])
+_SUBSETS = [list(subset) for size in (4, 3, 2, 1) for subset in combinations(range(4), size)]

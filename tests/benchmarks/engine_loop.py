@@ -10,6 +10,7 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
 from trident_backend.sequence import SamplingParams, Sequence
+from trident_ensemble.settings import CoreSettings
 
 
 @dataclass
@@ -50,16 +51,17 @@ class EngineLoopBench:
 
     def run(self, prompts: list[list[int]], max_tokens: int) -> LoopRun:
         """All prompts at once, greedy, `max_tokens` each."""
-        core = EngineCore(self._engine)
+        core = EngineCore(self._engine, CoreSettings(enable_kv_cache_reuse=False), time.monotonic)
         for index, prompt in enumerate(prompts):
-            core.scheduler.add(Sequence(index, list(prompt), len(prompt), max_tokens, SamplingParams(), frozenset()))
+            sequence = Sequence(index, list(prompt), len(prompt), max_tokens, SamplingParams(), frozenset())
+            core.scheduler.add(sequence, core.clock())
         start = time.perf_counter()
         inside, generation = 0.0, 0.0
-        while core.has_work:
+        while core.scheduler.waiting or core.scheduler.running:
             self._engine.seconds.clear()
             step_start = time.perf_counter()
             result = core.step()
-            if result.num_tokens == len(result.advanced) == len(prompts):
+            if result.output.num_tokens == len(result.advances) == len(prompts):
                 generation += time.perf_counter() - step_start
                 inside += self._engine.seconds[0]
         return LoopRun(time.perf_counter() - start, 1 - inside / generation)
