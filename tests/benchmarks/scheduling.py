@@ -145,12 +145,12 @@ def _random_prompt(rng: random.Random, num_tokens: int) -> list[int]:
 
 
 def _latency_variants(engine: Engine) -> dict[str, Variant]:
-    """8 streams run; six prompts of 1024 tokens arrive, one a second and a half."""
+    """8 streams run; six prompts of 1024 tokens arrive, one every 1.3 seconds."""
 
     def run(core: EngineCore) -> ArrivalsRun:
         rng = random.Random(1)  # noqa: S311 (prompts, not secrets)
         streams = [_sequence(number, _random_prompt(rng, 32), 400) for number in range(8)]
-        prompts = [_sequence(8 + number, _random_prompt(rng, 1024), 4, 1.5 * (1 + number)) for number in range(6)]
+        prompts = [_sequence(8 + number, _random_prompt(rng, 1024), 4, 1.3 * (1 + number)) for number in range(6)]
         return run_arrivals(core, streams + prompts)
 
     def variant(settings: CoreSettings) -> Variant:

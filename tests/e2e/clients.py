@@ -24,6 +24,9 @@ NUMPY_TYPES: dict[str, Any] = {
     "seed": np.uint64,
     "end_id": np.int32,
     "ignore_eos": np.bool_,
+    "tenant": np.object_,
+    "cache_salt": np.object_,
+    "reuse_cache": np.bool_,
 }
 
 

@@ -76,13 +76,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def serve(repository: Path, log: Path) -> Iterator[Server]:
+def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
     """A server of this repository, ready; stopped at the end, also when the test fails."""
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [
         *(sys.executable, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
         *("--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
-        *("--metrics-port", str(metrics_port), "--verbose"),
+        *("--metrics-port", str(metrics_port), "--verbose", *options),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
