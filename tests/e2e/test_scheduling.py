@@ -109,7 +109,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(narrow: Server) -> Non
 
 def test_a_queue_full_of_tokens_refuses_at_once_and_says_why(narrow: Server) -> None:
     held = threading.Event()
-    prompt = "word after word " * 250
+    prompt = "word after word " * 180
 
     def hold() -> str:
         try:
