@@ -27,8 +27,11 @@ check: .venv/.set-up-test
 	.venv/bin/lint-imports
 	.venv/bin/hadolint docker/Dockerfile
 
+# BENCH=scheduling, load or soak: see tests/benchmarks.
+BENCH ?= compare
+
 bench: .venv/.set-up-bench
-	.venv/bin/python -m tests.benchmarks.compare
+	.venv/bin/python -m tests.benchmarks.$(BENCH)
 
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) \
