@@ -6,11 +6,13 @@ Behaves as the real one (2.51) where Trident's shells can tell, and fails where 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -146,28 +148,53 @@ class InferenceRequest:
 
 
 class Metric:
-    """One gauge's value."""
+    """One metric; a call that its kind does not support is refused, and every increment when `refuses` is set."""
 
-    def __init__(self) -> None:
-        self.value: float | None = None
+    refuses = False
+
+    def __init__(self, kind: str, buckets: list[float] | None) -> None:
+        self.kind, self.buckets = kind, buckets
+        self.number = 0.0
+        self.observed: list[float] = []
 
     def set(self, value: float) -> None:
-        self.value = value
+        if self.kind != MetricFamily.GAUGE:
+            raise TritonModelException(f"Failed to set metric value: {self.kind} does not support Set")
+        self.number = value
+
+    def increment(self, value: float) -> None:
+        if self.refuses or self.kind == MetricFamily.HISTOGRAM or (self.kind == MetricFamily.COUNTER and value < 0):
+            raise TritonModelException("Failed to increment metric value")
+        self.number += value
+
+    def observe(self, value: float) -> None:
+        if self.kind != MetricFamily.HISTOGRAM:
+            raise TritonModelException(f"Failed to observe metric value: {self.kind} does not support Observe")
+        self.observed.append(value)
 
 
 class MetricFamily:
-    """Gauges by their labels."""
+    """Metrics of one name by their labels; the server knows a family as long as somebody holds it."""
 
+    COUNTER = "counter"
     GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    alive: ClassVar[weakref.WeakValueDictionary[str, MetricFamily]] = weakref.WeakValueDictionary()
 
     def __init__(self, *, name: str, description: str, kind: str) -> None:
         assert name
         assert description
-        assert kind == self.GAUGE
+        assert kind in (self.COUNTER, self.GAUGE, self.HISTOGRAM)
+        self._kind = kind
         self.metrics: dict[frozenset[tuple[str, str]], Metric] = {}
+        self.alive[name] = self
 
-    def Metric(self, labels: Mapping[str, str]) -> Metric:  # noqa: N802 (Triton's name)
-        return self.metrics.setdefault(frozenset(labels.items()), Metric())
+    def Metric(self, labels: Mapping[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802 (Triton's name)
+        if (buckets is not None) != (self._kind == self.HISTOGRAM):
+            raise TritonModelException("Failed to create metric: only histograms have buckets")
+        if buckets is not None and not all(low < high for low, high in itertools.pairwise(buckets)):
+            raise TritonModelException("Error when creating Metric: Bucket Boundaries must be strictly ordered")
+        return self.metrics.setdefault(frozenset(labels.items()), Metric(self._kind, buckets))
 
 
 class Logger:

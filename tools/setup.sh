@@ -10,9 +10,9 @@ die() {
 }
 
 case "${1:-}" in
-    serve) extras=openvino,server ;;
-    test) extras=openvino,server,test,check ;;
-    bench) extras=openvino,server,test,bench ;;
+    serve) extras=openvino,server,bench ;;
+    test) extras=openvino,server,bench,test,check ;;
+    bench) extras=openvino,server,bench,test,compare ;;
     *) die "usage: tools/setup.sh serve|test|bench" ;;
 esac
 

@@ -18,11 +18,18 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Sequence]] = []
+        self._num_bearable = _LEAST_BEARABLE
 
     def add(self, sequence: Sequence) -> None:
         """Watch a sequence."""
-        if sequence.deadline < math.inf:
-            heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, sequence))
+        if sequence.deadline == math.inf:
+            return
+        if len(self._heap) >= self._num_bearable:
+            # Most sequences end long before their deadlines, and must not be kept until then.
+            self._heap = [entry for entry in self._heap if entry[2].finish_reason is None]
+            heapq.heapify(self._heap)
+            self._num_bearable = max(_LEAST_BEARABLE, 2 * len(self._heap))
+        heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, sequence))
 
     @property
     def next(self) -> float:
@@ -53,3 +60,7 @@ def missed(sequence: Sequence) -> DeadlineError:
     timeout = sequence.deadline - sequence.arrived_at
     where = "waiting" if sequence.first_scheduled_at is None else f"with {sequence.num_output_tokens} tokens generated"
     return DeadlineError(f"timeout_ms: {timeout * 1000:.0f} ms have passed, {where}")
+
+
+#: Watched sequences below which nobody looks for those that have ended.
+_LEAST_BEARABLE = 64

@@ -23,6 +23,7 @@ class _Tenant:
     weight: float
     served: float = 0.0
     num_open: int = 0
+    num_waiting: int = 0
     num_waiting_tokens: int = 0
     waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)
 
@@ -93,6 +94,7 @@ class FairQueue:
         """Let a sequence wait; it must have entered."""
         tenant = self._tenants[sequence.tenant]
         heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
+        tenant.num_waiting += 1
         tenant.num_waiting_tokens += sequence.num_tokens
         self.num_waiting_tokens += sequence.num_tokens
         self._members.add(sequence)
@@ -101,10 +103,15 @@ class FairQueue:
         """A waiting sequence waits no longer."""
         self._members.remove(sequence)
         tenant = self._tenants[sequence.tenant]
+        tenant.num_waiting -= 1
         tenant.num_waiting_tokens -= sequence.num_tokens
         self.num_waiting_tokens -= sequence.num_tokens
         while tenant.waiting and tenant.waiting[0][2] not in self._members:
             heapq.heappop(tenant.waiting)
+        # Those given up further back are let go when they have become the most, however long the first one waits.
+        if len(tenant.waiting) > 2 * tenant.num_waiting:
+            tenant.waiting = [entry for entry in tenant.waiting if entry[2] in self._members]
+            heapq.heapify(tenant.waiting)
 
     def heads(self) -> dict[str, Sequence]:
         """Each tenant's first waiting sequence."""

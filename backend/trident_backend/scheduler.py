@@ -118,8 +118,10 @@ class Scheduler:
                 num_pairs += num_tokens
         size = StepSize(len(chunks), num_pairs, len(chunks))
         streams = len(chunks)
-        if prompts or (self.waiting and not preempted):
-            chunks, size = self._add_prompts(chunks, size, prompts, admits=not preempted, now=now)
+        # What was taken for a stream is not given to another; where no stream runs, it may be.
+        admits = not (preempted and chunks)
+        if prompts or (self.waiting and admits):
+            chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
         if self._settings.max_draft_tokens and streams:
             size = self._speculation.extend(chunks, size, streams)
         return SchedulerOutput(tuple(chunks), size, tuple(preempted))
@@ -149,22 +151,23 @@ class Scheduler:
         streams = size if chunks else None
         while self._budget.room(size, streams, 0):
             heads = self.waiting.heads() if admits else {}
-            tenants = prompts.keys() | heads.keys()
-            if not tenants:
+            for name, begun in prompts.items():
+                if name not in heads or self.waiting.urgency(begun[0]) < self.waiting.urgency(heads[name]):
+                    heads[name] = begun[0]
+            if not heads:
                 break
-            tenant = min(tenants, key=lambda name: (self.waiting.served(name), name))
-            begun, head = prompts.get(tenant), heads.get(tenant)
-            if head is not None and not (begun and self.waiting.urgency(begun[0]) < self.waiting.urgency(head)):
+            # Between tenants served alike the first to arrive goes first, or new tenants would pass it without end.
+            sequence = min(heads.values(), key=lambda s: (self.waiting.served(s.tenant), s.arrived_at, s.sequence_id))
+            if sequence in self.waiting:
                 # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
-                admits = self._admit(head, now)
+                admits = self._admit(sequence, now)
                 if not admits:
                     continue
-                sequence = head
             else:
-                assert begun
-                sequence = begun.popleft()
+                begun = prompts[sequence.tenant]
+                begun.popleft()
                 if not begun:
-                    del prompts[tenant]
+                    del prompts[sequence.tenant]
             if sequence.paused:
                 continue
             chunk = self._prompt_chunk(sequence, size, streams)

@@ -18,7 +18,8 @@ class Speculation:
 
     A guess costs what one more token adds to the step, and earns a token with the probability that it and all before it
     are right. It is worth its cost as long as it earns more than the step's other tokens do for theirs; where the step
-    is bound by computation, none does.
+    is bound by computation, none does. What a guess costs is learned from guesses alone; so after many steps without,
+    one stream makes one whatever it is thought to cost.
 
     Args:
         kv_cache: room for the guessed tokens' keys and values.
@@ -34,6 +35,7 @@ class Speculation:
         self._max_num_tokens = max_num_tokens
         self._max_draft_tokens = max_draft_tokens
         self._step_times = step_times
+        self._num_steps_without = 0
 
     def extend(self, chunks: list[ScheduledChunk], size: StepSize, num_streams: int) -> StepSize:
         """Replace those of the first `num_streams` chunks that guess; returns the size of the step with the guesses."""
@@ -41,14 +43,17 @@ class Speculation:
         if step_time is None:
             return size
         tokens_per_second = size.num_tokens / step_time.seconds(size)
-        if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1:
+        self._num_steps_without += 1
+        explores = self._num_steps_without >= _EXPLORE_EVERY
+        if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1 and not explores:
             return size
         for index in range(num_streams):
             sequence = chunks[index].sequence
             assert sequence.lookup is not None
             cost = step_time.per_token + step_time.per_row + step_time.per_pair * sequence.num_tokens
+            threshold = 0.0 if explores else cost * tokens_per_second
             most = min(
-                worthwhile(sequence.lookup.acceptance, cost * tokens_per_second, self._max_draft_tokens),
+                worthwhile(sequence.lookup.acceptance, threshold, self._max_draft_tokens),
                 self._max_num_tokens - size.num_tokens,
                 sequence.max_tokens - sequence.num_output_tokens - 1,
             )
@@ -59,6 +64,7 @@ class Speculation:
             if draft_ids and self._kv_cache.grow(sequence, sequence.num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
                 size = size.with_chunk(len(draft_ids), sequence.num_tokens, len(draft_ids))
+                self._num_steps_without, explores = 0, False
         return size
 
 
@@ -69,3 +75,6 @@ def worthwhile(acceptance: float, threshold: float, most: int) -> int:
     if threshold <= 0 or acceptance >= 1:
         return most
     return min(most, int(math.log(threshold) / math.log(acceptance)))
+
+
+_EXPLORE_EVERY = 32

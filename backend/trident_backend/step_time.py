@@ -90,6 +90,7 @@ class StepTimeModel:
         self._rows = np.zeros((_NUM_MAGNITUDES * _NUM_KEPT, 5))
         self._num_seen = [0] * _NUM_MAGNITUDES
         self._num_new = 0
+        self._num_fits = 0
 
     def observe(self, size: StepSize, seconds: float) -> None:
         """A step of this size took so long."""
@@ -98,8 +99,10 @@ class StepTimeModel:
         self._rows[place] = 1, size.num_tokens, size.num_pairs, size.num_rows, max(seconds, 1e-9)
         self._num_seen[magnitude] += 1
         self._num_new += 1
-        if self._num_new == _REFIT_EVERY:
+        # Often at first, when every step is news; a fit takes about a millisecond.
+        if self._num_new >= min(_FIRST_FIT << self._num_fits, _REFIT_EVERY):
             self._num_new = 0
+            self._num_fits += 1
             self._refit()
 
     def _refit(self) -> None:
@@ -158,7 +161,8 @@ def _non_negative(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64])
 _UNBOUNDED = 1 << 30
 _NUM_MAGNITUDES = 20
 _NUM_KEPT = 24
-_REFIT_EVERY = 8
+_FIRST_FIT = 8
+_REFIT_EVERY = 32
 _NUM_PASSES = 3
 _MAX_SLACK = 2.0
 #: Most for rows: one stream alone has one row in every step, and guessing must begin to show what a row costs.

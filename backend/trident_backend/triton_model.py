@@ -5,10 +5,11 @@ Owns the conversion at the border with Triton's Python backend and the core's li
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_backend.engine.factory import load_engine
+from trident_backend.meters import Labels
 from trident_backend.metrics import CoreMetrics
 from trident_backend.requests import check_parameters
 from trident_backend.service import CoreService
@@ -26,7 +28,9 @@ from trident_ensemble.errors import ConfigError, RequestError, TridentError, tri
 from trident_ensemble.settings import CoreSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_METRICS_PERIOD_S = 0.1
+_GAUGES_PERIOD_S = 0.1
+_GAUGES_PER_SUMS = 5
+_LAST_METRICS_S = 1.0
 _EXIT_ENGINE_DIED = 70
 
 
@@ -47,11 +51,12 @@ class TritonPythonModel:
         notice = DrainNotice.from_environment(os.environ)
         self._service = CoreService(engine, manifest.generation, anchors, settings, notice=notice, on_fatal=_exit)
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._gauges = _Gauges()
-        self._metrics = CoreMetrics(engine.spec, labels, self._gauges.make)
-        self._metrics.publish(self._service.stats)
+        self._meters = _TritonMeters()
+        self._metrics = CoreMetrics(engine.spec, labels, self._meters)
+        self._metrics.show(self._service.stats, self._service.take_records())
         self._stopped = threading.Event()
-        threading.Thread(target=self._publish, name="trident-metrics", daemon=True).start()
+        self._publisher = threading.Thread(target=self._publish, name="trident-metrics", daemon=True)
+        self._publisher.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the core; every answer comes later, through the response sender."""
@@ -66,13 +71,22 @@ class TritonPythonModel:
                 responder.fail(TridentError(f"the request could not be read: {error!r}"))
 
     def finalize(self) -> None:
-        """Answer what is left and free the engine."""
-        self._stopped.set()
+        """Answer what is left, free the engine, and publish what was measured last."""
         self._service.stop()
+        self._stopped.set()
+        self._publisher.join(_LAST_METRICS_S)
 
     def _publish(self) -> None:
-        while not self._stopped.wait(_METRICS_PERIOD_S):
-            self._metrics.publish(self._service.stats)
+        try:
+            for count in itertools.count(1):
+                is_last = self._stopped.wait(_GAUGES_PERIOD_S)
+                self._metrics.show(self._service.stats, self._service.take_records())
+                if is_last or count % _GAUGES_PER_SUMS == 0:
+                    self._metrics.publish_sums()
+                if is_last:
+                    return
+        except Exception as error:  # no second try: Triton's server has died of failures that followed each other
+            pb_utils.Logger.log_error(f"metrics are no longer published: {error!r}")
 
 
 class _TritonResponder:
@@ -132,19 +146,33 @@ def _fields(request: Any, max_seq_len: int) -> dict[str, Any]:
     return fields
 
 
-class _Gauges:
-    """Makes gauges, and holds their families: a metric dies with its family."""
+class _TritonMeters:
+    """See `Meters`. Holds the families: a metric dies with its family."""
 
     def __init__(self) -> None:
         self._families: dict[str, Any] = {}
 
-    def make(self, family: str, description: str, labels: Mapping[str, str]) -> Callable[[float], None]:
-        if family not in self._families:
-            self._families[family] = pb_utils.MetricFamily(
-                name=family, description=description, kind=pb_utils.MetricFamily.GAUGE
-            )
-        set_gauge: Callable[[float], None] = self._families[family].Metric(labels=dict(labels)).set
-        return set_gauge
+    def gauge(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
+        made = self._family(family, description, pb_utils.MetricFamily.GAUGE)
+        send: Callable[[float], None] = made.Metric(labels=dict(labels)).set
+        return send
+
+    def counter(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
+        made = self._family(family, description, pb_utils.MetricFamily.COUNTER)
+        send: Callable[[float], None] = made.Metric(labels=dict(labels)).increment
+        return send
+
+    def histogram(
+        self, family: str, description: str, labels: Labels, bounds: Sequence[float]
+    ) -> Callable[[float], None]:
+        made = self._family(family, description, pb_utils.MetricFamily.HISTOGRAM)
+        send: Callable[[float], None] = made.Metric(labels=dict(labels), buckets=list(bounds)).observe
+        return send
+
+    def _family(self, name: str, description: str, kind: Any) -> Any:
+        if name not in self._families:
+            self._families[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+        return self._families[name]
 
 
 def _exit(error: BaseException) -> None:

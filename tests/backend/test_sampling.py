@@ -9,6 +9,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tests.backend.doubles import make_sequence
+from trident_backend.engine.protocol import FloatArray
 from trident_backend.sampling import sample
 from trident_backend.sequence import SamplingParams, Sequence
 
@@ -19,6 +20,11 @@ def _sequence(params: SamplingParams, place: int = 3) -> Sequence:
     sequence = make_sequence(0, [1] * place, 100)
     sequence.sampling = params
     return sequence
+
+
+def _sample(logits: FloatArray, sequences: list[Sequence]) -> list[int]:
+    """The next token of each."""
+    return sample(logits, [(sequence, sequence.num_tokens) for sequence in sequences])
 
 
 def _reference(logits: npt.NDArray[np.float32], params: SamplingParams) -> npt.NDArray[np.float64]:
@@ -48,7 +54,7 @@ def test_draws_follow_transformers_distribution(params: SamplingParams) -> None:
     sequences = [
         _sequence(SamplingParams(params.temperature, params.top_k, params.top_p, seed)) for seed in range(num_draws)
     ]
-    counts = np.bincount(sample(np.tile(logits, (num_draws, 1)), sequences), minlength=VOCAB)
+    counts = np.bincount(_sample(np.tile(logits, (num_draws, 1)), sequences), minlength=VOCAB)
     assert counts[expected == 0].sum() == 0
     # Rare tokens are pooled, so that every cell expects enough draws for the statistic to hold.
     common = expected * num_draws >= 10
@@ -64,15 +70,23 @@ def test_greedy_is_argmax_and_top_k_one_is_greedy() -> None:
     logits = np.random.default_rng(0).normal(size=(8, VOCAB)).astype(np.float32)
     greedy = [_sequence(SamplingParams()) for _ in range(8)]
     narrow = [_sequence(SamplingParams(1.0, top_k=1, seed=seed)) for seed in range(8)]
-    assert sample(logits, greedy) == sample(logits, narrow) == logits.argmax(1).tolist()
+    assert _sample(logits, greedy) == _sample(logits, narrow) == logits.argmax(1).tolist()
 
 
 def test_a_draw_depends_on_seed_and_place_alone() -> None:
     logits = np.random.default_rng(1).normal(size=VOCAB).astype(np.float32)
     one = _sequence(SamplingParams(1.0, seed=2**64 - 1), place=9)
-    alone = sample(logits[None], [one])
+    alone = _sample(logits[None], [one])
     others = [_sequence(SamplingParams(1.5, seed=seed), place=seed) for seed in range(1, 6)]
-    crowd = sample(np.tile(logits, (6, 1)), [*others[:3], one, *others[3:]])
+    crowd = _sample(np.tile(logits, (6, 1)), [*others[:3], one, *others[3:]])
     assert crowd[3] == alone[0]
-    draws = {sample(logits[None], [_sequence(SamplingParams(1.0, seed=5), place=place)])[0] for place in range(1, 40)}
+    draws = {_sample(logits[None], [_sequence(SamplingParams(1.0, seed=5), place=place)])[0] for place in range(1, 40)}
     assert len(draws) > 5, "every place draws anew"
+
+
+def test_a_guessed_place_is_drawn_as_if_the_sequence_had_come_there() -> None:
+    """Verifying guesses asks for several places of one sequence at once; each must be what a step of its own gives."""
+    logits = np.random.default_rng(2).normal(size=(4, VOCAB)).astype(np.float32)
+    params = SamplingParams(1.0, seed=8)
+    together = sample(logits, [(_sequence(params, place=6), place) for place in range(6, 10)])
+    assert together == [_sample(logits[i : i + 1], [_sequence(params, place=6 + i)])[0] for i in range(4)]

@@ -1,106 +1,33 @@
-"""Random histories of the pure scheduler: budgets, blocks, order, and the same tokens as without batching."""
+"""The scheduler's order and bookkeeping, case by case; random histories are next door."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.backend.doubles import SPEC, expected_tokens, make_sequence
+from tests.backend.doubles import SPEC, add, make_core, make_sequence, run_to_end
 from trident_backend.batch import pack
 from trident_backend.blocks import BlockManager
-from trident_backend.core import EngineCore
-from trident_backend.engine.mock import MockEngine
 from trident_backend.scheduler import Scheduler
-from trident_backend.sequence import FinishReason, Sequence
+from trident_backend.sequence import FinishReason
+from trident_backend.step_time import StepTimeModel
+from trident_backend.steps import Advance
+from trident_ensemble.errors import ConfigError
+from trident_ensemble.settings import CoreSettings
 
 
-class Histories(RuleBasedStateMachine):
-    """Adds, aborts, pauses and steps in any order, checked after each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine = MockEngine(SPEC)
-        self.core = EngineCore(self.engine)
-        self.sequences: list[Sequence] = []
-
-    @rule(prompt=st.lists(st.integers(0, SPEC.vocab_size - 1), min_size=1, max_size=40), max_tokens=st.integers(1, 24))
-    def add(self, prompt: list[int], max_tokens: int) -> None:
-        sequence = make_sequence(len(self.sequences), prompt, max_tokens)
-        self.sequences.append(sequence)
-        self.core.scheduler.add(sequence)
-
-    @precondition(lambda self: self.sequences)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        self.core.scheduler.finish(data.draw(st.sampled_from(self.sequences)), FinishReason.CANCELLED)
-
-    @precondition(lambda self: self.sequences)
-    @rule(data=st.data())
-    def pause_or_resume(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(self.sequences))
-        sequence.paused = not sequence.paused
-
-    @rule(num_steps=st.integers(1, 8))
-    def step(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            paused = {s: s.num_tokens for s in self.core.scheduler.running if s.paused}
-            streams = [s for s in self.core.scheduler.running if s.num_remaining_tokens == 1 and not s.paused]
-            result = self.core.step()
-            assert result.num_tokens <= SPEC.max_num_tokens
-            assert set(streams) <= set(result.advanced), "a running stream waited for somebody's prompt"
-            assert all(sequence.num_tokens == length for sequence, length in paused.items())
-
-    @rule()
-    def engine_failure(self) -> None:
-        self.engine.fail_next = True
-        held = list(self.core.scheduler.running)
-        result = self.core.step()
-        self.engine.fail_next = False
-        if result.num_tokens:
-            assert result.error is not None
-            assert all(sequence.finish_reason is FinishReason.ERROR for sequence in result.advanced)
-            assert all(s.finish_reason is None for s in held if s not in result.advanced)
-
-    @invariant()
-    def blocks_are_whole(self) -> None:
-        self.core.blocks.check_integrity(self.core.scheduler.running)
-        assert len(self.core.scheduler.running) <= SPEC.max_num_seqs
-
-    @invariant()
-    def every_sequence_is_somewhere_once(self) -> None:
-        live = [*self.core.scheduler.running, *self.core.scheduler.waiting]
-        assert sorted(s.sequence_id for s in live) == [s.sequence_id for s in self.sequences if s.finish_reason is None]
-
-    def teardown(self) -> None:
-        for sequence in self.sequences:
-            sequence.paused = False
-        while self.core.has_work:
-            assert self.core.step().num_tokens, "work is left and nothing runs"
-        assert self.core.blocks.num_used == 0
-        for sequence in self.sequences:
-            output = sequence.token_ids[sequence.num_prompt_tokens :]
-            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-            assert output == expected_tokens(prompt, len(output))
-            if sequence.finish_reason is FinishReason.LENGTH:
-                assert len(output) == sequence.max_tokens
-
-
-Histories.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
-TestHistories = Histories.TestCase
+def _scheduler(num_blocks: int = 8, max_num_seqs: int = 2, max_num_tokens: int = 8) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, 4), max_num_seqs, max_num_tokens, CoreSettings(), StepTimeModel())
 
 
 def test_admission_is_in_order_of_arrival() -> None:
-    core = EngineCore(MockEngine(SPEC))
+    core, _ = make_core()
     rng = random.Random(7)  # noqa: S311 (a test's choice)
     sequences = [make_sequence(i, [1] * rng.randint(1, 40), rng.randint(1, 20)) for i in range(60)]
-    for sequence in sequences:
-        core.scheduler.add(sequence)
+    add(core, *sequences)
     order: list[int] = []
-    while core.has_work:
+    while core.scheduler.waiting or core.scheduler.running:
         core.step()
         order.extend(s.sequence_id for s in core.scheduler.running if s.sequence_id not in order)
     assert order == [sequence.sequence_id for sequence in sequences if sequence.sequence_id in order]
@@ -108,11 +35,11 @@ def test_admission_is_in_order_of_arrival() -> None:
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_a_running_stream() -> None:
-    core = EngineCore(MockEngine(SPEC))
+    core, _ = make_core()
     stream, long = make_sequence(0, [5], 20), make_sequence(1, list(range(40)), 2)
-    core.scheduler.add(stream)
+    add(core, stream)
     core.step()
-    core.scheduler.add(long)
+    add(core, long)
     progress = []
     for _ in range(3):
         core.step()
@@ -120,45 +47,87 @@ def test_a_long_prompt_is_computed_in_chunks_beside_a_running_stream() -> None:
     assert progress == [(2, 15), (3, 30), (4, 40)]
 
 
+def test_the_setting_lowers_the_token_budget_within_the_engines_bounds() -> None:
+    core, _ = make_core(CoreSettings(token_budget=5))
+    add(core, make_sequence(0, [1] * 12, 1))
+    assert [core.step().output.num_tokens for _ in range(3)] == [5, 5, 2]
+    for num_tokens in (SPEC.max_num_seqs - 1, SPEC.max_num_tokens + 1):
+        with pytest.raises(ConfigError, match=r"parameters\.token_budget: must be from 4 .* to 16"):
+            make_core(CoreSettings(token_budget=num_tokens))
+
+
 def test_nothing_is_committed_before_update() -> None:
-    scheduler = Scheduler(BlockManager(8, 4), max_num_seqs=2, max_num_tokens=8)
+    scheduler = _scheduler()
     sequence = make_sequence(0, [1, 2, 3], 4)
-    scheduler.add(sequence)
-    output = scheduler.schedule()
+    scheduler.add(sequence, 0.0)
+    output = scheduler.schedule(0.5)
     assert (sequence.num_computed_tokens, sequence.num_tokens) == (0, 3)
-    scheduler.update(output, [9])
+    assert scheduler.update(output, [9], 2.0, 1.5) == (Advance(sequence, 1, None),)
     assert (sequence.num_computed_tokens, sequence.token_ids) == (3, [1, 2, 3, 9])
+    assert scheduler.update(scheduler.schedule(2.0), [8], 5.0, 3.0) == (Advance(sequence, 1, 3.0),)
+    assert (sequence.first_scheduled_at, sequence.first_token_at, sequence.last_token_at) == (0.5, 2.0, 5.0)
 
 
 def test_end_ids_end_and_are_part_of_the_output() -> None:
-    sequence = make_sequence(0, [1], 9)
-    sequence.end_ids = frozenset({4, 6})
-    scheduler = Scheduler(BlockManager(8, 4), max_num_seqs=1, max_num_tokens=4)
-    scheduler.add(sequence)
+    sequence = make_sequence(0, [1], 9, end_ids=frozenset({4, 6}))
+    scheduler = _scheduler(max_num_seqs=1, max_num_tokens=4)
+    scheduler.add(sequence, 0.0)
     for token_id in (5, 6):
-        scheduler.update(scheduler.schedule(), [token_id])
+        scheduler.update(scheduler.schedule(0.0), [token_id], 0.0, 0.01)
     assert sequence.finish_reason is FinishReason.EOS
     assert sequence.token_ids == [1, 5, 6]
 
 
-def test_a_promise_is_kept_when_others_would_take_the_blocks() -> None:
-    blocks = BlockManager(num_blocks=10, block_size=4)
-    first, second = make_sequence(0, [1] * 4, 20), make_sequence(1, [1] * 4, 20)
-    assert blocks.admit(first)
-    assert not blocks.admit(second), "6 blocks are promised of 10, and 6 more were given away"
-    blocks.grow(first, 24)
-    blocks.check_integrity([first])
-    blocks.release(first)
-    assert blocks.admit(second)
+def test_ending_twice_changes_nothing() -> None:
+    scheduler = _scheduler()
+    running, waiting = make_sequence(0, [1] * 9, 20), make_sequence(1, [1] * 9, 20)
+    scheduler.add(running, 0.0)
+    scheduler.add(waiting, 0.0)
+    scheduler.schedule(0.0)
+    assert scheduler.running == [running], "the second finds no room"
+    for sequence in (running, waiting):
+        scheduler.finish(sequence, FinishReason.CANCELLED)
+        scheduler.finish(sequence, FinishReason.ERROR)
+    assert [(s, s.finish_reason) for s in scheduler.take_ended()] == [
+        (running, FinishReason.CANCELLED),
+        (waiting, FinishReason.CANCELLED),
+    ]
+    assert not scheduler.take_ended()
+    assert not scheduler.running
+    assert not scheduler.waiting
+
+
+def test_a_paused_stream_keeps_its_place_and_costs_nothing() -> None:
+    core, _ = make_core()
+    paused, other = make_sequence(0, [1, 2], 9), make_sequence(1, [3, 4], 9)
+    add(core, paused, other)
+    core.step()
+    paused.paused = True
+    assert [chunk.sequence for chunk in core.step().output.chunks] == [other]
+    paused.paused = False
+    assert [chunk.sequence for chunk in core.step().output.chunks] == [paused, other]
+    run_to_end(core)
+    assert paused.finish_reason is other.finish_reason is FinishReason.LENGTH
+
+
+def test_a_prompt_is_shared_as_soon_as_it_is_computed() -> None:
+    core, _ = make_core()
+    first, second = make_sequence(0, list(range(14)), 20), make_sequence(1, [*range(14), 9], 20)
+    add(core, first)
+    core.step()
+    add(core, second)
+    core.step()
+    assert (first.finish_reason, second.num_cached_tokens) == (None, 12)
+    assert second.block_table[:3] == first.block_table[:3]
 
 
 def test_pack_matches_a_plain_reading_of_the_step() -> None:
-    core = EngineCore(MockEngine(SPEC))
+    core, _ = make_core()
     first, second = make_sequence(0, [11, 12, 13, 14, 15], 8), make_sequence(1, list(range(20, 40)), 8)
-    core.scheduler.add(first)
+    add(core, first)
     core.step()
-    core.scheduler.add(second)
-    packed = pack(core.scheduler.schedule(), SPEC.block_size)
+    add(core, second)
+    packed = pack(core.scheduler.schedule(1.0), SPEC.block_size)
     assert packed.token_ids.tolist() == [first.token_ids[-1], *range(20, 35)]
     assert packed.position_ids.tolist() == [5, *range(15)]
     assert packed.past_lens.tolist() == [5, 0]
@@ -167,9 +136,3 @@ def test_pack_matches_a_plain_reading_of_the_step() -> None:
     assert packed.block_indices.tolist() == [*first.block_table[:2], *second.block_table[:4]]
     assert packed.max_context_len == 15
     assert packed.logit_rows.tolist() == [0]
-
-
-@pytest.mark.parametrize("num_tokens", [1, 4, 5, 96])
-def test_fits(num_tokens: int) -> None:
-    assert BlockManager(24, 4).fits(num_tokens)
-    assert not BlockManager(24, 4).fits(97)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.backend.doubles import SPEC, Client, expected_tokens, make_sequence
+from tests.backend.serving import ANCHORS, NO_DEFAULTS, serving, until
 from trident_backend.core import EngineCore
-from trident_backend.engine.artifact import Generation
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import FloatArray, StepBatch
 from trident_backend.flow import FlowControl, FlowState
@@ -24,38 +21,16 @@ from trident_backend.service import CoreService
 from trident_backend.streams import Chunk
 from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import CancelledError, DrainingError, EngineError, QueueFullError, RequestError
+from trident_ensemble.errors import (
+    CancelledError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    QueueFullError,
+    RequestError,
+    wire_message,
+)
 from trident_ensemble.settings import CoreSettings
-
-NO_DEFAULTS = Generation(end_ids=(), temperature=0.0, top_k=0, top_p=1.0)
-ANCHORS = np.ones(SPEC.vocab_size, np.uint8)
-
-
-@contextmanager
-def serving(
-    engine: MockEngine, settings: CoreSettings | None = None, notice: DrainNotice | None = None
-) -> Iterator[CoreService]:
-    died: list[BaseException] = []
-    service = CoreService(
-        engine,
-        NO_DEFAULTS,
-        ANCHORS,
-        settings or CoreSettings(),
-        notice=notice or DrainNotice(None),
-        on_fatal=died.append,
-    )
-    try:
-        yield service
-    finally:
-        if not died:
-            service.stop()
-
-
-def until(condition: object, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
@@ -97,6 +72,39 @@ def test_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
         late = Client()
         service.submit({"input_ids": [1], "max_tokens": 2}, late)
         assert late.done.wait(5)
+
+
+def test_a_timeout_reaches_the_client_once_and_in_time() -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
+        late, streaming, other = Client(), Client(), Client()
+        fields = {"max_tokens": 30, "timeout_ms": 120}
+        service.submit({"input_ids": [1], **fields}, late)
+        service.submit({"input_ids": [2], **fields, "stream": True}, streaming)
+        service.submit({"input_ids": [3], "max_tokens": 30}, other)
+        assert late.done.wait(1)
+        assert streaming.done.wait(1)
+        assert other.done.wait(5)
+        until(lambda: service.stats.num_used_blocks == 0 and service.stats.num_open == 0)
+    for client in (late, streaming):
+        assert client.num_finals == 1
+        assert isinstance(client.errors[0], DeadlineError)
+        assert wire_message(client.errors[0]).startswith("[UNAVAILABLE] timeout_ms: 120 ms have passed, with ")
+    assert not late.chunks
+    assert streaming.output_ids == expected_tokens([2], 30)[: len(streaming.output_ids)]
+    assert other.output_ids == expected_tokens([3], 30)
+
+
+def test_more_tokens_than_may_wait_are_refused_by_the_settings_name() -> None:
+    num_tokens = SPEC.num_blocks * SPEC.block_size
+    with serving(MockEngine(SPEC, step_seconds=0.01), CoreSettings(max_queue_tokens=10)) as service:
+        clients = [Client(), Client()]
+        for client in clients:
+            service.submit({"input_ids": [1] * (num_tokens // 2), "max_tokens": 4}, client)
+        with pytest.raises(QueueFullError, match=r"11 tokens beside 96 are more than .* max_queue_tokens 10"):
+            service.submit({"input_ids": [1] * 11, "max_tokens": 4}, Client())
+        assert all(client.done.wait(5) for client in clients)
+        until(lambda: service.stats.num_open == 0)
+        service.submit({"input_ids": [1] * 11, "max_tokens": 4}, Client())
 
 
 def test_a_bad_request_disturbs_nobody() -> None:
@@ -146,7 +154,8 @@ def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
 def test_an_abort_that_overtakes_its_addition_harms_nobody() -> None:
     events: list[TokenEvent] = []
     died: list[BaseException] = []
-    loop = EngineLoop(EngineCore(MockEngine(SPEC)), events.extend, died.append)
+    core = EngineCore(MockEngine(SPEC), CoreSettings(), time.monotonic)
+    loop = EngineLoop(core, events.extend, lambda _: None, died.append)
     hasty, other = make_sequence(1, [1], 5), make_sequence(2, [2], 5)
     for command, sequence in (
         (Command.ABORT, hasty),

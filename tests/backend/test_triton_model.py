@@ -35,14 +35,20 @@ def _arguments(folder: Path, *, instances: int = 1, **parameters: str) -> dict[s
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def unfinished_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """To be finalized by the test."""
     (tmp_path / "1").mkdir()
     np.save(tmp_path / "1" / layout.TOKEN_TABLE_FILE, np.ones(SPEC.vocab_size, np.uint8))
     monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _: (MockEngine(SPEC), MANIFEST))
     model = Shell()
     model.initialize(_arguments(tmp_path))
-    yield model
-    model.finalize()
+    return model
+
+
+@pytest.fixture
+def shell(unfinished_shell: Any) -> Iterator[Any]:
+    yield unfinished_shell
+    unfinished_shell.finalize()
 
 
 def _request(parameters: dict[str, Any] | None = None, **fields: Any) -> fake_triton.InferenceRequest:
@@ -133,3 +139,42 @@ def test_an_engine_is_hosted_once(tmp_path: Path) -> None:
 def test_an_unknown_parameter_fails_the_load_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_queue_sise"):
         Shell().initialize(_arguments(tmp_path, max_queue_sise="4"))
+
+
+def _metric(family: str, **labels: str) -> fake_triton.Metric:
+    wanted = {"model": "core", "version": "1", **labels}
+    return fake_triton.MetricFamily.alive[family].metrics[frozenset(wanted.items())]
+
+
+def test_metrics_are_of_triton_s_kinds_and_the_last_ones_are_published_at_the_end(unfinished_shell: Any) -> None:
+    request = _request(input_ids=[5, 6, 7], max_tokens=9, ignore_eos=True, temperature=0.0)
+    endless = _request(input_ids=[5], max_tokens=60, ignore_eos=True)
+    unfinished_shell.execute([request])
+    _answered(request)
+    unfinished_shell.execute([endless])
+    unfinished_shell.finalize()
+    ends = {end: _metric("nv_llm_requests_total", finish_reason=end).number for end in ("length", "cancelled")}
+    assert ends["length"] >= 1
+    assert sum(ends.values()) == 2
+    lengths = _metric("nv_llm_output_token_len")
+    assert lengths.buckets == [10, 50, 100, 500, 1000]
+    assert (len(lengths.observed), lengths.observed[0]) == (2, 9)
+    assert _metric("nv_llm_output_tokens_total").number == sum(lengths.observed)
+    num_steps = _metric("nv_trt_llm_general_metrics", general_type="iteration_counter").number
+    assert num_steps >= 9
+    assert _metric("nv_llm_step_tokens_bucket", le="+Inf").number == num_steps
+    assert _metric("nv_trt_llm_request_metrics", request_type="active").number == 0
+
+
+def test_metrics_that_fail_are_given_up_and_harm_nobody(unfinished_shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[str] = []
+    monkeypatch.setattr(fake_triton.Metric, "refuses", True)
+    monkeypatch.setattr(fake_triton.Logger, "log_error", failures.append)
+    for _ in range(2):
+        request = _request(input_ids=[5], max_tokens=9, ignore_eos=True, temperature=0.0)
+        unfinished_shell.execute([request])
+        assert _output(_answered(request)[-1], "output_ids").tolist() == [expected_tokens([5], 9)]
+        time.sleep(0.6)  # longer than the period of the sums
+    unfinished_shell.finalize()
+    (failure,) = failures
+    assert "metrics are no longer published" in failure

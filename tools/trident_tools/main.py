@@ -20,6 +20,8 @@ COMMANDS = {
     "build": "compile a checkpoint into a Triton model repository",
     "serve": "serve a model repository with tritonserver",
     "chat": "talk to a running server",
+    "simulate": "predict latency, throughput and cost under a load",
+    "bench": "put a running server under load and measure it",
 }
 
 

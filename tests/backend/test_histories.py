@@ -1,0 +1,190 @@
+"""Random histories of the whole core, checked after every event, with output as if each request had been alone.
+
+The mock engine really keeps a KV cache, so that a block that is shared, leaked or handed over wrongly shows as a wrong
+token. Prompts begin alike and repeat themselves, pools are small and steps take simulated time, so that prefix reuse,
+eviction, preemption, guesses, deadlines and the latency budget all come into play.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.backend.doubles import Clock, TimedEngine, expected_output, linear, make_sequence
+from trident_backend.core import EngineCore, StepResult
+from trident_backend.engine.protocol import EngineSpec
+from trident_backend.sequence import FinishReason, SamplingParams, Sequence
+from trident_ensemble.errors import CancelledError, DeadlineError, EngineError
+from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+
+SPEC = EngineSpec(vocab_size=5, max_num_seqs=4, max_num_tokens=32, max_seq_len=96, block_size=4, num_blocks=24)
+TEXTS = ([0, 1, 2, 3] * 10, [4, 4, 1] * 13, [2, 0, 4, 3, 1, 1, 0, 2, 2, 4, 0, 3, 0, 0, 1, 4, 2, 3, 3, 1] * 2)
+#: Seconds of a step: bound by its weights, by its products, by its attention.
+COSTS = (linear(0.01, 1e-5), linear(0.001, 0.001), linear(0.002, 1e-4, 2e-5))
+
+PROMPTS = st.builds(
+    lambda text, cut, tail: text[:cut] + tail,
+    st.sampled_from(TEXTS),
+    st.integers(0, 32),
+    st.lists(st.integers(0, SPEC.vocab_size - 1), min_size=1, max_size=4),
+)
+SAMPLING = st.one_of(
+    st.just(SamplingParams()), st.builds(SamplingParams, st.just(0.5), st.just(0), st.just(1.0), st.integers(0, 99))
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "prompt": PROMPTS,
+        "max_tokens": st.one_of(st.integers(1, 12), st.integers(40, 60)),
+        "sampling": SAMPLING,
+        "end_ids": st.sampled_from([frozenset(), frozenset(), frozenset({0})]),
+        "tenant": st.sampled_from(["a", "b", "c"]),
+        "priority": st.integers(-2, 2),
+        "cache_salt": st.sampled_from(["", "", "pepper"]),
+        "reuse_cache": st.sampled_from([True, True, True, False]),
+        "timeout": st.sampled_from([math.inf] * 6 + [0.05, 0.4]),
+    }
+)
+SETTINGS = st.builds(
+    CoreSettings,
+    batch_scheduler_policy=st.sampled_from(BatchSchedulerPolicy),
+    token_budget=st.sampled_from([0, 7]),
+    target_itl_ms=st.sampled_from([0, 0, 15]),
+    enable_kv_cache_reuse=st.sampled_from([True, True, False]),
+    max_draft_tokens=st.sampled_from([0, 3]),
+    priority_aging_ms=st.sampled_from([20, 1000]),
+    tenant_weights=st.sampled_from([(), (("a", 3.0),)]),
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """Adds, aborts, pauses, failures and steps in any order."""
+
+    @initialize(chosen=SETTINGS, num_blocks=st.sampled_from([24, 32]), cost=st.sampled_from(COSTS))
+    def begin(self, chosen: CoreSettings, num_blocks: int, cost: object) -> None:
+        self.settings = chosen
+        self.clock = Clock()
+        self.engine = TimedEngine(replace(SPEC, num_blocks=num_blocks), self.clock, cost)  # type: ignore[arg-type]
+        self.core = EngineCore(self.engine, chosen, self.clock)
+        self.sequences: list[Sequence] = []
+        self.ended: Counter[int] = Counter()
+        self.num_failures = 0
+
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4))
+    def add(self, requests: list[dict[str, Any]]) -> None:
+        for request in requests:
+            fields = dict(request)
+            fields["arrived_at"], fields["deadline"] = self.clock.now, self.clock.now + fields.pop("timeout")
+            sequence = make_sequence(len(self.sequences), **fields)
+            self.sequences.append(sequence)
+            self.core.scheduler.add(sequence, self.clock.now)
+
+    @precondition(lambda self: len(self.live) > 3)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        self.core.scheduler.finish(sequence, FinishReason.CANCELLED, CancelledError("a test's choice"))
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def pause_or_resume(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.sequences))
+        sequence.paused = not sequence.paused
+
+    @rule(seconds=st.sampled_from([0.001, 0.1]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(num_steps=st.sampled_from([1, 5, 25]))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.checked_step()
+
+    @precondition(lambda self: self.num_failures < 2)
+    @rule()
+    def engine_failure(self) -> None:
+        self.num_failures += 1
+        self.engine.fail_next = True
+        held = list(self.core.scheduler.running)
+        result = self.core.step()
+        self.engine.fail_next = False
+        if result.output.chunks:
+            assert isinstance(result.error, EngineError)
+            hit = {chunk.sequence for chunk in result.output.chunks}
+            assert all(s.finish_reason is FinishReason.ERROR and s.error is result.error for s in hit)
+            others = [s for s in held if s not in hit]
+            assert all(s.finish_reason is None or isinstance(s.error, DeadlineError) for s in others)
+
+    def checked_step(self) -> StepResult:
+        """A step, held to everything that is promised of every step."""
+        running, began = list(self.core.scheduler.running), self.clock.now
+        paused = {s: s.num_tokens for s in self.sequences if s.paused}
+        streams = [s for s in running if s.num_remaining_tokens == 1 and not s.paused and s.deadline > began]
+        result = self.core.step()
+        assert result.error is None
+        assert result.output.num_tokens <= (self.settings.token_budget or SPEC.max_num_tokens)
+        assert not result.output.chunks or result.output.size == self.engine.last_size
+        preempted = result.output.preempted
+        assert self.settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION or not preempted
+        chosen = [chunk.sequence for chunk in result.output.chunks]
+        assert len(chosen) == len(set(chosen))
+        if set(chosen) & set(streams):
+            assert not set(chosen) & set(preempted), "it lost its room to a stream and got it back at once"
+        advanced = {advance.sequence for advance in result.advances}
+        assert set(streams) <= advanced | set(preempted), "a running stream waited for somebody's prompt"
+        assert all(s.num_tokens == length for s, length in paused.items())
+        assert all(s.deadline > began for s in self.live)
+        return result
+
+    @property
+    def live(self) -> list[Sequence]:
+        return [s for s in self.sequences if s.finish_reason is None]
+
+    @invariant()
+    def everything_is_whole(self) -> None:
+        scheduler = self.core.scheduler
+        self.core.blocks.check_integrity(scheduler.running)
+        assert len(scheduler.running) <= SPEC.max_num_seqs
+        assert sorted(s.sequence_id for s in [*scheduler.running, *scheduler.waiting]) == [
+            s.sequence_id for s in self.live
+        ]
+        assert scheduler.waiting.num_waiting_tokens == sum(s.num_tokens for s in scheduler.waiting)
+        self.ended.update(s.sequence_id for s in scheduler.take_ended())
+        assert self.ended == Counter(s.sequence_id for s in self.sequences if s.finish_reason is not None)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        for sequence in self.sequences:
+            sequence.paused = False
+        # Each step computes a token at least; what is preempted is computed again, by far not so often.
+        bound = 4 * sum(s.max_len for s in self.live)
+        num_steps = 0
+        while self.live:
+            assert self.checked_step().output.chunks or not self.live, "work is left and nothing runs"
+            self.everything_is_whole()
+            num_steps += 1
+            assert num_steps <= bound, "somebody starves"
+        self.everything_is_whole()
+        assert self.core.blocks.num_used == 0
+        for sequence in self.sequences:
+            self.check_output(sequence)
+
+    def check_output(self, sequence: Sequence) -> None:
+        output = sequence.token_ids[sequence.num_prompt_tokens :]
+        expected = expected_output(sequence, SPEC.vocab_size)
+        assert output == expected[: len(output)]
+        assert sequence.num_accepted_tokens <= sequence.num_draft_tokens
+        if sequence.error is None:
+            assert output == expected
+            ends = output[-1] in sequence.end_ids
+            assert sequence.finish_reason is (FinishReason.EOS if ends else FinishReason.LENGTH)
+
+
+Histories.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, print_blob=True)
+TestHistories = Histories.TestCase

@@ -1,0 +1,107 @@
+"""Requests to Triton's generate_stream, over HTTP.
+
+Owns the JSON of a request and the reading of its events. To be imported in a process that runs greenlets.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+from trident_ensemble import layout, tensors
+from trident_tools.load.event_stream import EventStreams, error_message, get
+from trident_tools.load.prompts import Prompt
+from trident_tools.load.records import Stream
+from trident_tools.load.service import FailedRequestError, Target
+
+
+def open_service(target: Target) -> GenerateStreamService:
+    """The server at a URL.
+
+    Raises:
+        ServerError: it does not answer, or does not serve the model.
+    """
+    service = GenerateStreamService(target)
+    get(target.url, f"/v2/models/{quote(service.model)}/ready")
+    return service
+
+
+class GenerateStreamService:
+    """A model of a Triton server.
+
+    Args:
+        target: the server and what its requests carry.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._url = target.url
+        self._model = target.model or layout.ENSEMBLE
+        self._fixed: dict[str, Any] = {tensors.STREAM.name: True, **target.fields}
+        if target.ignore_eos:
+            self._fixed[tensors.IGNORE_EOS.name] = True
+
+    @property
+    def model(self) -> str:
+        """See `Service.model`."""
+        return self._model
+
+    def client(self) -> GenerateStreamClient:
+        """See `Service.client`."""
+        return GenerateStreamClient(self._url, self)
+
+    def close(self) -> None:
+        """See `Service.close`: clients share nothing."""
+
+    @property
+    def path(self) -> str:
+        """Where requests go."""
+        return f"/v2/models/{quote(self._model)}/generate_stream"
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """The JSON of a request; chat messages travel as a string."""
+        if prompt.text is not None:
+            text = {tensors.TEXT_INPUT.name: prompt.text}
+        else:
+            text = {tensors.MESSAGES.name: json.dumps(prompt.messages)}
+        return {**text, tensors.MAX_TOKENS.name: prompt.max_tokens, **self._fixed}
+
+
+class GenerateStreamClient:
+    """See `Client`.
+
+    Args:
+        url: of the server.
+        service: makes the requests.
+    """
+
+    def __init__(self, url: str, service: GenerateStreamService) -> None:
+        self._service = service
+        self._streams = EventStreams(url)
+
+    def ask(self, prompt: Prompt, stream: Stream) -> None:
+        """See `Client.ask`."""
+        for data in self._streams.post(self._service.path, self._service.body(prompt)):
+            now = time.perf_counter()
+            event = json.loads(data)
+            if (message := error_message(event)) is not None:
+                raise FailedRequestError(message)
+            _note(stream, now, event)
+
+    def close(self) -> None:
+        """See `Client.close`."""
+        self._streams.close()
+
+
+def _note(stream: Stream, now: float, event: dict[str, Any]) -> None:
+    """Triton writes a tensor of one element as that element, and one of none as an empty list."""
+    output_ids = event.get(tensors.OUTPUT_IDS.name)
+    if output_ids is None:
+        stream.received(now, None)
+    elif output_ids != []:
+        stream.received(now, len(output_ids) if isinstance(output_ids, list) else 1)
+    if tensors.FINISH_REASON.name in event:
+        stream.finish_reason = event[tensors.FINISH_REASON.name]
+        stream.num_input_tokens = event[tensors.NUM_INPUT_TOKENS.name]
+        stream.num_output_tokens = event[tensors.NUM_OUTPUT_TOKENS.name]

@@ -1,0 +1,83 @@
+"""How a stage goes while it runs.
+
+Owns the figures of the last seconds and the line they make. Never prints and never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from trident_tools.load.records import Stream
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last seconds of a stage.
+
+    Args:
+        phase: ramp, measuring or finishing.
+        elapsed: seconds since the stage began.
+        num_users: that have been spawned; None where nobody waits for an answer.
+        num_running: requests that have been sent and not ended.
+        num_done: that ended well, since the stage began.
+        num_errors: that failed, since the stage began.
+        first_token: seconds to the first token of the streams whose first token came in the last seconds.
+        token: seconds a token, so far, of the streams that received tokens in the last seconds.
+        tokens_per_s: that arrived in the last seconds; a chunk counts as one where the protocol does not say.
+    """
+
+    phase: str
+    elapsed: float
+    num_users: int | None
+    num_running: int
+    num_done: int
+    num_errors: int
+    first_token: tuple[float, ...]
+    token: tuple[float, ...]
+    tokens_per_s: float
+
+    def line(self) -> str:
+        """For people."""
+        users = "" if self.num_users is None else f"{self.num_users} users  "
+        return (
+            f"{self.elapsed:5.0f} s  {self.phase:<9}  {users}{self.num_running} running  {self.num_done} done  "
+            f"{self.num_errors} errors  TTFT {_pair(self.first_token)}  ITL {_pair(self.token)}  "
+            f"{self.tokens_per_s:.0f} tokens/s"
+        )
+
+
+def recent(streams: Iterable[Stream], since: float, now: float) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """`first_token`, `token` and `tokens_per_s` of `Progress`, of what these streams received after `since`."""
+    first_token, token, num_tokens = [], [], 0
+    for stream in streams:
+        times, counts = stream.chunk_times, stream.chunk_tokens or [1] * len(stream.chunk_times)
+        if not times or times[-1] <= since:
+            continue
+        if times[0] > since:
+            first_token.append(times[0] - stream.scheduled_at)
+        num_later = sum(counts) - counts[0]
+        if num_later:
+            token.append((times[-1] - times[0]) / num_later)
+        num_tokens += sum(count for moment, count in zip(times, counts, strict=False) if moment > since)
+    return tuple(first_token), tuple(token), num_tokens / max(now - since, 1e-9)
+
+
+def all_streams(running: Iterable[Stream], ended: Iterable[tuple[Stream, bool]]) -> Iterable[Stream]:
+    """Those under way and those that have ended lately."""
+    return chain(running, (stream for stream, _ in ended))
+
+
+def _pair(seconds: tuple[float, ...]) -> str:
+    """p50/p95 in milliseconds."""
+    if not seconds:
+        return "-"
+    median, high = np.percentile(seconds, (50, 95)) * 1000
+    return f"{_short(median)}/{_short(high)} ms"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"

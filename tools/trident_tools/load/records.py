@@ -1,0 +1,121 @@
+"""What is known of one request: when its responses came and what the server said of it.
+
+Owns the times of a stream while it runs and the record it leaves. Never aggregates. All times are seconds of one
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+#: The error of a request that the server had not answered in full when the stage's grace was over.
+UNFINISHED = "unfinished: no end within the grace"
+_MAX_KIND_WORDS = 16
+_CODES = re.compile(r"(\[\w+\]\s*)+")
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """A request that has ended, one way or the other.
+
+    Args:
+        scheduled_at: when it should have been sent; every latency counts from here.
+        sent_at: when it was sent.
+        chunk_times: arrival of each response that carried tokens.
+        chunk_tokens: how many tokens each of them carried; None where the protocol does not say.
+        num_input_tokens: as the server counts; None if it does not say.
+        num_output_tokens: likewise.
+        finish_reason: as the server spells it.
+        error: what went wrong; empty when all went well.
+    """
+
+    scheduled_at: float
+    sent_at: float
+    chunk_times: tuple[float, ...]
+    chunk_tokens: tuple[int, ...] | None
+    num_input_tokens: int | None
+    num_output_tokens: int | None
+    finish_reason: str
+    error: str
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds to the first response with tokens."""
+        return self.chunk_times[0] - self.scheduled_at
+
+    @property
+    def request_latency(self) -> float:
+        """Seconds to the last response with tokens."""
+        return self.chunk_times[-1] - self.scheduled_at
+
+    @property
+    def inter_token_latency(self) -> float | None:
+        """Seconds a token after the first; None for an output of one token, or of an unknown number."""
+        if self.num_output_tokens is None or self.num_output_tokens < 2:
+            return None
+        return (self.chunk_times[-1] - self.chunk_times[0]) / (self.num_output_tokens - 1)
+
+    @property
+    def inter_chunk_latencies(self) -> list[float]:
+        """Seconds between each two responses that followed each other."""
+        return [later - earlier for earlier, later in zip(self.chunk_times, self.chunk_times[1:], strict=False)]
+
+    def tokens_of_chunks(self) -> list[float]:
+        """Tokens that each response carried; the server's total shared out evenly where the protocol does not say."""
+        if self.chunk_tokens is not None:
+            return [float(count) for count in self.chunk_tokens]
+        if self.num_output_tokens is None or not self.chunk_times:
+            return [0.0] * len(self.chunk_times)
+        return [self.num_output_tokens / len(self.chunk_times)] * len(self.chunk_times)
+
+
+@dataclass(eq=False)
+class Stream:
+    """A request while it runs; its client fills it in.
+
+    Args:
+        scheduled_at: when it should have been sent.
+        sent_at: when it was sent.
+    """
+
+    scheduled_at: float
+    sent_at: float
+    chunk_times: list[float] = field(default_factory=list)
+    chunk_tokens: list[int] = field(default_factory=list)
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+    finish_reason: str = ""
+
+    def received(self, now: float, num_tokens: int | None) -> None:
+        """A response with tokens has come; None where the protocol does not say how many."""
+        self.chunk_times.append(now)
+        if num_tokens is not None:
+            self.chunk_tokens.append(num_tokens)
+
+    def record(self, error: str) -> RequestRecord:
+        """What is left when the request has ended."""
+        counted = len(self.chunk_tokens) == len(self.chunk_times)
+        total = self.num_output_tokens
+        if total is None and counted:
+            total = sum(self.chunk_tokens)
+        return RequestRecord(
+            scheduled_at=self.scheduled_at,
+            sent_at=self.sent_at,
+            chunk_times=tuple(self.chunk_times),
+            chunk_tokens=tuple(self.chunk_tokens) if counted else None,
+            num_input_tokens=self.num_input_tokens,
+            num_output_tokens=total,
+            finish_reason=self.finish_reason,
+            error=error,
+        )
+
+
+def error_kind(message: str) -> str:
+    """What errors are counted by: codes in brackets, then the first words with every number as N, so that equal errors
+    count together.
+    """
+    match = _CODES.match(message)
+    codes = match.group() if match else ""
+    words = (codes + re.sub(r"\d+(\.\d+)?", "N", message[len(codes) :])).split()
+    return " ".join(words[:_MAX_KIND_WORDS]) or "(no message)"

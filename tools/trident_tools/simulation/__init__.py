@@ -1,0 +1,1 @@
+"""A deployment under load, played through with the real scheduler and simulated time."""

@@ -1,0 +1,165 @@
+"""When requests are sent.
+
+Owns the two kinds of load and the window in which requests and tokens count. A request counts if it was sent in the
+window, and is followed to its end; tokens and steps count by the moment they were done. Nothing is sent after the
+window. Never knows what becomes of a request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from trident_tools.simulation.workload import Request, Workload
+
+
+@dataclass
+class Window:
+    """From `begin` to `end`, in seconds of the simulated clock; the end may not be known yet."""
+
+    begin: float
+    end: float = math.inf
+
+    def __contains__(self, moment: float) -> bool:
+        return self.begin <= moment < self.end
+
+    def overlap(self, begin: float, end: float) -> float:
+        """Seconds of a span that lie in the window."""
+        return max(0.0, min(end, self.end) - max(begin, self.begin))
+
+
+class Arrival(NamedTuple):
+    """A request that was sent at `sent_at` and reaches a core at `at`."""
+
+    at: float
+    sent_at: float
+    request: Request
+
+
+class Arrivals(Protocol):
+    """A load as it happens."""
+
+    @property
+    def window(self) -> Window:
+        """What counts."""
+        ...
+
+    @property
+    def next(self) -> float:
+        """When the next request reaches a core, as far as is known; infinity when none will."""
+        ...
+
+    def take(self) -> Arrival:
+        """That request."""
+        ...
+
+    def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
+        """A request has its answer."""
+        ...
+
+    def share_done(self, now: float) -> float:
+        """How much of the load has been sent, from 0 to 1."""
+        ...
+
+
+class PoissonArrivals:
+    """Requests arrive as a Poisson process, whatever becomes of them; those before the ramp's end do not count.
+
+    With a number of requests the window ends where the next one would have been sent.
+
+    Args:
+        workload: the requests.
+        rate: a second.
+    """
+
+    def __init__(self, workload: Workload, rate: float) -> None:
+        self._workload = workload
+        self._requests = workload.requests()
+        self._gaps = workload.gaps(rate)
+        self._num_left = math.inf if workload.num_requests is None else workload.num_requests
+        self._num_counted = 0
+        self.window = Window(workload.ramp)
+        if workload.duration is not None:
+            self.window.end = workload.ramp + workload.duration
+        self._sent_at = 0.0
+        self._advance()
+
+    def _advance(self) -> None:
+        self._sent_at += next(self._gaps)
+        if self._num_left == 0:
+            self.window.end = self._sent_at
+        elif self._sent_at in self.window:
+            self._num_left -= 1
+            self._num_counted += 1
+
+    @property
+    def next(self) -> float:
+        """See `Arrivals.next`."""
+        return self._sent_at + self._workload.overhead if self._sent_at < self.window.end else math.inf
+
+    def take(self) -> Arrival:
+        """See `Arrivals.take`."""
+        arrival = Arrival(self.next, self._sent_at, next(self._requests))
+        self._advance()
+        return arrival
+
+    def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
+        """Nobody waits for it."""
+
+    def share_done(self, now: float) -> float:
+        """See `Arrivals.share_done`."""
+        if self._workload.num_requests is not None:
+            return self._num_counted / self._workload.num_requests
+        return min(1.0, now / self.window.end)
+
+
+class UserArrivals:
+    """Users who each send their next request when their last has ended; they come one by one during the ramp.
+
+    With a number of requests the window ends when so many of those that count have been answered. A user who was
+    refused tries again after a second.
+
+    Args:
+        workload: the requests.
+        num_users: of them.
+    """
+
+    def __init__(self, workload: Workload, num_users: int) -> None:
+        self._workload = workload
+        self._requests = workload.requests()
+        self._num_left = math.inf if workload.num_requests is None else workload.num_requests
+        self.window = Window(workload.ramp)
+        if workload.duration is not None:
+            self.window.end = workload.ramp + workload.duration
+        self._sends = [workload.ramp * user / num_users for user in range(num_users)]
+
+    @property
+    def next(self) -> float:
+        """See `Arrivals.next`."""
+        if not self._sends or self._sends[0] >= self.window.end:
+            return math.inf
+        return self._sends[0] + self._workload.overhead
+
+    def take(self) -> Arrival:
+        """See `Arrivals.take`."""
+        at = self.next
+        return Arrival(at, heapq.heappop(self._sends), next(self._requests))
+
+    def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
+        """Its user sends the next one."""
+        if arrival.sent_at in self.window:
+            self._num_left -= 1
+            if self._num_left == 0:
+                self.window.end = now
+        heapq.heappush(self._sends, now + _RETRY_SECONDS if refused else now)
+
+    def share_done(self, now: float) -> float:
+        """See `Arrivals.share_done`."""
+        if self._workload.num_requests is not None:
+            return 1 - max(0.0, self._num_left) / self._workload.num_requests
+        return min(1.0, now / self.window.end)
+
+
+_RETRY_SECONDS = 1.0

@@ -1,0 +1,147 @@
+"""What is to be simulated, from what is known of it.
+
+Owns the order of the sources: what was asked for, then the engine's manifest, then what the benchmark saw, then what
+hardware and model allow, then the defaults of a build. Never reads a command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trident_backend.engine.artifact import Manifest, read_manifest
+from trident_backend.engine.protocol import EngineSpec
+from trident_compiler.json_config import JsonConfig
+from trident_compiler.model_config import ModelConfig, read_model_config
+from trident_compiler.plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
+from trident_ensemble import layout
+from trident_ensemble.errors import ConfigError, PlanError
+from trident_ensemble.settings import CoreSettings
+from trident_tools.simulation.bench_file import BenchedServer
+from trident_tools.simulation.hardware import Efficiency, Hardware
+from trident_tools.simulation.model_shape import ModelShape
+from trident_tools.simulation.roofline import RooflineCost
+from trident_tools.simulation.step_cost import StepCost
+
+DEFAULT_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What was asked for; None where nothing was."""
+
+    max_num_seqs: int | None = None
+    max_num_tokens: int | None = None
+    block_size: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A network on hardware, by their numbers.
+
+    Args:
+        hardware: that runs it.
+        efficiency: how much of the hardware's numbers is reached.
+        shape: of the network.
+        max_seq_len: the network's longest context.
+        step_overhead: seconds.
+    """
+
+    hardware: Hardware
+    efficiency: Efficiency
+    shape: ModelShape
+    max_seq_len: int
+    step_overhead: float
+
+    @property
+    def cost(self) -> StepCost:
+        """Of its steps."""
+        return RooflineCost(
+            self.shape,
+            self.hardware.bandwidth * self.efficiency.bandwidth,
+            self.hardware.flops * self.efficiency.flops,
+            self.step_overhead,
+        )
+
+    def num_blocks(self, block_size: int) -> int:
+        """KV blocks in the memory that weights leave.
+
+        Raises:
+            PlanError: they leave too little for one.
+        """
+        usable = self.hardware.memory * self.efficiency.memory
+        num_blocks = int(usable - self.shape.weight_bytes) // (self.shape.kv_bytes_per_token * block_size)
+        if num_blocks < 1:
+            raise PlanError(
+                f"weights: they take {size(int(self.shape.weight_bytes))} and {size(int(usable))} of memory may be "
+                "used; choose smaller weights (--weights int8 or int4) or larger hardware (--gpu, --memory)"
+            )
+        return num_blocks
+
+
+def read_model(path: Path) -> ModelConfig:
+    """The architecture in a checkpoint's folder or in its config.json.
+
+    Raises:
+        CheckpointError: missing, malformed, or an architecture that Trident does not build.
+    """
+    return read_model_config(JsonConfig.read(path / "config.json" if path.is_dir() else path))
+
+
+def engine_folder(path: Path) -> Path:
+    """The engine of a model repository, or the engine folder itself."""
+    core = path / layout.CORE
+    return layout.newest_version(core) if core.is_dir() else path
+
+
+def read_engine(path: Path) -> Manifest:
+    """The manifest of an engine folder, or of the core in a model repository.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be used.
+    """
+    return read_manifest(engine_folder(path))
+
+
+def engine_spec(
+    limits: Limits, settings: CoreSettings, manifest: Manifest | None, benched: BenchedServer | None, roof: Roof | None
+) -> EngineSpec:
+    """The limits of one replica.
+
+    Raises:
+        ConfigError: the size of the KV cache is not known, or the limits contradict one another.
+        PlanError: the weights do not fit.
+    """
+    built = None if manifest is None else manifest.limits
+    cache = None if manifest is None else manifest.kv_cache
+    seen_size = None if benched is None else benched.block_size
+    block_size = limits.block_size or (cache.block_size if cache else seen_size) or DEFAULT_BLOCK_SIZE
+    if limits.kv_tokens is not None:
+        num_blocks = limits.kv_tokens // block_size
+    elif cache is not None:
+        num_blocks = cache.num_blocks * cache.block_size // block_size
+    elif benched is not None and benched.kv_tokens is not None:
+        num_blocks = benched.kv_tokens // block_size
+    elif roof is not None:
+        num_blocks = roof.num_blocks(block_size)
+    else:
+        raise ConfigError("--kv-tokens: the size of the KV cache is not known; give it, or --engine")
+    if num_blocks < 1:
+        raise ConfigError(f"--kv-tokens: less than one block of {block_size} tokens")
+    num_seqs = (
+        limits.max_num_seqs or (built.max_num_seqs if built else None) or (benched.max_num_seqs if benched else None)
+    )
+    max_num_tokens = limits.max_num_tokens or (
+        built.max_num_tokens if built else max(DEFAULT_MAX_NUM_TOKENS, num_seqs or 0)
+    )
+    max_num_seqs = num_seqs or min(DEFAULT_MAX_NUM_SEQS, max_num_tokens)
+    budget = settings.token_budget or max_num_tokens
+    if not max_num_seqs <= budget <= max_num_tokens:
+        option = "--token-budget" if settings.token_budget else "--max-num-tokens"
+        raise ConfigError(
+            f"{option}: must be from {max_num_seqs} (--max-num-seqs) to {max_num_tokens} (--max-num-tokens), "
+            f"not {budget}"
+        )
+    longest = built.max_seq_len if built else roof.max_seq_len if roof else num_blocks * block_size
+    return EngineSpec(0, max_num_seqs, max_num_tokens, min(longest, num_blocks * block_size), block_size, num_blocks)

@@ -1,0 +1,165 @@
+"""One core under simulated time.
+
+Owns a scheduler, its KV pool and its admission, all of them those of the real core, and passes them the times. Requests
+reach the scheduler between two steps, as they do in the real loop. Never knows of other replicas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trident_backend.admission import Admission
+from trident_backend.blocks import BlockManager
+from trident_backend.engine.protocol import EngineSpec
+from trident_backend.records import request_record
+from trident_backend.scheduler import Scheduler
+from trident_backend.sequence import SamplingParams, Sequence
+from trident_backend.step_time import StepSize, StepTimeModel
+from trident_backend.steps import SchedulerOutput
+from trident_ensemble.errors import QueueFullError
+from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+from trident_tools.simulation.arrivals import Arrival, Window
+from trident_tools.simulation.measurements import CoreState, Measurements
+from trident_tools.simulation.step_cost import StepCost
+from trident_tools.simulation.workload import Workload
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is simulated.
+
+    Args:
+        spec: the limits of each replica's engine; its vocabulary does not matter.
+        settings: of each replica's core.
+        cost: of a step of each.
+        num_replicas: cores.
+    """
+
+    spec: EngineSpec
+    settings: CoreSettings
+    cost: StepCost
+    num_replicas: int = 1
+
+
+class UnreadStepTimes(StepTimeModel):
+    """Learns nothing: for a scheduler that never asks, learning is most of what a small step costs to simulate."""
+
+    def observe(self, size: StepSize, seconds: float) -> None:
+        """Forget it."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    output: SchedulerOutput
+    seconds: float
+    state: CoreState
+
+
+class Replica:
+    """See the module.
+
+    Args:
+        deployment: of which this is one replica.
+        workload: whose requests come.
+        window: what counts.
+        measurements: are added to.
+    """
+
+    def __init__(self, deployment: Deployment, workload: Workload, window: Window, measurements: Measurements) -> None:
+        spec, settings = deployment.spec, deployment.settings
+        self._spec = spec
+        self._cost = deployment.cost
+        self._prefix = [0] * workload.shared_prefix
+        self._overhead = workload.overhead
+        self._window = window
+        self._measurements = measurements
+        # Prompts that share nothing find nothing, unless a preempted sequence looks for its own blocks.
+        preempts = settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION
+        self._reuse = settings.enable_kv_cache_reuse and (workload.shared_prefix > 0 or preempts)
+        self._blocks = BlockManager(spec.num_blocks, spec.block_size, reuse=self._reuse)
+        # The latency budget alone reads step times, as there are no deadlines and no guesses here.
+        step_times = StepTimeModel() if settings.target_itl_ms else UnreadStepTimes()
+        num_tokens = settings.token_budget or spec.max_num_tokens
+        self._scheduler = Scheduler(self._blocks, spec.max_num_seqs, num_tokens, settings, step_times)
+        self._admission = Admission(spec, settings)
+        self._inbox: list[Sequence] = []
+        self._arrivals: dict[int, Arrival] = {}
+        self._step: _Step | None = None
+
+    @property
+    def num_open(self) -> int:
+        """Requests without an answer."""
+        return self._admission.num_requests
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is being computed."""
+        return self._step is not None
+
+    def offer(self, arrival: Arrival) -> bool:
+        """Take a request; False if it is refused."""
+        request = arrival.request
+        num_tokens = request.num_input_tokens + request.num_output_tokens
+        if num_tokens > self._spec.max_seq_len or not self._blocks.fits(num_tokens):
+            return False
+        try:
+            self._admission.enter(request.num_input_tokens)
+        except QueueFullError:
+            return False
+        # No two prompts agree beyond the prefix; their ids begin at 1.
+        own = [request.number + 1] * (request.num_input_tokens - len(self._prefix))
+        self._inbox.append(
+            Sequence(
+                sequence_id=request.number,
+                token_ids=self._prefix + own,
+                num_prompt_tokens=request.num_input_tokens,
+                max_tokens=request.num_output_tokens,
+                sampling=_GREEDY,
+                end_ids=_NO_IDS,
+                arrived_at=arrival.at,
+                reuse_cache=self._reuse,
+            )
+        )
+        self._arrivals[request.number] = arrival
+        return True
+
+    def begin(self, now: float) -> float | None:
+        """Start a step; returns when it will end, None if there is nothing to do."""
+        for sequence in self._inbox:
+            self._measurements.waiting_seconds += self._window.overlap(sequence.arrived_at, now)
+            self._scheduler.add(sequence, now)
+        self._inbox.clear()
+        output = self._scheduler.schedule(now)
+        if not output.chunks:
+            assert not self._arrivals, "whatever fits into an empty cache can run"
+            return None
+        seconds = self._cost.seconds(output)
+        state = CoreState(
+            began=now,
+            num_tokens=output.num_tokens,
+            num_running=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting),
+            kv_share=self._blocks.num_used / self._blocks.num_blocks,
+        )
+        self._step = _Step(output, seconds, state)
+        return now + seconds
+
+    def end(self, now: float) -> list[Arrival]:
+        """The step has ended; returns the requests that have."""
+        step, self._step = self._step, None
+        assert step is not None
+        token_ids = [0] * step.output.size.num_rows
+        advances = self._scheduler.update(step.output, token_ids, now, step.seconds)
+        self._measurements.add_step(self._window, now, step.state, advances)
+        return [self._close(sequence, now) for sequence in self._scheduler.take_ended()]
+
+    def _close(self, sequence: Sequence, now: float) -> Arrival:
+        self._admission.leave(sequence.num_prompt_tokens)
+        arrival = self._arrivals.pop(sequence.sequence_id)
+        record = request_record(sequence, now)
+        self._measurements.add_request(self._window, arrival.sent_at, self._overhead, now, record)
+        return arrival
+
+
+_GREEDY = SamplingParams()
+_NO_IDS: frozenset[int] = frozenset()

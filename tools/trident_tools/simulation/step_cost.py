@@ -1,0 +1,65 @@
+"""What a simulated step costs.
+
+Owns the interface that the simulator asks, and the cost that a running engine's fitted step time gives. Never decides
+what a step computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from trident_backend.step_time import StepTime
+from trident_backend.steps import SchedulerOutput
+from trident_ensemble.errors import ConfigError
+
+
+class StepCost(Protocol):
+    """How long the engine takes for a step."""
+
+    def seconds(self, output: SchedulerOutput) -> float:
+        """Of a step that computes something; above 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedCost:
+    """The cost by a fitted line, as a serving core learns it."""
+
+    step_time: StepTime
+
+    def seconds(self, output: SchedulerOutput) -> float:
+        """See `StepCost.seconds`."""
+        return self.step_time.seconds(output.size)
+
+
+def parse_step_time(text: str) -> StepTime:
+    """Read the coefficients of `StepTime` in their order, in seconds; the last ones may be left out.
+
+    Raises:
+        ConfigError: no such numbers.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    names = [coefficient.name for coefficient in fields(StepTime)]
+    if not 1 <= len(numbers) <= len(names):
+        raise ConfigError(f"--step-time: {text!r} must be numbers of seconds: {','.join(names)}")
+    numbers += [0.0] * (len(names) - len(numbers))
+    return make_step_time(dict(zip(names, numbers, strict=True)), "--step-time")
+
+
+def make_step_time(coefficients: Mapping[str, float], where: str) -> StepTime:
+    """Coefficients by name, checked.
+
+    Raises:
+        ConfigError: one is below 0 or not finite, or all are 0; begins with `where`.
+    """
+    step_time = StepTime(**coefficients)
+    numbers = coefficients.values()
+    if not all(math.isfinite(number) and number >= 0 for number in numbers) or not any(numbers):
+        raise ConfigError(f"{where}: seconds must be at least 0, and not all of them 0; they are {step_time}")
+    return step_time
