@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence as Rows
 
 from trident_backend import deadlines
@@ -106,6 +106,7 @@ class Scheduler:
         prompts: dict[str, deque[Sequence]] = {}
         preempted: list[Sequence] = []
         num_pairs = 0
+        shares: Counter[str] = Counter()
         for sequence in tuple(self.running):
             if sequence.paused or (preempted and sequence in preempted):
                 continue
@@ -114,8 +115,10 @@ class Scheduler:
                 prompts.setdefault(sequence.tenant, deque()).append(sequence)
             elif self._make_room(sequence, num_tokens, preempted):
                 chunks.append(ScheduledChunk(sequence, 1, completes=True))
-                self.waiting.charge(sequence.tenant, 1)
+                shares[sequence.tenant] += 1
                 num_pairs += num_tokens
+        for tenant, num_tokens in shares.items():
+            self.waiting.charge(tenant, num_tokens)
         size = StepSize(len(chunks), num_pairs, len(chunks))
         streams = len(chunks)
         # What was taken for a stream is not given to another; where no stream runs, it may be.

@@ -47,23 +47,24 @@ class Speculation:
         explores = self._num_steps_without >= _EXPLORE_EVERY
         if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1 and not explores:
             return size
+        per_token = step_time.per_token + step_time.per_row
+        num_left = self._max_num_tokens - size.num_tokens
         for index in range(num_streams):
             sequence = chunks[index].sequence
-            assert sequence.lookup is not None
-            cost = step_time.per_token + step_time.per_row + step_time.per_pair * sequence.num_tokens
+            lookup, num_tokens = sequence.lookup, len(sequence.token_ids)
+            assert lookup is not None
+            cost = per_token + step_time.per_pair * num_tokens
             threshold = 0.0 if explores else cost * tokens_per_second
-            most = min(
-                worthwhile(sequence.lookup.acceptance, threshold, self._max_draft_tokens),
-                self._max_num_tokens - size.num_tokens,
-                sequence.max_tokens - sequence.num_output_tokens - 1,
-            )
+            most = worthwhile(lookup.acceptance, threshold, self._max_draft_tokens)
+            most = min(most, num_left, sequence.max_len - num_tokens - 1)
             if most <= 0:
-                sequence.lookup.passed()
+                lookup.passed()
                 continue
-            draft_ids = tuple(sequence.lookup.propose(sequence.token_ids, most))
-            if draft_ids and self._kv_cache.grow(sequence, sequence.num_tokens + len(draft_ids)):
+            draft_ids = tuple(lookup.propose(sequence.token_ids, most))
+            if draft_ids and self._kv_cache.grow(sequence, num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
-                size = size.with_chunk(len(draft_ids), sequence.num_tokens, len(draft_ids))
+                size = size.with_chunk(len(draft_ids), num_tokens, len(draft_ids))
+                num_left -= len(draft_ids)
                 self._num_steps_without, explores = 0, False
         return size
 

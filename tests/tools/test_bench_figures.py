@@ -7,13 +7,14 @@ import io
 import json
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from trident_tools.load.charts import Line, make_chart, steps
-from trident_tools.load.loads import ClosedLoop, OpenLoop
+from trident_tools.load.loads import ClosedLoop, Load, OpenLoop
 from trident_tools.load.objectives import parse_objective
 from trident_tools.load.page import render_page
 from trident_tools.load.progress import recent
@@ -66,7 +67,7 @@ def test_percentiles_are_numpys() -> None:
     ]
     figures = measure(records, 0.0, Window(10, 20), [])
 
-    def same(name: str, values: np.ndarray) -> None:
+    def same(name: str, values: Any) -> None:
         summary = figures.summaries[name]
         for number in (50, 90, 95, 99):
             assert summary.percentiles[number] == pytest.approx(np.percentile(values, number)), (name, number)
@@ -168,7 +169,8 @@ def test_a_chart_is_to_scale() -> None:
 
 def outcome() -> Outcome:
     stages = []
-    for index, load in enumerate((ClosedLoop(2), ClosedLoop(4), OpenLoop(1.5))):
+    loads: list[Load] = [ClosedLoop(2), ClosedLoop(4), OpenLoop(1.5)]
+    for index, load in enumerate(loads):
         records = tuple(record(when, [when + 0.2 + index, when + 1.2 + index], [1, 9]) for when in (1.0, 2.0, 3.0, 9.0))
         bad = record(4.0, [], [], error='<script>alert("1")</script> & more')
         result = StageResult(load, "2025-01-01T00:00:00+00:00", 0.0, Window(1, 9), (*records, bad), None, 0.95, False)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trident_tools.load.session import Session
 
 _EXTRAS = ("locust", "prometheus_client")
-_PIPE_WIDTH = 140
+_PIPE_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from trident_tools.load.loads import ClosedLoop
 from trident_tools.load.records import RequestRecord
@@ -57,8 +58,8 @@ class Outcome:
         return any(result.interrupted for result, _ in self.stages)
 
 
-def stage_table(result: StageResult, figures: Figures) -> Table:
-    """One stage's figures: a row a metric."""
+def stage_table(result: StageResult, figures: Figures) -> RenderableType:
+    """One stage's figures, a row a metric; then its errors."""
     table = Table(title=f"{result.load}, {result.window.seconds:.1f} s", box=box.SIMPLE, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for name in ("avg", *(f"p{number}" for number in PERCENTILES), "min", "max"):
@@ -71,9 +72,8 @@ def stage_table(result: StageResult, figures: Figures) -> Table:
         table.add_row(f"{name} ({unit})", _number(value))
     table.add_row("requests", f"{figures.num_requests:,}")
     table.add_row("errors", f"{figures.num_errors:,}")
-    for kind, count in figures.errors.items():
-        table.add_row(f"  {count} x {kind}")
-    return table
+    kinds = (Text(f"  {count:,} x {kind}") for kind, count in figures.errors.items())
+    return Group(table, *kinds)
 
 
 def summary_table(stages: Sequence[tuple[StageResult, Figures]]) -> RenderableType:
@@ -81,7 +81,7 @@ def summary_table(stages: Sequence[tuple[StageResult, Figures]]) -> RenderableTy
     table = Table(box=box.SIMPLE)
     table.add_column("load", no_wrap=True)
     for name in summary_columns(stages):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for result, figures in stages:
         table.add_row(str(result.load), *summary_row(stages, figures))
     return table
