@@ -175,5 +175,5 @@ def render_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return ",".join(f"{name}={weight!r}" for name, weight in value)
+        return ",".join(f"{name}={weight!r}".removesuffix(".0") for name, weight in value)
     return str(value)
