@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.errors import ServerError
@@ -188,3 +188,15 @@ def test_the_difference_of_two_metrics_pages() -> None:
         },
         "gauges": {'nv_llm_step_time_model{coefficient="base"}': 0.25, "nv_llm_token_count": 4},
     }
+
+
+def test_words_that_the_tokenizer_does_not_know_are_not_used() -> None:
+    """They would all be one token, and every prompt the same."""
+    vocabulary = {"[UNK]": 0, **{f"w{number}": number for number in range(1, 40)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    maker = TextMaker(tokenizer)
+    ids = tokenizer.encode(maker.text(np.random.default_rng(3), 30)).ids
+    assert len(ids) == 30
+    assert 0 not in ids
+    assert len(set(ids)) > 10

@@ -135,7 +135,6 @@ def test_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:
         (["--rate", "1", *KNOWN, "--kv-tokens", "5"], "less than one block"),
         (["--rate", "1", *KNOWN, "--max-num-tokens", "8", "--max-num-seqs", "9"], "--max-num-tokens"),
         (["--rate", "1", *KNOWN, "--token-budget", "1000000"], "--token-budget"),
-        (["--rate", "1", *KNOWN, "--max-draft-tokens", "4"], "--max-draft-tokens"),
         (["--rate", "1", "--gpu", "a100"], "--model"),
         (["--rate", "1", "--model", "anywhere"], "--gpu"),
         (["--rate", "1", "--bandwidth", "1e12", "--model", "anywhere"], "all three"),

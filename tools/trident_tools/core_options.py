@@ -7,7 +7,7 @@ says what a setting means: its declaration does.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import Field, fields, replace
 from enum import Enum
 from typing import Any
@@ -15,10 +15,17 @@ from typing import Any
 from trident_ensemble.settings import CoreSettings, parse_value, render_value
 
 
-def add_core_options(parser: argparse.ArgumentParser) -> None:
-    """Declare an option for each of the core's settings, without defaults: what is not given is left as it is."""
+def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[str] = ()) -> None:
+    """Declare an option for each of the core's settings, without defaults: what is not given is left as it is.
+
+    Args:
+        parser: of the command.
+        leave_out: names of settings that mean nothing to it.
+    """
     group = parser.add_argument_group("scheduling")
     for known in fields(CoreSettings):
+        if known.name in leave_out:
+            continue
         default = render_value(known.default)
         group.add_argument(
             _option(known),
@@ -31,7 +38,7 @@ def add_core_options(parser: argparse.ArgumentParser) -> None:
 
 def core_settings(args: argparse.Namespace, base: CoreSettings | None = None) -> CoreSettings:
     """The settings asked for; those that were not are `base`'s, or the defaults."""
-    asked = {known.name: getattr(args, _destination(known)) for known in fields(CoreSettings)}
+    asked = {known.name: getattr(args, _destination(known), None) for known in fields(CoreSettings)}
     return replace(base or CoreSettings(), **{name: value for name, value in asked.items() if value is not None})
 
 

@@ -90,13 +90,22 @@ class TextMaker:
 
     @cached_property
     def _candidates(self) -> tuple[str, ...]:
-        """Words that add one token when they follow another word."""
+        """Words of the vocabulary that add one token when they follow another word."""
         assert self._tokenizer is not None
         alone = self.count("the")
         vocabulary = (self._tokenizer.decode([index]).strip() for index in range(self._tokenizer.get_vocab_size()))
-        letters = (word for word in vocabulary if word.isascii() and word.isalpha())
-        words = (word for word in itertools.chain(_WORDS, letters) if self.count(f"the {word}") == alone + 1)
+        plain = (word for word in vocabulary if word.isascii() and word.isalnum())
+        words = (
+            word
+            for word in itertools.chain(_WORDS, plain)
+            if self.count(f"the {word}") == alone + 1 and self._is_known(word)
+        )
         return tuple(itertools.islice(words, _MAX_CANDIDATES)) or _WORDS
+
+    def _is_known(self, word: str) -> bool:
+        """Whether it comes back: unknown words are one token too, and all the same."""
+        assert self._tokenizer is not None
+        return word in self._tokenizer.decode(self._tokenizer.encode(word).ids)
 
 
 def open_tokenizer(folder: str) -> Tokenizer:

@@ -117,10 +117,8 @@ def _settings(args: argparse.Namespace) -> CoreSettings:
     served = None
     if args.engine is not None and (args.engine / layout.CORE / layout.CONFIG_FILE).is_file():
         served = served_settings(args.engine)
-    settings = core_settings(args, served)
-    if args.core_max_draft_tokens:
-        raise ConfigError("--max-draft-tokens: how many guesses are right depends on the text; it cannot be simulated")
-    return replace(settings, max_draft_tokens=0)
+    # How many guesses are right depends on the text, which is not simulated.
+    return replace(core_settings(args, served), max_draft_tokens=0)
 
 
 def _overhead(args: argparse.Namespace, benched: BenchedServer | None) -> float:
