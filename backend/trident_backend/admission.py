@@ -7,6 +7,7 @@ refused at once.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 
 from trident_backend.engine.protocol import EngineSpec
 from trident_ensemble.errors import QueueFullError
@@ -15,6 +16,8 @@ from trident_ensemble.settings import CoreSettings
 
 class Admission:
     """As many requests as run and may wait, as many prompt tokens as the KV cache holds and may wait.
+
+    An eighth more is kept for tenants that have less than that: whoever fills the queue fills it for himself.
 
     Args:
         spec: what can run.
@@ -25,33 +28,55 @@ class Admission:
         self._spec = spec
         self._settings = settings
         self._lock = threading.Lock()
-        self.max_num_requests = spec.max_num_seqs + settings.max_queue_size
+        self._max_num_requests = spec.max_num_seqs + settings.max_queue_size
         self._max_num_tokens = spec.num_blocks * spec.block_size + settings.max_queue_tokens
+        self._requests: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
         self.num_requests = 0
         self.num_tokens = 0
 
-    def enter(self, num_prompt_tokens: int) -> None:
+    @property
+    def capacity(self) -> int:
+        """Requests of all tenants together, at most."""
+        return self._max_num_requests + self._max_num_requests // _RESERVE
+
+    def enter(self, num_prompt_tokens: int, tenant: str = "") -> None:
         """One more request.
 
         Raises:
             QueueFullError: it is one too many, or too long for now.
         """
         with self._lock:
-            if self.num_requests >= self.max_num_requests:
+            if not _has_room(self.num_requests, self._requests[tenant], 1, self._max_num_requests):
                 raise QueueFullError(
                     f"the queue is full: {self._spec.max_num_seqs} requests run and max_queue_size "
                     f"{self._settings.max_queue_size} wait; try again later"
                 )
-            if self.num_tokens + num_prompt_tokens > self._max_num_tokens:
+            if not _has_room(self.num_tokens, self._tokens[tenant], num_prompt_tokens, self._max_num_tokens):
                 raise QueueFullError(
                     f"the queue is full: {num_prompt_tokens} tokens beside {self.num_tokens} are more than the KV "
                     f"cache and max_queue_tokens {self._settings.max_queue_tokens} hold; try again later"
                 )
-            self.num_requests += 1
-            self.num_tokens += num_prompt_tokens
+            self._count(1, num_prompt_tokens, tenant)
 
-    def leave(self, num_prompt_tokens: int) -> None:
+    def leave(self, num_prompt_tokens: int, tenant: str = "") -> None:
         """A request that entered has its final answer."""
         with self._lock:
-            self.num_requests -= 1
-            self.num_tokens -= num_prompt_tokens
+            self._count(-1, -num_prompt_tokens, tenant)
+            if not self._requests[tenant]:
+                del self._requests[tenant], self._tokens[tenant]
+
+    def _count(self, num_requests: int, num_tokens: int, tenant: str) -> None:
+        self.num_requests += num_requests
+        self.num_tokens += num_tokens
+        self._requests[tenant] += num_requests
+        self._tokens[tenant] += num_tokens
+
+
+def _has_room(num_all: int, num_own: int, num_more: int, bound: int) -> bool:
+    reserve = bound // _RESERVE
+    return num_all + num_more <= bound or (num_own + num_more <= reserve and num_all + num_more <= bound + reserve)
+
+
+#: The part of the bound that is kept for tenants with little.
+_RESERVE = 8

@@ -32,6 +32,10 @@ class KVCache(Protocol):
         """
         ...
 
+    def num_cached(self, sequence: Sequence) -> int:
+        """How many of a sequence's tokens it would find in the cache now."""
+        ...
+
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the first `num_tokens` tokens; never fails within the promise, False if it cannot beyond."""
         ...
@@ -112,6 +116,10 @@ class BlockManager:
         self._num_owed += num_owed
         self._accounts[sequence] = _Account(num_promised, len(shared))
         return len(shared) * self.block_size
+
+    def num_cached(self, sequence: Sequence) -> int:
+        """See `KVCache.num_cached`."""
+        return len(self._find_prefix(sequence)) * self.block_size
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         if not (self._reuse and sequence.reuse_cache and self._by_digest):

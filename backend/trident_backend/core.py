@@ -15,8 +15,8 @@ from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason
 from trident_backend.step_time import StepTimeModel
 from trident_backend.steps import Advance, SchedulerOutput
-from trident_ensemble.errors import ConfigError, EngineError
-from trident_ensemble.settings import CoreSettings
+from trident_ensemble.errors import EngineError
+from trident_ensemble.settings import CoreSettings, check_limits
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,8 @@ class EngineCore:
         spec = engine.spec
         self.blocks = BlockManager(spec.num_blocks, spec.block_size, reuse=settings.enable_kv_cache_reuse)
         self.step_times = StepTimeModel()
+        check_limits(settings, spec.max_num_seqs, spec.max_num_tokens)
         num_tokens = settings.token_budget or spec.max_num_tokens
-        if not spec.max_num_seqs <= num_tokens <= spec.max_num_tokens:
-            raise ConfigError(
-                f"parameters.token_budget: must be from {spec.max_num_seqs} (max_num_seqs) to "
-                f"{spec.max_num_tokens} (max_num_tokens), not {num_tokens}"
-            )
         self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, num_tokens, settings, self.step_times)
         self.clock = clock
         self._engine = engine

@@ -3,15 +3,15 @@
 Owns the tenants' accounts and the queue of waiting sequences. Pure: knows neither the engine nor a clock.
 
 Tenants are served by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024):
-whoever has had the fewest tokens computed, for its weight, goes next; a tenant that comes back from idleness starts
-level with the least served of the others, so that idleness earns no credit. Within a tenant requests go by arrival,
-each level of priority being worth some seconds of waiting, so that nothing waits for ever.
+whoever has had the fewest tokens computed, for its weight, goes next. A tenant that comes, or comes back, starts where
+the virtual clock stands (Zhang, "VirtualClock", SIGCOMM 1990), which is at what a tenant of weight 1 would have had: so
+idleness earns no credit, and newcomers never pass a tenant that waits for its share. Within a tenant requests go by
+arrival, each level of priority being worth some seconds of waiting, so that nothing waits for ever.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -40,6 +40,8 @@ class FairQueue:
         self._weights = weights
         self._aging_seconds = aging_seconds
         self._tenants: dict[str, _Tenant] = {}
+        self._clock = 0.0
+        self._open_weight = 0.0
         self._members: set[Sequence] = set()
         self.num_waiting_tokens = 0
 
@@ -62,21 +64,30 @@ class FairQueue:
         if tenant is None:
             tenant = self._tenants[sequence.tenant] = _Tenant(self._weights.get(sequence.tenant, 1.0))
         if not tenant.num_open:
-            others = [other.served for other in self._tenants.values() if other.num_open]
-            tenant.served = max(tenant.served, min(others, default=0.0))
+            tenant.served = max(tenant.served, self._clock)
+            self._open_weight += tenant.weight
         tenant.num_open += 1
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence that entered has ended."""
-        self._tenants[sequence.tenant].num_open -= 1
-        floor = min((tenant.served for tenant in self._tenants.values() if tenant.num_open), default=math.inf)
-        for name in [name for name, tenant in self._tenants.items() if not tenant.num_open and tenant.served <= floor]:
-            del self._tenants[name]
+        tenant = self._tenants[sequence.tenant]
+        tenant.num_open -= 1
+        if tenant.num_open:
+            return
+        self._open_weight -= tenant.weight
+        # What an idle tenant has had beyond its share is remembered until the clock has passed it.
+        everything = not any(other.num_open for other in self._tenants.values())
+        for name in [name for name, one in self._tenants.items() if not one.num_open]:
+            if everything or self._tenants[name].served <= self._clock:
+                del self._tenants[name]
+        if everything:
+            self._clock = self._open_weight = 0.0
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """So many tokens of a tenant are being computed."""
         account = self._tenants[tenant]
         account.served += num_tokens / account.weight
+        self._clock += num_tokens / self._open_weight
 
     def served(self, tenant: str) -> float:
         """What a tenant has had, in tokens for a weight of 1."""
@@ -113,6 +124,11 @@ class FairQueue:
             tenant.waiting = [entry for entry in tenant.waiting if entry[2] in self._members]
             heapq.heapify(tenant.waiting)
 
-    def heads(self) -> dict[str, Sequence]:
-        """Each tenant's first waiting sequence."""
-        return {name: tenant.waiting[0][2] for name, tenant in self._tenants.items() if tenant.waiting}
+    def tenants(self) -> list[str]:
+        """Those with a waiting sequence."""
+        return [name for name, tenant in self._tenants.items() if tenant.waiting]
+
+    def head(self, tenant: str) -> Sequence | None:
+        """A tenant's first waiting sequence."""
+        waiting = self._tenants[tenant].waiting
+        return waiting[0][2] if waiting else None

@@ -71,7 +71,7 @@ _REQUEST_COUNTERS: tuple[tuple[str, str, Callable[[RequestRecord], float]], ...]
 
 
 class RecordMetrics:
-    """Sums and distributions; a request counts when it has ended.
+    """Sums and distributions. A request counts when it has ended; in distributions, when it has been served whole.
 
     Args:
         labels: of every metric.
@@ -135,8 +135,12 @@ class RecordMetrics:
 
     def _add_request(self, record: RequestRecord) -> None:
         self._requests[record.finish_reason].add(1)
-        for counter, amount in self._request_counters:
-            counter.add(amount(record))
+        # Neither a request that never ran nor one that was cut short says how long requests take, or are.
+        if record.queue_seconds is not None:
+            for counter, amount in self._request_counters:
+                counter.add(amount(record))
+        if record.finish_reason not in (FinishReason.EOS, FinishReason.LENGTH):
+            return
         for histogram, value in self._request_histograms:
             observed = value(record)
             if observed is not None:

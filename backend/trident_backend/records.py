@@ -17,7 +17,7 @@ class StepRecord(NamedTuple):
     Args:
         seconds: how long it took.
         num_tokens: tokens it computed.
-        num_context_tokens: of these, tokens of prompts.
+        num_context_tokens: of these, tokens of prompts, and of outputs that were computed again.
         num_preempted: sequences that lost their room for it.
         gaps: inter-token latencies, seconds and how many tokens each stands for. The tokens that a sequence gets from
             one step share the time since its last.
@@ -60,15 +60,14 @@ class RequestRecord(NamedTuple):
 
 def step_record(result: StepResult) -> StepRecord:
     """Of a step that computed something."""
-    num_context_tokens = sum(
-        chunk.num_new_tokens for chunk in result.output.chunks if chunk.num_new_tokens > 1 or not chunk.completes
-    )
     gaps = tuple(
         (advance.seconds / advance.num_tokens, advance.num_tokens)
         for advance in result.advances
         if advance.seconds is not None
     )
-    return StepRecord(result.seconds, result.output.num_tokens, num_context_tokens, len(result.output.preempted), gaps)
+    return StepRecord(
+        result.seconds, result.output.num_tokens, result.output.num_context_tokens, len(result.output.preempted), gaps
+    )
 
 
 def request_record(sequence: Sequence, now: float) -> RequestRecord:

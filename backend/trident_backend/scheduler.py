@@ -7,6 +7,7 @@ streams. Pure: no engine, no thread, no logger, no clock (times are passed in).
 
 from __future__ import annotations
 
+import heapq
 import math
 from bisect import insort
 from collections import Counter, deque
@@ -55,7 +56,7 @@ class Scheduler:
         self._ended: list[Sequence] = []
         self._hit_rate = 0.0
         self._budget = StepBudget(max_num_tokens, settings.target_itl_ms / 1000, step_times)
-        self._speculation = Speculation(kv_cache, max_num_tokens, settings.max_draft_tokens, step_times)
+        self._speculation = Speculation(kv_cache, self._budget, settings.max_draft_tokens, step_times)
         self.waiting = FairQueue(dict(settings.tenant_weights), settings.priority_aging_ms / 1000)
         self.running: list[Sequence] = []
 
@@ -67,8 +68,9 @@ class Scheduler:
         assert self._kv_cache.fits(sequence.max_len)
         if sequence.deadline < math.inf:
             earliest = now + self._seconds_to_first_token(sequence)
-            if earliest > sequence.deadline:
-                self.finish(sequence, FinishReason.ERROR, deadlines.unreachable(sequence, earliest))
+            # An idle engine tries: it costs nobody anything, and what is thought of its speed may be long out of date.
+            if earliest > sequence.deadline and (self.waiting or self.running):
+                self.finish(sequence, FinishReason.REFUSED, deadlines.unreachable(sequence, earliest))
                 return
             self._deadlines.add(sequence)
         if self._settings.max_draft_tokens:
@@ -77,11 +79,15 @@ class Scheduler:
         self.waiting.push(sequence)
 
     def _seconds_to_first_token(self, sequence: Sequence) -> float:
-        """The least time in which its prompt can be computed; 0 while the engine's speed is not known."""
+        """In what time its prompt can be computed after those that wait before it, if prompts are all there is to do.
+
+        0 while the engine's speed is not known.
+        """
         fitted = self._step_times.fitted
         if fitted is None:
             return 0.0
-        num_tokens = (sequence.num_tokens + self.waiting.num_tokens_ahead(sequence)) * (1 - self._hit_rate)
+        num_tokens = sequence.num_tokens - self._kv_cache.num_cached(sequence)
+        num_tokens += round(self.waiting.num_tokens_ahead(sequence) * (1 - self._hit_rate))
         num_steps = max(1.0, num_tokens / self._max_num_tokens)
         return fitted.base * num_steps + fitted.per_token * num_tokens
 
@@ -93,7 +99,7 @@ class Scheduler:
     def expire(self, now: float) -> None:
         """End every sequence whose deadline has passed."""
         for sequence in self._deadlines.take_passed(now):
-            self.finish(sequence, FinishReason.ERROR, deadlines.missed(sequence))
+            self.finish(sequence, FinishReason.TIMEOUT, deadlines.missed(sequence))
 
     def schedule(self, now: float) -> SchedulerOutput:
         """Choose the next step; empty when nothing can run.
@@ -125,9 +131,12 @@ class Scheduler:
         admits = not (preempted and chunks)
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
+        num_context_tokens = size.num_tokens - streams
         if self._settings.max_draft_tokens and streams:
             size = self._speculation.extend(chunks, size, streams)
-        return SchedulerOutput(tuple(chunks), size, tuple(preempted))
+            for chunk in chunks[:streams]:
+                self.waiting.charge(chunk.sequence.tenant, len(chunk.draft_ids))
+        return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted))
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
         """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""
@@ -151,33 +160,43 @@ class Scheduler:
         admits: bool,
         now: float,
     ) -> tuple[list[ScheduledChunk], StepSize]:
+        for begun in prompts.values():
+            if len(begun) > 1:
+                prompts[begun[0].tenant] = deque(sorted(begun, key=self.waiting.urgency))
         streams = size if chunks else None
-        while self._budget.room(size, streams, 0):
-            heads = self.waiting.heads() if admits else {}
-            for name, begun in prompts.items():
-                if name not in heads or self.waiting.urgency(begun[0]) < self.waiting.urgency(heads[name]):
-                    heads[name] = begun[0]
-            if not heads:
-                break
-            # Between tenants served alike the first to arrive goes first, or new tenants would pass it without end.
-            sequence = min(heads.values(), key=lambda s: (self.waiting.served(s.tenant), s.arrived_at, s.sequence_id))
-            if sequence in self.waiting:
-                # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
-                admits = self._admit(sequence, now)
-                if not admits:
-                    continue
+        queue: list[tuple[float, float, int, Sequence]] = []
+
+        def enqueue(tenant: str) -> None:
+            """Let a tenant's next prompt take part."""
+            begun = prompts.get(tenant)
+            first = begun[0] if begun else None
+            head = self.waiting.head(tenant) if admits else None
+            if head is not None and (first is None or self.waiting.urgency(head) < self.waiting.urgency(first)):
+                first = head
+            if first is not None:
+                # Between tenants served alike the first to arrive goes first.
+                entry = (self.waiting.served(tenant), first.arrived_at, first.sequence_id, first)
+                heapq.heappush(queue, entry)
+
+        for tenant in {*prompts, *(self.waiting.tenants() if admits else ())}:
+            enqueue(tenant)
+        while queue and self._budget.room(size, streams, 0):
+            sequence = heapq.heappop(queue)[-1]
+            if sequence not in self.waiting:
+                prompts[sequence.tenant].popleft()
             else:
-                begun = prompts[sequence.tenant]
-                begun.popleft()
-                if not begun:
-                    del prompts[sequence.tenant]
-            if sequence.paused:
-                continue
-            chunk = self._prompt_chunk(sequence, size, streams)
-            if chunk is None:
-                break
-            chunks.append(chunk)
-            size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, int(chunk.completes))
+                # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
+                admits = admits and self._admit(sequence, now)
+                if not admits:
+                    enqueue(sequence.tenant)
+                    continue
+            if not sequence.paused:
+                chunk = self._prompt_chunk(sequence, size, streams)
+                if chunk is None:
+                    break
+                chunks.append(chunk)
+                size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, int(chunk.completes))
+            enqueue(sequence.tenant)
         return chunks, size
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
@@ -190,7 +209,7 @@ class Scheduler:
         if num_cached is None:
             return False
         self.waiting.remove(sequence)
-        insort(self.running, sequence, key=self.waiting.urgency)
+        insort(self.running, sequence, key=_age)
         sequence.num_computed_tokens = num_cached
         if sequence.first_scheduled_at is None:
             sequence.first_scheduled_at = now
@@ -284,6 +303,12 @@ class Scheduler:
         return ended
 
 
-#: Tokens that a sequence is sure to generate before it may lose its room, so that preemption always makes progress.
+def _age(sequence: Sequence) -> tuple[float, int]:
+    """Running sequences are in this order, and the last of them is the first to give up its room: no request can ask to
+    be spared."""
+    return sequence.arrived_at, sequence.sequence_id
+
+
+#: Room for this many tokens of output is promised with the prompt, so that preemption does not follow at once.
 _HEADROOM_TOKENS = 32
 _HIT_RATE_STEP = 0.05

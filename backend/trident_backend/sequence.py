@@ -14,11 +14,15 @@ from trident_ensemble.errors import TridentError
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended, as clients read it."""
+    """Why a sequence ended. Clients read the first two; for the others they get an error."""
 
     EOS = "eos"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    #: Its timeout has passed.
+    TIMEOUT = "timeout"
+    #: There is no room for it, or no time.
+    REFUSED = "refused"
     ERROR = "error"
 
 

@@ -22,13 +22,13 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.protocol import Engine
 from trident_backend.loop import Command, EngineLoop, LoopStats
-from trident_backend.records import RequestRecord, StepRecord
+from trident_backend.records import RequestRecord, StepRecord, request_record
 from trident_backend.requests import parse_request
-from trident_backend.sequence import Sequence
+from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.streams import Responder, Streams
 from trident_ensemble import tensors
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import DrainingError
+from trident_ensemble.errors import DrainingError, QueueFullError
 from trident_ensemble.settings import CoreSettings
 
 
@@ -67,7 +67,7 @@ class CoreService:
         core = EngineCore(engine, settings, time.monotonic)
         self._streams = Streams(
             settings,
-            self._admission.max_num_requests,
+            self._admission.capacity,
             anchors,
             self._tell,
             on_closed=self._closed,
@@ -98,7 +98,7 @@ class CoreService:
         with self._lock:
             if self._stopping or self._notice.given():
                 raise DrainingError("the server is shutting down")
-            self._admission.enter(sequence.num_prompt_tokens)
+            self._enter(sequence)
             self._streams.open(
                 sequence,
                 responder,
@@ -115,11 +115,19 @@ class CoreService:
         self._streams.stop()
         self._engine.close()
 
+    def _enter(self, sequence: Sequence) -> None:
+        try:
+            self._admission.enter(sequence.num_prompt_tokens, sequence.tenant)
+        except QueueFullError:
+            sequence.finish_reason = FinishReason.REFUSED
+            self._records.append(request_record(sequence, sequence.arrived_at))
+            raise
+
     def _tell(self, command: Command, sequence: Any) -> None:
         self._loop.tell(command, sequence)
 
     def _closed(self, sequence: Sequence) -> None:
-        self._admission.leave(sequence.num_prompt_tokens)
+        self._admission.leave(sequence.num_prompt_tokens, sequence.tenant)
 
     def _loop_died(self, error: BaseException) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from trident_backend.blocks import KVCache
+from trident_backend.step_budget import StepBudget
 from trident_backend.step_time import StepSize, StepTimeModel
 from trident_backend.steps import ScheduledChunk
 
@@ -23,16 +24,14 @@ class Speculation:
 
     Args:
         kv_cache: room for the guessed tokens' keys and values.
-        max_num_tokens: tokens of one step, at most.
+        budget: of tokens and time, that guesses must leave as they are.
         max_draft_tokens: guesses for one sequence in one step, at most.
         step_times: what steps cost; no guesses are made until it is known.
     """
 
-    def __init__(
-        self, kv_cache: KVCache, max_num_tokens: int, max_draft_tokens: int, step_times: StepTimeModel
-    ) -> None:
+    def __init__(self, kv_cache: KVCache, budget: StepBudget, max_draft_tokens: int, step_times: StepTimeModel) -> None:
         self._kv_cache = kv_cache
-        self._max_num_tokens = max_num_tokens
+        self._budget = budget
         self._max_draft_tokens = max_draft_tokens
         self._step_times = step_times
         self._num_steps_without = 0
@@ -48,15 +47,13 @@ class Speculation:
         if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1 and not explores:
             return size
         per_token = step_time.per_token + step_time.per_row
-        num_left = self._max_num_tokens - size.num_tokens
         for index in range(num_streams):
             sequence = chunks[index].sequence
             lookup, num_tokens = sequence.lookup, len(sequence.token_ids)
             assert lookup is not None
             cost = per_token + step_time.per_pair * num_tokens
-            threshold = 0.0 if explores else cost * tokens_per_second
-            most = worthwhile(lookup.acceptance, threshold, self._max_draft_tokens)
-            most = min(most, num_left, sequence.max_len - num_tokens - 1)
+            most = 1 if explores else worthwhile(lookup.acceptance, cost * tokens_per_second, self._max_draft_tokens)
+            most = min(most, sequence.max_len - num_tokens - 1, self._budget.spare(size, num_tokens) if most else 0)
             if most <= 0:
                 lookup.passed()
                 continue
@@ -64,7 +61,6 @@ class Speculation:
             if draft_ids and self._kv_cache.grow(sequence, num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
                 size = size.with_chunk(len(draft_ids), num_tokens, len(draft_ids))
-                num_left -= len(draft_ids)
                 self._num_steps_without, explores = 0, False
         return size
 

@@ -30,17 +30,20 @@ class StepBudget:
             streams: its part that serves running streams; None if there are none, who would have to wait.
             past_len: tokens of the sequence that are in the cache.
         """
-        room = self._max_num_tokens - size.num_tokens
-        if not self._target_seconds or streams is None:
-            return room
+        if streams is None:
+            return self._max_num_tokens - size.num_tokens
         assured = _LEAST_CHUNK - (size.num_tokens - streams.num_tokens)
-        return max(0, min(room, max(assured, self._affordable(size, past_len))))
+        return max(self.spare(size, past_len), min(assured, self._max_num_tokens - size.num_tokens))
 
-    def _affordable(self, size: StepSize, past_len: int) -> int:
+    def spare(self, size: StepSize, past_len: int) -> int:
+        """How many tokens of a sequence, after its first `past_len`, keep both budgets; 0 if they are used up."""
+        room = max(0, self._max_num_tokens - size.num_tokens)
+        if not self._target_seconds:
+            return room
         step_time = self._step_times.fitted
         if step_time is None:
             return 0
-        return step_time.largest_chunk(size, past_len, self._target_seconds / self._step_times.slack)
+        return min(room, step_time.largest_chunk(size, past_len, self._target_seconds / self._step_times.slack))
 
 
 #: Prompt tokens that every step takes in, whatever the latency budget says, so that no prompt starves.

@@ -36,11 +36,13 @@ class SchedulerOutput:
     Args:
         chunks: what it computes.
         size: how much that is.
+        num_context_tokens: of its tokens, those of prompts; and of outputs that are computed again.
         preempted: sequences that had to give up their room for it.
     """
 
     chunks: tuple[ScheduledChunk, ...]
     size: StepSize
+    num_context_tokens: int = 0
     preempted: tuple[Sequence, ...] = ()
 
     @cached_property

@@ -79,7 +79,7 @@ class CoreSettings:
         default=1000, metadata=_about("waiting time that makes up for one level of priority")
     )
     tenant_weights: tuple[tuple[str, float], ...] = field(
-        default=(), metadata=_about("shares of tenants, name=weight,...; any other has 1")
+        default=(), metadata=_about("shares of tenants, name=weight,...; any other has 1, no name is who gives none")
     )
     pause_after_ms: int = field(
         default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
@@ -96,6 +96,19 @@ class UnarySettings:
     """
 
     max_concurrent_requests: int = 256
+
+
+def check_limits(settings: CoreSettings, max_num_seqs: int, max_num_tokens: int) -> None:
+    """Hold the settings against an engine's limits.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    if settings.token_budget and not max_num_seqs <= settings.token_budget <= max_num_tokens:
+        raise ConfigError(
+            f"parameters.token_budget: must be from {max_num_seqs} (max_num_seqs) to {max_num_tokens} "
+            f"(max_num_tokens), not {settings.token_budget}"
+        )
 
 
 def parse_parameters(kind: type[Settings], parameters: Mapping[str, Any]) -> Settings:
@@ -139,7 +152,10 @@ def parse_value(known: Field[Any], text: str) -> Any:
             raise ValueError(f"must be a whole number of at least {least}, not {text!r}")
         return int(text)
     if isinstance(default, tuple):
-        return tuple(_parse_weight(item) for item in text.split(",") if item)
+        weights = tuple(_parse_weight(item) for item in text.split(",") if item)
+        if len(dict(weights)) < len(weights):
+            raise ValueError(f"must name each tenant once, not {text!r}")
+        return weights
     if not text or "/" in text or text.startswith("."):
         raise ValueError(f"must be the plain name of a model, not {text!r}")
     return text
@@ -153,12 +169,12 @@ def _parse_choice(kind: type[Enum], text: str) -> Enum:
 
 
 def _parse_weight(item: str) -> tuple[str, float]:
-    name, _, text = item.rpartition("=")
+    name, equals, text = item.rpartition("=")
     try:
         weight = float(text)
     except ValueError:
         weight = math.nan
-    if not name or not (math.isfinite(weight) and weight > 0):
+    if not equals or not (math.isfinite(weight) and weight > 0):
         raise ValueError(f"must be name=weight,... with weights above 0, not {item!r}")
     return name, weight
 

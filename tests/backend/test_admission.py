@@ -92,3 +92,20 @@ def test_threads_together_never_exceed_the_bounds() -> None:
     assert not exceeded
     assert 0 < sum(refused) < 8 * 60
     assert (admission.num_requests, admission.num_tokens) == (len(held), sum(int(number) for number in held))
+
+
+def test_a_flood_does_not_shut_other_tenants_out() -> None:
+    admission = Admission(SPEC, CoreSettings(max_queue_size=36, max_queue_tokens=704))
+    for _ in range(40):
+        admission.enter(20, "flood")
+    with pytest.raises(QueueFullError):
+        admission.enter(1, "flood")
+    for _ in range(5):
+        admission.enter(20, "other")
+    with pytest.raises(QueueFullError):
+        admission.enter(1, "other")
+    assert admission.num_requests == admission.capacity == 45
+    with pytest.raises(QueueFullError):
+        admission.enter(1, "third")
+    admission.leave(20, "flood")
+    admission.enter(1, "third")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +30,7 @@ def test_a_running_one_expires_frees_its_room_and_says_how_far_it_came() -> None
     late, other = _due(0, 0.055, clock, [1] * 8), make_sequence(1, [2] * 8, 30)
     add(core, late, other)
     run_to_end(core)
-    assert late.finish_reason is FinishReason.ERROR
+    assert late.finish_reason is FinishReason.TIMEOUT
     assert isinstance(late.error, DeadlineError)
     assert str(late.error) == "timeout_ms: 55 ms have passed, with 6 tokens generated"
     assert late.token_ids[8:] == expected_output(late)[:6]
@@ -93,12 +95,13 @@ def _taught() -> tuple[EngineCore, Clock]:
 def test_what_cannot_be_met_is_refused_at_once() -> None:
     """40 tokens at 16 a step take 65 ms at least, and 70 where the last step is not full."""
     core, clock = _taught()
-    hopeless, tight = _due(10, 0.06, clock, [1] * 40, 1), _due(11, 0.075, clock, [2] * 40, 1)
-    add(core, hopeless, tight)
+    busy = make_sequence(9, [3], 1, arrived_at=clock())
+    hopeless, tight = _due(10, 0.06, clock, [1] * 40, 1), _due(11, 0.09, clock, [2] * 40, 1)
+    add(core, busy, hopeless, tight)
     assert core.scheduler.take_ended() == [hopeless]
-    assert isinstance(hopeless.error, DeadlineError)
+    assert (hopeless.finish_reason, type(hopeless.error)) == (FinishReason.REFUSED, DeadlineError)
     assert "timeout_ms: 60 ms cannot be met" in str(hopeless.error)
-    assert list(core.scheduler.waiting) == [tight]
+    assert set(core.scheduler.waiting) == {busy, tight}
     run_to_end(core)
     assert tight.finish_reason is FinishReason.LENGTH
 
@@ -187,6 +190,48 @@ def test_an_idle_loop_wakes_by_itself(paused: bool) -> None:
     assert not died
     (event,) = [event for event in events if event.sequence_id == 1]
     assert isinstance(event.error, DeadlineError)
-    assert (event.token_ids, event.finish_reason) == ((), FinishReason.ERROR)
+    assert (event.token_ids, event.finish_reason) == ((), FinishReason.TIMEOUT)
     assert 0.15 <= waited < 1.0
     assert not isinstance(late.error, CancelledError)
+
+
+def test_a_slow_hour_is_not_held_against_the_engine_for_ever() -> None:
+    slowness = [1.0]
+    core, clock = make_core(CoreSettings(), seconds=lambda size: slowness[0] * (0.01 + 0.0005 * size.num_tokens))
+    numbers = itertools.count()
+
+    def num_served(count: int, timeout: float) -> int:
+        served = 0
+        for _ in range(count):
+            number = next(numbers)
+            arrived = clock()
+            sequence = make_sequence(number, [number % 97] * 20, 6, arrived_at=arrived, deadline=arrived + timeout)
+            add(core, sequence)
+            run_to_end(core)
+            served += sequence.error is None
+        return served
+
+    assert num_served(20, 0.5) == 20
+    slowness[0] = 30.0
+    num_served(40, 60.0)
+    slowness[0] = 1.0
+    assert num_served(50, 0.5) == 50
+
+
+def test_what_the_cache_has_of_a_prompt_takes_no_time() -> None:
+    spec = replace(SPEC, max_seq_len=256, num_blocks=256)
+    core, clock = make_core(CoreSettings(), spec, linear(0.001, 0.001))
+    for number in range(30):
+        add(core, make_sequence(number, [number] * 20, 4, arrived_at=clock()))
+        run_to_end(core)
+    conversation = list(range(90)) * 2
+    add(core, make_sequence(100, conversation, 4, arrived_at=clock()))
+    run_to_end(core)
+    add(core, make_sequence(101, [96] * 8, 40, arrived_at=clock()))
+    core.step()
+    again = make_sequence(102, [*conversation, 7], 2, arrived_at=clock(), deadline=clock() + 0.1)
+    other = make_sequence(103, [95, *conversation], 2, arrived_at=clock(), deadline=clock() + 0.1)
+    add(core, again, other)
+    assert (again.finish_reason, other.finish_reason) == (None, FinishReason.REFUSED)
+    run_to_end(core)
+    assert again.finish_reason is FinishReason.LENGTH

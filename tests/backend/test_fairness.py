@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -111,7 +112,34 @@ def test_what_a_tenant_had_beyond_the_others_is_remembered_until_they_have_had_a
     queue.leave(guest)
     queue.charge("steady", 90)
     queue.enter(guest)
-    assert queue.served("half") == 110
+    assert queue.served("half") == pytest.approx(50 / 1.5 + 20 + 90), "where the clock stands: it has passed"
+
+
+@pytest.mark.parametrize("policy", BatchSchedulerPolicy)
+def test_newcomers_do_not_pass_who_has_been_served_before(policy: BatchSchedulerPolicy) -> None:
+    core, clock = make_core(CoreSettings(batch_scheduler_policy=policy))
+    numbers = itertools.count(1)
+
+    def keep_a_backlog() -> None:
+        while len(core.scheduler.waiting) < 20:
+            number = next(numbers)
+            add(core, make_sequence(number, [number % 97] * 8, 4, tenant=f"new {number}", arrived_at=clock()))
+
+    first = make_sequence(0, [1] * 8, 4, tenant="faithful", arrived_at=clock())
+    add(core, first)
+    while first.finish_reason is None:
+        keep_a_backlog()
+        core.step()
+    second = make_sequence(10**6, [1] * 8, 4, tenant="faithful", arrived_at=clock())
+    add(core, second)
+    for _ in range(100):
+        keep_a_backlog()
+        core.step()
+    assert second.first_token_at is not None
+    assert len(core.scheduler.waiting.tenants()) <= 20
+    while core.scheduler.waiting or core.scheduler.running:
+        core.step()
+    assert not core.scheduler.waiting.tenants()
 
 
 def test_priority_orders_the_requests_of_a_tenant() -> None:

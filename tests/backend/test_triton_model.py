@@ -158,8 +158,8 @@ def test_metrics_are_of_triton_s_kinds_and_the_last_ones_are_published_at_the_en
     assert sum(ends.values()) == 2
     lengths = _metric("nv_llm_output_token_len")
     assert lengths.buckets == [10, 50, 100, 500, 1000]
-    assert (len(lengths.observed), lengths.observed[0]) == (2, 9)
-    assert _metric("nv_llm_output_tokens_total").number == sum(lengths.observed)
+    assert lengths.observed == [9], "one that was cut short says nothing about lengths"
+    assert _metric("nv_llm_output_tokens_total").number >= 9
     num_steps = _metric("nv_trt_llm_general_metrics", general_type="iteration_counter").number
     assert num_steps >= 9
     assert _metric("nv_llm_step_tokens_bucket", le="+Inf").number == num_steps

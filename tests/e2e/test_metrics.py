@@ -145,14 +145,14 @@ def test_requests_that_end_badly_count_as_such(plain: tuple[Deployment, Server])
         deployment.ask(server, "too late", 600, ignore_eos=True, timeout_ms=25)
     page = settled_page(server)
     assert cancelled.ended("cancelled") - before.ended("cancelled") == 1
-    assert page.ended("error") - cancelled.ended("error") == 1
+    assert page.ended("timeout") - cancelled.ended("timeout") == 1
     assert page.ended("length") == before.ended("length")
     num_output = cancelled.more_than(before, "nv_llm_output_tokens_total")
     num_gaps = cancelled.more_than(before, "nv_llm_inter_token_latency_seconds_count")
     assert num_received <= num_output < 600
     assert num_gaps == num_output - 1
-    assert page.more_than(before, "nv_llm_output_token_len_count") == 2
-    assert 0 <= page.more_than(cancelled, "nv_llm_request_latency_seconds_sum") < 0.25
+    for family in ("nv_llm_output_token_len", "nv_llm_request_latency_seconds"):
+        assert page.more_than(before, f"{family}_count") == 0, "they do not say how long requests are, or take"
 
 
 def test_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deployment, Server]) -> None:

@@ -28,6 +28,7 @@ from trident_compiler.plan import (
 )
 from trident_compiler.repository import ENGINE_VERSION, install, staging
 from trident_ensemble.errors import ArtifactError
+from trident_ensemble.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.core_options import add_core_options, core_settings
 
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.checkpoint)
     precision = choose_precision(checkpoint, args.precision, args.weights, machine)
     plan = plan_engine(checkpoint, precision, wanted, machine)
+    check_limits(settings.core, plan.max_num_seqs, plan.max_num_tokens)
     _print_plan(console, checkpoint, precision, plan)
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:

@@ -21,6 +21,7 @@ from trident_backend.engine.artifact import Manifest
 from trident_ensemble import layout
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_ensemble.errors import ServerError
+from trident_ensemble.settings import check_limits
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
 from trident_tools.overlay import overlay, served_settings
 from trident_tools.preflight import check_ports, check_repository
@@ -101,7 +102,9 @@ def _serve(
     if asks_for_settings(args):
         laid_over = folder / "repository"
         laid_over.mkdir()
-        repository = overlay(repository, laid_over, core_settings(args, served_settings(repository)))
+        settings = core_settings(args, served_settings(repository))
+        check_limits(settings, manifest.limits.max_num_seqs, manifest.limits.max_num_tokens)
+        repository = overlay(repository, laid_over, settings)
     command = server_command(server, repository, backends, listen, EXIT_TIMEOUT_S)
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
     began = time.monotonic()

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_steps(parser.add_argument_group("what a step costs (one of the first three)"))
     _add_limits(parser.add_argument_group("limits"))
     _add_load(parser.add_argument_group("load"))
-    # How a reader keeps up is not simulated, and what is guessed right depends on the text.
-    add_core_options(parser, leave_out=("pause_after_ms", "abandon_after_ms", "max_draft_tokens"))
+    # What depends on readers, texts or who asks is not simulated.
+    add_core_options(parser, leave_out=_NOT_SIMULATED)
     parser.add_argument("--processes", type=_whole, metavar="N", help="simulate side by side (default: by cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the tables")
@@ -224,3 +224,6 @@ def _count(text: str) -> int:
 
 def _several(parse: Callable[[str], float]) -> Callable[[str], list[float]]:
     return lambda text: [parse(part) for part in text.split(",")]
+
+
+_NOT_SIMULATED = ("pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms")

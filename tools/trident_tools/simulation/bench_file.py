@@ -7,9 +7,10 @@ counts: by then the server had learned the most of its steps.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ def read_bench(path: Path) -> BenchedServer:
                 f"--from-bench: {path}: the server's metrics are not in it; let `trident bench` read them "
                 "(--metrics-url)"
             )
-        return _understand(read[-1], path)
+        overhead = min(_overhead(stage) for stage in read)
+        return replace(_understand(read[-1], path), overhead=0.0 if overhead == math.inf else overhead)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--from-bench: {path} is nothing that `trident bench --json` wrote: {error!r}") from None
 
 
 def _understand(stage: Mapping[str, Any], path: Path) -> BenchedServer:
-    gauges, histograms = stage["server"]["gauges"], stage["server"]["histograms"]
+    gauges = stage["server"]["gauges"]
     coefficients = {
         name: value
         for coefficient in fields(StepTime)
@@ -69,19 +71,29 @@ def _understand(stage: Mapping[str, Any], path: Path) -> BenchedServer:
             f"--from-bench: {path}: the server had not learned what its steps take (nv_llm_step_time_model); "
             "bench for longer, or give --step-time"
         )
-    served = _series(histograms, "nv_llm_time_to_first_token_seconds")
-    waited = stage["metrics"].get("time_to_first_token")
-    overhead = waited["avg"] / 1000 - served["mean"] if waited and served and served["mean"] is not None else 0.0
     blocks = _series(gauges, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="max")
     block_size = _series(gauges, "nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="tokens_per")
     max_num_seqs = _series(gauges, "nv_trt_llm_request_metrics", request_type="max")
     return BenchedServer(
         step_time=make_step_time(coefficients, f"--from-bench: {path}"),
-        overhead=max(0.0, overhead),
+        overhead=0.0,
         max_num_seqs=int(max_num_seqs) if max_num_seqs else None,
         block_size=int(block_size) if block_size else None,
         kv_tokens=int(blocks * block_size) if blocks and block_size else None,
     )
+
+
+def _overhead(stage: Mapping[str, Any]) -> float:
+    """By how much clients waited longer than the core took.
+
+    Under growing queues the two do not speak of the same requests, and the difference is mostly queueing; so the
+    smallest of all stages is the one to believe.
+    """
+    served = _series(stage["server"]["histograms"], "nv_llm_time_to_first_token_seconds")
+    waited = stage["metrics"].get("time_to_first_token")
+    if not waited or not served or served["mean"] is None:
+        return math.inf
+    return max(0.0, waited["avg"] / 1000 - float(served["mean"]))
 
 
 def _series(metrics: Mapping[str, Any], family: str, **labels: str) -> Any:
