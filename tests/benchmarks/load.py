@@ -81,8 +81,8 @@ class Bench:
 
     def simulate(self, load: list[str], options: list[str]) -> list[Stage]:
         """What the simulation says of the load that was run last."""
-        base = ["--from-bench", str(self.work / "bench.json"), "--engine", str(self._repository), "--requests", "2000"]
-        return self._trident("simulate", [*base, *self._timing[:2], *load, *options], "simulated.json")
+        base = ["--from-bench", str(self.work / "bench.json"), "--engine", str(self._repository)]
+        return self._trident("simulate", [*base, *self._timing, *load, *options], "simulated.json")
 
     def _trident(self, command: str, words: list[str], file: str) -> list[Stage]:
         path = self.work / file

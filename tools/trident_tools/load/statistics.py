@@ -4,8 +4,8 @@ Owns which requests and tokens count, and every figure's definition:
 
 - A request counts if it was scheduled within the window, which begins when the ramp is over. It is followed to its end,
   also beyond the window.
-- Requests that failed are counted by kind and enter no latency; what they did receive counts as throughput. So is a request that had not ended when the grace
-  was over.
+- Requests that failed are counted by kind and enter no latency; tokens that they did receive count as throughput. So is
+  a request that had not ended when the grace was over.
 - Throughputs count what happened within the window, whenever its request was sent: tokens that arrived, requests that
   ended.
 - Goodput counts the requests of the first rule that met every objective.

@@ -93,7 +93,7 @@ def _overhead(stage: Mapping[str, Any]) -> float:
     waited = stage["metrics"].get("time_to_first_token")
     if not waited or not served or served["mean"] is None:
         return math.inf
-    return max(0.0, waited["avg"] / 1000 - float(served["mean"]))
+    return max(0.0, float(waited["avg"]) / 1000 - float(served["mean"]))
 
 
 def _series(metrics: Mapping[str, Any], family: str, **labels: str) -> Any:
