@@ -21,7 +21,7 @@ from tests.e2e.server import Server, post, serve, until
 
 NUM_PLACES = 2
 NUM_WAITING = 16
-LONG: dict[str, Any] = {"text_input": "one of many", "max_tokens": 300, "stream": True, "ignore_eos": True}
+LONG: dict[str, Any] = {"text_input": "one of many", "max_tokens": 600, "stream": True, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def _first_token_times(server: Server, late: list[dict[str, Any]]) -> tuple[list
     crowd = [{**LONG, "tenant": "crowd", "priority": 5} for _ in range(NUM_PLACES + NUM_WAITING)]
     with ThreadPoolExecutor(len(crowd) + len(late)) as pool:
         began = [pool.submit(first_token, fields) for fields in crowd]
-        until(lambda: _num_waiting(server) >= NUM_WAITING - 1, 10, "the crowd to wait")
+        until(lambda: _num_waiting(server) >= NUM_WAITING - 1, 30, "the crowd to wait")
         followed = [pool.submit(first_token, fields) for fields in late]
         return sorted(one.result() for one in began), [one.result() for one in followed]
 
