@@ -7,10 +7,9 @@ streams. Pure: no engine, no thread, no logger, no clock (times are passed in).
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence as Rows
 
 from trident_backend import deadlines
@@ -18,6 +17,7 @@ from trident_backend.blocks import KVCache
 from trident_backend.deadlines import Deadlines
 from trident_backend.fairness import FairQueue
 from trident_backend.prompt_lookup import PromptLookup
+from trident_backend.prompt_order import PromptOrder
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.speculation import Speculation
 from trident_backend.step_budget import StepBudget
@@ -109,7 +109,7 @@ class Scheduler:
         """
         self.expire(now)
         chunks: list[ScheduledChunk] = []
-        prompts: dict[str, deque[Sequence]] = {}
+        prompts: list[Sequence] = []
         preempted: list[Sequence] = []
         num_pairs = 0
         shares: Counter[str] = Counter()
@@ -118,7 +118,7 @@ class Scheduler:
                 continue
             num_tokens = len(sequence.token_ids)
             if sequence.num_computed_tokens != num_tokens - 1:
-                prompts.setdefault(sequence.tenant, deque()).append(sequence)
+                prompts.append(sequence)
             elif self._make_room(sequence, num_tokens, preempted):
                 chunks.append(ScheduledChunk(sequence, 1, completes=True))
                 shares[sequence.tenant] += 1
@@ -155,48 +155,25 @@ class Scheduler:
         self,
         chunks: list[ScheduledChunk],
         size: StepSize,
-        prompts: dict[str, deque[Sequence]],
+        prompts: list[Sequence],
         *,
         admits: bool,
         now: float,
     ) -> tuple[list[ScheduledChunk], StepSize]:
-        for begun in prompts.values():
-            if len(begun) > 1:
-                prompts[begun[0].tenant] = deque(sorted(begun, key=self.waiting.urgency))
         streams = size if chunks else None
-        queue: list[tuple[float, float, int, Sequence]] = []
-
-        def enqueue(tenant: str) -> None:
-            """Let a tenant's next prompt take part."""
-            begun = prompts.get(tenant)
-            first = begun[0] if begun else None
-            head = self.waiting.head(tenant) if admits else None
-            if head is not None and (first is None or self.waiting.urgency(head) < self.waiting.urgency(first)):
-                first = head
-            if first is not None:
-                # Between tenants served alike the first to arrive goes first.
-                entry = (self.waiting.served(tenant), first.arrived_at, first.sequence_id, first)
-                heapq.heappush(queue, entry)
-
-        for tenant in {*prompts, *(self.waiting.tenants() if admits else ())}:
-            enqueue(tenant)
-        while queue and self._budget.room(size, streams, 0):
-            sequence = heapq.heappop(queue)[-1]
-            if sequence not in self.waiting:
-                prompts[sequence.tenant].popleft()
-            else:
+        order = PromptOrder(self.waiting, prompts, admits=admits)
+        while self._budget.room(size, streams, 0) and (sequence := order.next()) is not None:
+            if sequence in self.waiting and not self._admit(sequence, now):
                 # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
-                admits = admits and self._admit(sequence, now)
-                if not admits:
-                    enqueue(sequence.tenant)
-                    continue
+                order.close(sequence.tenant)
+                continue
             if not sequence.paused:
                 chunk = self._prompt_chunk(sequence, size, streams)
                 if chunk is None:
                     break
                 chunks.append(chunk)
                 size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, int(chunk.completes))
-            enqueue(sequence.tenant)
+            order.rejoin(sequence.tenant)
         return chunks, size
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
