@@ -43,7 +43,6 @@ class FairQueue:
         self._clock = 0.0
         self._open_weight = 0.0
         self._members: set[Sequence] = set()
-        self.num_waiting_tokens = 0
 
     def __len__(self) -> int:
         return len(self._members)
@@ -107,7 +106,6 @@ class FairQueue:
         heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
         tenant.num_waiting += 1
         tenant.num_waiting_tokens += sequence.num_tokens
-        self.num_waiting_tokens += sequence.num_tokens
         self._members.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -116,7 +114,6 @@ class FairQueue:
         tenant = self._tenants[sequence.tenant]
         tenant.num_waiting -= 1
         tenant.num_waiting_tokens -= sequence.num_tokens
-        self.num_waiting_tokens -= sequence.num_tokens
         while tenant.waiting and tenant.waiting[0][2] not in self._members:
             heapq.heappop(tenant.waiting)
         # Those given up further back are let go when they have become the most, however long the first one waits.

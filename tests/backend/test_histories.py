@@ -153,7 +153,12 @@ class Histories(RuleBasedStateMachine):
         assert sorted(s.sequence_id for s in [*scheduler.running, *scheduler.waiting]) == [
             s.sequence_id for s in self.live
         ]
-        assert scheduler.waiting.num_waiting_tokens == sum(s.num_tokens for s in scheduler.waiting)
+        for tenant, account in scheduler.waiting._tenants.items():
+            waiting = [s for s in scheduler.waiting if s.tenant == tenant]
+            assert (account.num_waiting, account.num_waiting_tokens) == (
+                len(waiting),
+                sum(s.num_tokens for s in waiting),
+            )
         self.ended.update(s.sequence_id for s in scheduler.take_ended())
         assert self.ended == Counter(s.sequence_id for s in self.sequences if s.finish_reason is not None)
 

@@ -141,7 +141,6 @@ def test_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:
         (["--rate", "1", "--gpu", "a100", "--weights", "fp8", "--model", "anywhere"], "no fp8"),
         (["--rate", "1", *KNOWN, "--engine", "nowhere"], "engine.json is missing"),
         (["--rate", "1", "--from-bench", "nowhere.json"], "nowhere.json"),
-        (["--rate", "1", *KNOWN, *SHORT, "--json", "no/such/folder/file"], "--json"),
     ],
 )
 def test_says_what_does_not_go_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +155,8 @@ def test_says_what_does_not_go_together(words: list[str], message: str, capsys: 
     [
         KNOWN,
         ["--rate", "0", *KNOWN],
+        ["--rate", "1", *KNOWN, *SHORT, "--json", "no/such/folder/file"],
+        ["--rate", "1", *KNOWN, "--flops-share", "1.5"],
         ["--users", "1.5", *KNOWN],
         ["--rate", "1", "--users", "1", *KNOWN],
         ["--rate", "1", "--requests", "5", "--duration", "5", *KNOWN],

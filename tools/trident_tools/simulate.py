@@ -7,9 +7,7 @@ is simulated, and a step takes what a model of its cost says. Never opens a conn
 from __future__ import annotations
 
 import argparse
-import math
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trident_backend.step_time import StepTime
-from trident_ensemble.errors import ConfigError
 from trident_tools.core_options import add_core_options
 from trident_tools.load.distributions import parse_distribution
+from trident_tools.load.files import output_file
 from trident_tools.load.loads import Load
+from trident_tools.load.options import list_of, number_from_zero, positive_number, whole_number
 from trident_tools.simulation.command_line import configuration, make_scenarios
 from trident_tools.simulation.deployments import DEFAULT_BLOCK_SIZE
 from trident_tools.simulation.figures import Figures, figures
@@ -40,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_load(parser.add_argument_group("load"))
     # What depends on readers, texts or who asks is not simulated.
     add_core_options(parser, leave_out=_NOT_SIMULATED)
-    parser.add_argument("--processes", type=_whole, metavar="N", help="simulate side by side (default: by cores)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--processes", type=whole_number(1), metavar="N", help="simulate side by side (default: by cores)"
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all figures there")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the tables")
 
 
@@ -56,9 +57,13 @@ def _add_steps(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", type=Path, metavar="PATH", help="a checkpoint's folder, or its config.json")
     group.add_argument("--weights", choices=tuple(WEIGHT_BITS), default="bf16", help="default: %(default)s")
     group.add_argument("--kv-cache-type", choices=tuple(KV_BYTES), default="bf16", help="default: %(default)s")
-    group.add_argument("--bandwidth", type=_positive, metavar="BYTES/S", help="of the memory, instead of the GPU's")
-    group.add_argument("--flops", type=_positive, metavar="FLOP/S", help="of matrix products, instead of the GPU's")
-    group.add_argument("--memory", type=_positive, metavar="BYTES", help="instead of the GPU's")
+    group.add_argument(
+        "--bandwidth", type=positive_number, metavar="BYTES/S", help="of the memory, instead of the GPU's"
+    )
+    group.add_argument(
+        "--flops", type=positive_number, metavar="FLOP/S", help="of matrix products, instead of the GPU's"
+    )
+    group.add_argument("--memory", type=positive_number, metavar="BYTES", help="instead of the GPU's")
     usual = Efficiency()
     for name, share, doc in (
         ("bandwidth", usual.bandwidth, "of the bandwidth that kernels reach"),
@@ -70,7 +75,7 @@ def _add_steps(group: argparse._ArgumentGroup) -> None:
         )
     group.add_argument(
         "--step-overhead-ms",
-        type=_amount,
+        type=number_from_zero,
         default=1.0,
         metavar="MS",
         help="of every step on a GPU, for scheduling, sampling and starting kernels (default: %(default)s)",
@@ -81,21 +86,25 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine", type=Path, metavar="DIR", help="take limits and settings of a built repository, or of an engine"
     )
-    group.add_argument("--max-num-seqs", type=_whole, metavar="N", help="sequences in one step (default: as built)")
-    group.add_argument("--max-num-tokens", type=_whole, metavar="N", help="tokens in one step (default: as built)")
+    group.add_argument(
+        "--max-num-seqs", type=whole_number(1), metavar="N", help="sequences in one step (default: as built)"
+    )
+    group.add_argument(
+        "--max-num-tokens", type=whole_number(1), metavar="N", help="tokens in one step (default: as built)"
+    )
     group.add_argument(
         "--block-size",
-        type=_whole,
+        type=whole_number(1),
         metavar="N",
         help=f"of a KV block, tokens (default: as built, or {DEFAULT_BLOCK_SIZE})",
     )
     group.add_argument(
         "--kv-tokens",
-        type=_whole,
+        type=whole_number(1),
         metavar="N",
         help="that the KV cache holds (default: as built, or by memory)",
     )
-    group.add_argument("--replicas", type=_whole, default=1, metavar="N", help="cores (default: %(default)s)")
+    group.add_argument("--replicas", type=whole_number(1), default=1, metavar="N", help="cores (default: %(default)s)")
     group.add_argument(
         "--router",
         type=Router,
@@ -104,23 +113,30 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         metavar="|".join(router.value for router in Router),
         help="the replica with the fewest open requests, or each in turn (default: fewest-open)",
     )
-    group.add_argument("--price-per-hour", type=_amount, metavar="P", help="of one replica, for the cost of tokens")
+    group.add_argument(
+        "--price-per-hour", type=number_from_zero, metavar="P", help="of one replica, for the cost of tokens"
+    )
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
     kind = group.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--rate", type=_several(_positive), metavar="R[,R...]", help="requests/s, at random (Poisson)")
     kind.add_argument(
-        "--users", type=_several(_whole), metavar="N[,N...]", help="who send the next request when the last has ended"
+        "--rate", type=list_of(positive_number), metavar="R[,R...]", help="requests/s, at random (Poisson)"
+    )
+    kind.add_argument(
+        "--users",
+        type=list_of(whole_number(1)),
+        metavar="N[,N...]",
+        help="who send the next request when the last has ended",
     )
     length = group.add_mutually_exclusive_group()
     length.add_argument(
-        "--requests", type=_whole, metavar="N", help=f"that count, per load (default: {_DEFAULT_NUM_REQUESTS})"
+        "--requests", type=whole_number(1), metavar="N", help=f"that count, per load (default: {_DEFAULT_NUM_REQUESTS})"
     )
-    length.add_argument("--duration", type=_positive, metavar="S", help="simulated seconds that count, per load")
+    length.add_argument("--duration", type=positive_number, metavar="S", help="simulated seconds that count, per load")
     group.add_argument(
         "--ramp",
-        type=_amount,
+        type=number_from_zero,
         default=20.0,
         metavar="S",
         help="simulated seconds before requests count, in which users come one by one (default: %(default)s)",
@@ -136,15 +152,19 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--output-tokens", type=parse_distribution, default="128", metavar="D", help="likewise (default: %(default)s)"
     )
     group.add_argument(
-        "--shared-prefix", type=_count, default=0, metavar="N", help="tokens before each prompt, the same for all"
+        "--shared-prefix",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="tokens before each prompt, the same for all",
     )
     group.add_argument(
         "--overhead-ms",
-        type=_amount,
+        type=number_from_zero,
         metavar="MS",
         help="of a request outside the core (default: as --from-bench saw it, or 0)",
     )
-    group.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
+    group.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,8 +176,6 @@ def run(args: argparse.Namespace) -> int:
     if args.requests is None and args.duration is None:
         args.requests = _DEFAULT_NUM_REQUESTS
     scenarios = make_scenarios(args)
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ConfigError(f"--json: {args.json.parent} is no folder")
     rows: list[tuple[Load, Figures]] = []
     status = 0
     progress = Console(stderr=True, quiet=args.quiet, highlight=False)
@@ -192,38 +210,11 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _number(text: str, accepts: Callable[[float], bool], expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and accepts(value)):
-        raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}")
-    return value
-
-
-def _positive(text: str) -> float:
-    return _number(text, lambda value: value > 0, "a number above 0")
-
-
-def _amount(text: str) -> float:
-    return _number(text, lambda value: value >= 0, "a number of at least 0")
-
-
 def _share(text: str) -> float:
-    return _number(text, lambda value: 0 < value <= 1, "a number above 0, 1 at most")
-
-
-def _whole(text: str) -> int:
-    return int(_number(text, lambda value: value >= 1 and value.is_integer(), "a whole number of at least 1"))
-
-
-def _count(text: str) -> int:
-    return int(_number(text, lambda value: value >= 0 and value.is_integer(), "a whole number of at least 0"))
-
-
-def _several(parse: Callable[[str], float]) -> Callable[[str], list[float]]:
-    return lambda text: [parse(part) for part in text.split(",")]
+    share = positive_number(text)
+    if share > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at most 1")
+    return share
 
 
 _NOT_SIMULATED = ("pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms")

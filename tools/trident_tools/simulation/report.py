@@ -6,8 +6,6 @@ Owns the columns and the JSON's form. Never computes a figure.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trident_ensemble.errors import TridentError
+from trident_tools.load.files import replace_file
 from trident_tools.load.loads import ClosedLoop, Load
 from trident_tools.simulation.figures import Figures, Spread
 
@@ -103,10 +102,6 @@ def write_json(path: Path, configuration: Mapping[str, Any], rows: list[tuple[Lo
     stages = [_stage(load, figures) for load, figures in rows]
     text = json.dumps({"configuration": configuration, "stages": stages}, indent=2) + "\n"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise TridentError(f"--json: {path} cannot be written: {error}") from None
