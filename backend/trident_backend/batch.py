@@ -18,8 +18,8 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
     num_blocks: list[int] = []
     past_lens: list[int] = []
     new_lens: list[int] = []
-    row_counts: list[int] = []
-    for sequence, num_new_tokens, completes, draft_ids in output.chunks:
+    first_rows: list[tuple[int, int]] = []
+    for sequence, num_new_tokens, completes, draft_ids, num_scored in output.chunks:
         start = sequence.num_computed_tokens
         if num_new_tokens == 1:
             token_ids.append(sequence.token_ids[start])
@@ -32,7 +32,9 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
         num_blocks.append(needed)
         past_lens.append(start)
         new_lens.append(new_len)
-        row_counts.append(1 + len(draft_ids) if completes else 0)
+        # The scored rows begin at the chunk's first token; whatever else is wanted ends at its last.
+        first_rows.append((len(token_ids) - new_len, num_scored))
+        first_rows.append((len(token_ids) - 1 - len(draft_ids), 1 + len(draft_ids) if completes else 0))
     past, new = np.array(past_lens, np.int32), np.array(new_lens, np.int32)
     begins = _offsets(new)
     return StepBatch(
@@ -43,7 +45,8 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
         block_indices=np.array(block_indices, np.int32),
         block_indices_begins=_offsets(np.array(num_blocks, np.int32)),
         max_context_len=int((past + new).max()),
-        logit_rows=_last_rows(begins[1:], np.array(row_counts, np.int32)),
+        logit_rows=_runs(first_rows),
+        block_copies=np.array(output.block_copies, np.int32).reshape(-1, 2),
     )
 
 
@@ -53,9 +56,8 @@ def _offsets(lengths: np.ndarray[tuple[int], np.dtype[np.int32]]) -> np.ndarray[
     return offsets
 
 
-def _last_rows(
-    ends: np.ndarray[tuple[int], np.dtype[np.int32]], counts: np.ndarray[tuple[int], np.dtype[np.int32]]
-) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """The last `counts[i]` places before each `ends[i]`, in order."""
-    firsts = np.repeat(ends - counts - _offsets(counts)[:-1], counts)
-    return (firsts + np.arange(len(firsts), dtype=np.int32)).astype(np.int32)
+def _runs(runs: list[tuple[int, int]]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """All runs of places, each given by its first and its length, after one another."""
+    firsts, lengths = np.array(runs, np.int32).T
+    shifts = np.repeat(firsts - _offsets(lengths)[:-1], lengths)
+    return (shifts + np.arange(len(shifts), dtype=np.int32)).astype(np.int32)

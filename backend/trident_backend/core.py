@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trident_backend import batch, sampling
+from trident_backend import batch
 from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import Engine
+from trident_backend.sampling.sampler import Sampler
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason
 from trident_backend.step_time import StepTimeModel
@@ -47,6 +48,7 @@ class EngineCore:
         self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, num_tokens, settings, self.step_times)
         self.clock = clock
         self._engine = engine
+        self._sampler = Sampler(spec.vocab_size)
 
     def step(self) -> StepResult:
         """Advance every sequence that can run; a failed step ends the sequences it held, and no others."""
@@ -60,6 +62,6 @@ class EngineCore:
             for chunk in output.chunks:
                 self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
             return StepResult(output, seconds=self.clock() - began, error=error)
-        token_ids = sampling.sample(logits, output.rows)
+        choices = self._sampler.choose(logits, output.rows)
         now = self.clock()
-        return StepResult(output, self.scheduler.update(output, token_ids, now, now - began), now - began)
+        return StepResult(output, self.scheduler.update(output, choices, now, now - began), now - began)

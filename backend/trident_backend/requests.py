@@ -100,7 +100,7 @@ def _sampling(fields: Mapping[str, Any], defaults: Generation) -> SamplingParams
     if asks_to_sample and tensors.TEMPERATURE.name not in fields and temperature == 0:
         temperature = 1.0
     seed = int(fields.get(tensors.SEED.name, secrets.randbits(64)))
-    return SamplingParams(temperature, top_k, top_p, seed)
+    return SamplingParams(temperature, top_k, top_p, seed=seed)
 
 
 def _end_ids(fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation) -> frozenset[int]:

@@ -18,6 +18,7 @@ from trident_backend.deadlines import Deadlines
 from trident_backend.fairness import FairQueue
 from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.prompt_order import PromptOrder
+from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.speculation import Speculation
 from trident_backend.step_budget import StepBudget
@@ -205,18 +206,19 @@ class Scheduler:
         assert grown, "a prompt is computed in room that was promised at its admission"
         return ScheduledChunk(sequence, num_new_tokens, num_new_tokens == remaining)
 
-    def update(self, output: SchedulerOutput, token_ids: Rows[int], now: float, seconds: float) -> tuple[Advance, ...]:
+    def update(self, output: SchedulerOutput, choices: Choices, now: float, seconds: float) -> tuple[Advance, ...]:
         """Commit a computed step.
 
         Args:
             output: what was computed.
-            token_ids: the chosen token of each of `output.rows`.
+            choices: what each of `output.rows` chose.
             now: when it was done.
             seconds: how long it took.
 
         Returns:
             who got tokens, and how many.
         """
+        token_ids = choices.token_ids
         assert len(token_ids) == len(output.rows)
         advances = []
         row = 0

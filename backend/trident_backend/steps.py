@@ -13,6 +13,25 @@ from trident_backend.sequence import Sequence
 from trident_backend.step_time import StepSize
 
 
+class Row(NamedTuple):
+    """One row of a step's logits: it chooses, or scores, one token.
+
+    Args:
+        sequence: whose.
+        place: of the token in the sequence; it is scored where the sequence has a token already, else chosen.
+        draft_ids: guessed tokens between the sequence's last and this place.
+    """
+
+    sequence: Sequence
+    place: int
+    draft_ids: tuple[int, ...] = ()
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the token is known, and only its probability is wanted."""
+        return self.place < len(self.sequence.token_ids)
+
+
 class ScheduledChunk(NamedTuple):
     """The next uncomputed tokens of a sequence, and guesses of those after them.
 
@@ -21,12 +40,14 @@ class ScheduledChunk(NamedTuple):
         num_new_tokens: of its own tokens, from the first uncomputed one on.
         completes: whether none of its own remain, so that it gets a token from this step.
         draft_ids: guessed tokens, computed after its own to be verified; only where the chunk completes.
+        num_scored: tokens of the prompt, the first of them right after the chunk's first, whose probability is wanted.
     """
 
     sequence: Sequence
     num_new_tokens: int
     completes: bool
     draft_ids: tuple[int, ...] = ()
+    num_scored: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,22 +59,28 @@ class SchedulerOutput:
         size: how much that is.
         num_context_tokens: of its tokens, those of prompts; and of outputs that are computed again.
         preempted: sequences that had to give up their room for it.
+        block_copies: KV blocks to copy before anything is computed: from which, to which.
     """
 
     chunks: tuple[ScheduledChunk, ...]
     size: StepSize
     num_context_tokens: int = 0
     preempted: tuple[Sequence, ...] = ()
+    block_copies: tuple[tuple[int, int], ...] = ()
 
     @cached_property
-    def rows(self) -> tuple[tuple[Sequence, int], ...]:
-        """Each wanted row of logits: its sequence, and the place in it of the token that the row chooses."""
-        return tuple(
-            (chunk.sequence, len(chunk.sequence.token_ids) + offset)
-            for chunk in self.chunks
-            if chunk.completes
-            for offset in range(1 + len(chunk.draft_ids))
-        )
+    def rows(self) -> tuple[Row, ...]:
+        """Each wanted row of logits, chunk by chunk: first those that score a prompt, then those that choose."""
+        rows: list[Row] = []
+        for sequence, num_new_tokens, completes, draft_ids, num_scored in self.chunks:
+            if num_scored:
+                start = sequence.num_computed_tokens + 1
+                rows.extend(Row(sequence, place) for place in range(start, start + num_scored))
+            if completes:
+                end = sequence.num_computed_tokens + num_new_tokens
+                rows.append(Row(sequence, end))
+                rows.extend(Row(sequence, end + index, draft_ids[:index]) for index in range(1, 1 + len(draft_ids)))
+        return tuple(rows)
 
     @property
     def num_tokens(self) -> int:

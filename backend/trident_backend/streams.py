@@ -22,6 +22,7 @@ from trident_backend.loop import Command, TokenEvent
 from trident_backend.sequence import FinishReason, Sequence
 from trident_ensemble.acknowledgements import AcknowledgementTable, encode
 from trident_ensemble.anchors import context_start
+from trident_ensemble.chunk_header import ChunkHeader, Part
 from trident_ensemble.errors import CancelledError, DrainingError, EngineError, TridentError
 from trident_ensemble.settings import CoreSettings
 
@@ -36,7 +37,7 @@ class Chunk:
 
     output_ids: list[int]
     context_ids: list[int]
-    acknowledgement: tuple[int, int, int, int]
+    header: ChunkHeader
     finish_reason: str
     num_input_tokens: int
     num_output_tokens: int
@@ -239,7 +240,7 @@ class Streams:
         chunk = Chunk(
             output_ids=stream.output_ids[start:end],
             context_ids=stream.output_ids[context_start(self._anchors, stream.output_ids, start) : start],
-            acknowledgement=(table_id, stream.slot, acknowledgement, int(last)),
+            header=ChunkHeader(table_id, stream.slot, acknowledgement, last, True, (Part(end - start),)),
             finish_reason=stream.finish_reason.value if stream.finish_reason is not None else "",
             num_input_tokens=stream.sequence.num_prompt_tokens,
             num_output_tokens=end,

@@ -99,7 +99,7 @@ class _TritonResponder:
         outputs = [
             (tensors.OUTPUT_IDS, np.array([chunk.output_ids], np.int32)),
             (tensors.CONTEXT_IDS, np.array([chunk.context_ids], np.int32)),
-            (tensors.CHUNK, np.array([chunk.acknowledgement], np.int64)),
+            (tensors.CHUNK, np.array([chunk.header.pack()], np.int64)),
         ]
         if chunk.is_last:
             outputs += [
@@ -138,6 +138,8 @@ def _fields(request: Any, max_seq_len: int) -> dict[str, Any]:
         if spec is tensors.INPUT_IDS:
             if array.size > max_seq_len:
                 raise RequestError(spec.name, f"{array.size} tokens are too many: max_seq_len is {max_seq_len}")
+            fields[spec.name] = array.tolist()
+        elif spec.dims != (1,):
             fields[spec.name] = array.tolist()
         elif array.size != 1:
             raise RequestError(spec.name, f"must hold one value, not {array.size}")

@@ -29,50 +29,145 @@ class TensorSpec:
     optional: bool = False
 
 
-TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt, UTF-8; or give messages", optional=True)
-MESSAGES = TensorSpec(
-    "messages", "STRING", (1,), 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]', optional=True
-)
-# Optional for Triton, required by the core: Triton never starts an ensemble's step that lacks a required input, and so
-# never answers.
-MAX_TOKENS = TensorSpec("max_tokens", "INT32", (1,), "required: the most tokens to generate, at least 1", optional=True)
-STREAM = TensorSpec("stream", "BOOL", (1,), "send tokens as they come (default false)", optional=True)
-TEMPERATURE = TensorSpec("temperature", "FP32", (1,), "0 is greedy; default: the checkpoint's", optional=True)
-TOP_K = TensorSpec("top_k", "INT32", (1,), "keep the k most likely tokens; 0 keeps all", optional=True)
-TOP_P = TensorSpec("top_p", "FP32", (1,), "keep the likeliest tokens of this total probability", optional=True)
-SEED = TensorSpec("seed", "UINT64", (1,), "makes sampling repeatable; drawn when unset", optional=True)
-END_ID = TensorSpec("end_id", "INT32", (1,), "a further token id that ends the text", optional=True)
-IGNORE_EOS = TensorSpec("ignore_eos", "BOOL", (1,), "generate max_tokens whatever comes (benchmarks)", optional=True)
-PRIORITY = TensorSpec("priority", "INT32", (1,), "lower goes first within a tenant (default 0)", optional=True)
-TENANT = TensorSpec("tenant", "STRING", (1,), "whose request: tenants share the engine fairly", optional=True)
-TIMEOUT_MS = TensorSpec("timeout_ms", "INT32", (1,), "for waiting and running together, then an error", optional=True)
-CACHE_SALT = TensorSpec("cache_salt", "STRING", (1,), "share cached prefixes with this salt alone", optional=True)
-REUSE_CACHE = TensorSpec("reuse_cache", "BOOL", (1,), "use and leave cached prefixes (default true)", optional=True)
+def _input(name: str, dtype: str, doc: str, dims: tuple[int, ...] = (1,)) -> TensorSpec:
+    """What a client may give. Optional for Triton even where the core requires it: Triton never starts an ensemble's
+    step that lacks a required input, and so never answers."""
+    return TensorSpec(name, dtype, dims, doc, optional=True)
+
+
+TEXT_INPUT = _input("text_input", "STRING", "the prompt, UTF-8; or give messages")
+MESSAGES = _input("messages", "STRING", 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]')
+TOOLS = _input("tools", "STRING", "tools for the chat template, as a JSON list")
+CHAT_TEMPLATE_KWARGS = _input("chat_template_kwargs", "STRING", "further arguments of the chat template, as JSON")
+ADD_GENERATION_PROMPT = _input("add_generation_prompt", "BOOL", "messages end where the answer begins (default true)")
+CONTINUE_FINAL_MESSAGE = _input("continue_final_message", "BOOL", "the answer goes on with the last message")
+TRUNCATE_PROMPT_TOKENS = _input("truncate_prompt_tokens", "INT32", "cut a longer prompt to so many tokens")
+TRUNCATION_SIDE = _input("truncation_side", "STRING", "where it is cut: left (default) or right")
+BAD_WORDS = _input("bad_words", "STRING", "texts that must not be generated", (-1,))
+
+MAX_TOKENS = _input("max_tokens", "INT32", "required: the most tokens to generate, at least 1")
+MIN_TOKENS = _input("min_tokens", "INT32", "the fewest, before the text may end (default 0)")
+MIN_LENGTH = _input("min_length", "INT32", "another name of min_tokens")
+STREAM = _input("stream", "BOOL", "send tokens as they come (default false)")
+NUM_RETURN_SEQUENCES = _input("num_return_sequences", "INT32", "answers to one prompt (default 1)")
+
+TEMPERATURE = _input("temperature", "FP32", "0 is greedy; default: the checkpoint's")
+TOP_K = _input("top_k", "INT32", "keep the k most likely tokens; 0 keeps all")
+TOP_P = _input("top_p", "FP32", "keep the likeliest tokens of this total probability")
+MIN_P = _input("min_p", "FP32", "keep tokens at least so likely as this share of the likeliest")
+REPETITION_PENALTY = _input("repetition_penalty", "FP32", "above 1: less of what prompt and output have (default 1)")
+PRESENCE_PENALTY = _input("presence_penalty", "FP32", "taken off the logits of what the output has (default 0)")
+FREQUENCY_PENALTY = _input("frequency_penalty", "FP32", "the same, each time it has it (default 0)")
+LOGIT_BIAS = _input("logit_bias", "STRING", 'added to logits, as JSON by token id: {"13": -5.0}')
+SEED = _input("seed", "UINT64", "makes sampling repeatable; drawn and returned when unset")
+BEAM_WIDTH = _input("beam_width", "INT32", "1 alone: there is no beam search")
+LENGTH_PENALTY = _input("length_penalty", "FP32", "1 alone: it is of beam search")
+
+STOP_WORDS = _input("stop_words", "STRING", "texts that end the output and are left out of it", (-1,))
+STOP_TOKEN_IDS = _input("stop_token_ids", "INT32", "further token ids that end the output", (-1,))
+INCLUDE_STOP = _input("include_stop_str_in_output", "BOOL", "leave them in (default false)")
+END_ID = _input("end_id", "INT32", "a further token id that ends the text, as the checkpoint's own do; -1 for none")
+PAD_ID = _input("pad_id", "INT32", "accepted; nothing is padded")
+IGNORE_EOS = _input("ignore_eos", "BOOL", "generate past the end of text, to max_tokens (benchmarks)")
+SKIP_SPECIAL_TOKENS = _input("skip_special_tokens", "BOOL", "leave special tokens out of the text (default true)")
+ECHO = _input("echo", "BOOL", "the output begins with the prompt (default false)")
+EXCLUDE_INPUT = _input("exclude_input_in_output", "BOOL", "the contrary of echo (default true)")
+GUIDE_TYPE = _input("guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice or ebnf_grammar")
+GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, or grammar")
+
+RETURN_LOG_PROBS = _input("return_log_probs", "BOOL", "return output_log_probs and cum_log_probs")
+RETURN_PROMPT_LOG_PROBS = _input("return_prompt_log_probs", "BOOL", "return prompt_log_probs")
+NUM_TOP_LOG_PROBS = _input("num_top_log_probs", "INT32", "with each of them, so many of the likeliest tokens")
+RETURN_PERF_METRICS = _input("return_perf_metrics", "BOOL", "return times, cache blocks and guesses")
+RETURN_NUM_INPUT_TOKENS = _input("return_num_input_tokens", "BOOL", "return num_input_tokens (default true)")
+RETURN_NUM_OUTPUT_TOKENS = _input("return_num_output_tokens", "BOOL", "return num_output_tokens (default true)")
+RETURN_CONTEXT_LOGITS = _input("return_context_logits", "BOOL", "false alone; there are return_prompt_log_probs")
+RETURN_GENERATION_LOGITS = _input("return_generation_logits", "BOOL", "false alone; there are return_log_probs")
+
+PRIORITY = _input("priority", "INT32", "lower goes first within a tenant (default 0)")
+TENANT = _input("tenant", "STRING", "whose request: tenants share the engine fairly")
+TIMEOUT_MS = _input("timeout_ms", "INT32", "for waiting and running together, then an error")
+CACHE_SALT = _input("cache_salt", "STRING", "share cached prefixes with this salt alone")
+REUSE_CACHE = _input("reuse_cache", "BOOL", "use and leave cached prefixes (default true)")
+STOP = _input("stop", "BOOL", "generate nothing: end the request that has the same request id")
 
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "the prompt's token ids")
-FLOW_CONTROL = TensorSpec(
-    "flow_control", "BOOL", (1,), "chunks of this stream will be acknowledged by postprocessing", optional=True
+BAD_WORDS_LIST = _input(
+    "bad_words_list", "INT32", "token ids of bad words after one another; below, where each ends; -1 fills up", (2, -1)
 )
+FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be acknowledged by postprocessing")
 
-OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this response")
+OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this response, sequence after sequence")
 CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")
-CHUNK = TensorSpec("chunk", "INT64", (4,), "acknowledgement table, slot, acknowledgement, and 1 on the last chunk")
-TEXT_OUTPUT = TensorSpec("text_output", "STRING", (1,), "the text of this response")
-FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "on the last response alone: eos or length")
-NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the prompt; on the last response alone")
-NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (1,), "tokens generated; on the last response alone")
+CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response; see `chunk_header`")
+TEXT_OUTPUT = TensorSpec("text_output", "STRING", (-1,), "the text of this response, one for each of its sequences")
 
-SAMPLING_INPUTS = (TEMPERATURE, TOP_K, TOP_P, SEED, END_ID, IGNORE_EOS)
+SEQUENCE_INDEX = TensorSpec(
+    "sequence_index", "INT32", (-1,), "which of num_return_sequences; in every response of many"
+)
+OUTPUT_LOG_PROBS = TensorSpec("output_log_probs", "FP32", (-1, -1), "[sequences, tokens of this response]; 0 fills up")
+TOP_LOG_PROBS = TensorSpec("top_log_probs", "FP32", (-1, -1), "[output_ids, num_top_log_probs], the likeliest first")
+TOP_LOG_PROB_IDS = TensorSpec("top_log_prob_ids", "INT32", (-1, -1), "their token ids")
+
+FINISH_REASON = TensorSpec("finish_reason", "STRING", (-1,), "eos, stop, length or cancelled")
+STOP_REASON = TensorSpec("stop_reason", "STRING", (-1,), "the stop word, or stop token id, that was met")
+NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the prompt")
+NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (-1,), "tokens generated")
+NUM_CACHED_TOKENS = TensorSpec("num_cached_tokens", "INT32", (1,), "of the prompt, found in the KV cache")
+USED_SEED = TensorSpec("used_seed", "UINT64", (1,), "what makes this request repeatable")
+SEQUENCE_LENGTH = TensorSpec("sequence_length", "INT32", (-1,), "ids of each sequence in output_ids")
+BATCH_INDEX = TensorSpec("batch_index", "INT32", (1,), "always 0")
+CUM_LOG_PROBS = TensorSpec("cum_log_probs", "FP32", (-1,), "the sum of the sequence's output_log_probs")
+PROMPT_LOG_PROBS = TensorSpec("prompt_log_probs", "FP32", (-1,), "of the prompt's tokens; 0 for the first")
+PROMPT_TOP_LOG_PROBS = TensorSpec(
+    "prompt_top_log_probs", "FP32", (-1, -1), "as top_log_probs, from the second token on"
+)
+PROMPT_TOP_LOG_PROB_IDS = TensorSpec("prompt_top_log_prob_ids", "INT32", (-1, -1), "their token ids")
+ARRIVAL_TIME = TensorSpec("arrival_time_ns", "INT64", (1,), "when the request came, since 1970")
+FIRST_SCHEDULED_TIME = TensorSpec("first_scheduled_time_ns", "INT64", (-1,), "when its prompt was begun")
+FIRST_TOKEN_TIME = TensorSpec("first_token_time_ns", "INT64", (-1,), "when the first token was there")
+LAST_TOKEN_TIME = TensorSpec("last_token_time_ns", "INT64", (-1,), "when the last one was")
+REUSED_BLOCKS = TensorSpec("kv_cache_reused_blocks", "INT32", (1,), "KV blocks found in the cache")
+NEW_BLOCKS = TensorSpec("kv_cache_alloc_new_blocks", "INT32", (1,), "KV blocks filled by it")
+TOTAL_BLOCKS = TensorSpec("kv_cache_alloc_total_blocks", "INT32", (1,), "both")
+NUM_DRAFT_TOKENS = TensorSpec("total_draft_tokens", "INT32", (-1,), "tokens guessed ahead")
+NUM_ACCEPTED_TOKENS = TensorSpec("total_accepted_draft_tokens", "INT32", (-1,), "of these, right")
+ACCEPTANCE_RATE = TensorSpec("acceptance_rate", "FP32", (-1,), "the share of these; 0 where none was guessed")
+
+SAMPLING_INPUTS = (
+    TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, PRESENCE_PENALTY, FREQUENCY_PENALTY, LOGIT_BIAS, SEED,
+    MIN_TOKENS, MIN_LENGTH, NUM_RETURN_SEQUENCES, BEAM_WIDTH, LENGTH_PENALTY, GUIDE_TYPE, GUIDE,
+)  # fmt: skip
+STOPPING_INPUTS = (STOP_WORDS, STOP_TOKEN_IDS, INCLUDE_STOP, END_ID, PAD_ID, IGNORE_EOS)
+OUTPUT_CHOICES = (
+    SKIP_SPECIAL_TOKENS, ECHO, EXCLUDE_INPUT, RETURN_LOG_PROBS, RETURN_PROMPT_LOG_PROBS, NUM_TOP_LOG_PROBS,
+    RETURN_PERF_METRICS, RETURN_NUM_INPUT_TOKENS, RETURN_NUM_OUTPUT_TOKENS, RETURN_CONTEXT_LOGITS,
+    RETURN_GENERATION_LOGITS,
+)  # fmt: skip
 SCHEDULING_INPUTS = (PRIORITY, TENANT, TIMEOUT_MS, CACHE_SALT, REUSE_CACHE)
-PREPROCESSING_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS)
-PREPROCESSING_OUTPUTS = (INPUT_IDS, FLOW_CONTROL)
-CORE_INPUTS = (INPUT_IDS, MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *SCHEDULING_INPUTS, FLOW_CONTROL)
-CORE_REPORTS = (FINISH_REASON, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS)
-CORE_OUTPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK, *CORE_REPORTS)
+REQUEST_INPUTS = (MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *STOPPING_INPUTS, *OUTPUT_CHOICES, *SCHEDULING_INPUTS, STOP)
+PROMPT_INPUTS = (
+    TEXT_INPUT, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT, CONTINUE_FINAL_MESSAGE,
+    TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
+)  # fmt: skip
+#: Beside its own, something that is always there: without any input a step would never start, and so never be refused.
+PREPROCESSING_INPUTS = (*PROMPT_INPUTS, MAX_TOKENS, STOP)
+PREPROCESSING_OUTPUTS = (INPUT_IDS, BAD_WORDS_LIST, FLOW_CONTROL)
+CORE_INPUTS = (INPUT_IDS, BAD_WORDS_LIST, *REQUEST_INPUTS, FLOW_CONTROL)
+#: With every response that has them.
+CORE_PARTS = (SEQUENCE_INDEX, OUTPUT_LOG_PROBS, TOP_LOG_PROBS, TOP_LOG_PROB_IDS)
+#: On a sequence's last response alone: a response's cost grows with its tensors.
+CORE_REPORTS = (
+    FINISH_REASON, STOP_REASON, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, NUM_CACHED_TOKENS, USED_SEED, SEQUENCE_LENGTH,
+    BATCH_INDEX, CUM_LOG_PROBS, PROMPT_LOG_PROBS, PROMPT_TOP_LOG_PROBS, PROMPT_TOP_LOG_PROB_IDS, ARRIVAL_TIME,
+    FIRST_SCHEDULED_TIME, FIRST_TOKEN_TIME, LAST_TOKEN_TIME, REUSED_BLOCKS, NEW_BLOCKS, TOTAL_BLOCKS, NUM_DRAFT_TOKENS,
+    NUM_ACCEPTED_TOKENS, ACCEPTANCE_RATE,
+)  # fmt: skip
+CORE_OUTPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK, *CORE_PARTS, *CORE_REPORTS)
 POSTPROCESSING_INPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK)
 POSTPROCESSING_OUTPUTS = (TEXT_OUTPUT,)
-ENSEMBLE_INPUTS = (TEXT_INPUT, MESSAGES, MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *SCHEDULING_INPUTS)
-ENSEMBLE_OUTPUTS = (TEXT_OUTPUT, OUTPUT_IDS, *CORE_REPORTS)
+ENSEMBLE_INPUTS = (*PROMPT_INPUTS, *REQUEST_INPUTS)
+ENSEMBLE_OUTPUTS = (TEXT_OUTPUT, OUTPUT_IDS, *CORE_PARTS, *CORE_REPORTS)
 
 #: Request parameters that Triton itself or its clients put beside the tensors; any other is an unknown field.
 KNOWN_PARAMETERS = frozenset({

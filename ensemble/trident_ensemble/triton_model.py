@@ -70,7 +70,7 @@ def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -
         if response.has_error():
             return _refusal(response.error().message())
         values |= {tensor.name(): tensor for tensor in response.output_tensors()}
-    names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS]
+    names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS if spec.name in values]
     return pb_utils.InferenceResponse([values[name] for name in names])
 
 

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import GONE, Acknowledger
+from trident_ensemble.chunk_header import unpack
 from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import TextSettings, parse_parameters
@@ -50,12 +51,13 @@ class TritonPythonModel:
         is_gone = request.is_cancelled()
         sender.send(self._answer(request), flags=_FINAL)
         with contextlib.suppress(RequestError):  # which the answer has told
-            table_id, slot, acknowledgement, _ = _integers(request, tensors.CHUNK)
-            self._acknowledger.acknowledge(table_id, slot, acknowledgement | GONE if is_gone else acknowledgement)
+            header = unpack(_integers(request, tensors.CHUNK))
+            acknowledgement = header.acknowledgement | GONE if is_gone else header.acknowledgement
+            self._acknowledger.acknowledge(header.table_id, header.slot, acknowledgement)
 
     def _answer(self, request: Any) -> Any:
         try:
-            is_last = _integers(request, tensors.CHUNK)[-1] != 0
+            is_last = unpack(_integers(request, tensors.CHUNK)).is_last
             context_ids = self._token_ids(request, tensors.CONTEXT_IDS)
             text = self._detokenizer.text(context_ids, self._token_ids(request, tensors.OUTPUT_IDS), is_last=is_last)
         except TridentError as error:

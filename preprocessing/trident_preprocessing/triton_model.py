@@ -48,6 +48,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(tensors.INPUT_IDS.name, np.array([token_ids], np.int32)),
+                pb_utils.Tensor(tensors.BAD_WORDS_LIST.name, np.full((1, 2, 1), -1, np.int32)),
                 # Whoever comes through here leaves through postprocessing, which acknowledges.
                 pb_utils.Tensor(tensors.FLOW_CONTROL.name, np.array([[True]], np.bool_)),
             ]

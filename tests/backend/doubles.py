@@ -13,9 +13,10 @@ import numpy.typing as npt
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine, next_token
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
-from trident_backend.sampling import sample
+from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepSize
+from trident_backend.steps import Row
 from trident_backend.streams import Chunk
 from trident_ensemble.errors import TridentError
 from trident_ensemble.settings import CoreSettings
@@ -40,10 +41,11 @@ def expected_tokens(prompt: list[int], max_tokens: int, vocab_size: int = SPEC.v
 
 def expected_output(sequence: Sequence, vocab_size: int = SPEC.vocab_size) -> list[int]:
     """What the timed engine generates for a request alone, with sampling and end ids, without core or scheduler."""
+    sampler = Sampler(vocab_size)
     token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
     for place in range(sequence.num_prompt_tokens, sequence.max_len):
         wide = next_token(np.array(token_ids, np.int64), _WIDE)
-        token_ids += sample(_one_hot(np.array([wide]), vocab_size), [(sequence, place)])
+        token_ids += sampler.choose(_one_hot(np.array([wide]), vocab_size), [Row(sequence, place)]).token_ids
         if token_ids[-1] in sequence.end_ids:
             break
     return token_ids[sequence.num_prompt_tokens :]

@@ -25,7 +25,7 @@ def _computed(core: EngineCore, num_steps: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     for _ in range(num_steps):
         before = {s: s.num_computed_tokens for s in core.scheduler.running}
-        for sequence, num_new_tokens, _, draft_ids in core.step().output.chunks:
+        for sequence, num_new_tokens, _, draft_ids, _ in core.step().output.chunks:
             assert not draft_ids
             assert before.get(sequence, 0) <= sequence.num_computed_tokens
             counts[sequence.tenant] += num_new_tokens

@@ -122,7 +122,7 @@ def test_acceptance_is_what_an_onlooker_counts() -> None:
     proposed, right = dict.fromkeys(sequences, 0), dict.fromkeys(sequences, 0)
     while core.scheduler.waiting or core.scheduler.running:
         starts = {s: s.num_tokens for s in sequences}
-        for sequence, _, _, draft_ids in core.step().output.chunks:
+        for sequence, _, _, draft_ids, _ in core.step().output.chunks:
             proposed[sequence] += len(draft_ids)
             # One that is right is worth a token after it, so the last token of a text is nobody's.
             wanted = texts[sequence][starts[sequence] : -1]

@@ -59,9 +59,9 @@ def test_the_longest_request_is_taken() -> None:
 
 def test_the_checkpoints_defaults_hold_until_the_request_says_otherwise() -> None:
     fields = {"input_ids": [1], "max_tokens": 1, "seed": 7}
-    assert parse_request(1, fields, SPEC, SAMPLING, 0.0).sampling == SamplingParams(0.7, 20, 0.8, 7)
+    assert parse_request(1, fields, SPEC, SAMPLING, 0.0).sampling == SamplingParams(0.7, 20, 0.8, seed=7)
     changed = parse_request(1, fields | {"temperature": 0.0, "top_p": 1.0}, SPEC, SAMPLING, 0.0).sampling
-    assert changed == SamplingParams(0.0, 20, 1.0, 7)
+    assert changed == SamplingParams(0.0, 20, 1.0, seed=7)
 
 
 def test_asking_for_top_p_of_a_greedy_checkpoint_samples() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,8 +12,9 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from tests.backend.doubles import make_sequence
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.sampling import sample
+from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams, Sequence
+from trident_backend.steps import Row
 
 VOCAB = 50
 
@@ -24,7 +27,7 @@ def _sequence(params: SamplingParams, place: int = 3) -> Sequence:
 
 def _sample(logits: FloatArray, sequences: list[Sequence]) -> list[int]:
     """The next token of each."""
-    return sample(logits, [(sequence, sequence.num_tokens) for sequence in sequences])
+    return Sampler(VOCAB).choose(logits, [Row(sequence, sequence.num_tokens) for sequence in sequences]).token_ids
 
 
 def _reference(logits: npt.NDArray[np.float32], params: SamplingParams) -> npt.NDArray[np.float64]:
@@ -51,9 +54,7 @@ def test_draws_follow_transformers_distribution(params: SamplingParams) -> None:
     logits = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)
     expected = _reference(logits, params)
     num_draws = 20_000
-    sequences = [
-        _sequence(SamplingParams(params.temperature, params.top_k, params.top_p, seed)) for seed in range(num_draws)
-    ]
+    sequences = [_sequence(replace(params, seed=seed)) for seed in range(num_draws)]
     counts = np.bincount(_sample(np.tile(logits, (num_draws, 1)), sequences), minlength=VOCAB)
     assert counts[expected == 0].sum() == 0
     # Rare tokens are pooled, so that every cell expects enough draws for the statistic to hold.
@@ -88,5 +89,6 @@ def test_a_guessed_place_is_drawn_as_if_the_sequence_had_come_there() -> None:
     """Verifying guesses asks for several places of one sequence at once; each must be what a step of its own gives."""
     logits = np.random.default_rng(2).normal(size=(4, VOCAB)).astype(np.float32)
     params = SamplingParams(1.0, seed=8)
-    together = sample(logits, [(_sequence(params, place=6), place) for place in range(6, 10)])
+    rows = [Row(_sequence(params, place=6), place) for place in range(6, 10)]
+    together = Sampler(VOCAB).choose(logits, rows).token_ids
     assert together == [_sample(logits[i : i + 1], [_sequence(params, place=6 + i)])[0] for i in range(4)]

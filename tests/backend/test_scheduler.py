@@ -9,6 +9,7 @@ import pytest
 from tests.backend.doubles import SPEC, add, make_core, make_sequence, run_to_end
 from trident_backend.batch import pack
 from trident_backend.blocks import BlockManager
+from trident_backend.sampling.choices import Choices
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason
 from trident_backend.step_time import StepTimeModel
@@ -62,9 +63,9 @@ def test_nothing_is_committed_before_update() -> None:
     scheduler.add(sequence, 0.0)
     output = scheduler.schedule(0.5)
     assert (sequence.num_computed_tokens, sequence.num_tokens) == (0, 3)
-    assert scheduler.update(output, [9], 2.0, 1.5) == (Advance(sequence, 1, None),)
+    assert scheduler.update(output, Choices([9]), 2.0, 1.5) == (Advance(sequence, 1, None),)
     assert (sequence.num_computed_tokens, sequence.token_ids) == (3, [1, 2, 3, 9])
-    assert scheduler.update(scheduler.schedule(2.0), [8], 5.0, 3.0) == (Advance(sequence, 1, 3.0),)
+    assert scheduler.update(scheduler.schedule(2.0), Choices([8]), 5.0, 3.0) == (Advance(sequence, 1, 3.0),)
     assert (sequence.first_scheduled_at, sequence.first_token_at, sequence.last_token_at) == (0.5, 2.0, 5.0)
 
 
@@ -73,7 +74,7 @@ def test_end_ids_end_and_are_part_of_the_output() -> None:
     scheduler = _scheduler(max_num_seqs=1, max_num_tokens=4)
     scheduler.add(sequence, 0.0)
     for token_id in (5, 6):
-        scheduler.update(scheduler.schedule(0.0), [token_id], 0.0, 0.01)
+        scheduler.update(scheduler.schedule(0.0), Choices([token_id]), 0.0, 0.01)
     assert sequence.finish_reason is FinishReason.EOS
     assert sequence.token_ids == [1, 5, 6]
 

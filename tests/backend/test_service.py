@@ -229,8 +229,8 @@ class Acknowledging(Client):
         super().send(chunk)
         if self.alive:
             time.sleep(self.delay)
-            self.last_acknowledged = chunk.acknowledgement[2]
-            self.postprocessing.acknowledge(*chunk.acknowledgement[:3])
+            self.last_acknowledged = chunk.header.acknowledgement
+            self.postprocessing.acknowledge(*_acknowledgement(chunk))
 
 
 def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
@@ -269,8 +269,8 @@ def test_a_client_reported_gone_ends_at_once() -> None:
         service.submit({"input_ids": [1], "max_tokens": 60, "stream": True, "flow_control": True}, gone)
         until(lambda: len(gone.chunks) > 2)
         gone.alive = False
-        until(lambda: gone.chunks[-1].acknowledgement[2] != gone.last_acknowledged)
-        table_id, slot, acknowledgement, _ = gone.chunks[-1].acknowledgement
+        until(lambda: gone.chunks[-1].header.acknowledgement != gone.last_acknowledged)
+        table_id, slot, acknowledgement = _acknowledgement(gone.chunks[-1])
         gone.postprocessing.acknowledge(table_id, slot, acknowledgement | GONE)
         assert gone.done.wait(0.3)
         assert isinstance(gone.errors[0], CancelledError)
@@ -284,7 +284,7 @@ def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
         service.submit({"input_ids": [1], "max_tokens": 40, "stream": True, "flow_control": True}, client)
         until(lambda: service.stats.num_running == 0 and service.stats.num_steps >= 40)
         assert len(client.chunks) == 1
-        client.postprocessing.acknowledge(*client.chunks[0].acknowledgement[:3])
+        client.postprocessing.acknowledge(*_acknowledgement(client.chunks[0]))
         assert client.done.wait(1)
         assert len(client.chunks) == 2, "all that waited leaves as one"
         assert client.output_ids == expected_tokens([1], 40)
@@ -304,3 +304,7 @@ def test_flow_control_by_the_clock() -> None:
     assert flow.state(101.1) is FlowState.GONE
     flow.acknowledged(GONE)
     assert flow.state(100.0) is FlowState.GONE
+
+
+def _acknowledgement(chunk: Chunk) -> tuple[int, int, int]:
+    return chunk.header.table_id, chunk.header.slot, chunk.header.acknowledgement

@@ -28,6 +28,7 @@ from tests.e2e.build import build
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
+from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
 
@@ -289,7 +290,7 @@ def _cost_variants() -> dict[str, Variant]:
                 scheduled = time.perf_counter()
                 token_ids = [step % 400] * len(output.rows)
                 middle = time.perf_counter()
-                scheduler.update(output, token_ids, 0.05 * step, 0.05)
+                scheduler.update(output, Choices(token_ids), 0.05 * step, 0.05)
                 if len(output.chunks) == spec.max_num_seqs:
                     costs.append(time.perf_counter() - middle + scheduled - began)
             return {"ms a step, median": median(costs) * 1000, "p95": float(np.percentile(costs, 95)) * 1000}

@@ -61,9 +61,11 @@ class OpenVINOEngine:
         self._spec = spec
         self._request = compiled.create_infer_request()
         self._indices = {port.get_any_name(): index for index, port in enumerate(compiled.inputs)}
+        self._cache = []
         for tensor in geometry.tensors:
             shape = ov.Shape([spec.num_blocks, *tensor.block_shape])
-            self._request.set_tensor(tensor.name, ov.Tensor(tensor.element_type, shape))
+            self._cache.append(ov.Tensor(tensor.element_type, shape))
+            self._request.set_tensor(tensor.name, self._cache[-1])
 
     @property
     def spec(self) -> EngineSpec:
@@ -73,6 +75,9 @@ class OpenVINOEngine:
     def execute(self, batch: StepBatch) -> FloatArray:
         """Compute one step. See `Engine.execute`; the logits are a view of the network's own output."""
         request = self._request
+        for source, target in batch.block_copies:
+            for cache in self._cache:
+                cache.data[target] = cache.data[source]
         # The tensors share the arrays' memory, which `batch` keeps alive through the call.
         context = np.array(batch.max_context_len, np.int32)
         try:
@@ -89,6 +94,7 @@ class OpenVINOEngine:
     def close(self) -> None:
         """Free the network and the KV pool."""
         self._request = None
+        self._cache.clear()
 
 
 def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@ Owns the step's input arrays and the engine's shape as the scheduler sees it. Ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class StepBatch:
         block_indices_begins: `[S + 1]`, where each sequence's table begins.
         max_context_len: the longest sequence's tokens, cached and new.
         logit_rows: `[R]`, places on the packed axis whose logits are wanted.
+        block_copies: `[C, 2]`, blocks to copy before anything is computed: from which, to which.
     """
 
     token_ids: Int32Array
@@ -59,6 +60,7 @@ class StepBatch:
     block_indices_begins: Int32Array
     max_context_len: int
     logit_rows: Int32Array
+    block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
 
 class Engine(Protocol):

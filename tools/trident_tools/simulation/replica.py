@@ -12,6 +12,7 @@ from trident_backend.admission import Admission
 from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import EngineSpec
 from trident_backend.records import request_record
+from trident_backend.sampling.choices import Choices
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepSize, StepTimeModel
@@ -149,7 +150,7 @@ class Replica:
         step, self._step = self._step, None
         assert step is not None
         token_ids = [0] * step.output.size.num_rows
-        advances = self._scheduler.update(step.output, token_ids, now, step.seconds)
+        advances = self._scheduler.update(step.output, Choices(token_ids), now, step.seconds)
         self._measurements.add_step(self._window, now, step.state, advances)
         return [self._close(sequence, now) for sequence in self._scheduler.take_ended()]
 

@@ -12,24 +12,38 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.sequence import SamplingParams, Sequence
+from trident_backend.guide import RowMasks
+from trident_backend.sampling.choices import Choices
+from trident_backend.sequence import SamplingParams
+from trident_backend.steps import Row
 
 
-def sample(logits: FloatArray, rows: Rows[tuple[Sequence, int]]) -> list[int]:
-    """One token id for each row.
+class Sampler:
+    """Chooses and scores.
 
     Args:
-        logits: `[R, vocab_size]`.
-        rows: for each of the R rows, its sequence and the place of the token it chooses.
+        vocab_size: width of a row of logits.
     """
-    if not rows:
-        return []
-    token_ids: list[int] = logits.argmax(axis=1).tolist()
-    for row, (sequence, place) in enumerate(rows):
-        params = sequence.sampling
-        if params.temperature > 0 and params.top_k != 1:
-            token_ids[row] = _draw(logits[row], params, _uniform(params.seed, place))
-    return token_ids
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def choose(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
+        """One token for each row.
+
+        Args:
+            logits: `[R, vocab_size]`; may be overwritten.
+            rows: what each of the R rows is for.
+            masks: of those rows whose sequence has a guide.
+        """
+        if not rows:
+            return Choices([])
+        token_ids: list[int] = logits.argmax(axis=1).tolist()
+        for index, row in enumerate(rows):
+            params = row.sequence.sampling
+            if params.temperature > 0 and params.top_k != 1:
+                token_ids[index] = _draw(logits[index], params, _uniform(params.seed, row.place))
+        return Choices(token_ids)
 
 
 def _uniform(seed: int, position: int) -> float:

@@ -1,0 +1,1 @@
+"""Choosing tokens: every row of a step in one batched operation."""

@@ -1,0 +1,76 @@
+"""What postprocessing must know of one of the core's responses, as the integers of the tensor `chunk`.
+
+Owns the layout: table id, slot, acknowledgement, whether the stream ends, whether special tokens are left out of the
+text; then three numbers for each sequence in the response. Never decodes, never acknowledges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trident_ensemble import tensors
+from trident_ensemble.errors import RequestError
+
+#: Of `Part.num_characters`: no end to the text.
+ALL = -1
+_NUM_OWN = 5
+
+
+class Part(NamedTuple):
+    """One sequence of a response.
+
+    Args:
+        num_ids: of `output_ids`, how many are its own; they follow those of the part before.
+        num_silent: of these, how many at the end are no text.
+        num_characters: of this response's text, how many count; ALL if all do.
+    """
+
+    num_ids: int
+    num_silent: int = 0
+    num_characters: int = ALL
+
+
+@dataclass(frozen=True)
+class ChunkHeader:
+    """One response.
+
+    Args:
+        table_id: of the acknowledgement table; 0 if nobody wants an acknowledgement.
+        slot: in that table.
+        acknowledgement: what to write there.
+        is_last: nothing more follows for its sequences.
+        skip_special_tokens: special tokens are no text.
+        parts: its sequences; exactly one while it streams.
+    """
+
+    table_id: int
+    slot: int
+    acknowledgement: int
+    is_last: bool
+    skip_special_tokens: bool
+    parts: tuple[Part, ...]
+
+    def pack(self) -> list[int]:
+        """As integers."""
+        own = [self.table_id, self.slot, self.acknowledgement, int(self.is_last), int(self.skip_special_tokens)]
+        return own + [number for part in self.parts for number in part]
+
+
+def unpack(numbers: Sequence[int]) -> ChunkHeader:
+    """The header in a tensor's values.
+
+    Raises:
+        RequestError: they are none.
+    """
+    field = tensors.CHUNK.name
+    num_parts, rest = divmod(len(numbers) - _NUM_OWN, len(Part._fields))
+    if num_parts < 1 or rest:
+        raise RequestError(field, f"{len(numbers)} values are no header: {_NUM_OWN} and {len(Part._fields)} a sequence")
+    table_id, slot, acknowledgement, is_last, skip = numbers[:_NUM_OWN]
+    parts = tuple(Part(*numbers[start : start + 3]) for start in range(_NUM_OWN, len(numbers), 3))
+    for part in parts:
+        if part.num_ids < 0 or not 0 <= part.num_silent <= part.num_ids or part.num_characters < ALL:
+            raise RequestError(field, f"{part} is no part of a response")
+    return ChunkHeader(table_id, slot, acknowledgement, bool(is_last), bool(skip), parts)
