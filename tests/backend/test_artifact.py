@@ -33,7 +33,7 @@ MANIFEST = Manifest(
     precision=Precision("bf16", "int8", "u8"),
     kv_cache=KVLayout(32, 10, 4096),
     compiler=Compiler("openvino", "2026.4.1"),
-    generation=Generation((2, 3), 0.7, 20, 0.8),
+    generation=Generation((2, 3), 0.7, 20, 0.8, 0.1, 1.1, 2, ((4,), (5, 6)), ("\nUser:",)),
     digests={},
 )
 
@@ -62,13 +62,15 @@ def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda raw: raw.update(format_version=2), "format_version"),
+        (lambda raw: raw.update(format_version=FORMAT_VERSION - 1), "format_version"),
         (lambda raw: raw.update(surprise=1), "engine.surprise"),
         (lambda raw: raw["limits"].pop("max_seq_len"), "engine.limits.max_seq_len"),
         (lambda raw: raw["limits"].update(max_seq_len="64"), "engine.limits.max_seq_len"),
         (lambda raw: raw["limits"].update(max_seq_len=True), "engine.limits.max_seq_len"),
         (lambda raw: raw["kv_cache"].update(num_blocks=-1), "engine.kv_cache.num_blocks"),
         (lambda raw: raw["generation"].update(end_ids=[1, "2"]), "engine.generation.end_ids"),
+        (lambda raw: raw["generation"].update(bad_words=[[1], 2]), r"engine.generation.bad_words\[1\]"),
+        (lambda raw: raw["generation"].update(stop_strings=[7]), r"engine.generation.stop_strings\[0\]"),
         (lambda raw: raw.update(digests=[]), "engine.digests"),
         (lambda raw: raw.update(precision=7), "engine.precision"),
         (lambda raw: raw["limits"].update(max_num_tokens=3), "max_num_tokens: 3 is less than max_num_seqs 4"),

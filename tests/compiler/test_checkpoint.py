@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.checkpoints import edit_json, make_checkpoint
+from trident_backend.engine.artifact import Generation
 from trident_compiler.checkpoint import open_checkpoint
 from trident_compiler.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
 from trident_compiler.weights import FP32, WeightSource
@@ -142,16 +143,41 @@ def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("generation", "expected"),
     [
-        ({"eos_token_id": 3}, ((3,), 0.0, 0, 1.0)),
-        ({"eos_token_id": [9, 3, 9], "temperature": 0.7}, ((3, 9), 0.0, 0, 1.0)),
-        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9}, ((0,), 0.6, 20, 0.9)),
-        ({"do_sample": True}, ((0,), 1.0, 50, 1.0)),
+        ({"eos_token_id": 3}, Generation((3,), 0.0, 0, 1.0)),
+        ({"eos_token_id": [9, 3, 9], "temperature": 0.7, "min_p": 0.2}, Generation((3, 9), 0.0, 0, 1.0)),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9}, Generation((0,), 0.6, 20, 0.9)),
+        ({"do_sample": True, "min_p": 0.05}, Generation((0,), 1.0, 50, 1.0, min_p=0.05)),
+        ({"do_sample": True, "min_p": 0}, Generation((0,), 1.0, 50, 1.0)),
+        (
+            {"repetition_penalty": 1.1, "min_new_tokens": 4, "bad_words_ids": [[7], [8, 9]], "suppress_tokens": [1, 7]},
+            Generation((0,), 0.0, 0, 1.0, 0.0, 1.1, 4, ((7,), (8, 9), (1,))),
+        ),
+        ({"stop_strings": "User:"}, Generation((0,), 0.0, 0, 1.0, stop_strings=("User:",))),
+        ({"stop_strings": ["User:", "\n\n"]}, Generation((0,), 0.0, 0, 1.0, stop_strings=("User:", "\n\n"))),
     ],
 )
-def test_generation_defaults(checkpoint: Path, generation: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_generation_defaults(checkpoint: Path, generation: dict[str, Any], expected: Generation) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps(generation))
-    found = open_checkpoint(checkpoint).generation
-    assert (found.end_ids, found.temperature, found.top_k, found.top_p) == expected
+    assert open_checkpoint(checkpoint).generation == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bad_words_ids", [[1], []]),
+        ("bad_words_ids", [1]),
+        ("suppress_tokens", [1000]),
+        ("stop_strings", [""]),
+        ("stop_strings", 7),
+        ("min_p", 1.5),
+        ("min_new_tokens", -1),
+        ("repetition_penalty", 0),
+    ],
+)
+def test_a_bad_generation_setting_is_named(checkpoint: Path, key: str, value: Any) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, key: value}))
+    with pytest.raises(CheckpointError, match=rf"generation_config.json: {key}"):
+        open_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("ends", [-1, 400, "2", [1, None]])
@@ -164,5 +190,5 @@ def test_end_ids_must_be_token_ids(checkpoint: Path, ends: Any) -> None:
 def test_generation_settings_that_are_not_served_are_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
     assert open_checkpoint(folder).not_served == ()
-    edit_json(folder / "generation_config.json", repetition_penalty=1.05, no_repeat_ngram_size=0, min_p=0.1)
-    assert open_checkpoint(folder).not_served == ("repetition_penalty = 1.05", "min_p = 0.1")
+    edit_json(folder / "generation_config.json", typical_p=0.9, no_repeat_ngram_size=0, num_beams=4)
+    assert open_checkpoint(folder).not_served == ("typical_p = 0.9", "num_beams = 4")

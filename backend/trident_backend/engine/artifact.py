@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CHUNK = 1 << 24
 
 Part = TypeVar("Part")
@@ -68,12 +68,17 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Generation:
-    """The checkpoint's generation defaults; temperature 0 is greedy, top_k 0 and top_p 1 keep everything."""
+    """The checkpoint's generation defaults; see `SamplingParams`, whose values of no effect are the defaults here."""
 
     end_ids: tuple[int, ...]
     temperature: float
     top_k: int
     top_p: float
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    stop_strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,8 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
         return raw
     if hint is str and isinstance(raw, str):
         return raw
-    if hint == tuple[int, ...] and isinstance(raw, list) and all(type(item) is int for item in raw):
-        return tuple(raw)
+    if get_origin(hint) is tuple and isinstance(raw, list):
+        return tuple(_value(get_args(hint)[0], item, f"{where}[{place}]") for place, item in enumerate(raw))
     if hint == dict[str, str] and isinstance(raw, dict) and all(isinstance(item, str) for item in raw.values()):
         return dict(raw)
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
