@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -122,14 +122,31 @@ class ResponseSender:
 
 
 class InferenceRequest:
-    """One request; `parameters` is the empty text when there are none."""
+    """One request; `parameters` is the empty text when there are none. A model may send one to another of `models`."""
+
+    models: ClassVar[dict[str, Callable[[InferenceRequest], list[InferenceResponse]]]] = {}
 
     def __init__(
-        self, inputs: Iterable[Tensor] = (), request_id: str = "", parameters: Mapping[str, Any] | None = None
+        self,
+        inputs: Iterable[Tensor] = (),
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        model_name: str = "",
+        requested_output_names: Iterable[str] = (),
     ) -> None:
         self._inputs, self._id = list(inputs), request_id
         self._parameters = json.dumps(parameters) if parameters is not None else ""
+        self._model, self._requested = model_name, set(requested_output_names)
         self.sender = ResponseSender()
+
+    def exec(self, *, decoupled: bool = False) -> Any:
+        """One response, or an iterator of them; outputs that nobody requested are left out."""
+        answers = iter(
+            InferenceResponse([t for t in answer.output_tensors() if t.name() in self._requested], answer.error())
+            for answer in self.models[self._model](self)
+        )
+        return answers if decoupled else next(answers)
 
     def inputs(self) -> list[Tensor]:
         return self._inputs

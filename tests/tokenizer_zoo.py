@@ -26,7 +26,10 @@ _ADDED = (
     AddedToken("<right>", rstrip=True, special=False),
     AddedToken("é日", special=False),
     AddedToken("<|late|>", special=True),
+    AddedToken("<｜end▁of▁text｜>", special=True),
 )
+#: Those that decode to nothing where special tokens are skipped.
+HIDDEN = (*SPECIAL, *(token.content for token in _ADDED if token.special))
 
 
 def byte_level_bpe(vocab_size: int = 600) -> Tokenizer:

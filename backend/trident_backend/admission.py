@@ -15,7 +15,8 @@ from trident_ensemble.settings import CoreSettings
 
 
 class Admission:
-    """As many requests as run and may wait, as many prompt tokens as the KV cache holds and may wait.
+    """As many requests as run and may wait, as many prompt tokens as the KV cache holds and may wait. One that asks for
+    several answers counts as so many requests, for so many run; its prompt counts once, for it is there once.
 
     An eighth more is kept for tenants that have less than that: whoever fills the queue fills it for himself.
 
@@ -40,14 +41,14 @@ class Admission:
         """Requests of all tenants together, at most."""
         return self._max_num_requests + self._max_num_requests // _RESERVE
 
-    def enter(self, num_prompt_tokens: int, tenant: str = "") -> None:
-        """One more request.
+    def enter(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
+        """One more request, for this many answers.
 
         Raises:
             QueueFullError: it is one too many, or too long for now.
         """
         with self._lock:
-            if not _has_room(self.num_requests, self._requests[tenant], 1, self._max_num_requests):
+            if not _has_room(self.num_requests, self._requests[tenant], num_sequences, self._max_num_requests):
                 raise QueueFullError(
                     f"the queue is full: {self._spec.max_num_seqs} requests run and max_queue_size "
                     f"{self._settings.max_queue_size} wait; try again later"
@@ -57,12 +58,12 @@ class Admission:
                     f"the queue is full: {num_prompt_tokens} tokens beside {self.num_tokens} are more than the KV "
                     f"cache and max_queue_tokens {self._settings.max_queue_tokens} hold; try again later"
                 )
-            self._count(1, num_prompt_tokens, tenant)
+            self._count(num_sequences, num_prompt_tokens, tenant)
 
-    def leave(self, num_prompt_tokens: int, tenant: str = "") -> None:
+    def leave(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
         """A request that entered has its final answer."""
         with self._lock:
-            self._count(-1, -num_prompt_tokens, tenant)
+            self._count(-num_sequences, -num_prompt_tokens, tenant)
             if not self._requests[tenant]:
                 del self._requests[tenant], self._tokens[tenant]
 

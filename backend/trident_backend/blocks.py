@@ -1,4 +1,4 @@
-"""The KV cache as the scheduler sees it, and its paged form.
+"""The paged KV cache.
 
 `BlockManager` alone changes block tables and reference counts. It owns which block belongs to whom, what has been
 promised to whom, and which free blocks still hold a known prefix; it never sees a key or a value, and never decides who
@@ -10,61 +10,37 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
+from trident_backend import prompt_scores
 from trident_backend.prefix_digests import block_digests
 from trident_backend.sequence import Sequence
-
-
-class KVCache(Protocol):
-    """Room for the keys and values of running sequences, however an engine lays them out."""
-
-    def fits(self, num_tokens: int) -> bool:
-        """Whether one sequence of this length fits into an empty cache."""
-        ...
-
-    def admit(self, sequence: Sequence, num_tokens: int) -> int | None:
-        """Promise room for the sequence's first `num_tokens` tokens.
-
-        Returns:
-            how many of its tokens are in the cache already (never all of them: the last one's logits are needed);
-            None, and nothing changed, if there is not enough room.
-        """
-        ...
-
-    def num_cached(self, sequence: Sequence) -> int:
-        """How many of a sequence's tokens it would find in the cache now."""
-        ...
-
-    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make room for the first `num_tokens` tokens; never fails within the promise, False if it cannot beyond."""
-        ...
-
-    def commit(self, sequence: Sequence) -> None:
-        """The sequence's computed tokens are in the cache for good and may be shared."""
-        ...
-
-    def release(self, sequence: Sequence) -> None:
-        """Take back everything the sequence has and was promised."""
-        ...
+from trident_backend.siblings import shares_prompt
 
 
 @dataclass
 class _Account:
+    """Of one sequence, in blocks: promised in all; known by content; 1 if the last in its table is only lent."""
+
     num_promised: int
     num_committed: int
+    num_lent: int = 0
+
+    def num_owed(self, num_held: int) -> int:
+        """How many of its promise are not handed over, when its table holds so many."""
+        return max(0, self.num_promised - num_held + self.num_lent)
 
 
 class BlockManager:
     """Paged KV cache: a pool of equal blocks, promised to sequences when admitted, handed over as they grow.
 
     Full blocks are known by content: a new sequence starts with those it shares with others, and a block that nobody
-    uses keeps its content until the room is needed, the least recently used first.
+    uses keeps its content until the room is needed, the least recently used first. Siblings share their prompt's blocks
+    whatever is known by content; the last of them, if it is not full, until one writes into it, who gets a copy.
 
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens in a block.
-        reuse: whether blocks are shared and kept at all.
+        reuse: whether blocks are known by content at all.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, reuse: bool = True) -> None:
@@ -78,6 +54,8 @@ class BlockManager:
         self._by_digest: dict[bytes, int] = {}
         self._digests: dict[int, bytes] = {}
         self._accounts: dict[Sequence, _Account] = {}
+        self._borrowers: set[Sequence] = set()
+        self._copies: list[tuple[int, int]] = []
         self._num_owed = 0
 
     @property
@@ -101,9 +79,15 @@ class BlockManager:
     def admit(self, sequence: Sequence, num_tokens: int) -> int | None:
         """See `KVCache.admit`."""
         assert sequence not in self._accounts
-        shared = self._find_prefix(sequence)
-        num_promised = self.blocks_for(num_tokens)
-        num_owed = num_promised - len(shared)
+        if shares_prompt(sequence) and sequence.parent in self._accounts:
+            num_cached = sequence.num_prompt_tokens - 1
+            shared = sequence.parent.block_table[: self.blocks_for(num_cached)]
+        else:
+            shared = self._find_prefix(sequence)
+            num_cached = len(shared) * self.block_size
+        num_full = num_cached // self.block_size
+        account = _Account(self.blocks_for(num_tokens), num_full, len(shared) - num_full)
+        num_owed = account.num_owed(len(shared))
         num_revived = sum(not self._num_users[block] for block in shared)
         if num_owed + num_revived > self.num_free - self._num_owed:
             return None
@@ -112,10 +96,12 @@ class BlockManager:
                 del self._kept[block]
             self._num_users[block] += 1
         sequence.block_table.extend(shared)
-        self.num_reused += len(shared)
+        if account.num_lent:
+            self._borrowers.add(sequence)
+        self.num_reused += num_full
         self._num_owed += num_owed
-        self._accounts[sequence] = _Account(num_promised, len(shared))
-        return len(shared) * self.block_size
+        self._accounts[sequence] = account
+        return num_cached
 
     def num_cached(self, sequence: Sequence) -> int:
         """See `KVCache.num_cached`."""
@@ -124,7 +110,7 @@ class BlockManager:
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         if not (self._reuse and sequence.reuse_cache and self._by_digest):
             return []
-        num_blocks = (sequence.num_tokens - 1) // self.block_size
+        num_blocks = prompt_scores.max_cached_tokens(sequence) // self.block_size
         found: list[int] = []
         for digest in block_digests(sequence, num_blocks, self.block_size)[:num_blocks]:
             block = self._by_digest.get(digest)
@@ -136,6 +122,8 @@ class BlockManager:
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """See `KVCache.grow`."""
         table = sequence.block_table
+        if self._borrowers and sequence in self._borrowers:
+            self._copy_lent(sequence)
         needed = -(-num_tokens // self.block_size)
         while len(table) < needed:
             if len(table) < self._accounts[sequence].num_promised:
@@ -144,6 +132,24 @@ class BlockManager:
                 return False
             table.append(self._take())
         return True
+
+    def _copy_lent(self, sequence: Sequence) -> None:
+        """It is about to write: its own block, which is within its promise, in place of the lent one."""
+        self._borrowers.remove(sequence)
+        self._accounts[sequence].num_lent = 0
+        self._num_owed -= 1
+        block = self._take()
+        self._copies.append((sequence.block_table[-1], block))
+        sequence.block_table[-1] = block
+
+    def take_copies(self) -> tuple[tuple[int, int], ...]:
+        """See `KVCache.take_copies`."""
+        copies = tuple(self._copies)
+        self._copies.clear()
+        # Not before: what is still to be read must not be given to somebody who writes.
+        for source, _ in copies:
+            self._drop(source)
+        return copies
 
     def _take(self) -> int:
         if self._blank:
@@ -171,16 +177,20 @@ class BlockManager:
     def release(self, sequence: Sequence) -> None:
         """See `KVCache.release`; what the sequence has computed is kept for others."""
         self.commit(sequence)
-        self._num_owed -= max(0, self._accounts.pop(sequence).num_promised - len(sequence.block_table))
+        self._num_owed -= self._accounts.pop(sequence).num_owed(len(sequence.block_table))
+        self._borrowers.discard(sequence)
         # The last blocks first: a prefix is of no use without its beginning, so that must be the last to go.
         for block in reversed(sequence.block_table):
-            self._num_users[block] -= 1
-            if not self._num_users[block]:
-                if block in self._digests:
-                    self._kept[block] = None
-                else:
-                    self._blank.append(block)
+            self._drop(block)
         sequence.block_table.clear()
+
+    def _drop(self, block: int) -> None:
+        self._num_users[block] -= 1
+        if not self._num_users[block]:
+            if block in self._digests:
+                self._kept[block] = None
+            else:
+                self._blank.append(block)
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:
         """Assert that every block is free or in use as counted, every promise kept, and no block shared wrongly."""
@@ -192,14 +202,32 @@ class BlockManager:
         assert {block: digest for digest, block in self._by_digest.items()} == self._digests
         assert self._kept.keys() <= self._digests.keys()
         assert self._digests.keys().isdisjoint(self._blank)
-        owed = (account.num_promised - len(sequence.block_table) for sequence, account in self._accounts.items())
-        assert self._num_owed == sum(max(0, number) for number in owed) <= self.num_free
-        contents: dict[int, tuple[str, list[int]]] = {}
+        owed = (account.num_owed(len(sequence.block_table)) for sequence, account in self._accounts.items())
+        assert self._num_owed == sum(owed) <= self.num_free
+        assert not self._copies
+        assert self._borrowers == {sequence for sequence, account in self._accounts.items() if account.num_lent}
+        holders: dict[int, list[tuple[Sequence, int]]] = {}
         for sequence in running:
             assert sequence.num_computed_tokens <= len(sequence.block_table) * self.block_size
             for index, block in enumerate(sequence.block_table):
                 if users[block] > 1:
-                    content = sequence.cache_salt, sequence.token_ids[: (index + 1) * self.block_size]
-                    assert contents.setdefault(block, content) == content
-                    assert sequence.reuse_cache
-                    assert (index + 1) * self.block_size <= sequence.num_computed_tokens
+                    holders.setdefault(block, []).append((sequence, index))
+        for shared in holders.values():
+            self._check_shared(shared)
+
+    def _check_shared(self, holders: list[tuple[Sequence, int]]) -> None:
+        """Assert that all who hold a block have the same in it, and that whoever may write there has only lent it."""
+        assert len({index for _, index in holders}) == 1
+        contents = []
+        num_writers = num_readers = 0
+        for sequence, index in holders:
+            end = min((index + 1) * self.block_size, sequence.num_computed_tokens)
+            contents.append((end, sequence.token_ids[:end], sequence.cache_salt))
+            if not (sequence in self._borrowers and index == len(sequence.block_table) - 1):
+                num_writers += end < (index + 1) * self.block_size
+                num_readers += 1
+        assert not num_writers or num_readers == 1
+        _, whole, salt = max(contents)
+        assert all(token_ids == whole[:end] and one == salt for end, token_ids, one in contents)
+        families = {sequence.parent or sequence for sequence, _ in holders}
+        assert len(families) == 1 or all(sequence.reuse_cache for sequence, _ in holders)

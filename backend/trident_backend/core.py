@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trident_backend import batch
 from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import Engine
+from trident_backend.guided.worker import MaskWorker
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason
@@ -48,7 +49,8 @@ class EngineCore:
         self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, num_tokens, settings, self.step_times)
         self.clock = clock
         self._engine = engine
-        self._sampler = Sampler(spec.vocab_size)
+        self._sampler = Sampler(engine.kernels, spec.vocab_size)
+        self._masks = MaskWorker(spec.vocab_size)
 
     def step(self) -> StepResult:
         """Advance every sequence that can run; a failed step ends the sequences it held, and no others."""
@@ -56,12 +58,19 @@ class EngineCore:
         output = self.scheduler.schedule(began)
         if not output.chunks:
             return StepResult(output)
+        masks = self._masks.begin(output.rows)
         try:
             logits = self._engine.execute(batch.pack(output, self.blocks.block_size))
         except EngineError as error:
+            masks()
             for chunk in output.chunks:
                 self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
             return StepResult(output, seconds=self.clock() - began, error=error)
-        choices = self._sampler.choose(logits, output.rows)
+        choices = self._sampler.choose(logits, output.rows, masks())
         now = self.clock()
         return StepResult(output, self.scheduler.update(output, choices, now, now - began), now - began)
+
+    def close(self) -> None:
+        """Free the engine, and let the thread that fills masks end."""
+        self._masks.close()
+        self._engine.close()

@@ -6,7 +6,8 @@ Tenants are served by virtual token counters (Sheng et al., "Fairness in Serving
 whoever has had the fewest tokens computed, for its weight, goes next. A tenant that comes, or comes back, starts where
 the virtual clock stands (Zhang, "VirtualClock", SIGCOMM 1990), which is at what a tenant of weight 1 would have had: so
 idleness earns no credit, and newcomers never pass a tenant that waits for its share. Within a tenant requests go by
-arrival, each level of priority being worth some seconds of waiting, so that nothing waits for ever.
+arrival, each level of priority being worth some seconds of waiting, so that nothing waits for ever. Whoever waits for
+its parent's prompt is passed over until that is computed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trident_backend.sequence import Sequence
+from trident_backend.siblings import num_own_tokens, waits_for_parent
 
 
 @dataclass
@@ -43,6 +45,7 @@ class FairQueue:
         self._clock = 0.0
         self._open_weight = 0.0
         self._members: set[Sequence] = set()
+        self._held: dict[Sequence, list[Sequence]] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -105,7 +108,7 @@ class FairQueue:
         tenant = self._tenants[sequence.tenant]
         heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
         tenant.num_waiting += 1
-        tenant.num_waiting_tokens += sequence.num_tokens
+        tenant.num_waiting_tokens += num_own_tokens(sequence)
         self._members.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -113,19 +116,31 @@ class FairQueue:
         self._members.remove(sequence)
         tenant = self._tenants[sequence.tenant]
         tenant.num_waiting -= 1
-        tenant.num_waiting_tokens -= sequence.num_tokens
-        while tenant.waiting and tenant.waiting[0][2] not in self._members:
-            heapq.heappop(tenant.waiting)
+        tenant.num_waiting_tokens -= num_own_tokens(sequence)
         # Those given up further back are let go when they have become the most, however long the first one waits.
         if len(tenant.waiting) > 2 * tenant.num_waiting:
             tenant.waiting = [entry for entry in tenant.waiting if entry[2] in self._members]
             heapq.heapify(tenant.waiting)
 
     def tenants(self) -> list[str]:
-        """Those with a waiting sequence."""
-        return [name for name, tenant in self._tenants.items() if tenant.waiting]
+        """Those with a waiting sequence whose turn it may be."""
+        for parent in [parent for parent, (first, *_) in self._held.items() if not waits_for_parent(first)]:
+            for sequence in self._held.pop(parent):
+                if sequence in self._members:
+                    tenant = self._tenants[sequence.tenant]
+                    heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
+        return [name for name in self._tenants if self.head(name) is not None]
 
     def head(self, tenant: str) -> Sequence | None:
-        """A tenant's first waiting sequence."""
+        """A tenant's first waiting sequence that need not wait for its parent."""
         waiting = self._tenants[tenant].waiting
-        return waiting[0][2] if waiting else None
+        while waiting:
+            first = waiting[0][2]
+            if first not in self._members:
+                heapq.heappop(waiting)
+            elif first.parent is not None and waits_for_parent(first):
+                heapq.heappop(waiting)
+                self._held.setdefault(first.parent, []).append(first)
+            else:
+                return first
+        return None

@@ -26,20 +26,29 @@ Recorder = Callable[[StepRecord | RequestRecord], None]
 
 
 class TokenEvent(NamedTuple):
-    """What happened to one sequence: new tokens, its end, or both; with the failure that ended it, if one did."""
+    """What happened to one sequence: new tokens, its end, or both.
+
+    Args:
+        sequence_id: whose.
+        token_ids: the new ones.
+        finish_reason: why it ended, if it did.
+        error: the failure that ended it, if one did.
+        num_safe_tokens: how many of its tokens may leave, see `StopStrings`; None if all may.
+    """
 
     sequence_id: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     error: TridentError | None = None
+    num_safe_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class LoopStats:
-    """A consistent look at the core between two steps; the service adds `num_open`, requests without a final answer.
+    """A consistent look at the core between two steps; the service adds `num_open`.
 
     Args:
-        num_open: requests without a final answer.
+        num_open: sequences whose request has no final answer.
         num_running: sequences with room in the KV cache.
         num_waiting: sequences without.
         num_interrupted: of these, sequences that have run before and were preempted.
@@ -69,7 +78,10 @@ class Command(Enum):
     """What may be asked of a sequence in the core."""
 
     ADD = auto()
+    #: Nobody wants it any more.
     ABORT = auto()
+    #: No more of it is wanted; what there is, is.
+    STOP = auto()
     PAUSE = auto()
     RESUME = auto()
 
@@ -153,6 +165,8 @@ class EngineLoop:
             scheduler.add(sequence, self._core.clock())
         elif command is Command.ABORT:
             scheduler.finish(sequence, FinishReason.CANCELLED, CancelledError("the request was cancelled"))
+        elif command is Command.STOP:
+            scheduler.finish(sequence, FinishReason.CANCELLED)
         else:
             sequence.paused = command is Command.PAUSE
 
@@ -170,8 +184,9 @@ class EngineLoop:
         """Emit new tokens and ends, and record the ends."""
         events = []
         for sequence, num_tokens, _ in advances:
-            new_ids = tuple(sequence.token_ids[-num_tokens:])
-            events.append(TokenEvent(sequence.sequence_id, new_ids, sequence.finish_reason, sequence.error))
+            new_ids = tuple(sequence.token_ids[len(sequence.token_ids) - num_tokens :])
+            num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
+            events.append(TokenEvent(sequence.sequence_id, new_ids, sequence.finish_reason, sequence.error, num_safe))
         told = {event.sequence_id for event in events if event.finish_reason is not None}
         for sequence in self._core.scheduler.take_ended():
             self._record(request_record(sequence, self._core.clock()))

@@ -71,7 +71,8 @@ _REQUEST_COUNTERS: tuple[tuple[str, str, Callable[[RequestRecord], float]], ...]
 
 
 class RecordMetrics:
-    """Sums and distributions. A request counts when it has ended; in distributions, when it has been served whole.
+    """Sums and distributions. A request counts when it has ended; in distributions, when it has been served whole. One
+    for several answers counts as so many.
 
     Args:
         labels: of every metric.
@@ -139,9 +140,12 @@ class RecordMetrics:
         if record.queue_seconds is not None:
             for counter, amount in self._request_counters:
                 counter.add(amount(record))
-        if record.finish_reason not in (FinishReason.EOS, FinishReason.LENGTH):
+        if record.finish_reason not in _WHOLE:
             return
         for histogram, value in self._request_histograms:
             observed = value(record)
             if observed is not None:
                 histogram.observe(observed)
+
+
+_WHOLE = (FinishReason.EOS, FinishReason.STOP, FinishReason.LENGTH)

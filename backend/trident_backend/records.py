@@ -1,4 +1,4 @@
-"""What happened, in numbers, for whoever measures: one record a step, one a request.
+"""What happened, in numbers, for whoever measures: one record a step, one a sequence.
 
 Owns their meaning. Never adds up and never publishes.
 """
@@ -31,7 +31,7 @@ class StepRecord(NamedTuple):
 
 
 class RequestRecord(NamedTuple):
-    """One request that has ended.
+    """One request that has ended; of a request for several answers, one of these.
 
     Args:
         finish_reason: how.
@@ -68,6 +68,11 @@ def step_record(result: StepResult) -> StepRecord:
     return StepRecord(
         result.seconds, result.output.num_tokens, result.output.num_context_tokens, len(result.output.preempted), gaps
     )
+
+
+def refusal(num_input_tokens: int = 0) -> RequestRecord:
+    """Of a request that never became a sequence of the core."""
+    return RequestRecord(FinishReason.REFUSED, num_input_tokens, 0, 0, 0, 0, 0, None, None, 0.0)
 
 
 def request_record(sequence: Sequence, now: float) -> RequestRecord:

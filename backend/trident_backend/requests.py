@@ -1,20 +1,80 @@
-"""Turns what a client asked for into a sequence, or says what is wrong with it.
+"""Turns what a client asked for into sequences, or says what is wrong with it.
 
-Owns the bounds of every field of a request to the core and the defaults of those left out. Pure: knows no tensor type.
+Owns the bounds of the prompt, of lengths and of scheduling, and puts together what the modules of each subject have
+read. Pure: knows no tensor type. Never compiles a grammar: that takes long.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from trident_backend.engine.artifact import Generation
 from trident_backend.engine.protocol import EngineSpec
-from trident_backend.sequence import SamplingParams, Sequence
+from trident_backend.output_options import OutputOptions, parse_output_options
+from trident_backend.request_fields import RequestFields
+from trident_backend.sampling_options import parse_min_tokens, parse_sampling
+from trident_backend.sequence import Sequence
+from trident_backend.stop_options import StopOptions, parse_stop_options
+from trident_backend.stop_strings import StopStrings
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
+
+
+class StopStringsFactory(Protocol):
+    """Makes one sequence's stop strings; see the arguments of `StopStrings`."""
+
+    def __call__(
+        self,
+        words: tuple[str, ...],
+        *,
+        echoed_ids: Ids[int],
+        min_tokens: int,
+        include_stop: bool,
+        skip_special_tokens: bool,
+    ) -> StopStrings:
+        """Of an output that has not begun."""
+        ...
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What every request is read against.
+
+    Args:
+        spec: the engine's limits.
+        defaults: the checkpoint's generation settings.
+        stop_strings: makes a sequence's.
+    """
+
+    spec: EngineSpec
+    defaults: Generation
+    stop_strings: StopStringsFactory
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One request as the core takes it.
+
+    Args:
+        sequences: its answers; all but the first are siblings of that.
+        output: how they are sent.
+        guide: type and text of what guides them, to be compiled.
+        request_id: the client's own name for it.
+    """
+
+    sequences: tuple[Sequence, ...]
+    output: OutputOptions
+    guide: tuple[str, str] | None = None
+    request_id: str = ""
+
+    @property
+    def first(self) -> Sequence:
+        """The sequence whose prompt the others share."""
+        return self.sequences[0]
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
@@ -29,52 +89,88 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
 
 
 def parse_request(
-    sequence_id: int, fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation, now: float
-) -> Sequence:
-    """Build the sequence of one request.
+    sequence_ids: Iterator[int], values: Mapping[str, Any], context: RequestContext, now: float, request_id: str = ""
+) -> Request:
+    """Build the sequences of one request.
 
     Args:
-        sequence_id: the core's own number for it.
-        fields: by tensor name: `input_ids` a list of ints, every other a scalar, strings as bytes; absent ones take
-            their default.
-        spec: the engine's limits.
-        defaults: the checkpoint's generation settings.
+        sequence_ids: the core's own numbers for them.
+        values: see `RequestFields`; absent ones take their default.
+        context: what it is read against.
         now: when the request came, in seconds of the core's clock.
+        request_id: the client's.
 
     Raises:
         RequestError: naming the field and the limit it breaks.
     """
+    fields, spec = RequestFields(values), context.spec
     token_ids = _token_ids(fields, spec)
-    if tensors.MAX_TOKENS.name not in fields:
-        raise RequestError(tensors.MAX_TOKENS.name, "is missing; say how many tokens to generate at most")
-    max_tokens = int(fields[tensors.MAX_TOKENS.name])
-    if max_tokens < 1:
-        raise RequestError(tensors.MAX_TOKENS.name, f"must be at least 1, not {max_tokens}")
-    if len(token_ids) + max_tokens > spec.max_seq_len:
-        raise RequestError(
-            tensors.MAX_TOKENS.name,
-            f"{max_tokens} after a prompt of {len(token_ids)} tokens is too large: the engine holds {spec.max_seq_len} "
-            f"tokens a sequence, so at most {spec.max_seq_len - len(token_ids)} here",
+    max_tokens = _max_tokens(fields, len(token_ids), spec)
+    min_tokens = parse_min_tokens(fields, context.defaults, max_tokens)
+    sampling = parse_sampling(fields, context.defaults, spec.vocab_size, min_tokens)
+    stop = parse_stop_options(fields, context.defaults, spec.vocab_size)
+    output = parse_output_options(fields)
+    num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
+    guide = _guide(fields)
+    deadline = now + _timeout_seconds(fields)
+    priority = fields.integer(tensors.PRIORITY, 0, -_MAX_PRIORITY, _MAX_PRIORITY)
+    tenant, cache_salt = (fields.text(label, _MAX_LABEL_BYTES) for label in (tensors.TENANT, tensors.CACHE_SALT))
+    # A prompt found in the cache is not computed, and so has no log probabilities.
+    reuse_cache = fields.flag(tensors.REUSE_CACHE, default=True) and not sampling.prompt_log_probs
+
+    def build(index: int, parent: Sequence | None) -> Sequence:
+        own = sampling if parent is None else replace(sampling, index=index, prompt_log_probs=False)
+        return Sequence(
+            sequence_id=next(sequence_ids),
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            max_tokens=max_tokens,
+            sampling=own,
+            end_ids=stop.end_ids,
+            arrived_at=now,
+            deadline=deadline,
+            priority=priority,
+            tenant=tenant,
+            cache_salt=cache_salt,
+            reuse_cache=reuse_cache,
+            parent=parent,
+            stop_ids=stop.stop_ids,
+            stop_strings=_stop_strings(context, stop, output, token_ids, min_tokens),
+            include_stop=stop.include_stop,
         )
-    return Sequence(
-        sequence_id=sequence_id,
-        token_ids=token_ids,
-        num_prompt_tokens=len(token_ids),
-        max_tokens=max_tokens,
-        sampling=_sampling(fields, defaults),
-        end_ids=_end_ids(fields, spec, defaults),
-        arrived_at=now,
-        deadline=now + _timeout_seconds(fields),
-        priority=_priority(fields),
-        tenant=_label(fields, tensors.TENANT.name),
-        cache_salt=_label(fields, tensors.CACHE_SALT.name),
-        reuse_cache=bool(fields.get(tensors.REUSE_CACHE.name, True)),
+
+    first = build(0, None)
+    return Request((first, *(build(index, first) for index in range(1, num_sequences))), output, guide, request_id)
+
+
+def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
+    """Whose request is to be stopped, and its id. Ids are the clients' own, so a tenant reaches none but its own.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if not request_id:
+        raise RequestError(tensors.STOP.name, "needs the request id of the request that is to be stopped")
+    return RequestFields(values).text(tensors.TENANT, _MAX_LABEL_BYTES), request_id
+
+
+def _stop_strings(
+    context: RequestContext, stop: StopOptions, output: OutputOptions, token_ids: list[int], min_tokens: int
+) -> StopStrings | None:
+    if not stop.stop_words:
+        return None
+    return context.stop_strings(
+        stop.stop_words,
+        echoed_ids=token_ids if output.echo else (),
+        min_tokens=min_tokens,
+        include_stop=stop.include_stop,
+        skip_special_tokens=output.skip_special_tokens,
     )
 
 
-def _token_ids(fields: Mapping[str, Any], spec: EngineSpec) -> list[int]:
+def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
     name = tensors.INPUT_IDS.name
-    token_ids: list[int] = fields.get(name, [])
+    token_ids = fields.integers(tensors.INPUT_IDS)
     if not token_ids:
         raise RequestError(name, "must hold at least one token")
     if len(token_ids) >= spec.max_seq_len:
@@ -83,62 +179,43 @@ def _token_ids(fields: Mapping[str, Any], spec: EngineSpec) -> list[int]:
         )
     if min(token_ids) < 0 or max(token_ids) >= spec.vocab_size:
         raise RequestError(name, f"every id must be from 0 to {spec.vocab_size - 1}")
+    fields.only(tensors.INPUT_LENGTHS, len(token_ids), f"{name} holds so many")
     return token_ids
 
 
-def _sampling(fields: Mapping[str, Any], defaults: Generation) -> SamplingParams:
-    top_k = int(fields.get(tensors.TOP_K.name, defaults.top_k))
-    if top_k < 0:
-        raise RequestError(tensors.TOP_K.name, f"must be 0 (keep all) or more, not {top_k}")
-    top_p = float(fields.get(tensors.TOP_P.name, defaults.top_p))
-    if not 0 < top_p <= 1:
-        raise RequestError(tensors.TOP_P.name, f"must be above 0 and at most 1, not {top_p}")
-    temperature = float(fields.get(tensors.TEMPERATURE.name, defaults.temperature))
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise RequestError(tensors.TEMPERATURE.name, f"must be 0 (greedy) or more, not {temperature}")
-    asks_to_sample = tensors.TOP_K.name in fields or tensors.TOP_P.name in fields
-    if asks_to_sample and tensors.TEMPERATURE.name not in fields and temperature == 0:
-        temperature = 1.0
-    seed = int(fields.get(tensors.SEED.name, secrets.randbits(64)))
-    return SamplingParams(temperature, top_k, top_p, seed=seed)
+def _max_tokens(fields: RequestFields, num_prompt_tokens: int, spec: EngineSpec) -> int:
+    name = fields.name(tensors.MAX_TOKENS)
+    if tensors.MAX_TOKENS not in fields:
+        raise RequestError(name, "is missing; say how many tokens to generate at most")
+    max_tokens = fields.integer(tensors.MAX_TOKENS, 0, 1)
+    if num_prompt_tokens + max_tokens > spec.max_seq_len:
+        raise RequestError(
+            name,
+            f"{max_tokens} after a prompt of {num_prompt_tokens} tokens is too large: the engine holds "
+            f"{spec.max_seq_len} tokens a sequence, so at most {spec.max_seq_len - num_prompt_tokens} here",
+        )
+    return max_tokens
 
 
-def _end_ids(fields: Mapping[str, Any], spec: EngineSpec, defaults: Generation) -> frozenset[int]:
-    end_id = int(fields.get(tensors.END_ID.name, -1))
-    if not -1 <= end_id < spec.vocab_size:
-        raise RequestError(tensors.END_ID.name, f"must be a token id from 0 to {spec.vocab_size - 1}, or -1 for none")
-    if fields.get(tensors.IGNORE_EOS.name, False):
-        return frozenset()
-    return frozenset(defaults.end_ids) | ({end_id} if end_id >= 0 else frozenset())
-
-
-def _timeout_seconds(fields: Mapping[str, Any]) -> float:
-    name = tensors.TIMEOUT_MS.name
-    if name not in fields:
+def _timeout_seconds(fields: RequestFields) -> float:
+    if tensors.TIMEOUT_MS not in fields:
         return math.inf
-    timeout_ms = int(fields[name])
-    if timeout_ms < 1:
-        raise RequestError(name, f"must be at least 1, not {timeout_ms}")
-    return timeout_ms / 1000
+    return fields.integer(tensors.TIMEOUT_MS, 0, 1) / 1000
 
 
-def _priority(fields: Mapping[str, Any]) -> int:
-    priority = int(fields.get(tensors.PRIORITY.name, 0))
-    if abs(priority) > _MAX_PRIORITY:
-        raise RequestError(tensors.PRIORITY.name, f"must be from -{_MAX_PRIORITY} to {_MAX_PRIORITY}, not {priority}")
-    return priority
-
-
-def _label(fields: Mapping[str, Any], name: str) -> str:
-    value: bytes = fields.get(name, b"")
-    if len(value) > _MAX_LABEL_BYTES:
-        raise RequestError(name, f"{len(value)} bytes are too many: at most {_MAX_LABEL_BYTES}")
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(name, f"is no UTF-8: {error.reason} at byte {error.start}") from None
+def _guide(fields: RequestFields) -> tuple[str, str] | None:
+    guide_type = fields.text(tensors.GUIDE_TYPE, _MAX_LABEL_BYTES)
+    guide = fields.text(tensors.GUIDE, _MAX_GUIDE_BYTES)
+    if guide and not guide_type:
+        raise RequestError(tensors.GUIDE_TYPE.name, f"is missing; {tensors.GUIDE.name} goes with it")
+    if guide_type and tensors.GUIDE not in fields and guide_type != _UNWORDED_GUIDE:
+        raise RequestError(tensors.GUIDE.name, f"is missing; {tensors.GUIDE_TYPE.name} {guide_type} goes with it")
+    return (guide_type, guide) if guide_type else None
 
 
 #: Keeps the longest that aging takes in proportion.
 _MAX_PRIORITY = 100
 _MAX_LABEL_BYTES = 256
+_MAX_GUIDE_BYTES = 1 << 20
+#: Any JSON will do.
+_UNWORDED_GUIDE = "json"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Sequence as Rows
 
-from trident_backend import deadlines
-from trident_backend.blocks import KVCache
+from trident_backend import deadlines, outcomes, prompt_scores
 from trident_backend.deadlines import Deadlines
 from trident_backend.fairness import FairQueue
+from trident_backend.first_token import FirstTokenEstimate
+from trident_backend.kv_cache import KVCache
+from trident_backend.prompt_chunks import PromptChunks
 from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.prompt_order import PromptOrder
 from trident_backend.sampling.choices import Choices
@@ -50,13 +51,13 @@ class Scheduler:
         assert max_num_tokens >= max_num_seqs
         self._kv_cache = kv_cache
         self._max_num_seqs = max_num_seqs
-        self._max_num_tokens = max_num_tokens
         self._settings = settings
         self._step_times = step_times
         self._deadlines = Deadlines()
         self._ended: list[Sequence] = []
-        self._hit_rate = 0.0
+        self._first_token = FirstTokenEstimate(kv_cache, max_num_tokens, step_times)
         self._budget = StepBudget(max_num_tokens, settings.target_itl_ms / 1000, step_times)
+        self._prompt_chunks = PromptChunks(kv_cache, self._budget)
         self._speculation = Speculation(kv_cache, self._budget, settings.max_draft_tokens, step_times)
         self.waiting = FairQueue(dict(settings.tenant_weights), settings.priority_aging_ms / 1000)
         self.running: list[Sequence] = []
@@ -68,7 +69,7 @@ class Scheduler:
         """
         assert self._kv_cache.fits(sequence.max_len)
         if sequence.deadline < math.inf:
-            earliest = now + self._seconds_to_first_token(sequence)
+            earliest = now + self._first_token.seconds(sequence, self.waiting)
             # An idle engine tries: it costs nobody anything, and what is thought of its speed may be long out of date.
             if earliest > sequence.deadline and (self.waiting or self.running):
                 self.finish(sequence, FinishReason.REFUSED, deadlines.unreachable(sequence, earliest))
@@ -78,19 +79,6 @@ class Scheduler:
             sequence.lookup = PromptLookup()
         self.waiting.enter(sequence)
         self.waiting.push(sequence)
-
-    def _seconds_to_first_token(self, sequence: Sequence) -> float:
-        """In what time its prompt can be computed after those that wait before it, if prompts are all there is to do.
-
-        0 while the engine's speed is not known.
-        """
-        fitted = self._step_times.fitted
-        if fitted is None:
-            return 0.0
-        num_tokens = sequence.num_tokens - self._kv_cache.num_cached(sequence)
-        num_tokens += round(self.waiting.num_tokens_ahead(sequence) * (1 - self._hit_rate))
-        num_steps = max(1.0, num_tokens / self._max_num_tokens)
-        return fitted.base * num_steps + fitted.per_token * num_tokens
 
     @property
     def next_deadline(self) -> float:
@@ -126,8 +114,8 @@ class Scheduler:
                 num_pairs += num_tokens
         for tenant, num_tokens in shares.items():
             self.waiting.charge(tenant, num_tokens)
-        size = StepSize(len(chunks), num_pairs, len(chunks))
         streams = len(chunks)
+        size = StepSize(streams, num_pairs, streams)
         # What was taken for a stream is not given to another; where no stream runs, it may be.
         admits = not (preempted and chunks)
         if prompts or (self.waiting and admits):
@@ -137,7 +125,9 @@ class Scheduler:
             size = self._speculation.extend(chunks, size, streams)
             for chunk in chunks[:streams]:
                 self.waiting.charge(chunk.sequence.tenant, len(chunk.draft_ids))
-        return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted))
+        # Each copy is for a sequence that has grown for its chunk, so it is never of a step that computes nothing.
+        copies = self._kv_cache.take_copies()
+        return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted), copies)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
         """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""
@@ -153,27 +143,25 @@ class Scheduler:
         return True
 
     def _add_prompts(
-        self,
-        chunks: list[ScheduledChunk],
-        size: StepSize,
-        prompts: list[Sequence],
-        *,
-        admits: bool,
-        now: float,
+        self, chunks: list[ScheduledChunk], size: StepSize, prompts: list[Sequence], *, admits: bool, now: float
     ) -> tuple[list[ScheduledChunk], StepSize]:
         streams = size if chunks else None
+        num_score_rows = prompt_scores.MAX_ROWS
         order = PromptOrder(self.waiting, prompts, admits=admits)
         while self._budget.room(size, streams, 0) and (sequence := order.next()) is not None:
             if sequence in self.waiting and not self._admit(sequence, now):
                 # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
                 order.close(sequence.tenant)
                 continue
-            if not sequence.paused:
-                chunk = self._prompt_chunk(sequence, size, streams)
+            if not sequence.paused and (num_score_rows or not prompt_scores.num_unscored(sequence)):
+                chunk = self._prompt_chunks.cut(sequence, size, streams, num_score_rows)
                 if chunk is None:
                     break
+                self.waiting.charge(sequence.tenant, chunk.num_new_tokens)
                 chunks.append(chunk)
-                size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, int(chunk.completes))
+                num_score_rows -= chunk.num_scored
+                num_rows = chunk.num_scored + chunk.completes
+                size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, num_rows)
             order.rejoin(sequence.tenant)
         return chunks, size
 
@@ -192,19 +180,8 @@ class Scheduler:
         if sequence.first_scheduled_at is None:
             sequence.first_scheduled_at = now
             sequence.num_cached_tokens = num_cached
-            self._hit_rate += _HIT_RATE_STEP * (num_cached / sequence.num_tokens - self._hit_rate)
+            self._first_token.admitted(sequence, num_cached)
         return True
-
-    def _prompt_chunk(self, sequence: Sequence, size: StepSize, streams: StepSize | None) -> ScheduledChunk | None:
-        """As much of a prompt as the token budget and, beside running streams, the latency budget allow."""
-        past, remaining = sequence.num_computed_tokens, sequence.num_remaining_tokens
-        num_new_tokens = min(remaining, self._budget.room(size, streams, past))
-        if num_new_tokens == 0:
-            return None
-        self.waiting.charge(sequence.tenant, num_new_tokens)
-        grown = self._kv_cache.grow(sequence, past + num_new_tokens)
-        assert grown, "a prompt is computed in room that was promised at its admission"
-        return ScheduledChunk(sequence, num_new_tokens, num_new_tokens == remaining)
 
     def update(self, output: SchedulerOutput, choices: Choices, now: float, seconds: float) -> tuple[Advance, ...]:
         """Commit a computed step.
@@ -218,52 +195,35 @@ class Scheduler:
         Returns:
             who got tokens, and how many.
         """
-        token_ids = choices.token_ids
-        assert len(token_ids) == len(output.rows)
+        assert len(choices.token_ids) == len(output.rows)
         advances = []
         row = 0
         for chunk in output.chunks:
-            sequence = chunk.sequence
-            sequence.num_computed_tokens += chunk.num_new_tokens
+            sequence, past = chunk.sequence, chunk.sequence.num_computed_tokens
+            sequence.num_computed_tokens = past + chunk.num_new_tokens
+            if chunk.num_scored:
+                outcomes.score(chunk, choices, row)
+                row += chunk.num_scored
             if chunk.completes:
-                num_rows = 1 + len(chunk.draft_ids)
-                num_tokens = self._accept(sequence, token_ids[row : row + num_rows], chunk.draft_ids)
-                row += num_rows
-                waited = None if sequence.last_token_at is None else now - sequence.last_token_at
-                sequence.last_token_at = now
-                if waited is None:
-                    sequence.first_token_at = now
-                advances.append(Advance(sequence, num_tokens, waited))
+                num_tokens, reason = outcomes.accept(chunk, choices, row)
+                row += 1 + len(chunk.draft_ids)
+                if num_tokens:
+                    advances.append(outcomes.advance(sequence, num_tokens, now))
+                if reason is FinishReason.ERROR:
+                    sequence.num_computed_tokens = past  # whoever shares its blocks must not read what is no number
+                if reason is not None:
+                    self.finish(sequence, reason, outcomes.failure(reason))
             if sequence.finish_reason is None:
                 self._kv_cache.commit(sequence)
         self._step_times.observe(output.size, seconds)
         return tuple(advances)
 
-    def _accept(self, sequence: Sequence, token_ids: Rows[int], draft_ids: tuple[int, ...]) -> int:
-        """Append the chosen tokens as long as the guesses before them were right."""
-        lookup, num_accepted = sequence.lookup, 0
-        for index, token_id in enumerate(token_ids):
-            sequence.token_ids.append(token_id)
-            if token_id in sequence.end_ids:
-                self.finish(sequence, FinishReason.EOS)
-                break
-            if sequence.num_output_tokens == sequence.max_tokens:
-                self.finish(sequence, FinishReason.LENGTH)
-                break
-            if index == len(draft_ids) or draft_ids[index] != token_id:
-                break
-            num_accepted += 1
-            sequence.num_computed_tokens += 1
-        if lookup is not None and draft_ids:
-            lookup.judged(len(draft_ids), num_accepted)
-            sequence.num_draft_tokens += len(draft_ids)
-            sequence.num_accepted_tokens += num_accepted
-        return index + 1
-
     def finish(self, sequence: Sequence, reason: FinishReason, error: TridentError | None = None) -> None:
         """End a sequence, wherever it is, and free its room; ending it twice changes nothing."""
         if sequence.finish_reason is not None:
             return
+        if reason is FinishReason.CANCELLED and error is None:
+            reason = outcomes.last_look(sequence, reason)
         sequence.finish_reason, sequence.error = reason, error
         sequence.lookup = None
         self._ended.append(sequence)
@@ -283,11 +243,9 @@ class Scheduler:
 
 
 def _age(sequence: Sequence) -> tuple[float, int]:
-    """Running sequences are in this order, and the last of them is the first to give up its room: no request can ask to
-    be spared."""
+    """The order of running sequences; the last is the first to give up its room, and none can ask to be spared."""
     return sequence.arrived_at, sequence.sequence_id
 
 
 #: Room for this many tokens of output is promised with the prompt, so that preemption does not follow at once.
 _HEADROOM_TOKENS = 32
-_HIT_RATE_STEP = 0.05

@@ -1,7 +1,7 @@
 """The core as a whole: admission, engine loop and streams, put together.
 
-Owns the order of starting and stopping, and what was measured until somebody takes it. Knows no Triton: requests come
-as plain fields, answers go to a `Responder`. Usable from any thread.
+Owns the order of starting and stopping, which requests go by which of their clients' names, and what was measured until
+somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
 """
 
 from __future__ import annotations
@@ -9,26 +9,25 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from trident_backend.admission import Admission
 from trident_backend.core import EngineCore
-from trident_backend.engine.artifact import Generation
 from trident_backend.engine.protocol import Engine
+from trident_backend.guided_requests import GuideCompiler, GuidedRequests
 from trident_backend.loop import Command, EngineLoop, LoopStats
-from trident_backend.records import RequestRecord, StepRecord, request_record
-from trident_backend.requests import parse_request
-from trident_backend.sequence import FinishReason, Sequence
-from trident_backend.streams import Responder, Streams
+from trident_backend.records import RequestRecord, StepRecord, refusal
+from trident_backend.reports import Reporter
+from trident_backend.requests import Request, RequestContext, parse_request, parse_stop
+from trident_backend.responses import Responder, nothing_generated
+from trident_backend.sequence import Sequence
+from trident_backend.streams import Streams
 from trident_ensemble import tensors
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import DrainingError, QueueFullError
+from trident_ensemble.errors import DrainingError, TridentError
 from trident_ensemble.settings import CoreSettings
 
 
@@ -37,9 +36,10 @@ class CoreService:
 
     Args:
         engine: the service owns it from now on.
-        defaults: the checkpoint's generation settings.
-        anchors: uint8 `[vocab_size]`, see `trident_ensemble.anchors`.
+        context: what requests are read against; its limits are the engine's.
+        anchors: of `trident_ensemble.anchors`, one byte a token id.
         settings: serving parameters.
+        guides: compiles what guides outputs.
         notice: once given, new requests are refused and those in the core finish.
         on_fatal: called after every request has been answered, when the engine cannot go on.
     """
@@ -47,33 +47,36 @@ class CoreService:
     def __init__(
         self,
         engine: Engine,
-        defaults: Generation,
-        anchors: npt.NDArray[np.uint8],
+        context: RequestContext,
+        anchors: bytes,
         settings: CoreSettings,
         *,
+        guides: GuideCompiler,
         notice: DrainNotice,
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.spec = engine.spec
-        self._engine = engine
-        self._defaults = defaults
+        self._context = context
         self._notice = notice
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._admission = Admission(self.spec, settings)
+        self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
+        self._guided = GuidedRequests(guides, self._compiled)
         self._stopping = False
         self._records: deque[StepRecord | RequestRecord] = deque(maxlen=_MAX_RECORDS)
-        core = EngineCore(engine, settings, time.monotonic)
+        self._core = EngineCore(engine, settings, time.monotonic)
         self._streams = Streams(
             settings,
             self._admission.capacity,
             anchors,
+            Reporter(self.spec.block_size, time.time_ns() - time.monotonic_ns()),
             self._tell,
             on_closed=self._closed,
             on_fatal=self._streams_died,
         )
-        self._loop = EngineLoop(core, self._streams.emit, self._records.append, self._loop_died)
+        self._loop = EngineLoop(self._core, self._streams.emit, self._records.append, self._loop_died)
         self._streams.start()
         self._loop.start()
 
@@ -86,59 +89,114 @@ class CoreService:
         """What was measured since this was last asked."""
         return [self._records.popleft() for _ in range(len(self._records))]
 
-    def submit(self, fields: Mapping[str, Any], responder: Responder) -> None:
+    def submit(self, fields: Mapping[str, Any], responder: Responder, request_id: str = "") -> None:
         """Take a request; from here on the responder gets exactly one final response.
+
+        Args:
+            fields: see `RequestFields`.
+            responder: the way back.
+            request_id: the client's own name for it. A request with `stop` ends those of this name and its tenant.
 
         Raises:
             RequestError: the request cannot be served as it is.
             QueueFullError: as many requests or tokens are in the core as may be.
             DrainingError: the core is being stopped.
         """
-        sequence = parse_request(next(self._ids), fields, self.spec, self._defaults, time.monotonic())
-        with self._lock:
-            if self._stopping or self._notice.given():
-                raise DrainingError("the server is shutting down")
-            self._enter(sequence)
-            self._streams.open(
-                sequence,
-                responder,
-                streaming=bool(fields.get(tensors.STREAM.name, False)),
-                flow_control=bool(fields.get(tensors.FLOW_CONTROL.name, False)),
-            )
-            self._loop.tell(Command.ADD, sequence)
+        if fields.get(tensors.STOP.name, False):
+            self._stop_named(parse_stop(fields, request_id))
+            responder.send(nothing_generated())
+            return
+        try:
+            request = parse_request(self._ids, fields, self._context, time.monotonic(), request_id)
+            self._take(request, responder)
+        except TridentError:
+            self.refused()
+            raise
+
+    def refused(self) -> None:
+        """Count a request that was refused."""
+        self._records.append(refusal())
 
     def stop(self) -> None:
         """Cancel what is left, answer it, and free the engine."""
-        with self._lock:
-            self._stopping = True
+        self._give_up_guided()
         self._loop.stop()
         self._streams.stop()
-        self._engine.close()
+        self._core.close()
 
-    def _enter(self, sequence: Sequence) -> None:
-        try:
-            self._admission.enter(sequence.num_prompt_tokens, sequence.tenant)
-        except QueueFullError:
-            sequence.finish_reason = FinishReason.REFUSED
-            self._records.append(request_record(sequence, sequence.arrived_at))
-            raise
+    def _take(self, request: Request, responder: Responder) -> None:
+        first = request.first
+        with self._lock:
+            if self._stopping or self._notice.given():
+                raise _draining()
+            self._admission.enter(first.num_prompt_tokens, first.tenant, len(request.sequences))
+            if request.request_id:
+                self._named[first.tenant, request.request_id].append(request)
+            if request.guide is None:
+                self._begin(request, responder)
+            else:
+                self._guided.add(request, responder)
 
-    def _tell(self, command: Command, sequence: Any) -> None:
-        self._loop.tell(command, sequence)
+    def _begin(self, request: Request, responder: Responder) -> None:
+        self._streams.open(request, responder)
+        for sequence in request.sequences:
+            self._loop.tell(Command.ADD, sequence)
 
-    def _closed(self, sequence: Sequence) -> None:
-        self._admission.leave(sequence.num_prompt_tokens, sequence.tenant)
+    def _compiled(self, request: Request, error: TridentError | None) -> None:
+        with self._lock:
+            responder = self._guided.take(request)
+            if responder is not None and error is None:
+                self._begin(request, responder)
+        if responder is not None and error is not None:
+            self._refuse(request, responder, error)
 
-    def _loop_died(self, error: BaseException) -> None:
+    def _stop_named(self, name: tuple[str, str]) -> None:
+        with self._lock:
+            for request in self._named.get(name, ()):
+                responder = self._guided.take(request)
+                if responder is not None:
+                    self._streams.open(request, responder)
+                for sequence in request.sequences:
+                    self._loop.tell(Command.STOP, sequence)
+
+    def _refuse(self, request: Request, responder: Responder, error: TridentError) -> None:
+        self._closed(request)
+        self.refused()
+        responder.fail(error)
+
+    def _give_up_guided(self) -> None:
         with self._lock:
             self._stopping = True
+            left = self._guided.take_all()
+        self._guided.close()
+        for request, responder in left:
+            self._refuse(request, responder, _draining())
+
+    def _tell(self, command: Command, sequence: Sequence) -> None:
+        self._loop.tell(command, sequence)
+
+    def _closed(self, request: Request) -> None:
+        first = request.first
+        self._admission.leave(first.num_prompt_tokens, first.tenant, len(request.sequences))
+        if request.request_id:
+            with self._lock:
+                named = self._named[first.tenant, request.request_id]
+                named.remove(request)
+                if not named:
+                    del self._named[first.tenant, request.request_id]
+
+    def _loop_died(self, error: BaseException) -> None:
+        self._give_up_guided()
         self._streams.stop()
         self._on_fatal(error)
 
     def _streams_died(self, error: BaseException) -> None:
-        with self._lock:
-            self._stopping = True
+        self._give_up_guided()
         self._on_fatal(error)
+
+
+def _draining() -> DrainingError:
+    return DrainingError("the server is shutting down")
 
 
 #: Records that nobody has taken yet; the oldest are forgotten first.

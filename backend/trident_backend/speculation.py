@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from trident_backend.blocks import KVCache
+from trident_backend.kv_cache import KVCache
 from trident_backend.step_budget import StepBudget
 from trident_backend.step_time import StepSize, StepTimeModel
 from trident_backend.steps import ScheduledChunk

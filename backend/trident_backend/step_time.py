@@ -59,14 +59,17 @@ class StepTime:
         per_size = self.per_token * size.num_tokens + self.per_pair * size.num_pairs + self.per_row * size.num_rows
         return self.base + per_size
 
-    def largest_chunk(self, size: StepSize, past_len: int, seconds: float) -> int:
-        """The most tokens of one sequence, after `past_len`, that a step of this size can take and end in `seconds`."""
+    def largest_chunk(self, size: StepSize, past_len: int, seconds: float, rows_per_token: int = 0) -> int:
+        """The most tokens of one sequence, after `past_len`, that a step of this size can take and end in `seconds`.
+
+        Each of them brings so many rows of logits.
+        """
         room = seconds - self.seconds(size)
         if room <= 0:
             return 0
         # room = linear * n + quadratic * n * n
         quadratic = self.per_pair / 2
-        linear = self.per_token + self.per_pair * (past_len + 0.5)
+        linear = self.per_token + self.per_pair * (past_len + 0.5) + self.per_row * rows_per_token
         if linear <= 0:
             return _UNBOUNDED
         return min(_UNBOUNDED, int(2 * room / (linear + math.sqrt(linear * linear + 4 * quadratic * room))))

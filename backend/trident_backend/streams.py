@@ -1,8 +1,8 @@
 """The thread that answers: turns token events into responses, stream by stream.
 
-Owns every open stream: what has been sent, what waits, whether its reader still reads. Tokens that wait for one stream
-leave as one chunk. Every stream gets exactly one final response, whatever happens to it. Never schedules: it only tells
-the engine loop that a sequence should pause, go on or end.
+Owns every open answer: what has been sent, what waits, whether its reader still reads. Tokens that wait for one stream
+leave as one chunk. Every request gets exactly one final response, whatever happens to its sequences. Never schedules:
+it only tells the engine loop that a sequence should pause, go on or end.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from trident_backend.flow import FlowControl, FlowState
+from trident_backend.flow import FlowState
 from trident_backend.loop import Command, TokenEvent
-from trident_backend.sequence import FinishReason, Sequence
+from trident_backend.reports import Reporter
+from trident_backend.requests import Request
+from trident_backend.responses import Responder, Response, padded
+from trident_backend.sequence import Sequence
+from trident_backend.stream import Answer, Stream
 from trident_ensemble.acknowledgements import AcknowledgementTable, encode
-from trident_ensemble.anchors import context_start
-from trident_ensemble.chunk_header import ChunkHeader, Part
+from trident_ensemble.chunk_header import ChunkHeader
 from trident_ensemble.errors import CancelledError, DrainingError, EngineError, TridentError
 from trident_ensemble.settings import CoreSettings
 
@@ -31,90 +29,40 @@ _POLL_UNACKNOWLEDGED_S = 0.02
 _POLL_CANCELLED_S = 0.1
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One response: see the tensors of the same names."""
-
-    output_ids: list[int]
-    context_ids: list[int]
-    header: ChunkHeader
-    finish_reason: str
-    num_input_tokens: int
-    num_output_tokens: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this is the final response of its request."""
-        return bool(self.finish_reason)
-
-
-class Responder(Protocol):
-    """The way back to one client."""
-
-    def send(self, chunk: Chunk) -> None:
-        """Send a response; the final one if it is the last chunk."""
-        ...
-
-    def fail(self, error: TridentError) -> None:
-        """Send an error as the final response."""
-        ...
-
-    def is_cancelled(self) -> bool:
-        """Whether the client is known to be gone; never asked after the final response."""
-        ...
-
-
-@dataclass
-class _Stream:
-    sequence: Sequence
-    responder: Responder
-    streaming: bool
-    flow: FlowControl | None
-    slot: int = 0
-    generation: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    num_sent: int = 0
-    paused: bool = False
-    aborted: bool = False
-    finish_reason: FinishReason | None = None
-    error: TridentError | None = None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether something waits to be sent."""
-        return self.finish_reason is not None or (self.streaming and self.num_sent < len(self.output_ids))
-
-
 class Streams:
-    """All open streams of a core.
+    """All open answers of a core.
 
     Args:
         settings: flow control's bounds.
-        max_num_streams: streams open at a time, at most.
-        anchors: uint8 `[vocab_size]`, see `trident_ensemble.anchors`.
+        max_num_streams: sequences that are answered at a time, at most.
+        anchors: of `trident_ensemble.anchors`, one byte a token id.
+        reporter: fills responses.
         tell: the engine loop's inbox.
-        on_closed: called once for each stream after its final response.
-        on_fatal: called on this thread when it cannot go on; every open stream has been answered by then.
+        on_closed: called once for each request, before its final response.
+        on_fatal: called on this thread when it cannot go on; every open request has been answered by then.
     """
 
     def __init__(
         self,
         settings: CoreSettings,
         max_num_streams: int,
-        anchors: npt.NDArray[np.uint8],
+        anchors: bytes,
+        reporter: Reporter,
         tell: Callable[[Command, Sequence], None],
         *,
-        on_closed: Callable[[Sequence], None],
+        on_closed: Callable[[Request], None],
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
-        self._anchors = anchors.tobytes()
+        self._anchors = anchors
+        self._reporter = reporter
         self._tell = tell
         self._on_closed = on_closed
         self._on_fatal = on_fatal
         self._table = AcknowledgementTable(max_num_streams)
-        self._streams: dict[int, _Stream] = {}
-        self._inbox: queue.SimpleQueue[list[TokenEvent] | _Stream | None] = queue.SimpleQueue()
+        self._answers: dict[int, Answer] = {}
+        self._streams: dict[int, Stream] = {}
+        self._inbox: queue.SimpleQueue[list[TokenEvent] | Answer | None] = queue.SimpleQueue()
         self._next_cancel_poll = 0.0
         self._thread = threading.Thread(target=self._run, name="trident-streams", daemon=True)
 
@@ -122,11 +70,9 @@ class Streams:
         """Begin."""
         self._thread.start()
 
-    def open(self, sequence: Sequence, responder: Responder, *, streaming: bool, flow_control: bool) -> None:
-        """Answer for a sequence from now on; to be called before the engine loop hears of it."""
-        flow = FlowControl(self._settings) if streaming and flow_control else None
-        stream = _Stream(sequence, responder, streaming, flow)
-        self._inbox.put(stream)
+    def open(self, request: Request, responder: Responder) -> None:
+        """Answer a request from now on; to be called before the engine loop hears of its sequences."""
+        self._inbox.put(Answer(request, responder, self._settings))
 
     def emit(self, events: list[TokenEvent]) -> None:
         """Take a step's events."""
@@ -155,12 +101,12 @@ class Streams:
         counts = self._table.num_acknowledged([stream.slot for stream in controlled])
         for stream, num_acknowledged in zip(controlled, counts, strict=True):
             self._heed(stream, num_acknowledged, now)
-        for stream in list(self._streams.values()):
-            self._pump(stream, now)
+        for answer in list(self._answers.values()):
+            self._pump(answer, now)
 
     def _finish_all(self, error: TridentError) -> None:
-        for stream in list(self._streams.values()):
-            self._finish(stream, stream.error or error)
+        for answer in list(self._answers.values()):
+            self._fail(answer, answer.error or error)
 
     def _take_inbox(self) -> bool:
         try:
@@ -178,84 +124,101 @@ class Streams:
         streams = self._streams.values()
         if not streams:
             return None
-        if any(stream.is_held for stream in streams):
+        if any(stream.flow is not None and stream.is_held for stream in streams):
             return _POLL_HELD_S
         waits = any(stream.flow is not None and not stream.flow.may_send for stream in streams)
         return _POLL_UNACKNOWLEDGED_S if waits else _POLL_CANCELLED_S
 
-    def _take(self, message: list[TokenEvent] | _Stream) -> None:
-        if isinstance(message, _Stream):
-            if message.flow is not None:
-                message.slot, message.generation = self._table.open()
-            self._streams[message.sequence.sequence_id] = message
+    def _take(self, message: list[TokenEvent] | Answer) -> None:
+        if isinstance(message, Answer):
+            self._answers[message.request.first.sequence_id] = message
+            for stream in message.streams:
+                if stream.flow is not None:
+                    stream.slot, stream.generation = self._table.open()
+                self._streams[stream.sequence.sequence_id] = stream
             return
         for event in message:
-            stream = self._streams.get(event.sequence_id)
-            if stream is None:
-                continue
-            stream.output_ids.extend(event.token_ids)
-            stream.finish_reason = event.finish_reason
-            stream.error = event.error
+            if (taken := self._streams.get(event.sequence_id)) is not None:
+                taken.take(event)
 
     def _poll_cancelled(self, now: float) -> None:
         if now < self._next_cancel_poll:
             return
         self._next_cancel_poll = now + _POLL_CANCELLED_S
-        for stream in self._streams.values():
-            if not stream.aborted and stream.responder.is_cancelled():
-                self._abort(stream)
+        for answer in self._answers.values():
+            if not answer.aborted and answer.responder.is_cancelled():
+                self._abort(answer)
 
-    def _heed(self, stream: _Stream, num_acknowledged: int, now: float) -> None:
+    def _heed(self, stream: Stream, num_acknowledged: int, now: float) -> None:
         """Act on what a stream's acknowledgements say."""
         assert stream.flow is not None
         stream.flow.acknowledged(num_acknowledged)
         state = stream.flow.state(now)
         if state is FlowState.GONE:
-            if stream.finish_reason is not None:
-                stream.error = stream.error or CancelledError("nobody reads this stream any more")
-            elif not stream.aborted:
-                self._abort(stream)
+            if stream.ended:
+                stream.answer.error = stream.answer.error or CancelledError("nobody reads this stream any more")
+            elif not stream.answer.aborted:
+                self._abort(stream.answer)
         elif (state is FlowState.STALLED) != stream.paused:
             stream.paused = not stream.paused
             self._tell(Command.PAUSE if stream.paused else Command.RESUME, stream.sequence)
 
-    def _pump(self, stream: _Stream, now: float) -> None:
+    def _pump(self, answer: Answer, now: float) -> None:
         """Send what may be sent."""
-        if stream.error is not None:
-            self._finish(stream, stream.error)
-        elif stream.is_held and (stream.flow is None or stream.flow.may_send):
-            self._send(stream, now)
+        if answer.error is not None:
+            self._fail(answer, answer.error)
+        elif answer.request.output.streaming:
+            for stream in tuple(answer.streams):
+                if stream.is_held and (stream.flow is None or stream.flow.may_send):
+                    self._send(answer, [stream], now)
+        elif answer.has_ended:
+            self._send(answer, list(answer.streams), now)
 
-    def _abort(self, stream: _Stream) -> None:
-        stream.aborted = True
-        self._tell(Command.ABORT, stream.sequence)
+    def _abort(self, answer: Answer) -> None:
+        """End what has not ended; the answer is then an error, because the loop says so."""
+        answer.aborted = True
+        for stream in answer.streams:
+            if not stream.ended:
+                self._tell(Command.ABORT, stream.sequence)
 
-    def _send(self, stream: _Stream, now: float) -> None:
-        start, end = stream.num_sent, len(stream.output_ids)
-        last = stream.finish_reason is not None
+    def _send(self, answer: Answer, streams: list[Stream], now: float) -> None:
+        """One response: all of an answer, or what there is of one of its streams."""
+        first, is_last = streams[0], streams[0].ended
         table_id, acknowledgement = 0, 0
-        if stream.flow is not None:
-            stream.flow.sent(now)
-            table_id, acknowledgement = self._table.table_id, encode(stream.generation, stream.flow.num_sent)
-        chunk = Chunk(
-            output_ids=stream.output_ids[start:end],
-            context_ids=stream.output_ids[context_start(self._anchors, stream.output_ids, start) : start],
-            header=ChunkHeader(table_id, stream.slot, acknowledgement, last, True, (Part(end - start),)),
-            finish_reason=stream.finish_reason.value if stream.finish_reason is not None else "",
-            num_input_tokens=stream.sequence.num_prompt_tokens,
-            num_output_tokens=end,
+        if first.flow is not None:
+            first.flow.sent(now)
+            table_id, acknowledgement = self._table.table_id, encode(first.generation, first.flow.num_sent)
+        context_ids = first.context_ids(self._anchors)
+        ids, parts, spans = zip(*(stream.send() for stream in streams), strict=True)
+        wanted = answer.request.output
+        response = Response(
+            output_ids=padded(ids, wanted.pad_id),
+            context_ids=context_ids,
+            header=ChunkHeader(table_id, first.slot, acknowledgement, is_last, wanted.skip_special_tokens, parts),
+            outputs=self._reporter.outputs(answer.request, spans, is_last=is_last),
+            is_final=is_last and len(streams) == len(answer.streams),
         )
-        stream.num_sent = end
-        if last:
-            self._close(stream)
-        stream.responder.send(chunk)
+        if is_last:
+            for stream in streams:
+                self._close_stream(stream)
+        if response.is_final:
+            self._close(answer)
+        answer.responder.send(response)
 
-    def _finish(self, stream: _Stream, error: TridentError) -> None:
-        self._close(stream)
-        stream.responder.fail(error)
+    def _fail(self, answer: Answer, error: TridentError) -> None:
+        if not answer.aborted:
+            self._abort(answer)
+        for stream in tuple(answer.streams):
+            self._close_stream(stream)
+        self._close(answer)
+        answer.responder.fail(error)
 
-    def _close(self, stream: _Stream) -> None:
+    def _close_stream(self, stream: Stream) -> None:
+        stream.answer.streams.remove(stream)
         del self._streams[stream.sequence.sequence_id]
         if stream.flow is not None:
             self._table.release(stream.slot)
-        self._on_closed(stream.sequence)
+
+    def _close(self, answer: Answer) -> None:
+        del self._answers[answer.request.first.sequence_id]
+        self._on_closed(answer.request)

@@ -1,4 +1,4 @@
-"""The Triton backend `trident`: tensors to fields, chunks to responses, and nothing else.
+"""The Triton backend `trident`: tensors to fields, responses to tensors, and nothing else.
 
 Owns the conversion at the border with Triton's Python backend and the core's life with its model instance.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_backend.engine.factory import load_engine
+from trident_backend.guided.compiler import GuideCompiler
 from trident_backend.meters import Labels
 from trident_backend.metrics import CoreMetrics
-from trident_backend.requests import check_parameters
+from trident_backend.requests import RequestContext, check_parameters
+from trident_backend.responses import Response
 from trident_backend.service import CoreService
-from trident_backend.streams import Chunk
+from trident_backend.stop_strings import StopStrings
 from trident_ensemble import layout, tensors
+from trident_ensemble.detokenizer import load_detokenizer
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import CoreSettings, parse_parameters
@@ -32,6 +36,10 @@ _GAUGES_PERIOD_S = 0.1
 _GAUGES_PER_SUMS = 5
 _LAST_METRICS_S = 1.0
 _EXIT_ENGINE_DIED = 70
+_INPUTS = {spec.name: spec for spec in tensors.CORE_INPUTS}
+_DTYPES = {
+    "STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32,
+}  # fmt: skip
 
 
 class TritonPythonModel:
@@ -47,9 +55,17 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = parse_parameters(CoreSettings, config["parameters"])
         engine, manifest = load_engine(folder)
-        anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False)
-        notice = DrainNotice.from_environment(os.environ)
-        self._service = CoreService(engine, manifest.generation, anchors, settings, notice=notice, on_fatal=_exit)
+        anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False).tobytes()
+        stop_strings = partial(StopStrings, load_detokenizer(folder), anchors)
+        self._service = CoreService(
+            engine,
+            RequestContext(engine.spec, manifest.generation, stop_strings),
+            anchors,
+            settings,
+            guides=GuideCompiler(folder, engine.spec.vocab_size),
+            notice=DrainNotice.from_environment(os.environ),
+            on_fatal=_exit,
+        )
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._meters = _TritonMeters()
         self._metrics = CoreMetrics(engine.spec, labels, self._meters)
@@ -63,8 +79,8 @@ class TritonPythonModel:
         for request in requests:
             responder = _TritonResponder(request.get_response_sender())
             try:
-                check_parameters(json.loads(request.parameters() or "{}"))
-                self._service.submit(_fields(request, self._service.spec.max_seq_len), responder)
+                fields = self._read(request)
+                self._service.submit(fields, responder, request.request_id())
             except TridentError as error:
                 responder.fail(error)
             except Exception as error:  # whatever it is, this request must be answered and the others served
@@ -75,6 +91,14 @@ class TritonPythonModel:
         self._service.stop()
         self._stopped.set()
         self._publisher.join(_LAST_METRICS_S)
+
+    def _read(self, request: Any) -> dict[str, Any]:
+        try:
+            check_parameters(json.loads(request.parameters() or "{}"))
+            return dict(_field(tensor, self._service.spec.max_seq_len) for tensor in request.inputs())
+        except RequestError:
+            self._service.refused()
+            raise
 
     def _publish(self) -> None:
         try:
@@ -95,20 +119,14 @@ class _TritonResponder:
     def __init__(self, sender: Any) -> None:
         self._sender = sender
 
-    def send(self, chunk: Chunk) -> None:
+    def send(self, response: Response) -> None:
         outputs = [
-            (tensors.OUTPUT_IDS, np.array([chunk.output_ids], np.int32)),
-            (tensors.CONTEXT_IDS, np.array([chunk.context_ids], np.int32)),
-            (tensors.CHUNK, np.array([chunk.header.pack()], np.int64)),
+            pb_utils.Tensor(tensors.OUTPUT_IDS.name, response.output_ids[None]),
+            pb_utils.Tensor(tensors.CONTEXT_IDS.name, np.array([response.context_ids], np.int32)),
+            pb_utils.Tensor(tensors.CHUNK.name, np.array([response.header.pack()], np.int64)),
+            *(pb_utils.Tensor(spec.name, values[None]) for spec, values in response.outputs),
         ]
-        if chunk.is_last:
-            outputs += [
-                (tensors.FINISH_REASON, np.array([[chunk.finish_reason.encode()]], np.object_)),
-                (tensors.NUM_INPUT_TOKENS, np.array([[chunk.num_input_tokens]], np.int32)),
-                (tensors.NUM_OUTPUT_TOKENS, np.array([[chunk.num_output_tokens]], np.int32)),
-            ]
-        response = pb_utils.InferenceResponse([pb_utils.Tensor(spec.name, array) for spec, array in outputs])
-        self._respond(response, final=chunk.is_last)
+        self._respond(pb_utils.InferenceResponse(outputs), final=response.is_final)
 
     def fail(self, error: TridentError) -> None:
         code = getattr(pb_utils.TritonError, triton_code(error))
@@ -128,24 +146,22 @@ class _TritonResponder:
             pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
 
 
-def _fields(request: Any, max_seq_len: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for spec in tensors.CORE_INPUTS:
-        tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
-        if tensor is None:
-            continue
-        array = tensor.as_numpy().reshape(-1)
-        if spec is tensors.INPUT_IDS:
-            if array.size > max_seq_len:
-                raise RequestError(spec.name, f"{array.size} tokens are too many: max_seq_len is {max_seq_len}")
-            fields[spec.name] = array.tolist()
-        elif spec.dims != (1,):
-            fields[spec.name] = array.tolist()
-        elif array.size != 1:
-            raise RequestError(spec.name, f"must hold one value, not {array.size}")
-        else:
-            fields[spec.name] = array.tolist()[0]
-    return fields
+def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
+    """One input, see `RequestFields`."""
+    name: str = tensor.name()
+    array = tensor.as_numpy()
+    spec = _INPUTS.get(name)
+    if spec is None:
+        raise RequestError(name, "is no input of the core")
+    if array.dtype != _DTYPES[spec.dtype]:
+        raise RequestError(name, f"must be {spec.dtype}, not {array.dtype}")
+    if spec is tensors.INPUT_IDS and array.size > max_seq_len:
+        raise RequestError(name, f"{array.size} tokens are too many: max_seq_len is {max_seq_len}")
+    if spec.dims != (1,):
+        return name, array.ravel().tolist()
+    if array.size != 1:
+        raise RequestError(name, f"must hold one value, not {array.size}")
+    return name, array.item()
 
 
 class _TritonMeters:

@@ -1,7 +1,8 @@
 """Which tokens cut a token stream so that the text after the cut decodes without what lies before it.
 
 Owns the reading of `tokenizer.json`'s decoder, the table of anchors that an engine folder carries, and the choice of
-context by it. Never decodes a stream itself; that is postprocessing's part, by the same definitions.
+context by it; both hold whether special tokens are text or not. Never decodes a stream itself; that is
+`detokenizer`'s part, by the same definitions.
 
 The families of decoders, by what may still change the text of tokens already seen:
 
@@ -32,7 +33,8 @@ CONTINUATION = 2
 #: After so many UTF-8 continuation bytes no character can be incomplete any more.
 _MAX_CONTINUATIONS = 3
 _LOCAL_STAGES = frozenset({"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"})
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+#: As the library reads them: in Rust, +5 is a number too.
+_BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
 class DecoderFamily(Enum):
@@ -67,7 +69,7 @@ def is_byte_token(token: str) -> bool:
 
 
 def hidden_tokens(tokenizer: Tokenizer) -> frozenset[str]:
-    """The special tokens, which decode to nothing."""
+    """The special tokens, which decode to nothing where they are skipped."""
     return frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
 
 

@@ -7,7 +7,6 @@ text; then three numbers for each sequence in the response. Never decodes, never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from trident_ensemble import tensors
@@ -22,7 +21,7 @@ class Part(NamedTuple):
     """One sequence of a response.
 
     Args:
-        num_ids: of `output_ids`, how many are its own; they follow those of the part before.
+        num_ids: of its row of `output_ids`, how many are its own; the others fill it up.
         num_silent: of these, how many at the end are no text.
         num_characters: of this response's text, how many count; ALL if all do.
     """
@@ -32,8 +31,7 @@ class Part(NamedTuple):
     num_characters: int = ALL
 
 
-@dataclass(frozen=True)
-class ChunkHeader:
+class ChunkHeader(NamedTuple):
     """One response.
 
     Args:
@@ -69,8 +67,9 @@ def unpack(numbers: Sequence[int]) -> ChunkHeader:
     if num_parts < 1 or rest:
         raise RequestError(field, f"{len(numbers)} values are no header: {_NUM_OWN} and {len(Part._fields)} a sequence")
     table_id, slot, acknowledgement, is_last, skip = numbers[:_NUM_OWN]
-    parts = tuple(Part(*numbers[start : start + 3]) for start in range(_NUM_OWN, len(numbers), 3))
+    parts = tuple([Part(*numbers[start : start + 3]) for start in range(_NUM_OWN, len(numbers), 3)])
     for part in parts:
-        if part.num_ids < 0 or not 0 <= part.num_silent <= part.num_ids or part.num_characters < ALL:
+        num_ids, num_silent, num_characters = part
+        if not 0 <= num_silent <= num_ids or num_characters < ALL:
             raise RequestError(field, f"{part} is no part of a response")
     return ChunkHeader(table_id, slot, acknowledgement, bool(is_last), bool(skip), parts)

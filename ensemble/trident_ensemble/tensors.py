@@ -67,7 +67,7 @@ STOP_WORDS = _input("stop_words", "STRING", "texts that end the output and are l
 STOP_TOKEN_IDS = _input("stop_token_ids", "INT32", "further token ids that end the output", (-1,))
 INCLUDE_STOP = _input("include_stop_str_in_output", "BOOL", "leave them in (default false)")
 END_ID = _input("end_id", "INT32", "a further token id that ends the text, as the checkpoint's own do; -1 for none")
-PAD_ID = _input("pad_id", "INT32", "accepted; nothing is padded")
+PAD_ID = _input("pad_id", "INT32", "fills up output_ids of sequences of different length (default 0)")
 IGNORE_EOS = _input("ignore_eos", "BOOL", "generate past the end of text, to max_tokens (benchmarks)")
 SKIP_SPECIAL_TOKENS = _input("skip_special_tokens", "BOOL", "leave special tokens out of the text (default true)")
 ECHO = _input("echo", "BOOL", "the output begins with the prompt (default false)")
@@ -91,13 +91,26 @@ CACHE_SALT = _input("cache_salt", "STRING", "share cached prefixes with this sal
 REUSE_CACHE = _input("reuse_cache", "BOOL", "use and leave cached prefixes (default true)")
 STOP = _input("stop", "BOOL", "generate nothing: end the request that has the same request id")
 
+RANDOM_SEED = _input("random_seed", "UINT64", "another name of seed")
+REQUEST_OUTPUT_LEN = _input("request_output_len", "INT32", "another name of max_tokens")
+STREAMING = _input("streaming", "BOOL", "another name of stream")
+RUNTIME_TOP_K = _input("runtime_top_k", "INT32", "another name of top_k")
+RUNTIME_TOP_P = _input("runtime_top_p", "FP32", "another name of top_p")
+LEN_PENALTY = _input("len_penalty", "FP32", "another name of length_penalty")
+#: Inputs that mean the same as another; a request may not give both and mean two things.
+ALIASES = {
+    MIN_LENGTH: MIN_TOKENS, RANDOM_SEED: SEED, REQUEST_OUTPUT_LEN: MAX_TOKENS, STREAMING: STREAM, RUNTIME_TOP_K: TOP_K,
+    RUNTIME_TOP_P: TOP_P, LEN_PENALTY: LENGTH_PENALTY,
+}  # fmt: skip
+
+INPUT_LENGTHS = _input("input_lengths", "INT32", "length of input_ids, if it is given")
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "the prompt's token ids")
 BAD_WORDS_LIST = _input(
     "bad_words_list", "INT32", "token ids of bad words after one another; below, where each ends; -1 fills up", (2, -1)
 )
 FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be acknowledged by postprocessing")
 
-OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1,), "the token ids of this response, sequence after sequence")
+OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response]; pad_id fills up")
 CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")
 CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response; see `chunk_header`")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (-1,), "the text of this response, one for each of its sequences")
@@ -106,7 +119,7 @@ SEQUENCE_INDEX = TensorSpec(
     "sequence_index", "INT32", (-1,), "which of num_return_sequences; in every response of many"
 )
 OUTPUT_LOG_PROBS = TensorSpec("output_log_probs", "FP32", (-1, -1), "[sequences, tokens of this response]; 0 fills up")
-TOP_LOG_PROBS = TensorSpec("top_log_probs", "FP32", (-1, -1), "[output_ids, num_top_log_probs], the likeliest first")
+TOP_LOG_PROBS = TensorSpec("top_log_probs", "FP32", (-1, -1), "[output tokens, num_top_log_probs], likeliest first")
 TOP_LOG_PROB_IDS = TensorSpec("top_log_prob_ids", "INT32", (-1, -1), "their token ids")
 
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (-1,), "eos, stop, length or cancelled")
@@ -136,7 +149,7 @@ ACCEPTANCE_RATE = TensorSpec("acceptance_rate", "FP32", (-1,), "the share of the
 
 SAMPLING_INPUTS = (
     TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, PRESENCE_PENALTY, FREQUENCY_PENALTY, LOGIT_BIAS, SEED,
-    MIN_TOKENS, MIN_LENGTH, NUM_RETURN_SEQUENCES, BEAM_WIDTH, LENGTH_PENALTY, GUIDE_TYPE, GUIDE,
+    RANDOM_SEED, MIN_TOKENS, MIN_LENGTH, NUM_RETURN_SEQUENCES, BEAM_WIDTH, LENGTH_PENALTY, GUIDE_TYPE, GUIDE,
 )  # fmt: skip
 STOPPING_INPUTS = (STOP_WORDS, STOP_TOKEN_IDS, INCLUDE_STOP, END_ID, PAD_ID, IGNORE_EOS)
 OUTPUT_CHOICES = (
@@ -153,7 +166,10 @@ PROMPT_INPUTS = (
 #: Beside its own, something that is always there: without any input a step would never start, and so never be refused.
 PREPROCESSING_INPUTS = (*PROMPT_INPUTS, MAX_TOKENS, STOP)
 PREPROCESSING_OUTPUTS = (INPUT_IDS, BAD_WORDS_LIST, FLOW_CONTROL)
-CORE_INPUTS = (INPUT_IDS, BAD_WORDS_LIST, *REQUEST_INPUTS, FLOW_CONTROL)
+#: Of clients that bring their own tokenizer; the names are those of tensorrtllm_backend's core.
+TOKEN_CLIENT_INPUTS = (INPUT_LENGTHS, REQUEST_OUTPUT_LEN, STREAMING, RUNTIME_TOP_K, RUNTIME_TOP_P, LEN_PENALTY)
+CORE_STEP_INPUTS = (INPUT_IDS, BAD_WORDS_LIST, *REQUEST_INPUTS, FLOW_CONTROL)
+CORE_INPUTS = (*CORE_STEP_INPUTS, *TOKEN_CLIENT_INPUTS)
 #: With every response that has them.
 CORE_PARTS = (SEQUENCE_INDEX, OUTPUT_LOG_PROBS, TOP_LOG_PROBS, TOP_LOG_PROB_IDS)
 #: On a sequence's last response alone: a response's cost grows with its tensors.
@@ -172,5 +188,5 @@ ENSEMBLE_OUTPUTS = (TEXT_OUTPUT, OUTPUT_IDS, *CORE_PARTS, *CORE_REPORTS)
 #: Request parameters that Triton itself or its clients put beside the tensors; any other is an unknown field.
 KNOWN_PARAMETERS = frozenset({
     "id", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "headers",
-    "binary_data_output", "triton_enable_empty_final_response", "triton_final_response",
+    "binary_data_output", "triton_enable_empty_final_response", "triton_final_response", "Streaming",
 })  # fmt: skip

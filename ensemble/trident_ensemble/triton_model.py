@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from trident_ensemble import layout, tensors
 from trident_ensemble.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
 from trident_ensemble.settings import UnarySettings, parse_parameters
+from trident_ensemble.tensors import TensorSpec
 from trident_ensemble.wiring import STEPS, Step
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -32,38 +33,42 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self._settings = parse_parameters(UnarySettings, parameters)
         self._places = threading.Semaphore(self._settings.max_concurrent_requests)
-        self._pool = ThreadPoolExecutor(self._settings.max_concurrent_requests, "trident-unary")
+        # One more, for requests that only stop others: they need no place, or a full house could not be stopped.
+        self._pool = ThreadPoolExecutor(self._settings.max_concurrent_requests + 1, "trident-unary")
 
     def execute(self, requests: list[Any]) -> None:
         """Start each request on a thread of its own; answers come through the response senders."""
         for request in requests:
             sender = request.get_response_sender()
             inputs = {tensor.name(): tensor for tensor in request.inputs()}
-            if not self._places.acquire(blocking=False):
+            takes_place = not _flag(inputs, tensors.STOP)
+            if takes_place and not self._places.acquire(blocking=False):
                 limit = self._settings.max_concurrent_requests
                 sender.send(_failure(QueueFullError(f"max_concurrent_requests {limit} are in flight")), flags=_FINAL)
                 continue
             parameters = json.loads(request.parameters() or "{}")
-            self._pool.submit(self._serve, sender, inputs, request.request_id(), parameters)
+            self._pool.submit(self._serve, sender, inputs, request.request_id(), parameters, takes_place=takes_place)
 
     def finalize(self) -> None:
         """Wait for the requests in flight."""
         self._pool.shutdown()
 
-    def _serve(self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> None:
+    def _serve(
+        self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, takes_place: bool
+    ) -> None:
         try:
             response = _walk(values, request_id, parameters)
         except TridentError as error:
             response = _failure(error)
         except Exception as error:
             response = _failure(TridentError(f"the request failed: {error}"))
-        self._places.release()
+        if takes_place:
+            self._places.release()
         sender.send(response, flags=_FINAL)
 
 
 def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
-    stream = values.pop(tensors.STREAM.name, None)
-    if stream is not None and stream.as_numpy().any():
+    if _flag(values, tensors.STREAM):
         raise RequestError(tensors.STREAM.name, f"this model answers once; send streams to {layout.ENSEMBLE!r}")
     for step in STEPS:
         response = _call(step, values, request_id, parameters)
@@ -86,7 +91,14 @@ def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[
         return request.exec()
     # The core's last response may be followed by an empty one that only says so.
     answers = [answer for answer in request.exec(decoupled=True) if answer.has_error() or answer.output_tensors()]
+    if not answers:
+        raise TridentError("the core gave no answer")
     return answers[-1]
+
+
+def _flag(values: Mapping[str, Any], spec: TensorSpec) -> bool:
+    tensor = values.get(spec.name)
+    return tensor is not None and bool(tensor.as_numpy().any())
 
 
 def _failure(error: TridentError) -> Any:

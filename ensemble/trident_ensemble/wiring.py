@@ -46,7 +46,7 @@ class Step:
 
 STEPS = (
     Step(layout.PREPROCESSING, tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS),
-    Step(layout.CORE, tensors.CORE_INPUTS, tensors.CORE_OUTPUTS),
+    Step(layout.CORE, tensors.CORE_STEP_INPUTS, tensors.CORE_OUTPUTS),
     Step(layout.POSTPROCESSING, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS),
 )
 
@@ -165,7 +165,7 @@ def _core(step: Step, settings: CoreSettings) -> pb.ModelConfig:
         backend=layout.BACKEND,
         max_batch_size=1,
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
-        input=_inputs(step.inputs),
+        input=_inputs(tensors.CORE_INPUTS),
         output=_outputs(step.outputs),
         instance_group=_on_cpu(1),
         parameters=_parameters(settings),

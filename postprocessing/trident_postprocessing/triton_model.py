@@ -6,8 +6,8 @@ Triton; the decoding is `detokenizer`'s. Never keeps anything of a request: any 
 
 from __future__ import annotations
 
-import contextlib
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import GONE, Acknowledger
-from trident_ensemble.chunk_header import unpack
+from trident_ensemble.chunk_header import ALL, ChunkHeader, unpack
+from trident_ensemble.detokenizer import load_detokenizer
 from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import TextSettings, parse_parameters
-from trident_postprocessing.detokenizer import load_detokenizer
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+#: More than a header of any response has.
+_MAX_HEADER = 4096
 
 
 class TritonPythonModel:
@@ -49,26 +51,46 @@ class TritonPythonModel:
     def _serve(self, request: Any, sender: Any) -> None:
         """Answer, and only then acknowledge: so the stream's next chunk cannot overtake the text of this one."""
         is_gone = request.is_cancelled()
-        sender.send(self._answer(request), flags=_FINAL)
-        with contextlib.suppress(RequestError):  # which the answer has told
-            header = unpack(_integers(request, tensors.CHUNK))
+        header = None
+        try:
+            header = unpack(_integers(request, tensors.CHUNK, _MAX_HEADER))
+            response = _success(self._texts(request, header))
+        except TridentError as error:
+            response = _failure(error)
+        except Exception as error:  # whatever it is, this request must be answered
+            response = _failure(TridentError(f"postprocessing failed: {error!r}"))
+        sender.send(response, flags=_FINAL)
+        if header is not None:
             acknowledgement = header.acknowledgement | GONE if is_gone else header.acknowledgement
             self._acknowledger.acknowledge(header.table_id, header.slot, acknowledgement)
 
-    def _answer(self, request: Any) -> Any:
-        try:
-            is_last = unpack(_integers(request, tensors.CHUNK)).is_last
-            context_ids = self._token_ids(request, tensors.CONTEXT_IDS)
-            text = self._detokenizer.text(context_ids, self._token_ids(request, tensors.OUTPUT_IDS), is_last=is_last)
-        except TridentError as error:
-            return _failure(error)
-        except Exception as error:  # whatever it is, this request must be answered
-            return _failure(TridentError(f"postprocessing failed: {error!r}"))
-        encoded = np.array([[text.encode()]], np.object_)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])
+    def _texts(self, request: Any, header: ChunkHeader) -> list[str]:
+        """Of each sequence of a response."""
+        parts = header.parts
+        output_ids = self._token_ids(request, tensors.OUTPUT_IDS, len(parts))
+        context_ids = self._token_ids(request, tensors.CONTEXT_IDS)
+        if context_ids and len(parts) > 1:
+            raise RequestError(tensors.CONTEXT_IDS.name, "must be empty: only a stream of one sequence has a context")
+        length, rest = divmod(len(output_ids), len(parts))
+        longest = max(part.num_ids for part in parts)
+        if rest or longest > length:
+            problem = (
+                f"must hold {len(parts)} rows of {longest} ids, as {tensors.CHUNK.name} tells, not {len(output_ids)}"
+            )
+            raise RequestError(tensors.OUTPUT_IDS.name, problem)
+        texts = []
+        for begin, (num_ids, num_silent, num_characters) in zip(count(0, length), parts, strict=False):
+            text = self._detokenizer.text(
+                context_ids,
+                output_ids[begin : begin + num_ids - num_silent],
+                is_last=header.is_last,
+                skip_special_tokens=header.skip_special_tokens,
+            )
+            texts.append(text if num_characters == ALL else text[:num_characters])
+        return texts
 
-    def _token_ids(self, request: Any, spec: tensors.TensorSpec) -> list[int]:
-        token_ids = _integers(request, spec, self._max_seq_len)
+    def _token_ids(self, request: Any, spec: tensors.TensorSpec, num_sequences: int = 1) -> list[int]:
+        token_ids = _integers(request, spec, num_sequences * self._max_seq_len)
         if token_ids and min(token_ids) < 0:
             raise RequestError(spec.name, f"{min(token_ids)} is no token id; the least is 0")
         return token_ids
@@ -80,7 +102,7 @@ def _instance(instance_name: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _integers(request: Any, spec: tensors.TensorSpec, max_size: int = 64) -> list[int]:
+def _integers(request: Any, spec: tensors.TensorSpec, max_size: int) -> list[int]:
     tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
     if tensor is None:
         raise RequestError(spec.name, "missing")
@@ -88,9 +110,13 @@ def _integers(request: Any, spec: tensors.TensorSpec, max_size: int = 64) -> lis
     if array.size > max_size:
         raise RequestError(spec.name, f"{array.size} values are too many; the most is {max_size}")
     values: list[int] = array.tolist()
-    if spec.dims[0] >= 0 and len(values) != spec.dims[0]:
-        raise RequestError(spec.name, f"must hold {spec.dims[0]} values, not {len(values)}")
     return values
+
+
+def _success(texts: list[str]) -> Any:
+    # Without the batch dimension, as clients of tensorrtllm_backend read it: `as_numpy("text_output")[0].decode()`.
+    encoded = np.array([text.encode() for text in texts], np.object_)
+    return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])
 
 
 def _failure(error: TridentError) -> Any:

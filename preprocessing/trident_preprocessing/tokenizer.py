@@ -1,7 +1,7 @@
 """A prompt, or chat messages, to token ids, as the checkpoint's own tokenizer and chat template have it.
 
 Owns the checks of the text, the bound on its size and the choice between prompt and messages. Never knows Triton, and
-never counts tokens against the engine's limits: that is the core's part.
+never counts tokens against the engine's limits, unless it is asked to cut: that is the core's part.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import ArtifactError, RequestError
-from trident_preprocessing.messages import parse_messages
+from trident_preprocessing.bad_words import BadWords
+from trident_preprocessing.chat import ChatTemplate, refuse_chat_inputs
+from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.texts import check_size, decode_text
+from trident_preprocessing.truncation import Truncation, parse_truncation
 
-#: What a template that was written for other messages may raise while it is given these.
-_RENDER_ERRORS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 #: JSON may spell one character in so many bytes (`\\u000a`), and puts so much around the text of a conversation.
 _JSON_BYTES_PER_BYTE = 6
 _JSON_OVERHEAD = 1 << 16
+#: What will be cut may be so large, in bytes; it is tokenized whole all the same, because a cut moves token borders.
+_MAX_CUT_TEXT_BYTES = 1 << 20
+_TOO_LARGE = "the engine's longest prompt can have"
+_TOO_LARGE_TO_CUT = "a prompt that is cut may have"
 
 
 class PromptTokenizer:
@@ -34,72 +39,55 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any, max_seq_len: int) -> None:
         self._tokenizer = tokenizer
+        self._chat = ChatTemplate(tokenizer)
+        self._max_seq_len = max_seq_len
+        self.bad_words = BadWords(tokenizer)
         longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
         #: Even of the longest token no more than this would fit, so larger texts need not be tokenized to be refused.
         self.max_text_bytes = max_seq_len * longest
 
-    def encode(self, text_input: bytes | None, messages: bytes | None) -> list[int]:
-        """The token ids of a request, of which exactly one argument is given; both are UTF-8.
+    def encode(self, request: PromptRequest) -> list[int]:
+        """The token ids of a request, which has either text_input or messages.
 
-        A plain prompt gets the special tokens that the tokenizer adds by default (a beginning of text, say); of
-        messages the chat template decides, and it asks for an answer.
+        A plain prompt gets the special tokens that the tokenizer adds by default (a beginning of text, say), and they
+        stay when it is cut; of messages the chat template decides, and they are cut as they come.
 
         Raises:
             RequestError: none or both given, or one that cannot be tokenized; names the field and says why.
         """
-        if text_input is not None and messages is not None:
+        if request.text_input is not None and request.messages is not None:
             raise RequestError(tensors.TEXT_INPUT.name, "given together with messages; send one of them")
-        if text_input is not None:
-            return self._encode_text(text_input)
-        if messages is not None:
-            return self._encode_messages(messages)
-        raise RequestError(tensors.TEXT_INPUT.name, "missing; send text_input, or messages for a chat")
-
-    def _encode_text(self, raw: bytes) -> list[int]:
-        field = tensors.TEXT_INPUT.name
-        if not raw:
-            raise RequestError(field, "empty; send at least one character")
-        text = _utf8(field, raw, self.max_text_bytes)
-        return self._tokenize(field, text, add_special_tokens=True)
-
-    def _encode_messages(self, raw: bytes) -> list[int]:
+        if request.text_input is None and request.messages is None:
+            raise RequestError(tensors.TEXT_INPUT.name, "missing; send text_input, or messages for a chat")
+        truncation = parse_truncation(request, self._max_seq_len)
+        max_bytes, why = self.max_text_bytes, _TOO_LARGE
+        if truncation is not None:
+            max_bytes, why = max(max_bytes, _MAX_CUT_TEXT_BYTES), _TOO_LARGE_TO_CUT
+        if request.text_input is not None:
+            refuse_chat_inputs(request)
+            field = tensors.TEXT_INPUT.name
+            if not request.text_input:
+                raise RequestError(field, "empty; send at least one character")
+            text = decode_text(field, request.text_input, max_bytes, why)
+            return self._tokenize(field, text, truncation, add_special_tokens=True)
         field = tensors.MESSAGES.name
-        text = _utf8(field, raw, self.max_text_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
-        messages = parse_messages(text)
-        if not self._tokenizer.chat_template:
-            raise RequestError(field, "the served checkpoint has no chat template; send text_input")
+        text = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
         try:
-            prompt: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except _RENDER_ERRORS as error:
-            raise RequestError(field, f"the checkpoint's chat template refuses them: {error}") from None
-        try:
-            num_bytes = len(prompt.encode())
+            check_size(field, len(text.encode()), max_bytes, why)
         except UnicodeEncodeError:
             raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
-        if num_bytes > self.max_text_bytes:
-            raise RequestError(field, _too_large(num_bytes, self.max_text_bytes))
-        return self._tokenize(field, prompt, add_special_tokens=False)
+        return self._tokenize(field, text, truncation, add_special_tokens=False)
 
-    def _tokenize(self, field: str, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
         # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         token_ids: list[int] = encoded["input_ids"]
         if not token_ids:
             raise RequestError(field, "has no tokens for this tokenizer; send more text")
-        return token_ids
-
-
-def _utf8(field: str, raw: bytes, max_bytes: int) -> str:
-    if len(raw) > max_bytes:
-        raise RequestError(field, _too_large(len(raw), max_bytes))
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(field, f"not valid UTF-8 (byte {error.start}); send UTF-8") from None
-
-
-def _too_large(num_bytes: int, max_bytes: int) -> str:
-    return f"{num_bytes} bytes are more than the engine's longest prompt can have; at most {max_bytes}; shorten it"
+        if truncation is None:
+            return token_ids
+        # Of special tokens, what the tokenizer added, not what the text itself spells.
+        return truncation.cut(token_ids, encoded.encodings[0].special_tokens_mask)
 
 
 def load_tokenizer(engine_folder: Path) -> PromptTokenizer:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine, next_token
+from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
+from trident_backend.responses import Response
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepSize
 from trident_backend.steps import Row
-from trident_backend.streams import Chunk
 from trident_ensemble.errors import TridentError
 from trident_ensemble.settings import CoreSettings
 
@@ -41,7 +42,7 @@ def expected_tokens(prompt: list[int], max_tokens: int, vocab_size: int = SPEC.v
 
 def expected_output(sequence: Sequence, vocab_size: int = SPEC.vocab_size) -> list[int]:
     """What the timed engine generates for a request alone, with sampling and end ids, without core or scheduler."""
-    sampler = Sampler(vocab_size)
+    sampler = Sampler(NumpyKernels(), vocab_size)
     token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
     for place in range(sequence.num_prompt_tokens, sequence.max_len):
         wide = next_token(np.array(token_ids, np.int64), _WIDE)
@@ -133,7 +134,7 @@ class Client:
     """A responder that keeps what it is sent."""
 
     def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
+        self.chunks: list[Response] = []
         self.errors: list[TridentError] = []
         self.num_finals = 0
         self.cancelled = False
@@ -142,11 +143,16 @@ class Client:
 
     @property
     def output_ids(self) -> list[int]:
-        return [token_id for chunk in self.chunks for token_id in chunk.output_ids]
+        return [token_id for chunk in self.chunks for token_id in chunk.output_ids.reshape(-1).tolist()]
 
-    def send(self, chunk: Chunk) -> None:
-        self.chunks.append(chunk)
-        if chunk.is_last:
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Of the last response, beside its ids."""
+        return {spec.name: values.tolist() for spec, values in self.chunks[-1].outputs}
+
+    def send(self, response: Response) -> None:
+        self.chunks.append(response)
+        if response.is_final:
             self._final()
 
     def fail(self, error: TridentError) -> None:

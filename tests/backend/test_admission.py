@@ -44,6 +44,23 @@ def test_as_many_tokens_as_the_cache_holds_and_may_wait() -> None:
     admission.enter(60)
 
 
+def test_a_request_for_several_answers_counts_as_so_many_with_one_prompt() -> None:
+    admission = Admission(SPEC, CoreSettings(max_queue_size=3))
+    admission.enter(10, "", 4)
+    admission.enter(10, "", 2)
+    assert (admission.num_requests, admission.num_tokens) == (6, 20)
+    with pytest.raises(QueueFullError, match="max_queue_size 3"):
+        admission.enter(10, "", 2)
+    admission.leave(10, "", 4)
+    assert (admission.num_requests, admission.num_tokens) == (2, 10)
+    admission.leave(10, "", 2)
+    assert (admission.num_requests, admission.num_tokens) == (0, 0)
+
+
+def test_as_many_answers_as_can_run_are_always_taken_by_an_idle_core() -> None:
+    Admission(SPEC, CoreSettings(max_queue_size=0)).enter(1, "", SPEC.max_num_seqs)
+
+
 def test_the_longest_prompt_fits_when_nothing_else_is_there() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_tokens=1))
     admission.enter(SPEC.max_seq_len - 1)

@@ -14,6 +14,7 @@ from trident_backend.blocks import BlockManager
 from trident_backend.prefix_digests import block_digests
 from trident_backend.sequence import Sequence
 
+ACTIONS = ["admit", "sibling", "sibling", "grow", "grow", "beyond", "release"]
 A, B = list(range(100, 112)), list(range(200, 212))
 
 
@@ -61,15 +62,27 @@ def test_a_promise_is_kept_when_others_would_take_the_blocks() -> None:
     assert blocks.num_free == 10
 
 
+@pytest.mark.parametrize(("num_computed", "num_shared"), [(0, 0), (8, 0), (10, 0), (11, 10), (12, 10)])
+def test_a_prompt_is_shared_with_a_sibling_once_it_is_computed(num_computed: int, num_shared: int) -> None:
+    blocks = BlockManager(num_blocks=12, block_size=4, reuse=False)
+    parent = make_sequence(0, A[:11], 4)
+    assert blocks.admit(parent, 15) == 0
+    assert blocks.grow(parent, 12)
+    parent.num_computed_tokens = num_computed
+    assert blocks.admit(make_sequence(1, A[:11], 4, parent=parent), 15) == num_shared
+
+
 @settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_growth_within_a_promise_never_fails(data: st.DataObject) -> None:
-    blocks = BlockManager(num_blocks=12, block_size=4)
+@given(data=st.data(), reuse=st.booleans())
+def test_growth_within_a_promise_never_fails(data: st.DataObject, reuse: bool) -> None:
+    blocks = BlockManager(num_blocks=12, block_size=4, reuse=reuse)
     running: list[tuple[Sequence, int]] = []
     for number in range(40):
-        action = data.draw(st.sampled_from(["admit", "grow", "grow", "beyond", "release"]))
-        if action == "admit":
-            sequence = make_sequence(number, data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=20)), 20)
+        action = data.draw(st.sampled_from(["admit", "sibling", "sibling", "grow", "grow", "beyond", "release"]))
+        if action in {"admit", "sibling"}:
+            prompt = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=20))
+            parent = data.draw(st.sampled_from(running))[0] if action == "sibling" and running else None
+            sequence = make_sequence(number, parent.token_ids if parent else prompt, 20, parent=parent)
             promised = data.draw(st.integers(sequence.num_tokens, sequence.max_len))
             num_cached = blocks.admit(sequence, promised)
             if num_cached is not None:
@@ -79,7 +92,7 @@ def test_growth_within_a_promise_never_fails(data: st.DataObject) -> None:
         elif running:
             sequence, promised = data.draw(st.sampled_from(running))
             if action == "grow":
-                length = data.draw(st.integers(1, promised))
+                length = data.draw(st.integers(min(promised, sequence.num_computed_tokens + 1), promised))
                 assert blocks.grow(sequence, length)
                 sequence.num_computed_tokens = max(sequence.num_computed_tokens, min(length, sequence.num_tokens))
                 blocks.commit(sequence)
@@ -87,9 +100,41 @@ def test_growth_within_a_promise_never_fails(data: st.DataObject) -> None:
                 free = blocks.num_free
                 assert blocks.grow(sequence, sequence.max_len) or blocks.num_free <= free
             else:
+                # Nobody gives up room between a copy and its step.
+                _end_step(blocks, running)
                 running.remove((sequence, promised))
                 blocks.release(sequence)
-        blocks.check_integrity([sequence for sequence, _ in running])
+        if action != "grow":
+            _end_step(blocks, running)
+
+
+def _end_step(blocks: BlockManager, running: list[tuple[Sequence, int]]) -> None:
+    copies = blocks.take_copies()
+    sources, targets = {source for source, _ in copies}, {target for _, target in copies}
+    assert len(targets) == len(copies)
+    assert sources.isdisjoint(targets)
+    blocks.check_integrity([sequence for sequence, _ in running])
+
+
+def test_a_block_to_copy_is_given_to_nobody_before() -> None:
+    """Its owner goes in the very step in which the last of those that share it writes."""
+    blocks = BlockManager(num_blocks=6, block_size=4, reuse=False)
+    parent = _compute(blocks, A[:7], max_tokens=1)
+    sibling = make_sequence(1, A[:7], 1, parent=parent)
+    assert blocks.admit(sibling, 8) == 6
+    lent = parent.block_table[1]
+    assert sibling.block_table == parent.block_table
+    blocks.release(parent)
+    assert blocks.grow(sibling, 7)
+    taker = make_sequence(2, B, 4)
+    assert blocks.admit(taker, 16) is None, "three are free: the one to copy is not"
+    assert blocks.admit(taker, 12) == 0
+    assert blocks.grow(taker, 12)
+    assert lent not in taker.block_table
+    assert blocks.take_copies() == ((lent, sibling.block_table[1]),)
+    assert blocks.take_copies() == ()
+    blocks.check_integrity([sibling, taker])
+    assert blocks.num_free == 1
 
 
 def test_an_equal_beginning_is_shared_and_counted_once() -> None:

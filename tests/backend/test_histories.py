@@ -2,7 +2,8 @@
 
 The mock engine really keeps a KV cache, so that a block that is shared, leaked or handed over wrongly shows as a wrong
 token. Prompts begin alike and repeat themselves, pools are small and steps take simulated time, so that prefix reuse,
-eviction, preemption, guesses, deadlines and the latency budget all come into play.
+eviction, preemption, guesses, deadlines and the latency budget all come into play; so do siblings that share a prompt,
+prompts that are scored, stop ids, stop strings, guides, and places where there is no token to choose.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.backend.doubles import Clock, TimedEngine, expected_output, linear, make_sequence
+from tests.backend.doubles import Clock, TimedEngine, linear, make_sequence
+from tests.backend.followers import Grammar, ScoringSampler, Words, alone
+from trident_backend import prompt_scores
 from trident_backend.core import EngineCore, StepResult
-from trident_backend.engine.protocol import EngineSpec
+from trident_backend.engine.mock import next_token
+from trident_backend.engine.protocol import EngineSpec, FloatArray
 from trident_backend.sequence import FinishReason, SamplingParams, Sequence
 from trident_ensemble.errors import CancelledError, DeadlineError, EngineError
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
@@ -46,6 +52,13 @@ REQUESTS = st.fixed_dictionaries(
         "cache_salt": st.sampled_from(["", "", "pepper"]),
         "reuse_cache": st.sampled_from([True, True, True, False]),
         "timeout": st.sampled_from([math.inf] * 6 + [0.05, 0.4]),
+        "num_siblings": st.sampled_from([0, 0, 0, 1, 3]),
+        "stop_ids": st.sampled_from([frozenset(), frozenset(), frozenset({3})]),
+        "include_stop": st.booleans(),
+        "words": st.sampled_from([(), (), ("01", "4"), ("224", "31")]),
+        "grammar": st.sampled_from([None, None, 7, 50]),
+        "scores": st.sampled_from(["", "", "output", "prompt", "all"]),
+        "dead_end": st.sampled_from([None] * 7 + [0, 3]),
     }
 )
 SETTINGS = st.builds(
@@ -63,14 +76,21 @@ SETTINGS = st.builds(
 class Histories(RuleBasedStateMachine):
     """Adds, aborts, pauses, failures and steps in any order."""
 
+    #: Fewer than a step has tokens.
+    patched = patch.object(prompt_scores, "MAX_ROWS", 5)
+
     @initialize(chosen=SETTINGS, num_blocks=st.sampled_from([24, 32]), cost=st.sampled_from(COSTS))
     def begin(self, chosen: CoreSettings, num_blocks: int, cost: object) -> None:
         self.settings = chosen
         self.clock = Clock()
         self.engine = TimedEngine(replace(SPEC, num_blocks=num_blocks), self.clock, cost)  # type: ignore[arg-type]
         self.core = EngineCore(self.engine, chosen, self.clock)
+        self.sampler = ScoringSampler(self.core._sampler, SPEC.vocab_size)
+        self.core._sampler = self.sampler  # type: ignore[assignment]
+        self.patched.start()
         self.sequences: list[Sequence] = []
         self.ended: Counter[int] = Counter()
+        self.asked: set[Sequence] = set()
         self.num_failures = 0
 
     @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4))
@@ -78,15 +98,36 @@ class Histories(RuleBasedStateMachine):
         for request in requests:
             fields = dict(request)
             fields["arrived_at"], fields["deadline"] = self.clock.now, self.clock.now + fields.pop("timeout")
-            sequence = make_sequence(len(self.sequences), **fields)
-            self.sequences.append(sequence)
-            self.core.scheduler.add(sequence, self.clock.now)
+            words, length, scores, dead_end = (fields.pop(name) for name in ("words", "grammar", "scores", "dead_end"))
+            parent = None
+            for index in range(1 + fields.pop("num_siblings")):
+                # Where only the first is scored, the others may leave and find what it must not.
+                scored = scores == "all" or (scores == "prompt" and index == 0)
+                sampling = replace(
+                    fields["sampling"], seed=fields["sampling"].seed + index, index=index,
+                    log_probs=bool(scores), prompt_log_probs=scored,
+                )  # fmt: skip
+                own: dict[str, Any] = {
+                    "sampling": sampling,
+                    "parent": parent,
+                    "stop_strings": Words(words) if words else None,
+                    "guide": Grammar(length) if length else None,
+                }
+                sequence = make_sequence(len(self.sequences), **{**fields, **own})
+                sequence.reuse_cache &= scores != "prompt" or index > 0
+                if dead_end is not None and index % 2 == 0:
+                    self.sampler.dead_ends[sequence.sequence_id] = sequence.num_prompt_tokens + dead_end
+                parent = parent or sequence
+                self.sequences.append(sequence)
+                self.core.scheduler.add(sequence, self.clock.now)
 
     @precondition(lambda self: len(self.live) > 3)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), asked=st.booleans())
+    def abort(self, data: st.DataObject, asked: bool) -> None:
         sequence = data.draw(st.sampled_from(self.sequences))
-        self.core.scheduler.finish(sequence, FinishReason.CANCELLED, CancelledError("a test's choice"))
+        error = None if asked else CancelledError("a test's choice")
+        self.asked |= {sequence} if asked and sequence.finish_reason is None else set()
+        self.core.scheduler.finish(sequence, FinishReason.CANCELLED, error)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
@@ -129,12 +170,18 @@ class Histories(RuleBasedStateMachine):
         assert not result.output.chunks or result.output.size == self.engine.last_size
         preempted = result.output.preempted
         assert self.settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION or not preempted
+        scored = sum(chunk.num_scored for chunk in result.output.chunks)
+        assert scored <= prompt_scores.MAX_ROWS
+        assert result.output.size.num_rows == scored + sum(
+            1 + len(chunk.draft_ids) for chunk in result.output.chunks if chunk.completes
+        )
         chosen = [chunk.sequence for chunk in result.output.chunks]
         assert len(chosen) == len(set(chosen))
         if set(chosen) & set(streams):
             assert not set(chosen) & set(preempted), "it lost its room to a stream and got it back at once"
         advanced = {advance.sequence for advance in result.advances}
-        assert set(streams) <= advanced | set(preempted), "a running stream waited for somebody's prompt"
+        stuck = {s for s in streams if s.finish_reason is FinishReason.ERROR}
+        assert set(streams) <= advanced | set(preempted) | stuck, "a running stream waited for somebody's prompt"
         assert all(s.num_tokens == length for s, length in paused.items())
         assert all(s.deadline > began for s in self.live)
         return result
@@ -155,7 +202,7 @@ class Histories(RuleBasedStateMachine):
             waiting = [s for s in scheduler.waiting if s.tenant == tenant]
             assert (account.num_waiting, account.num_waiting_tokens) == (
                 len(waiting),
-                sum(s.num_tokens for s in waiting),
+                sum(s.num_output_tokens + 1 if s.parent else s.num_tokens for s in waiting),
             )
         self.ended.update(s.sequence_id for s in scheduler.take_ended())
         assert self.ended == Counter(s.sequence_id for s in self.sequences if s.finish_reason is not None)
@@ -163,6 +210,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "core"):
             return
+        self.patched.stop()
         for sequence in self.sequences:
             sequence.paused = False
         # Each step computes a token at least; what is preempted is computed again, by far not so often.
@@ -180,13 +228,32 @@ class Histories(RuleBasedStateMachine):
 
     def check_output(self, sequence: Sequence) -> None:
         output = sequence.token_ids[sequence.num_prompt_tokens :]
-        expected = expected_output(sequence, SPEC.vocab_size)
-        assert output == expected[: len(output)]
+        expected = alone(sequence, self.sampler, self.next_logits)
+        assert output == expected.output[: len(output)]
+        assert sequence.log_probs == expected.log_probs[: len(output)]
+        assert sequence.prompt_log_probs == expected.prompt_log_probs[: len(sequence.prompt_log_probs)]
+        assert not output or len(sequence.prompt_log_probs) == len(expected.prompt_log_probs)
         assert sequence.num_accepted_tokens <= sequence.num_draft_tokens
-        if sequence.error is None:
-            assert output == expected
-            ends = output[-1] in sequence.end_ids
-            assert sequence.finish_reason is (FinishReason.EOS if ends else FinishReason.LENGTH)
+        reason = sequence.finish_reason
+        if sequence in self.asked:
+            assert reason is (FinishReason.STOP if sequence.stop_reason else FinishReason.CANCELLED)
+        elif reason in {FinishReason.EOS, FinishReason.STOP, FinishReason.LENGTH}:
+            assert (output, reason, sequence.stop_reason) == (expected.output, expected.reason, expected.stop_reason)
+        ended = output == expected.output and sequence not in self.asked
+        if expected.reason is FinishReason.ERROR and ended:
+            assert sequence.error is not None
+        assert sequence.num_silent_tokens == (expected.num_silent_tokens if output == expected.output else 0)
+        is_unseen = output and output[-1] in sequence.end_ids | sequence.stop_ids
+        followers: list[Any] = [sequence.stop_strings, sequence.guide]
+        for follower in followers:
+            assert follower is None or follower.seen == (output[:-1] if is_unseen else output)
+
+    @staticmethod
+    def next_logits(context: list[int]) -> FloatArray:
+        """What the timed engine computes."""
+        logits = np.zeros((1, SPEC.vocab_size), np.float32)
+        logits[0, next_token(np.array(context, np.int64), 1009) % SPEC.vocab_size] = 1.0
+        return logits
 
 
 Histories.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, print_blob=True)

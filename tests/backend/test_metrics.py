@@ -155,7 +155,7 @@ def test_records_add_up_however_they_come(seed: int) -> None:
         "nv_llm_accepted_draft_tokens_total": "num_accepted_tokens",
     }.items():
         assert page.value(family) == sum(getattr(request, field) for request in ran)
-    whole = (FinishReason.EOS, FinishReason.LENGTH)
+    whole = (FinishReason.EOS, FinishReason.STOP, FinishReason.LENGTH)
     requests = [request for request in requests if request.finish_reason in whole]
     ran = [request for request in requests if request.queue_seconds is not None]
     guessed = [request for request in requests if request.num_draft_tokens]

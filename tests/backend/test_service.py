@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.backend.doubles import SPEC, Client, expected_tokens, make_sequence
-from tests.backend.serving import ANCHORS, NO_DEFAULTS, serving, until
+from tests.backend.serving import make_service, serving, until
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import FloatArray, StepBatch
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.loop import Command, EngineLoop, TokenEvent
+from trident_backend.responses import Response
 from trident_backend.sequence import FinishReason
-from trident_backend.service import CoreService
-from trident_backend.streams import Chunk
 from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import (
@@ -50,9 +49,9 @@ def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
             assert client.output_ids == output[: len(client.output_ids)]
             if not client.errors:
                 assert client.output_ids == output
-                assert client.chunks[-1].finish_reason == "length"
-                assert client.chunks[-1].num_output_tokens == max_tokens
-                assert client.chunks[-1].num_input_tokens == len(prompt)
+                assert client.outputs["finish_reason"] == [b"length"]
+                assert client.outputs["num_output_tokens"] == [max_tokens]
+                assert client.outputs["num_input_tokens"] == [len(prompt)]
             else:
                 assert client.cancelled
                 assert isinstance(client.errors[0], CancelledError)
@@ -138,9 +137,7 @@ def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
             raise RuntimeError("out of the blue")
 
     died = threading.Event()
-    service = CoreService(
-        Broken(SPEC), NO_DEFAULTS, ANCHORS, CoreSettings(), notice=DrainNotice(None), on_fatal=lambda _: died.set()
-    )
+    service = make_service(Broken(SPEC), on_fatal=lambda _: died.set())
     clients = [Client() for _ in range(9)]
     for client in clients:
         try:
@@ -172,20 +169,42 @@ def test_an_abort_that_overtakes_its_addition_harms_nobody() -> None:
     assert other.token_ids[1:] == expected_tokens([2], 5)
 
 
+class _Undecided:
+    """Stop strings whose word is found when nothing more comes."""
+
+    num_safe_tokens = 0
+    num_characters = 0
+
+    def append(self, token_id: int) -> None: ...
+
+    def finish(self) -> str:
+        return "word"
+
+
+def test_who_is_asked_to_stop_looks_once_more_for_a_stop_string() -> None:
+    events: list[TokenEvent] = []
+    loop = EngineLoop(
+        EngineCore(MockEngine(SPEC), CoreSettings(), time.monotonic), events.extend, lambda _: None, lambda _: None
+    )
+    plain, found = make_sequence(1, [1], 60), make_sequence(2, [1], 60)
+    found.stop_strings = _Undecided()  # type: ignore[assignment]
+    for sequence in (plain, found):
+        loop.tell(Command.STOP, sequence)
+    loop.start()
+    until(lambda: found.finish_reason is not None)
+    loop.stop()
+    ends = {event.sequence_id: event.finish_reason for event in events}
+    assert ends == {1: FinishReason.CANCELLED, 2: FinishReason.STOP}
+    assert (plain.error, found.error, found.stop_reason) == (None, None, "word")
+
+
 def test_a_responder_that_breaks_is_fatal_and_everybody_is_answered() -> None:
     class Broken(Client):
-        def send(self, chunk: Chunk) -> None:
+        def send(self, response: Response) -> None:
             raise RuntimeError("no way back")
 
     died = threading.Event()
-    service = CoreService(
-        MockEngine(SPEC, step_seconds=0.01),
-        NO_DEFAULTS,
-        ANCHORS,
-        CoreSettings(),
-        notice=DrainNotice(None),
-        on_fatal=lambda _: died.set(),
-    )
+    service = make_service(MockEngine(SPEC, step_seconds=0.01), on_fatal=lambda _: died.set())
     other = Client()
     service.submit({"input_ids": [1], "max_tokens": 60}, other)
     service.submit({"input_ids": [1], "max_tokens": 2}, Broken())
@@ -225,12 +244,12 @@ class Acknowledging(Client):
         self.last_acknowledged = 0
         self.postprocessing = Acknowledger(0)
 
-    def send(self, chunk: Chunk) -> None:
-        super().send(chunk)
+    def send(self, response: Response) -> None:
+        super().send(response)
         if self.alive:
             time.sleep(self.delay)
-            self.last_acknowledged = chunk.header.acknowledgement
-            self.postprocessing.acknowledge(*_acknowledgement(chunk))
+            self.last_acknowledged = response.header.acknowledgement
+            self.postprocessing.acknowledge(*_acknowledgement(response))
 
 
 def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
@@ -306,5 +325,5 @@ def test_flow_control_by_the_clock() -> None:
     assert flow.state(100.0) is FlowState.GONE
 
 
-def _acknowledgement(chunk: Chunk) -> tuple[int, int, int]:
-    return chunk.header.table_id, chunk.header.slot, chunk.header.acknowledgement
+def _acknowledgement(response: Response) -> tuple[int, int, int]:
+    return response.header.table_id, response.header.slot, response.header.acknowledgement

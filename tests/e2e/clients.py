@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,21 +13,16 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-NUMPY_TYPES: dict[str, Any] = {
-    "text_input": np.object_,
-    "messages": np.object_,
-    "max_tokens": np.int32,
-    "stream": np.bool_,
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "seed": np.uint64,
-    "end_id": np.int32,
-    "ignore_eos": np.bool_,
-    "tenant": np.object_,
-    "cache_salt": np.object_,
-    "reuse_cache": np.bool_,
+from trident_ensemble import tensors
+
+_NUMPY_TYPES: dict[str, Any] = {
+    "STRING": np.object_,
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
 }
+_DTYPES = {spec.name: spec.dtype for spec in tensors.ENSEMBLE_INPUTS}
 
 
 @dataclass
@@ -41,11 +36,24 @@ class Answer:
     finish_reason: str = ""
     num_input_tokens: int = 0
     num_output_tokens: int = 0
+    results: list[Any] = field(default_factory=list)
+
+    @property
+    def last(self) -> Callable[[str], Any]:
+        """Gives an output of the last response as numpy has it; None if it was left out."""
+        output: Callable[[str], Any] = self.results[-1].as_numpy
+        return output
+
+    def joined(self, name: str) -> list[Any]:
+        """An output of all responses that have it, flat, one after another."""
+        arrays = [result.as_numpy(name) for result in self.results]
+        return [value for array in arrays if array is not None for value in array.reshape(-1).tolist()]
 
     def add(self, result: Any) -> None:
         self.text += result.as_numpy("text_output").reshape(-1)[0].decode()
         self.output_ids += result.as_numpy("output_ids").reshape(-1).tolist()
         self.num_chunks += 1
+        self.results.append(result)
         if result.as_numpy("finish_reason") is None:
             return
         self.finish_reason = result.as_numpy("finish_reason").reshape(-1)[0].decode()
@@ -55,13 +63,14 @@ class Answer:
 
 
 def make_inputs(module: Any, fields: dict[str, Any]) -> list[Any]:
-    """Tensors of shape [1, 1] for either of tritonclient's protocols."""
+    """Tensors of shape [1, 1], of lists [1, n], for either of tritonclient's protocols."""
     inputs = []
     for name, value in fields.items():
-        array = np.array([[value]], NUMPY_TYPES.get(name, np.int32))
-        if array.dtype == np.object_:
-            array = np.array([[value if isinstance(value, bytes) else value.encode()]], np.object_)
-        tensor = module.InferInput(name, [1, 1], np_to_triton_dtype(array.dtype))
+        values = value if isinstance(value, list) else [value]
+        if _DTYPES.get(name) == "STRING":
+            values = [item.encode() if isinstance(item, str) else item for item in values]
+        array = np.array([values], _NUMPY_TYPES[_DTYPES.get(name, "INT32")])
+        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     return inputs

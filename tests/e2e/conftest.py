@@ -13,10 +13,15 @@ from tests.e2e.server import Server, serve
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A tiny random Llama behind four postprocessing instances."""
-    folder: Path = tmp_path_factory.mktemp("server")
-    checkpoint = make_checkpoint(folder / "checkpoint", "llama", max_position_embeddings=8192)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama."""
+    return make_checkpoint(tmp_path_factory.mktemp("served") / "checkpoint", "llama", max_position_embeddings=8192)
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It behind four postprocessing instances."""
+    folder = tmp_path_factory.mktemp("server")
     repository = build(
         checkpoint, folder / "repository", "--postprocessing-instances", "4", "--max-seq-len", "4608",
         "--max-num-seqs", "64", "--kv-cache", "256MiB",

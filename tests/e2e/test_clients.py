@@ -39,7 +39,7 @@ def test_infer_over_http_and_grpc(server: Server, expected: tuple[str, list[int]
     url = server.http if module is httpclient else server.grpc
     client = module.InferenceServerClient(url)  # type: ignore[attr-defined]
     result = client.infer("ensemble_unary", make_inputs(module, FIELDS), request_id="7")
-    assert result.as_numpy("text_output")[0, 0].decode() == expected[0]
+    assert result.as_numpy("text_output")[0].decode() == expected[0]
     assert result.as_numpy("output_ids").reshape(-1).tolist() == expected[1]
     assert result.get_response()["id"] == "7" if module is httpclient else result.get_response().id == "7"
     with pytest.raises(InferenceServerException, match="ensemble"):

@@ -122,3 +122,34 @@ def test_scheduling_never_changes_the_output(  # noqa: PLR0917
         num_accepted = sum(sequence.num_accepted_tokens for sequence in sequences)
         assert 0 < num_accepted < sum(sequence.num_draft_tokens for sequence in sequences)
     assert core.blocks.num_used == 0
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_siblings_share_a_prompt_and_nothing_else(
+    reuse: bool, checkpoint: Path, prompts: list[list[int]], expected: list[list[int]], engine_of: BuildAndLoad
+) -> None:
+    """Some join when their parent has written further into the block that they share, or has gone."""
+    core = EngineCore(engine_of(checkpoint), CoreSettings(enable_kv_cache_reuse=reuse), time.monotonic)
+    plain = SamplingParams(), frozenset[int]()
+    families = [
+        [Sequence(4 * index + i, list(prompts[index]), len(prompts[index]), MAX_TOKENS, *plain) for i in range(4)]
+        for index in (0, 6, 13)
+    ]
+    for first, *others in families:
+        for sibling in others:
+            sibling.parent, sibling.paused = first, sibling is not others[0]
+        for sequence in (first, *others):
+            core.scheduler.add(sequence, 0.0)
+    num_copies = 0
+    for number in range(4 * MAX_TOKENS):
+        for first, _, second, third in families:
+            second.paused &= number < MAX_TOKENS // 2
+            third.paused &= first.finish_reason is None
+        num_copies += len(core.step().output.block_copies)
+        core.blocks.check_integrity(core.scheduler.running)
+    for index, family in zip((0, 6, 13), families, strict=True):
+        outputs = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in family]
+        assert outputs == [expected[index]] * 4
+        num_shared = family[0].num_prompt_tokens - 1
+        assert [sequence.num_cached_tokens for sequence in family[1:]] == [num_shared] * 3
+    assert num_copies == 9

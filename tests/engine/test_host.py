@@ -1,4 +1,4 @@
-"""The host refuses what does not match its manifest, naming the field."""
+"""The host refuses what does not match its manifest, naming the field; its logits are the sampler's to write to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.backend.test_sampling_reference import next_row, sequence_of
 from tests.checkpoints import make_checkpoint
 from tests.engine.conftest import BuildAndLoad, build
 from tests.engine.driver import DrivenSequence, Driver
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.numpy_kernels import NumpyKernels
+from trident_backend.sampling.sampler import Sampler
+from trident_backend.sequence import SamplingParams
 from trident_ensemble.errors import ArtifactError, EngineError
 
 
@@ -60,3 +65,33 @@ def test_a_failed_step_is_an_engine_error(tmp_path: Path, engine_of: BuildAndLoa
     with pytest.raises(EngineError, match="1 sequences"):
         engine.execute(batch)
     assert driver.whole([5, 6, 7]).shape == (3, 400)
+
+
+def test_logits_may_be_written_to_and_the_next_step_writes_them_anew(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+    """The sampler penalises and bans in place, in the network's own output."""
+    engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
+    driver = Driver(engine)
+    logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7]), 3)]))
+    before = logits.copy()
+    assert logits.flags.c_contiguous
+    logits[:] = float("-inf")
+    np.testing.assert_array_equal(driver.whole([5, 6, 7]), before)
+
+
+def test_sampling_on_the_networks_own_logits_is_that_on_a_copy(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+    engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
+    driver = Driver(engine)
+    params = [
+        SamplingParams(),
+        SamplingParams(1.0, top_k=20, repetition_penalty=1.5),
+        SamplingParams(1.0, top_p=0.8, bad_words=((7,),)),
+        SamplingParams(1.0, min_p=0.1, log_probs=True, num_top_log_probs=3),
+    ]
+    vocab_size = engine.spec.vocab_size
+    rows = [next_row(sequence_of(each, [5, 6, 7, 8])) for each in params]
+    logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7, 8]), 4)]))
+    expected = Sampler(NumpyKernels(), vocab_size).choose(logits.copy(), rows)
+    choices = Sampler(engine.kernels, vocab_size).choose(logits, rows)
+    assert choices.token_ids == expected.token_ids
+    assert choices.log_probs[3].top_ids == expected.log_probs[3].top_ids
+    assert choices.log_probs[3].log_prob == pytest.approx(expected.log_probs[3].log_prob, abs=1e-5)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from tests.tokenizer_zoo import SPECIAL, UNKNOWN, ZOO, tokenizer_of
+from tests.tokenizer_zoo import HIDDEN, UNKNOWN, ZOO, tokenizer_of
 from trident_ensemble.anchors import (
     ANCHOR,
     BYTE_LEVEL_ALPHABET,
@@ -18,6 +18,7 @@ from trident_ensemble.anchors import (
     anchor_table,
     byte_level_bytes,
     context_start,
+    is_byte_token,
 )
 from trident_ensemble.errors import CheckpointError
 
@@ -39,7 +40,7 @@ def test_an_anchor_is_a_visible_token_with_text(family: str, tmp_path: Path) -> 
     for token_id in range(size):
         alone = tokenizer.decode([token_id])
         token = tokenizer.id_to_token(token_id) or ""
-        if not alone or token in (*SPECIAL, "<|late|>"):
+        if not alone or token in HIDDEN:
             assert table[token_id] != ANCHOR, token
         elif "\ufffd" not in alone and (family in ("unigram", "wordpiece", "words") or not token.startswith("<0x")):
             assert table[token_id] == ANCHOR, token
@@ -49,6 +50,24 @@ def test_byte_tokens_are_no_anchors(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("llama_2")
     table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
     assert not any(table[tokenizer.token_to_id(f"<0x{byte:02X}>")] for byte in range(256))
+
+
+def test_byte_tokens_are_those_of_the_library() -> None:
+    decoder = decoders.ByteFallback()
+    for token in (
+        "<0x41>",
+        "<0xe9>",
+        "<0xE9>",
+        "<0x+5>",
+        "<0x-5>",
+        "<0x 5>",
+        "<0x5>",
+        "<0x041>",
+        "<0xGG>",
+        "<0xé>",
+        "0x41",
+    ):
+        assert is_byte_token(token) == (decoder.decode([token]) != token), token
 
 
 def test_continuation_bytes_are_told_from_first_bytes(tmp_path: Path) -> None:

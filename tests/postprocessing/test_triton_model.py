@@ -13,6 +13,7 @@ import pytest
 from tests import fake_triton as triton
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.acknowledgements import GONE, AcknowledgementTable, encode
+from trident_ensemble.chunk_header import ALL, ChunkHeader, Part
 from trident_ensemble.errors import ArtifactError, ConfigError
 
 TritonPythonModel = triton.load_shell("trident_postprocessing")
@@ -47,10 +48,31 @@ def start(repository: Path, **parameters: str) -> Any:
     return model
 
 
-def request(new: list[int], context: list[int], chunk: tuple[int, ...]) -> triton.InferenceRequest:
+def request(
+    new: list[int],
+    context: list[int],
+    parts: list[Part] | None = None,
+    *,
+    stream: tuple[int, int, int] = (0, 0, 0),
+    is_last: bool = True,
+    skip: bool = True,
+) -> triton.InferenceRequest:
+    """All of `new` in one part, unless there are others; nobody wants an acknowledgement, unless `stream` says so."""
+    header = ChunkHeader(*stream, is_last, skip, tuple(parts or [Part(len(new))]))
+    return raw_request(new, context, header.pack(), len(header.parts))
+
+
+def padded(sequences: list[list[int]]) -> list[int]:
+    """Rows of one length after one another."""
+    longest = max(map(len, sequences))
+    return [token_id for own in sequences for token_id in [*own, *[0] * (longest - len(own))]]
+
+
+def raw_request(new: list[int], context: list[int], chunk: list[int], num_rows: int = 1) -> triton.InferenceRequest:
+    rows = np.array(new, np.int32).reshape(1, *((num_rows, -1) if len(new) % num_rows == 0 else (1, -1)))
     return triton.InferenceRequest(
         [
-            triton.Tensor("output_ids", np.array([new], np.int32)),
+            triton.Tensor("output_ids", rows),
             triton.Tensor("context_ids", np.array([context], np.int32)),
             triton.Tensor("chunk", np.array([chunk], np.int64)),
         ]
@@ -75,67 +97,136 @@ def failure(response: triton.InferenceResponse) -> triton.TritonError:
     return error
 
 
-def text(response: triton.InferenceResponse) -> str:
+def texts(response: triton.InferenceResponse) -> list[str]:
     error = response.error()
     assert error is None, error.message()
     (tensor,) = response.output_tensors()
     assert tensor.name() == "text_output"
-    assert tensor.as_numpy().shape == (1, 1)
-    value: bytes = tensor.as_numpy()[0, 0]
-    return value.decode()
+    return [value.decode() for value in tensor.as_numpy()]
+
+
+def text(response: triton.InferenceResponse) -> str:
+    (only,) = texts(response)
+    return only
+
+
+def encode_text(text: str) -> list[int]:
+    ids: list[int] = tokenizer_of("byte_level_bpe").encode(text).ids
+    return ids
 
 
 def test_chunks_of_a_batch_become_their_texts(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
-    ids = tokenizer_of("byte_level_bpe").encode("smile 😀").ids
+    ids = encode_text("smile 😀")
     streams = [table.open(), table.open()]
-    chunks = [(table.table_id, slot, encode(generation, 1), 0) for slot, generation in streams]
-    last = (table.table_id, streams[0][0], encode(streams[0][1], 2), 1)
-    responses = execute(model, request(ids[:-1], [], chunks[0]), request(ids, [], chunks[1]))
+    chunks = [(table.table_id, slot, encode(generation, 1)) for slot, generation in streams]
+    last = (table.table_id, streams[0][0], encode(streams[0][1], 2))
+    responses = execute(
+        model, request(ids[:-1], [], stream=chunks[0], is_last=False), request(ids, [], stream=chunks[1], is_last=False)
+    )
     first, whole = [text(response) for response in responses]
     assert whole == "smile 😀"
-    (end,) = execute(model, request(ids[-1:], ids[:-1], last))
+    (end,) = execute(model, request(ids[-1:], ids[:-1], stream=last))
     assert first + text(end) == "smile 😀"
     assert [acknowledged(table, *stream) for stream in streams] == [2, 1]
 
 
 def test_an_empty_last_chunk(repository: Path) -> None:
-    (response,) = execute(start(repository), request([], [], (0, 0, 0, 1)))
+    (response,) = execute(start(repository), request([], []))
     assert text(response) == ""
+
+
+def test_each_sequence_of_a_response_is_decoded_by_itself(repository: Path) -> None:
+    """The second begins with the rest of the first's broken character, which is then no character of its own."""
+    smile = encode_text("😀")
+    assert len(smile) > 1
+    model = start(repository)
+    sequences = [[*encode_text("one"), *smile[:-1]], smile[-1:], [], encode_text("four")]
+    (response,) = execute(model, request(padded(sequences), [], [Part(len(ids)) for ids in sequences]))
+    assert response.output_tensors()[0].as_numpy().shape == (4,)
+    assert texts(response) == [
+        tokenizer_of("byte_level_bpe").decode(ids, skip_special_tokens=True) for ids in sequences
+    ]
+
+
+def test_silent_ids_are_no_text(repository: Path) -> None:
+    ids = encode_text("abc")
+    parts = [Part(len(ids), num_silent=1), Part(len(ids), num_silent=len(ids)), Part(len(ids))]
+    (response,) = execute(start(repository), request(ids * 3, [], parts))
+    assert texts(response) == [tokenizer_of("byte_level_bpe").decode(ids[:-1]), "", "abc"]
+
+
+def test_characters_beyond_a_stop_string_are_no_text(repository: Path) -> None:
+    """Counted in characters, not in bytes or tokens, of this chunk's own text."""
+    ids = encode_text("é😀é 東京")
+    cuts = [0, 1, 2, 4, 50, ALL]
+    model = start(repository)
+    (whole,) = execute(model, request(ids * 6, [], [Part(len(ids), num_characters=cut) for cut in cuts]))
+    assert texts(whole) == ["", "é", "é😀", "é😀é ", "é😀é 東京", "é😀é 東京"]
+    begun = encode_text("é😀é ")
+    assert ids[: len(begun)] == begun
+    (later,) = execute(model, request(ids[len(begun) :], begun, [Part(len(ids) - len(begun), num_characters=1)]))
+    assert text(later) == "東"
+
+
+def test_special_tokens_are_text_where_the_header_says_so(repository: Path) -> None:
+    ids = [tokenizer_of("byte_level_bpe").get_vocab()["<s>"], *encode_text("go")]
+    model = start(repository)
+    assert [text(answer) for answer in execute(model, request(ids, []), request(ids, [], skip=False))] == [
+        "go",
+        "<s>go",
+    ]
 
 
 def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
-    good = tokenizer_of("byte_level_bpe").encode("good").ids
+    good = encode_text("good")
     slot, generation = table.open()
+    stream = (table.table_id, slot, encode(generation, 1))
     responses = execute(
         model,
-        request(good, [], (0, 0, 0, 1)),
-        request([-1], [], (table.table_id, slot, encode(generation, 1), 1)),
-        request(good, [], (0, 0, 0)),
-        triton.InferenceRequest([triton.Tensor("chunk", np.array([[0, 0, 0, 1]], np.int64))]),
+        request(good, []),
+        request([-1], [], stream=stream),
+        raw_request(good, [], [0, 0, 0, 1]),
+        triton.InferenceRequest([triton.Tensor("chunk", np.array([[0, 0, 0, 1, 1, 0, 0, -1]], np.int64))]),
         triton.InferenceRequest([]),
-        request(good, [], (0, 0, 0, 1)),
+        request([5, 6, 7], [], [Part(1), Part(1)]),
+        request([5], [], [Part(1), Part(1)]),
+        request([5, 6], [7], [Part(1), Part(1)]),
+        raw_request([5], [], [0, 0, 0, 1, 1, 1, 2, -1]),
+        raw_request([5], [], [0] * 4097),
+        request(good, []),
     )
-    assert text(responses[0]) == text(responses[5]) == "good"
-    errors = [failure(response) for response in responses[1:5]]
+    assert text(responses[0]) == text(responses[-1]) == "good"
+    errors = [failure(response) for response in responses[1:-1]]
     assert [error.message() for error in errors] == [
         "[INVALID_ARG] output_ids: -1 is no token id; the least is 0",
-        "[INVALID_ARG] chunk: must hold 4 values, not 3",
-        "[INVALID_ARG] context_ids: missing",
+        "[INVALID_ARG] chunk: 4 values are no header: 5 and 3 a sequence",
+        "[INVALID_ARG] output_ids: missing",
         "[INVALID_ARG] chunk: missing",
+        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 3",
+        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 1",
+        "[INVALID_ARG] context_ids: must be empty: only a stream of one sequence has a context",
+        "[INVALID_ARG] chunk: Part(num_ids=1, num_silent=2, num_characters=-1) is no part of a response",
+        "[INVALID_ARG] chunk: 4097 values are too many; the most is 4096",
     ]
     assert all(error.code() == triton.TritonError.INVALID_ARG for error in errors)
     assert acknowledged(table, slot, generation) == 1, "delivered, though it cannot be decoded"
 
 
-def test_more_ids_than_a_sequence_can_have_are_refused_unread(repository: Path) -> None:
+def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Path) -> None:
     too_many = [5] * 65
-    responses = execute(start(repository), request(too_many, [], (0, 0, 0, 1)), request([5], too_many, (0, 0, 0, 1)))
+    model = start(repository)
+    responses = execute(
+        model, request(too_many, []), request([5], too_many), request([5] * 130, [], [Part(64), Part(65)])
+    )
     assert [failure(response).message() for response in responses] == [
         "[INVALID_ARG] output_ids: 65 values are too many; the most is 64",
         "[INVALID_ARG] context_ids: 65 values are too many; the most is 64",
+        "[INVALID_ARG] output_ids: 130 values are too many; the most is 128",
     ]
+    (response,) = execute(model, request([5] * 128, [], [Part(64), Part(64)]))
+    assert len(texts(response)) == 2
 
 
 def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table: AcknowledgementTable) -> None:
@@ -147,7 +238,7 @@ def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table
             seen.append(acknowledged(table, slot, generation))
             super().send(response, flags)
 
-    chunk = request([3], [], (table.table_id, slot, encode(generation, 1), 1))
+    chunk = request([3], [], stream=(table.table_id, slot, encode(generation, 1)))
     chunk.sender = Sender()
     execute(start(repository), chunk)
     assert [*seen, acknowledged(table, slot, generation)] == [0, 1]
@@ -155,7 +246,7 @@ def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table
 
 def test_a_client_that_left_is_told_to_the_core(repository: Path, table: AcknowledgementTable) -> None:
     slot, generation = table.open()
-    chunk = request([3], [], (table.table_id, slot, encode(generation, 1), 0))
+    chunk = request([3], [], stream=(table.table_id, slot, encode(generation, 1)), is_last=False)
     chunk.sender.client_left = True
     execute(start(repository), chunk)
     assert acknowledged(table, slot, generation) == GONE
@@ -164,7 +255,7 @@ def test_a_client_that_left_is_told_to_the_core(repository: Path, table: Acknowl
 def test_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = start(repository)
     monkeypatch.setattr(model, "_detokenizer", None)
-    (response,) = execute(model, request([1], [], (0, 0, 0, 1)))
+    (response,) = execute(model, request([1], []))
     assert failure(response).code() == triton.TritonError.INTERNAL
     assert "postprocessing failed" in failure(response).message()
 

@@ -18,10 +18,16 @@ CHAT_TEMPLATE = (
 
 
 def make_engine_folder(
-    folder: Path, family: str, *, chat_template: str | None = CHAT_TEMPLATE, max_seq_len: int = 64
+    folder: Path,
+    family: str,
+    *,
+    chat_template: str | dict[str, str] | None = CHAT_TEMPLATE,
+    max_seq_len: int = 64,
 ) -> Path:
     """Save a tokenizer of the zoo as a checkpoint has it."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(family), eos_token=SPECIAL[1])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of(family), bos_token=SPECIAL[0], eos_token=SPECIAL[1]
+    )
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "engine.json").write_text(json.dumps({"limits": {"max_seq_len": max_seq_len}}))

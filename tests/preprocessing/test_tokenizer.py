@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.errors import ArtifactError, RequestError
+from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.tokenizer import PromptTokenizer, load_tokenizer
 
 MESSAGES = [
@@ -33,43 +34,43 @@ def prompts(family: str, tmp_path: Path) -> PromptTokenizer:
 
 def test_prompts_equal_the_tokenizers(family: str, prompts: PromptTokenizer) -> None:
     for text in TEXTS:
-        assert prompts.encode(text.encode(), None) == tokenizer_of(family).encode(text).ids
+        assert prompts.encode(PromptRequest(text_input=text.encode())) == tokenizer_of(family).encode(text).ids
     if family == "llama_2":
-        assert prompts.encode(b"a", None)[0] == 0, "the beginning of text that the tokenizer adds"
+        assert prompts.encode(PromptRequest(text_input=b"a"))[0] == 0, "the beginning of text that the tokenizer adds"
 
 
 def test_messages_equal_the_template(prompts: PromptTokenizer, tmp_path: Path) -> None:
     reference = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     expected = reference.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
-    assert prompts.encode(None, json.dumps(MESSAGES).encode()) == expected
-    assert prompts.encode(None, json.dumps(MESSAGES, ensure_ascii=False).encode()) == expected
+    assert prompts.encode(PromptRequest(messages=json.dumps(MESSAGES).encode())) == expected
+    assert prompts.encode(PromptRequest(messages=json.dumps(MESSAGES, ensure_ascii=False).encode())) == expected
 
 
 def test_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^text_input: missing; send text_input, or messages"):
-        prompts.encode(None, None)
+        prompts.encode(PromptRequest())
     with pytest.raises(RequestError, match=r"^text_input: given together with messages"):
-        prompts.encode(b"a", b"[]")
+        prompts.encode(PromptRequest(text_input=b"a", messages=b"[]"))
 
 
 def test_bad_text(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^text_input: empty"):
-        prompts.encode(b"", None)
+        prompts.encode(PromptRequest(text_input=b""))
     with pytest.raises(RequestError, match=r"^text_input: not valid UTF-8 \(byte 2\)"):
-        prompts.encode(b"ab\xff", None)
+        prompts.encode(PromptRequest(text_input=b"ab\xff"))
     with pytest.raises(RequestError, match=r"^messages: not valid UTF-8"):
-        prompts.encode(None, b'[{"role": "user", "content": "\xe4"}]')
+        prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "\xe4"}]'))
 
 
 def test_a_giant_prompt_is_refused_before_it_is_tokenized(prompts: PromptTokenizer) -> None:
     limit = prompts.max_text_bytes
-    assert prompts.encode(b"a" * limit, None)
+    assert prompts.encode(PromptRequest(text_input=b"a" * limit))
     with pytest.raises(RequestError, match=f"^text_input: {limit + 1} bytes are more .* at most {limit};"):
-        prompts.encode(b"a" * (limit + 1), None)
+        prompts.encode(PromptRequest(text_input=b"a" * (limit + 1)))
     with pytest.raises(RequestError, match=rf"^messages: \d+ bytes are more .* at most {limit};"):
-        prompts.encode(None, json.dumps([{"role": "user", "content": "a" * limit}]).encode())
+        prompts.encode(PromptRequest(messages=json.dumps([{"role": "user", "content": "a" * limit}]).encode()))
     with pytest.raises(RequestError, match=r"^messages: \d+ bytes are more"):
-        prompts.encode(None, b" " * 10_000_000)
+        prompts.encode(PromptRequest(messages=b" " * 10_000_000))
 
 
 def test_every_prompt_that_fits_in_tokens_fits_in_bytes(family: str, prompts: PromptTokenizer) -> None:
@@ -81,32 +82,32 @@ def test_every_prompt_that_fits_in_tokens_fits_in_bytes(family: str, prompts: Pr
 
 def test_half_a_surrogate_pair(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^messages: half a surrogate pair"):
-        prompts.encode(None, rb'[{"role": "user", "content": "\ud800"}]')
+        prompts.encode(PromptRequest(messages=rb'[{"role": "user", "content": "\ud800"}]'))
 
 
 def test_what_the_template_refuses(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them: no role system"):
-        prompts.encode(None, b'[{"role": "system", "content": "a"}]')
+        prompts.encode(PromptRequest(messages=b'[{"role": "system", "content": "a"}]'))
 
 
 @pytest.mark.parametrize("template", ["{{ messages[5].content }}", "{{ messages + 1 }}", "{{ 1 // 0 }}", "{% if %}"])
 def test_a_template_that_breaks(template: str, tmp_path: Path) -> None:
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=template))
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them"):
-        prompts.encode(None, b'[{"role": "user", "content": "a"}]')
+        prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
 def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=template))
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them"):
-        prompts.encode(None, b'[{"role": "user", "content": "a"}]')
+        prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
 def test_without_a_template(tmp_path: Path) -> None:
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=None))
     with pytest.raises(RequestError, match=r"^messages: the served checkpoint has no chat template; send text_input"):
-        prompts.encode(None, b'[{"role": "user", "content": "a"}]')
+        prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
 def test_damaged_engine_folders(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests import fake_triton as triton
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import tokenizer_of
+from trident_ensemble import tensors
 from trident_ensemble.errors import ConfigError
 
 TritonPythonModel = triton.load_shell("trident_preprocessing")
@@ -36,19 +37,105 @@ def start(repository: Path, **parameters: str) -> Any:
     return model
 
 
-def request(parameters: dict[str, Any] | None = None, **texts: bytes) -> triton.InferenceRequest:
-    inputs = [triton.Tensor(name, np.array([[text]], np.object_)) for name, text in texts.items()]
-    inputs.append(triton.Tensor("max_tokens", np.array([[4]], np.int32)))
+def request(parameters: dict[str, Any] | None = None, **values: Any) -> triton.InferenceRequest:
+    """Values of the shape [1, 1], as clients send them; arrays as they are."""
+    values = {"max_tokens": np.array([[4]], np.int32), **values}
+    inputs = []
+    for name, value in values.items():
+        dtype = {bytes: np.object_, int: np.int32}.get(type(value))
+        array = value if isinstance(value, np.ndarray) else np.array([[value]], dtype)
+        inputs.append(triton.Tensor(name, array))
     return triton.InferenceRequest(inputs, "7", parameters)
 
 
-def test_token_ids_and_flow_control(model: Any) -> None:
-    (response,) = model.execute([request({"timeout": 5}, text_input="naïve 東京".encode())])
-    assert not response.has_error()
-    ids, flow_control = response.output_tensors()
-    assert (ids.name(), ids.as_numpy().dtype) == ("input_ids", np.int32)
-    assert ids.as_numpy().tolist() == [tokenizer_of("llama_2").encode("naïve 東京").ids]
-    assert (flow_control.name(), flow_control.as_numpy().tolist()) == ("flow_control", [[True]])
+def outputs(model: Any, asked: triton.InferenceRequest) -> dict[str, Any]:
+    (response,) = model.execute([asked])
+    assert not response.has_error(), response.error().message()
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+
+def refusal(model: Any, asked: triton.InferenceRequest) -> str:
+    (response,) = model.execute([asked])
+    assert response.error().code() == triton.TritonError.INVALID_ARG
+    message: str = response.error().message()
+    return message.removeprefix("[INVALID_ARG] ")
+
+
+def texts(*values: bytes) -> Any:
+    array = np.empty((1, len(values)), np.object_)
+    array[0] = values
+    return array
+
+
+def test_every_output_is_always_there(model: Any) -> None:
+    made = outputs(model, request({"timeout": 5}, text_input="naïve 東京".encode()))
+    assert list(made) == [spec.name for spec in tensors.PREPROCESSING_OUTPUTS]
+    assert {name: array.dtype for name, array in made.items()} == {
+        "input_ids": np.int32,
+        "bad_words_list": np.int32,
+        "flow_control": np.bool_,
+    }
+    assert made["input_ids"].tolist() == [tokenizer_of("llama_2").encode("naïve 東京").ids]
+    assert made["bad_words_list"].tolist() == [[[-1], [-1]]]
+    assert made["flow_control"].tolist() == [[True]]
+
+
+def test_bad_words(model: Any) -> None:
+    for none in (texts(b""), texts(), texts(b"", b"")):
+        made = outputs(model, request(text_input=b"a", bad_words=none))
+        assert made["bad_words_list"].tolist() == [[[-1], [-1]]]
+    ids, ends = outputs(model, request(text_input=b"a", bad_words=texts(b"three", b"", b"prongs")))["bad_words_list"][0]
+    assert ends.max() == len(ids)
+    first = ids[: ends[0]].tolist()
+    assert tokenizer_of("llama_2").decode(first) == "three"
+    assert refusal(model, request(text_input=b"a", bad_words=texts(b"a", b"\xff"))).startswith("bad_words: not valid")
+
+
+def test_values_come_in_either_shape(model: Any) -> None:
+    text = b"one two three four five"
+    both: dict[str, Any] = {"truncate_prompt_tokens": 3, "truncation_side": b"right", "stop": False}
+    flat: dict[str, Any] = {
+        "text_input": np.array([text], np.object_),
+        "truncate_prompt_tokens": np.array([3], np.int32),
+        "truncation_side": np.array([b"right"], np.object_),
+        "stop": np.array([False]),
+    }
+    expected = [tokenizer_of("llama_2").encode(text.decode()).ids[:3]]
+    assert outputs(model, request(text_input=text, **both))["input_ids"].tolist() == expected
+    assert outputs(model, request(**flat))["input_ids"].tolist() == expected
+
+
+def test_the_longest_prompt_is_the_engines(model: Any) -> None:
+    asked = request(text_input=b"word " * 90, truncate_prompt_tokens=-1, max_tokens=20)
+    assert outputs(model, asked)["input_ids"].shape == (1, 44)
+
+
+def test_a_request_that_ends_another_has_no_prompt(model: Any) -> None:
+    cases: list[dict[str, Any]] = [{}, {"text_input": b""}, {"text_input": b"a", "bad_words": texts(b"b")}]
+    for others in cases:
+        made = outputs(model, request(stop=True, **others))
+        assert made["input_ids"].tolist() == [[0]]
+        assert made["bad_words_list"].tolist() == [[[-1], [-1]]]
+        assert made["flow_control"].tolist() == [[True]]
+    assert refusal(model, request(stop=False)).startswith("text_input: missing")
+
+
+def test_chat_options(model: Any) -> None:
+    messages = b'[{"role": "user", "content": "hi"}]'
+    made = outputs(model, request(messages=messages, add_generation_prompt=False))
+    assert tokenizer_of("llama_2").decode(made["input_ids"][0].tolist()).endswith("user: hi")
+    made = outputs(model, request(messages=messages, continue_final_message=True))
+    assert tokenizer_of("llama_2").decode(made["input_ids"][0].tolist(), skip_special_tokens=False).endswith(": hi")
+    assert refusal(model, request(messages=messages, tools=b"{")).startswith("tools: not JSON")
+
+
+@pytest.mark.parametrize("spec", [spec for spec in tensors.PREPROCESSING_INPUTS if spec.dims == (1,)])
+def test_two_values_where_one_is_due_are_refused_by_name(model: Any, spec: tensors.TensorSpec) -> None:
+    dtype = {"STRING": np.object_, "INT32": np.int32, "BOOL": np.bool_}[spec.dtype]
+    for shape in ((1, 2), (1, 0)):
+        values: dict[str, Any] = {"text_input": b"a", spec.name: np.zeros(shape, dtype)}
+        asked = request(**values)
+        assert refusal(model, asked) == f"{spec.name}: must hold one value, not {shape[1]}"
 
 
 def test_messages(model: Any) -> None:
@@ -76,7 +163,7 @@ def test_bad_requests_harm_no_other(model: Any) -> None:
         ["[INVALID_ARG]", "text_input:"],
         ["[INVALID_ARG]", "text_input:"],
     ]
-    assert "unknown field; known are text_input, messages, max_tokens" in messages[1]
+    assert "unknown field; known are text_input, messages, tools, " in messages[1]
     assert all(response.error().code() == triton.TritonError.INVALID_ARG for response in responses[1:5])
 
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
 from trident_ensemble.errors import EngineError
 
@@ -27,6 +28,7 @@ class MockEngine:
         self._spec = spec
         self._step_seconds = step_seconds
         self._cache: npt.NDArray[np.int64] = np.full((spec.num_blocks, spec.block_size), -1, np.int64)
+        self.kernels = NumpyKernels()
         self.num_steps = 0
         self.fail_next = False
 

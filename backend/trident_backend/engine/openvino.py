@@ -1,7 +1,7 @@
 """The engine host for networks compiled by OpenVINO.
 
-Owns the compiled network, its one infer request and the KV pool. Never schedules, never samples, and takes every limit
-from the manifest, which it holds against the network's own geometry.
+Owns the compiled network, its one infer request, the KV pool and the sampling kernels. Never schedules, never samples,
+and takes every limit from the manifest, which it holds against the network's own geometry.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 
 from trident_backend.engine.artifact import Manifest
+from trident_backend.engine.openvino_kernels import OpenVINOKernels
 from trident_backend.engine.openvino_network import CacheGeometry, cache_geometry, compile_network
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
 from trident_ensemble import layout
@@ -59,6 +60,7 @@ class OpenVINOEngine:
 
     def __init__(self, compiled: Any, geometry: CacheGeometry, spec: EngineSpec) -> None:
         self._spec = spec
+        self.kernels = OpenVINOKernels(spec.vocab_size)
         self._request = compiled.create_infer_request()
         self._indices = {port.get_any_name(): index for index, port in enumerate(compiled.inputs)}
         self._cache = []

@@ -1,6 +1,7 @@
 """What the core asks of an engine.
 
-Owns the step's input arrays and the engine's shape as the scheduler sees it. Never knows a compiler or a model.
+Owns the step's input arrays, the engine's shape as the scheduler sees it, and the two operations on whole rows of
+logits that sampling is made of. Never knows a compiler or a model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+
+#: Tokens in one chunk of the vocabulary, whose weights are summed; the last chunk may have fewer.
+CHUNK_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,39 @@ class StepBatch:
     block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
 
+class VocabularyKernels(Protocol):
+    """Operations on whole rows of logits, which run where the logits are. What they give for a row depends on that row
+    alone. Logits are C-contiguous `[R, V]`, read and never changed; of a row with NaN or +inf anything may come."""
+
+    def masses(
+        self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
+    ) -> FloatArray:
+        """Sum the weights `exp((logit - maximum) * inverse_temperature)` over each chunk of the vocabulary.
+
+        Args:
+            logits: `[R, V]`.
+            maxima: `[R]`, the rows' largest, so that the largest weight is 1.
+            inverse_temperatures: `[R]`, finite.
+            floors: `[R]`, logits below which a token weighs nothing; None where all weigh.
+
+        Returns:
+            float32 `[R, ceil(V / CHUNK_WIDTH)]`.
+        """
+        ...
+
+    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+        """Find each row's largest logits and their token ids.
+
+        Args:
+            logits: `[R, V]`.
+            count: how many, up to V.
+
+        Returns:
+            values and ids `[R, count]`, the largest first. Among equals any come first, and any come at all.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A compiled network with its KV cache."""
 
@@ -71,11 +108,16 @@ class Engine(Protocol):
         """The engine's limits."""
         ...
 
+    @property
+    def kernels(self) -> VocabularyKernels:
+        """What finds and sums in the engine's logits."""
+        ...
+
     def execute(self, batch: StepBatch) -> FloatArray:
         """Compute one step, writing the KV cache.
 
         Returns:
-            logits `[R, vocab_size]`, valid until the next call.
+            logits `[R, vocab_size]`, valid until the next call; the caller may write to them.
 
         Raises:
             EngineError: the step failed; what it wrote to the cache is undefined.

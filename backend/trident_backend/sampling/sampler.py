@@ -1,7 +1,7 @@
-"""Chooses each sequence's next token from its row of logits.
+"""Chooses and scores the tokens of a step, all of its rows at once.
 
-Owns the choice and the random numbers, which depend on a request's seed and the token's place alone, never on the
-other sequences of the step. Never changes a sequence.
+Owns the order of the operations. What it chooses for a row depends on that row, its request and its place alone, never
+on the other sequences of the step. Never changes a sequence, but for the counts that it keeps there.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Sequence as Rows
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.protocol import FloatArray, VocabularyKernels
 from trident_backend.guide import RowMasks
-from trident_backend.sampling.choices import Choices
-from trident_backend.sequence import SamplingParams
+from trident_backend.sampling.choices import NO_TOKEN, Choices
+from trident_backend.sampling.drawing_rows import draws, pack
+from trident_backend.sampling.draws import draw
+from trident_backend.sampling.edits import Edits
+from trident_backend.sampling.log_probs import LogProbs
+from trident_backend.sampling.row_kernels import RowKernels
 from trident_backend.steps import Row
 
 
@@ -22,51 +26,45 @@ class Sampler:
     """Chooses and scores.
 
     Args:
+        kernels: the engine's.
         vocab_size: width of a row of logits.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, kernels: VocabularyKernels, vocab_size: int) -> None:
+        self._kernels = kernels
+        self._edits = Edits(vocab_size)
 
     def choose(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
         """One token for each row.
 
         Args:
-            logits: `[R, vocab_size]`; may be overwritten.
+            logits: `[R, vocab_size]`, C-contiguous; overwritten.
             rows: what each of the R rows is for.
             masks: of those rows whose sequence has a guide.
         """
         if not rows:
             return Choices([])
-        token_ids: list[int] = logits.argmax(axis=1).tolist()
-        for index, row in enumerate(rows):
-            params = row.sequence.sampling
-            if params.temperature > 0 and params.top_k != 1:
-                token_ids[index] = _draw(logits[index], params, _uniform(params.seed, row.place))
-        return Choices(token_ids)
+        kernels = RowKernels(self._kernels, logits)
+        log_probs = LogProbs(kernels, rows)
+        self._edits.apply(logits, rows, masks)
+        token_ids = [row.sequence.token_ids[row.place] if row.is_scored else NO_TOKEN for row in rows]
+        choosing = np.array([number for number, row in enumerate(rows) if not row.is_scored], np.intp)
+        if choosing.size:
+            tokens = _choose(kernels, rows, choosing)
+            for number, token_id in zip(choosing.tolist(), tokens, strict=True):
+                token_ids[number] = token_id
+        return Choices(token_ids, log_probs.of(token_ids))
 
 
-def _uniform(seed: int, position: int) -> float:
-    """The random number of one place of one request, in [0, 1): counter-based, so that nothing need be kept."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
-
-
-def _draw(logits: FloatArray, params: SamplingParams, uniform: float) -> int:
-    """Invert the cumulative distribution of softmax(logits / temperature), cut to top_k and then to top_p."""
-    vocab_size = len(logits)
-    candidates: npt.NDArray[np.intp] | None = None
-    if 0 < params.top_k < vocab_size:
-        candidates = np.argpartition(logits, vocab_size - params.top_k)[vocab_size - params.top_k :]
-        logits = logits[candidates]
-    probabilities = np.exp((logits.astype(np.float64) - logits.max()) / params.temperature)
-    probabilities /= probabilities.sum()
-    if params.top_p < 1:
-        order = np.argsort(-probabilities, kind="stable")
-        # The token that crosses top_p is kept, as everywhere in the field.
-        num_kept = int(np.searchsorted(np.cumsum(probabilities[order]), params.top_p)) + 1
-        order = order[:num_kept]
-        probabilities = probabilities[order]
-        candidates = order if candidates is None else candidates[order]
-    cumulative = np.cumsum(probabilities)
-    index = min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(cumulative) - 1)
-    return int(index if candidates is None else candidates[index])
+def _choose(kernels: RowKernels, rows: Rows[Row], choosing: npt.NDArray[np.intp]) -> list[int]:
+    tokens, maxima = kernels.likeliest(choosing)
+    # NaN is the largest of all to numpy; -inf is so only where every token is banned.
+    tokens[~np.isfinite(maxima)] = NO_TOKEN
+    drawing = np.array([draws(rows[number]) for number in choosing.tolist()]) & np.isfinite(maxima)
+    drawn = np.flatnonzero(drawing)
+    if drawn.size:
+        tokens[drawn] = draw(
+            kernels, pack(rows, choosing[drawn], tokens[drawn], maxima[drawn], kernels.logits.shape[1])
+        )
+    result: list[int] = tokens.tolist()
+    return result

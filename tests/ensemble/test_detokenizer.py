@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
+from tests.mistral_tokenizers import REAL
+from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
 from trident_ensemble.anchors import anchor_table, context_start
+from trident_ensemble.detokenizer import Detokenizer, load_detokenizer, make_detokenizer
 from trident_ensemble.errors import ArtifactError, CheckpointError
-from trident_postprocessing.detokenizer import Detokenizer, load_detokenizer, make_detokenizer
 
 #: Ids beyond the tokenizer's, as a network with a padded vocabulary may give them.
 PADDING = 3
@@ -22,7 +24,7 @@ PADDING = 3
 
 @cache
 def parts(family: str) -> tuple[Detokenizer, bytes]:
-    tokenizer = tokenizer_of(family)
+    tokenizer = REAL[family]().tokenizer if family in REAL else tokenizer_of(family)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(str(path))
@@ -30,19 +32,25 @@ def parts(family: str) -> tuple[Detokenizer, bytes]:
     return make_detokenizer(tokenizer), table
 
 
-def streamed(family: str, token_ids: list[int], cuts: list[int], extra_context: int = 0) -> list[str]:
-    """The texts of the chunks when the stream is cut after `cuts[0]`, then `cuts[1]`, ... more tokens."""
+def streamed(
+    family: str, token_ids: list[int], cuts: list[int], extra_context: int = 0, *, skip: bool = True, late: bool = False
+) -> list[str]:
+    """The texts of the chunks when the stream is cut after `cuts[0]`, then `cuts[1]`, ... more tokens.
+
+    Args:
+        late: that a chunk was the last turns out afterwards, so an empty one follows.
+    """
     detokenizer, table = parts(family)
-    texts = []
+    texts: list[str] = []
+    sizes = iter(cuts)
     sent = 0
-    for size in [*cuts, len(token_ids)]:
-        start = max(0, context_start(table, token_ids, sent) - extra_context)
-        new_ids = token_ids[sent : sent + size]
-        context_ids = token_ids[start:sent]
+    is_last = False
+    while not is_last:
+        new_ids = token_ids[sent : sent + next(sizes, len(token_ids))]
+        is_last = sent + len(new_ids) == len(token_ids) and not (late and new_ids)
+        context_ids = token_ids[max(0, context_start(table, token_ids, sent) - extra_context) : sent]
+        texts.append(detokenizer.text(context_ids, new_ids, is_last=is_last, skip_special_tokens=skip))
         sent += len(new_ids)
-        texts.append(detokenizer.text(context_ids, new_ids, is_last=sent == len(token_ids)))
-        if sent == len(token_ids):
-            break
     return texts
 
 
@@ -64,31 +72,83 @@ def text_ids(draw: st.DrawFn, family: str) -> list[int]:
     """Ids of real text in many scripts, cut out anywhere, with special tokens put in between."""
     tokenizer = tokenizer_of(family)
     pieces = []
-    for text in draw(st.lists(st.sampled_from(TEXTS) | st.text(max_size=8), min_size=1, max_size=3)):
+    texts = st.sampled_from(TEXTS) | st.sampled_from(list(SCRIPTS.values())) | st.text(max_size=8)
+    for text in draw(st.lists(texts, min_size=1, max_size=3)):
         ids = tokenizer.encode(text).ids
         begin = draw(st.integers(0, len(ids)))
         pieces += ids[begin : begin + draw(st.integers(0, 25))]
-        pieces += draw(st.lists(st.sampled_from([0, 1, 2]), max_size=1))
+        pieces += draw(st.lists(st.sampled_from([0, 1, 2, tokenizer.token_to_id("<｜end▁of▁text｜>")]), max_size=1))
     return pieces
 
 
 @pytest.mark.parametrize("family", ZOO)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataObject) -> None:
     token_ids = data.draw(random_ids(family) | text_ids(family))
     cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
     extra = data.draw(st.sampled_from([0, 0, 1, 5]))
-    expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=True)
-    assert "".join(streamed(family, token_ids, cuts, extra)) == expected
+    skip = data.draw(st.booleans())
+    late = data.draw(st.booleans())
+    expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
+    assert "".join(streamed(family, token_ids, cuts, extra, skip=skip, late=late)) == expected
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_token_by_token(family: str) -> None:
-    for text in TEXTS:
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_what_has_been_emitted_does_not_depend_on_the_cuts(family: str, data: st.DataObject) -> None:
+    """So the core knows it without remembering them."""
+    token_ids = data.draw(random_ids(family) | text_ids(family))
+    cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
+    skip = data.draw(st.booleans())
+    single = streamed(family, token_ids, [1] * len(token_ids), skip=skip, late=True)[:-1]
+    texts = streamed(family, token_ids, cuts, skip=skip, late=True)[:-1]
+    for count in range(len(texts) + 1):
+        num_tokens = sum([*cuts, len(token_ids)][:count])
+        assert "".join(texts[:count]) == "".join(single[:num_tokens])
+
+
+@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("skip", [True, False])
+def test_every_script_in_chunks_of_one_to_eight_tokens(family: str, skip: bool) -> None:
+    for text in [*TEXTS, *SCRIPTS.values()]:
         token_ids = tokenizer_of(family).encode(text).ids
-        expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=True)
-        assert "".join(streamed(family, token_ids, [1] * len(token_ids))) == expected
+        expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
+        for size in range(1, 9):
+            assert "".join(streamed(family, token_ids, [size] * len(token_ids), skip=skip)) == expected
+
+
+@pytest.mark.parametrize("family", [family for family in ZOO if family.startswith("byte_level")] + ["llama_2", "gemma"])
+def test_text_comes_back_as_it_was_where_a_tokenizer_spells_bytes(family: str) -> None:
+    for text in SCRIPTS.values():
+        token_ids = tokenizer_of(family).encode(text).ids
+        assert "".join(streamed(family, token_ids, [3] * len(token_ids))) == text
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -> None:
+    real = REAL[name]()
+    for text in [*TEXTS, *SCRIPTS.values()]:
+        token_ids = real.encode(text)
+        expected = real.decode(token_ids, True)
+        for size in range(1, 9):
+            assert "".join(streamed(name, token_ids, [size] * len(token_ids))) == expected
+    assert all(real.decode(real.encode(text), True) == text for text in SCRIPTS.values())
+
+
+@pytest.mark.parametrize("name", REAL)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_random_ids_of_a_real_tokenizer_are_what_its_authors_library_decodes(name: str, data: st.DataObject) -> None:
+    real = REAL[name]()
+    special = [token_id for token_id in range(1, 40) if token_id in real.plain_ids]
+    texts = st.sampled_from(list(SCRIPTS.values())).map(lambda text: real.encode(text)[1:-1])
+    pieces = st.lists(st.sampled_from(real.plain_ids) | st.sampled_from(special), max_size=8) | texts
+    token_ids = [token_id for piece in data.draw(st.lists(pieces, max_size=4)) for token_id in piece]
+    skip = name == "mistral_sentencepiece" or data.draw(st.booleans())
+    cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
+    assert "".join(streamed(name, token_ids, cuts, skip=skip)) == real.decode(token_ids, skip)
 
 
 @pytest.mark.parametrize("family", ZOO)
@@ -100,6 +160,15 @@ def test_a_chunk_waits_only_for_what_may_change(family: str) -> None:
     for count, text in enumerate(texts, 1):
         so_far += text
         assert so_far == tokenizer_of(family).decode(token_ids[:count], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_a_special_token_that_is_text_leaves_at_once(family: str) -> None:
+    token_ids = [tokenizer_of(family).get_vocab()["<|late|>"]] * 3
+    assert [text.strip() for text in streamed(family, token_ids, [1, 1, 1], skip=False, late=True)] == [
+        "<|late|>"
+    ] * 3 + [""]
+    assert streamed(family, token_ids, [1, 1, 1], skip=True, late=True) == [""] * 4
 
 
 def test_an_incomplete_character_at_the_end_comes_out_with_the_last_chunk() -> None:

@@ -1,8 +1,9 @@
 """Token ids to text, chunk by chunk, without state.
 
 Owns what is emitted for a chunk, given the few tokens before it. The chunks of a stream, joined, are exactly
-`tokenizers.Tokenizer.decode` of all its ids without special tokens, however it was cut; `trident_ensemble.anchors`
-says which context that takes. Never knows Triton, and keeps nothing of a stream.
+`tokenizers.Tokenizer.decode` of all its ids, with or without special tokens, however it was cut;
+`trident_ensemble.anchors` says which context that takes. Stands on the ground floor because two need it: postprocessing
+makes the text by it, and the core matches stop strings on the same text. Never keeps anything of a stream.
 
 What may still change is held back until it is settled, or the last chunk comes: an incomplete UTF-8 character; and,
 of a tokenizer with byte fallback, a whole run of byte tokens, because one invalid byte makes all of the run U+FFFD.
@@ -29,13 +30,16 @@ _Utf8Decoder = getincrementaldecoder("utf-8")
 class Detokenizer(Protocol):
     """Text of chunks."""
 
-    def text(self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool) -> str:
-        """What one chunk adds to its stream's text.
+    def text(
+        self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
+    ) -> str:
+        """What one chunk adds to its stream's text; how much a stream has emitted never depends on its cuts.
 
         Args:
             context_ids: the stream's ids before the chunk, from `anchors.context_start` on (or from further back).
             new_ids: the chunk's ids, none negative; ids that the tokenizer does not have decode to nothing.
             is_last: no further chunk comes, so nothing is held back.
+            skip_special_tokens: special tokens are no text; the same for all of a stream.
         """
         ...
 
@@ -43,10 +47,10 @@ class Detokenizer(Protocol):
 class _TokenBytes(dict[int, bytes]):
     """Token id to the bytes it adds to the text, looked up once."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[str]) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._hidden = hidden_tokens(tokenizer)
+        self._hidden = hidden
 
     def __missing__(self, token_id: int) -> bytes:
         token: str | None = self._tokenizer.id_to_token(token_id)
@@ -61,25 +65,26 @@ class ByteLevelDetokenizer:
     """Of tokenizers whose tokens spell bytes: an incremental UTF-8 decoder, brought into its state by the context."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes = _TokenBytes(tokenizer)
+        self._without_special = _TokenBytes(tokenizer, hidden_tokens(tokenizer))
+        self._with_special = _TokenBytes(tokenizer, frozenset())
 
-    def text(self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool) -> str:
+    def text(
+        self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
+    ) -> str:
         """See `Detokenizer`."""
+        spelled = self._without_special if skip_special_tokens else self._with_special
         decoder = _Utf8Decoder("replace")
-        decoder.decode(self._spell(context_ids))
-        return decoder.decode(self._spell(new_ids), is_last)
-
-    def _spell(self, token_ids: Sequence[int]) -> bytes:
-        return b"".join([self._bytes[token_id] for token_id in token_ids])
+        decoder.decode(b"".join([spelled[token_id] for token_id in context_ids]))
+        return decoder.decode(b"".join([spelled[token_id] for token_id in new_ids]), is_last)
 
 
 class _OpenTokens(dict[int, bool]):
     """Token id to whether the text before its end is still open: byte tokens, and tokens that decode to nothing."""
 
-    def __init__(self, tokenizer: Tokenizer, family: DecoderFamily) -> None:
+    def __init__(self, tokenizer: Tokenizer, family: DecoderFamily, hidden: frozenset[str]) -> None:
         super().__init__()
         self._tokenizer = tokenizer
-        self._hidden = hidden_tokens(tokenizer)
+        self._hidden = hidden
         self._has_byte_tokens = family is DecoderFamily.BYTE_FALLBACK
 
     def __missing__(self, token_id: int) -> bool:
@@ -96,25 +101,30 @@ class SplicingDetokenizer:
 
     def __init__(self, tokenizer: Tokenizer, family: DecoderFamily) -> None:
         self._tokenizer = tokenizer
-        self._open = _OpenTokens(tokenizer, family)
+        self._open_without_special = _OpenTokens(tokenizer, family, hidden_tokens(tokenizer))
+        self._open_with_special = _OpenTokens(tokenizer, family, frozenset())
 
-    def text(self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool) -> str:
+    def text(
+        self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
+    ) -> str:
         """See `Detokenizer`."""
-        num_settled = len(new_ids) if is_last else self._num_settled(new_ids)
+        is_open = self._open_without_special if skip_special_tokens else self._open_with_special
+        num_settled = len(new_ids) if is_last else _num_settled(new_ids, is_open)
         if not num_settled and not is_last:
             return ""
-        sent = self._decode(context_ids[: self._num_settled(context_ids)])
-        return self._decode([*context_ids, *new_ids[:num_settled]])[len(sent) :]
+        sent = self._decode(context_ids[: _num_settled(context_ids, is_open)], skip_special_tokens)
+        return self._decode([*context_ids, *new_ids[:num_settled]], skip_special_tokens)[len(sent) :]
 
-    def _num_settled(self, token_ids: Sequence[int]) -> int:
-        end = len(token_ids)
-        while end and self._open[token_ids[end - 1]]:
-            end -= 1
-        return end
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+
+def _num_settled(token_ids: Sequence[int], is_open: _OpenTokens) -> int:
+    end = len(token_ids)
+    while end and is_open[token_ids[end - 1]]:
+        end -= 1
+    return end
 
 
 def make_detokenizer(tokenizer: Tokenizer) -> Detokenizer:

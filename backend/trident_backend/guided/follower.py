@@ -1,0 +1,128 @@
+"""One output on its way through its grammar.
+
+Owns a matcher of llguidance and the translation between its vocabulary and the network's: the texts that tokens have at
+the beginning alone, and the end ids. Never raises: a matcher that has failed (the grammar is too costly at this place)
+allows nothing from then on, which ends its sequence and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher
+
+from trident_backend.guide import MASK_WORD, Masks
+from trident_backend.guided.vocabulary import Vocabulary
+
+
+class Follower:
+    """The `Guide` of one sequence.
+
+    Args:
+        vocabulary: the engine's.
+        matcher: at the beginning; this one's own. Copies of one matcher share what their lexer has learnt, and its
+            bound of states.
+        renew: makes a matcher that shares nothing.
+        end_ids: tokens that end the text, allowed exactly where it may end.
+        begins_text: whether the output stands at the beginning of the text that is decoded, or after a prompt.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        matcher: LLMatcher,
+        renew: Callable[[], LLMatcher],
+        end_ids: frozenset[int],
+        *,
+        begins_text: bool = True,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._matcher = matcher
+        self._renew = renew
+        self._is_own = False
+        self._first_ids = vocabulary.first_ids if begins_text else None
+        self._ending = end_ids | {vocabulary.end_id}
+        self._ends = [(token_id // MASK_WORD, 1 << token_id % MASK_WORD) for token_id in end_ids]
+        self._words = np.empty(-(-len(vocabulary.texts) // MASK_WORD), np.uint32)
+        self._address = self._words.ctypes.data
+        self._taken: list[int] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the output is complete and nothing may follow but its end."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def allows_any(self) -> bool:
+        """Whether there is a token that may come next."""
+        mask = np.empty(-(-self._vocabulary.size // MASK_WORD), np.uint32)
+        self.fill((), mask[None])
+        return bool(mask.any())
+
+    def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
+        """See `Guide.fill`."""
+        if not self._fill_all(draft_ids, masks) and self._recover():
+            self._fill_all(draft_ids, masks)
+
+    def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:
+        """Fill what can be filled, and say whether nothing failed; a guess that is not allowed is no failure."""
+        masks[1:] = 0
+        self._fill_next(self._matcher, masks[0], is_first=not self._taken)
+        if not draft_ids or self._matcher.is_error():
+            return not self._matcher.is_error()
+        # A failure ahead must not stay: the guess may be wrong.
+        ahead = self._matcher.deep_copy()
+        for index, token_id in enumerate(draft_ids):
+            place = self._place(token_id, is_first=not self._taken and index == 0)
+            if {token_id, place} & self._ending or ahead.try_consume_tokens([place]) != 1:
+                break
+            self._fill_next(ahead, masks[index + 1], is_first=False)
+        return not ahead.is_error()
+
+    def advance(self, token_id: int) -> None:
+        """See `Guide.advance`."""
+        place = self._place(token_id, is_first=not self._taken)
+        self._taken.append(place)
+        if not self._matcher.consume_token(place):
+            self._recover()
+
+    def _place(self, token_id: int, *, is_first: bool) -> int:
+        """Of the token's text in the vocabulary; the end's if it has none, which is allowed where that is."""
+        place = int(self._first_ids[token_id]) if is_first and self._first_ids is not None else token_id
+        return place if place >= 0 and self._vocabulary.texts[place] else self._vocabulary.end_id
+
+    def _fill_next(self, matcher: LLMatcher, mask: Masks, *, is_first: bool) -> None:
+        words = self._words
+        matcher.unsafe_compute_mask_ptr(self._address, words.nbytes)
+        word, bit = divmod(self._vocabulary.end_id, MASK_WORD)
+        may_end = bool(int(words[word]) >> bit & 1)
+        if matcher.is_error():
+            # llguidance allows the end then.
+            mask[:] = 0
+            return
+        if is_first and self._first_ids is not None:
+            words = _gathered(words, self._first_ids)
+        mask[:] = words[: len(mask)]
+        if word < len(mask):
+            # Of the last word, what lies beyond the network's vocabulary.
+            mask[word] &= (1 << bit) - 1
+        for word, bit in self._ends:
+            mask[word] = int(mask[word]) | bit if may_end else int(mask[word]) & ~bit
+
+    def _recover(self) -> bool:
+        """Go on with a matcher of its own, once: others of its grammar may have used up what they shared."""
+        if self._is_own:
+            return False
+        self._is_own = True
+        self._matcher = self._renew()
+        return bool(self._matcher.consume_tokens(self._taken))
+
+
+def _gathered(words: Masks, places: npt.NDArray[np.intp]) -> Masks:
+    """The mask whose bit i is bit `places[i]` of `words`, and 0 where that is -1."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    chosen = bits[places] & (places >= 0)
+    padded = np.zeros(-(-len(places) // MASK_WORD) * MASK_WORD, np.uint8)
+    padded[: len(places)] = chosen
+    return np.packbits(padded, bitorder="little").view(np.uint32)

@@ -1,0 +1,143 @@
+"""What each token adds to the text, in bytes: the alphabet that grammars are followed in.
+
+Owns the reading of a tokenizer for that purpose, and says which tokenizers have no such alphabet. A token that decodes
+to nothing (a special token, an id of the network's alone) has the empty text, and is never allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from trident_ensemble.anchors import DecoderFamily, byte_level_bytes, decoder_family, hidden_tokens, is_byte_token
+from trident_ensemble.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The texts of all tokens, and of those that exist at the beginning of a text alone.
+
+    Args:
+        size: V, the width of the network's logits.
+        texts: of the V tokens in the middle of a text, then nothing (the place of a mark for the end), then texts that
+            V tokens have at the beginning alone (a space stripped) and that are no token's.
+        first_ids: int `[V]`: the place in `texts` of what each token is at the beginning; -1 if that is nothing.
+            None if no token differs there.
+    """
+
+    size: int
+    texts: list[bytes]
+    first_ids: npt.NDArray[np.intp] | None
+
+    @property
+    def end_id(self) -> int:
+        """The place of the mark."""
+        return self.size
+
+
+def read_vocabulary(tokenizer_file: Path, vocab_size: int) -> Vocabulary:
+    """The vocabulary of an engine.
+
+    Args:
+        tokenizer_file: a `tokenizer.json`.
+        vocab_size: the network's, which may be larger than the tokenizer's.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tokens have no text of their own.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(f"{tokenizer_file.name} cannot be read: {error}") from None
+    return vocabulary_of(tokenizer, vocab_size)
+
+
+def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.
+
+    Raises:
+        CheckpointError: its tokens have no text of their own.
+    """
+    stages = list(_stages(json.loads(tokenizer.to_str())["decoder"]))
+    kinds = [stage["type"] for stage in stages]
+    if decoder_family(tokenizer) is DecoderFamily.BYTE_LEVEL:
+        hidden = hidden_tokens(tokenizer)
+        tokens = [tokenizer.id_to_token(token_id) for token_id in range(vocab_size)]
+        texts = [b"" if not token or token in hidden else byte_level_bytes(token) for token in tokens]
+        return Vocabulary(vocab_size, [*map(_only_utf_8, texts), b""], None)
+    if not kinds or kinds[0] in {"WordPiece", "BPEDecoder"}:
+        raise CheckpointError(
+            f"tokenizer.json: decoder: with {kinds[0] if kinds else 'none'} the text of a token depends on its"
+            " neighbours; known are ByteLevel, and Replace, ByteFallback, Strip and Metaspace"
+        )
+    return _decoded_vocabulary(tokenizer, vocab_size, _rewritten_bytes(stages))
+
+
+def _stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if decoder is None:
+        return
+    if decoder["type"] == "Sequence":
+        for stage in decoder["decoders"]:
+            yield from _stages(stage)
+    else:
+        yield decoder
+
+
+def _only_utf_8(text: bytes) -> bytes:
+    """No valid text holds this byte, and llguidance marks special tokens with it."""
+    return b"" if b"\xff" in text else text
+
+
+def _rewritten_bytes(stages: list[Mapping[str, Any]]) -> frozenset[int]:
+    """First bytes of characters that become others after byte tokens have been joined, so may not be spelt by them."""
+    kinds = [stage["type"] for stage in stages]
+    if "ByteFallback" not in kinds:
+        return frozenset()
+    later = stages[kinds.index("ByteFallback") :]
+    rewritten = [stage["pattern"].get("String", "") for stage in later if stage["type"] == "Replace"]
+    rewritten += [stage["replacement"] for stage in later if stage["type"] == "Metaspace"]
+    return frozenset(character.encode()[0] for character in rewritten if character)
+
+
+def _decoded_vocabulary(tokenizer: Tokenizer, vocab_size: int, rewritten: frozenset[int]) -> Vocabulary:
+    """Decode every token after a word, and alone; only byte tokens, which decode in runs, are read."""
+    num_tokens = min(vocab_size, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
+    first = [text.encode() for text in tokenizer.decode_batch([[token_id] for token_id in range(num_tokens)])]
+    before = next((token_id for token_id, text in enumerate(first) if text.isalpha() and text.isascii()), None)
+    if before is None:
+        raise CheckpointError("tokenizer.json: vocab: no token is a word, so the texts of the others cannot be told")
+    decoded = tokenizer.decode_batch([[before, token_id] for token_id in range(num_tokens)])
+    texts = [text.encode()[len(first[before]) :] for text in decoded]
+    has_bytes = decoder_family(tokenizer) is DecoderFamily.BYTE_FALLBACK
+    for token_id in range(num_tokens):
+        token = tokenizer.id_to_token(token_id)
+        if token is not None and has_bytes and is_byte_token(token):
+            byte = int(token[3:5], 16)
+            texts[token_id] = b"" if byte in rewritten else bytes([byte])
+            first[token_id] = texts[token_id] if first[token_id] else b""
+    padding = [b""] * (vocab_size - num_tokens)
+    return _with_first([*map(_only_utf_8, texts), *padding], [*map(_only_utf_8, first), *padding])
+
+
+def _with_first(texts: list[bytes], first: list[bytes]) -> Vocabulary:
+    vocab_size = len(texts)
+    if texts == first:
+        return Vocabulary(vocab_size, [*texts, b""], None)
+    texts = [*texts, b""]
+    places = {text: place for place, text in reversed(list(enumerate(texts[:vocab_size])))}
+    first_ids = np.full(vocab_size, -1, np.intp)
+    for token_id, text in enumerate(first):
+        if not text:
+            continue
+        if text not in places:
+            places[text] = len(texts)
+            texts.append(text)
+        first_ids[token_id] = places[text]
+    return Vocabulary(vocab_size, texts, first_ids)

@@ -1,0 +1,88 @@
+"""Requests whose grammar is being compiled.
+
+Owns the threads that compile, and who has such a request: whoever takes it out of here answers it, and nobody else.
+Never answers one. To be used under one lock, but for `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from trident_backend.guide import Guide
+from trident_backend.requests import Request
+from trident_backend.responses import Responder
+from trident_ensemble.errors import TridentError
+
+
+class Grammar(Protocol):
+    """See `trident_backend.guided`."""
+
+    def start(self, end_ids: frozenset[int], *, begins_text: bool) -> Guide:
+        """The guide of a new sequence."""
+        ...
+
+
+class GuideCompiler(Protocol):
+    """See `trident_backend.guided`."""
+
+    def compile(self, guide_type: str, guide: str) -> Grammar:
+        """Compile a grammar, in any thread; it may take seconds.
+
+        Raises:
+            RequestError: it is none.
+        """
+        ...
+
+
+class GuidedRequests:
+    """See the module.
+
+    Args:
+        compiler: used by several threads.
+        on_done: called on one of them for each request, with the failure if there was one; the request is still here,
+            unless somebody has taken it.
+    """
+
+    def __init__(self, compiler: GuideCompiler, on_done: Callable[[Request, TridentError | None], None]) -> None:
+        self._compiler = compiler
+        self._on_done = on_done
+        self._responders: dict[Request, Responder] = {}
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "trident-guide-compiler")
+
+    def add(self, request: Request, responder: Responder) -> None:
+        """Begin to compile the guide of a request; its sequences have theirs when it is done."""
+        self._responders[request] = responder
+        self._threads.submit(self._compile, request)
+
+    def take(self, request: Request) -> Responder | None:
+        """Its responder, and it is here no more; None if it is not."""
+        return self._responders.pop(request, None)
+
+    def take_all(self) -> list[tuple[Request, Responder]]:
+        """All of them, and nothing is here any more."""
+        taken = list(self._responders.items())
+        self._responders.clear()
+        return taken
+
+    def close(self) -> None:
+        """Begin no further grammar. What is being compiled is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, request: Request) -> None:
+        assert request.guide is not None
+        try:
+            grammar = self._compiler.compile(*request.guide)
+            for sequence in request.sequences:
+                end_ids = sequence.end_ids | sequence.stop_ids
+                sequence.guide = grammar.start(end_ids, begins_text=not request.output.echo)
+        except TridentError as error:
+            self._on_done(request, error)
+        except Exception as error:  # whatever it is, somebody waits for an answer
+            self._on_done(request, TridentError(f"the guide could not be compiled: {error!r}"))
+        else:
+            self._on_done(request, None)
+
+
+_NUM_THREADS = 2

@@ -1,0 +1,50 @@
+"""The KV cache as the scheduler sees it.
+
+Owns the interface: room promised, taken, shared and given back. Never knows how an engine lays it out.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trident_backend.sequence import Sequence
+
+
+class KVCache(Protocol):
+    """Room for the keys and values of running sequences, however an engine lays them out."""
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether one sequence of this length fits into an empty cache."""
+        ...
+
+    def admit(self, sequence: Sequence, num_tokens: int) -> int | None:
+        """Promise room for the sequence's first `num_tokens` tokens.
+
+        One whose parent has computed their prompt shares it, all but the last token.
+
+        Returns:
+            how many of its tokens are in the cache already (never all of them: the last one's logits are needed);
+            None, and nothing changed, if there is not enough room.
+        """
+        ...
+
+    def num_cached(self, sequence: Sequence) -> int:
+        """How many of a sequence's tokens it would find in the cache now."""
+        ...
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room for the first `num_tokens` tokens; never fails within the promise, False if it cannot beyond."""
+        ...
+
+    def commit(self, sequence: Sequence) -> None:
+        """The sequence's computed tokens are in the cache for good and may be shared."""
+        ...
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back everything the sequence has and was promised."""
+        ...
+
+    def take_copies(self) -> tuple[tuple[int, int], ...]:
+        """Blocks to copy before the next step computes, from which to which, for sequences that have grown into what
+        they only shared; each is named once, and is in nobody else's hands until then."""
+        ...

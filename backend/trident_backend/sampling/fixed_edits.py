@@ -1,0 +1,62 @@
+"""What a request adds to logits and bans at every place of its output.
+
+Owns the parameters' form as arrays, made once a sequence. Never changes a logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.sequence import Sequence
+from trident_backend.steps import Row
+
+TokenIds = npt.NDArray[np.int64]
+
+
+class FixedEdits:
+    """Of one sequence.
+
+    Args:
+        sequence: whose parameters and ends count.
+        vocab_size: tokens beyond it cannot be chosen, so that nothing need be done about them.
+    """
+
+    def __init__(self, sequence: Sequence, vocab_size: int) -> None:
+        params = sequence.sampling
+        biases: dict[int, float] = {}
+        for token_id, bias in params.logit_bias:
+            biases[token_id] = biases.get(token_id, 0.0) + bias
+        self.bias_ids = _ids(biases, vocab_size)
+        self.biases = np.array([biases[token_id] for token_id in self.bias_ids.tolist()], np.float32)
+        self._bad_ids = _ids({word[0] for word in params.bad_words if len(word) == 1}, vocab_size)
+        self._end_ids = _ids(sequence.end_ids | sequence.stop_ids, vocab_size)
+        # Longer words by the token before their last, so that few need be compared at a place.
+        self._words: dict[int, list[tuple[int, ...]]] = {}
+        for word in params.bad_words:
+            if len(word) > 1 and 0 <= word[-1] < vocab_size:
+                self._words.setdefault(word[-2], []).append(word)
+        self._num_looked_back = max((len(word) for word in params.bad_words), default=0)
+
+    def banned_ids(self, row: Row) -> TokenIds:
+        """The tokens that must not come at the row's place; some may stand twice."""
+        sequence, parts = row.sequence, [self._bad_ids]
+        if row.place - sequence.num_prompt_tokens < sequence.sampling.min_tokens:
+            parts.append(self._end_ids)
+        if self._words:
+            parts.append(np.array([word[-1] for word in self._begun(row)], np.int64))
+        return np.concatenate(parts)
+
+    def _begun(self, row: Row) -> Iterable[tuple[int, ...]]:
+        """The words of which only the last token is missing."""
+        before = [*row.sequence.token_ids[-self._num_looked_back :], *row.draft_ids]
+        for word in self._words.get(before[-1], ()) if before else ():
+            num_before = len(word) - 1
+            if tuple(before[-num_before:]) == word[:-1]:
+                yield word
+
+
+def _ids(token_ids: Iterable[int], vocab_size: int) -> TokenIds:
+    return np.array([token_id for token_id in token_ids if 0 <= token_id < vocab_size], np.int64)

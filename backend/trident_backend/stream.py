@@ -1,0 +1,119 @@
+"""The answers to one request on their way to its client: a stream for each of its sequences.
+
+Owns what has come of each sequence, what of it may leave and what has left. Pure: nothing is sent here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trident_backend.flow import FlowControl
+from trident_backend.loop import TokenEvent
+from trident_backend.reports import Span
+from trident_backend.requests import Request
+from trident_backend.responses import Responder
+from trident_backend.sequence import Sequence
+from trident_ensemble.anchors import context_start
+from trident_ensemble.chunk_header import ALL, Part
+from trident_ensemble.errors import TridentError
+from trident_ensemble.settings import CoreSettings
+
+
+@dataclass(eq=False)
+class Stream:
+    """One sequence's tokens, an echoed prompt's before them.
+
+    Args:
+        sequence: whose.
+        answer: of which this is a part.
+        flow: of its chunks; None if nobody acknowledges them.
+        num_echoed: tokens of the prompt that come before the output.
+        slot: in the acknowledgement table.
+        generation: of the slot.
+        token_ids: so far, sent or not.
+        num_safe: of them, those that may leave.
+        num_sent: of these, those that have.
+        paused: its reader is behind, and the loop was told so.
+        ended: no token comes any more.
+    """
+
+    sequence: Sequence
+    answer: Answer
+    flow: FlowControl | None
+    num_echoed: int
+    slot: int = 0
+    generation: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    num_safe: int = 0
+    num_sent: int = 0
+    paused: bool = False
+    ended: bool = False
+
+    def take(self, event: TokenEvent) -> None:
+        """What the loop tells of the sequence."""
+        self.token_ids.extend(event.token_ids)
+        self.ended = event.finish_reason is not None
+        self.answer.error = self.answer.error or event.error
+        if self.ended or event.num_safe_tokens is None:
+            self.num_safe = len(self.token_ids)
+        else:
+            self.num_safe = event.num_safe_tokens
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something could be sent while it streams."""
+        return self.ended or self.num_sent < self.num_safe
+
+    def context_ids(self, anchors: bytes) -> list[int]:
+        """The ids before those that are sent next that decoding needs."""
+        return self.token_ids[context_start(anchors, self.token_ids, self.num_sent) : self.num_sent]
+
+    def send(self) -> tuple[list[int], Part, Span]:
+        """All that may leave, which then has left."""
+        start, end = self.num_sent, self.num_safe
+        self.num_sent = end
+        span = Span(self.sequence, end - start, max(0, start - self.num_echoed), max(0, end - self.num_echoed))
+        return self.token_ids[start:end], self._part(start, end), span
+
+    def _part(self, start: int, end: int) -> Part:
+        if not self.ended:
+            return Part(end - start)
+        stop_strings, num_characters = self.sequence.stop_strings, ALL
+        if stop_strings is not None and stop_strings.num_characters != ALL:
+            num_characters = stop_strings.num_characters - stop_strings.text_end(start)
+        return Part(end - start, self.sequence.num_silent_tokens, num_characters)
+
+
+class Answer:
+    """What one request gets.
+
+    Args:
+        request: which.
+        responder: the way to its client.
+        settings: flow control's bounds.
+    """
+
+    def __init__(self, request: Request, responder: Responder, settings: CoreSettings) -> None:
+        output = request.output
+        echoed = request.first.token_ids[: request.first.num_prompt_tokens] if output.echo else []
+        controlled = output.streaming and output.flow_control
+        self.request = request
+        self.responder = responder
+        self.aborted = False
+        self.error: TridentError | None = None
+        #: Streams whose last response has not left.
+        self.streams = [
+            Stream(
+                sequence,
+                self,
+                FlowControl(settings) if controlled else None,
+                len(echoed),
+                token_ids=list(echoed),
+            )
+            for sequence in request.sequences
+        ]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all its sequences have."""
+        return all(stream.ended for stream in self.streams)

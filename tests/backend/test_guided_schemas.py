@@ -1,0 +1,205 @@
+"""A thousand random schemas, and what random tokens under their masks spell, against the library jsonschema."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from decimal import Decimal
+from typing import Any
+
+import jsonschema
+import pytest
+from tokenizers import Tokenizer
+
+from tests.backend.test_guided import FAMILY, NO_TEXT, accepts, allowed, encode, guides_for, seeded, write
+from tests.tokenizer_zoo import tokenizer_of
+from trident_backend.guided.compiler import GuideCompiler
+from trident_ensemble.errors import RequestError
+
+NUM_SCHEMAS = 1000
+_PATTERNS = ("^[a-z]{2,5}$", "^(yes|no)$", r"^\d{3}-\d{4}$", "^é?[^a-z]{1,3}$", "x", "^[A-Z]", r"\.$")
+_WORDS = ("a", "b c", "é", "日本", "name", 'quo"te', "back\\slash", "new\nline", "", "x/y")
+
+
+class SchemaMaker:
+    """Random schemas of what is known to be supported, nested to a depth."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def schema(self) -> dict[str, Any]:
+        """One schema, sometimes with definitions that refer to themselves."""
+        if self._rng.random() < 0.2:
+            tree: dict[str, Any] = {"type": "object", "properties": {"value": self._node(1)}, "required": ["value"]}
+            tree["properties"]["children"] = {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}
+            tree["additionalProperties"] = False
+            return {"$ref": "#/$defs/tree", "$defs": {"tree": tree}}
+        return self._node(3)
+
+    def _node(self, depth: int) -> dict[str, Any]:
+        kinds = [self._string, self._integer, self._number, self._enum, self._const, self._plain]
+        if depth:
+            kinds += [lambda: self._object(depth), lambda: self._object(depth), lambda: self._array(depth)]
+            kinds += [lambda: self._any_of(depth)]
+        return self._rng.choice(kinds)()
+
+    def _object(self, depth: int) -> dict[str, Any]:
+        names = self._rng.sample([word for word in _WORDS if word], self._rng.randint(1, 4))
+        schema: dict[str, Any] = {"type": "object", "properties": {name: self._node(depth - 1) for name in names}}
+        schema["required"] = [name for name in names if self._rng.random() < 0.6]
+        if self._rng.random() < 0.5 or any(json.dumps(name)[1:-1] != name and name.isascii() for name in names):
+            schema["additionalProperties"] = False
+        elif self._rng.random() < 0.5:
+            schema["additionalProperties"] = {"type": "integer"}
+        return schema
+
+    def _array(self, depth: int) -> dict[str, Any]:
+        least = self._rng.randint(0, 2)
+        bounds = {"minItems": least, "maxItems": least + self._rng.randint(0, 2)}
+        if self._rng.random() < 0.3:
+            return {"type": "array", "prefixItems": [self._node(depth - 1)], "items": self._node(depth - 1), **bounds}
+        return {"type": "array", "items": self._node(depth - 1), **bounds}
+
+    def _any_of(self, depth: int) -> dict[str, Any]:
+        return {"anyOf": [self._node(depth - 1) for _ in range(self._rng.randint(2, 3))]}
+
+    def _string(self) -> dict[str, Any]:
+        if self._rng.random() < 0.4:
+            return {"type": "string", "pattern": self._rng.choice(_PATTERNS)}
+        least = self._rng.randint(0, 3)
+        return {"type": "string", "minLength": least, "maxLength": least + self._rng.randint(0, 9)}
+
+    def _integer(self) -> dict[str, Any]:
+        low = self._rng.randint(-2000, 2000)
+        high = low + self._rng.choice([0, 1, 9, 137, 10**6])
+        return self._rng.choice(
+            [
+                {"type": "integer", "minimum": low, "maximum": high},
+                {"type": "integer", "exclusiveMinimum": low - 1, "exclusiveMaximum": high + 1},
+                {"type": "integer", "minimum": low},
+                {"type": "integer", "multipleOf": self._rng.choice([2, 7, 60])},
+            ]
+        )
+
+    def _number(self) -> dict[str, Any]:
+        low = self._rng.randint(-50, 50) / 4
+        return {"type": "number", "minimum": low, "exclusiveMaximum": low + self._rng.choice([0.25, 0.5, 3, 1000])}
+
+    def _enum(self) -> dict[str, Any]:
+        return {"enum": self._rng.sample([*_WORDS, 1, 2.5, True, None, [1, "a"], {"k": 0}], self._rng.randint(1, 4))}
+
+    def _const(self) -> dict[str, Any]:
+        return {"const": self._rng.choice([*_WORDS, -3, False, None, [], {"k": [1]}])}
+
+    def _plain(self) -> dict[str, Any]:
+        return {"type": self._rng.choice(["boolean", "null", ["string", "null"], ["integer", "boolean"]])}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenizer_of(FAMILY)
+
+
+@pytest.fixture(scope="module")
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+    return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="module")
+def closers(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset(token_id for mark in '"}],.' for token_id in encode(tokenizer, mark))
+
+
+def read(text: str) -> Any:
+    """The value of a JSON text; numbers exact."""
+    return json.loads(text, parse_float=Decimal)
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_every_output_is_valid_and_every_cut_one_can_be_completed(
+    guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int], part: int
+) -> None:
+    num_ended = 0
+    for seed in range(part * NUM_SCHEMAS // 10, (part + 1) * NUM_SCHEMAS // 10):
+        rng = seeded(seed)
+        schema = SchemaMaker(rng).schema()
+        guide = guides.compile("json_schema", json.dumps(schema)).start(frozenset({NO_TEXT}))
+        token_ids, has_ended = write(guide, rng, closers=closers, most=80)
+        num_ended += has_ended
+        if not has_ended:
+            rest, has_ended = write(guide, seeded(0), closers=closers, most=2000)
+            token_ids += rest
+        text = tokenizer.decode(token_ids, skip_special_tokens=False)
+        assert has_ended, f"{seed}: {text[-200:]!r} of {schema}"
+        jsonschema.Draft202012Validator(schema).validate(read(text))
+    assert num_ended >= NUM_SCHEMAS // 20, "too few came to their end by themselves"
+
+
+def test_what_is_valid_is_accepted(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 4}, "tags": {"items": {"enum": ["é", 1, None]}}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    grammar = guides.compile("json_schema", json.dumps(schema))
+    valid: list[Any] = [{"name": "日本"}, {"name": "", "tags": []}, {"name": 'a"\\\n', "tags": ["é", 1, None]}]
+    for value in valid:
+        jsonschema.validate(value, schema)
+        for indent in (None, 2):
+            assert accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False, indent=indent))
+    invalid: list[Any] = [{"tags": []}, {"name": "12345"}, {"name": "a", "more": 1}, []]
+    for value in invalid:
+        assert not accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False))
+
+
+def test_any_json_is_an_object_or_an_array(
+    guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int]
+) -> None:
+    grammar = guides.compile("json", "")
+    assert guides.compile("json", "whatever") is grammar
+    values: list[Any] = [{"a": [1.5e-3, {"b": None}, 'é\u2028"\\']}, [], [[True]]]
+    for value in values:
+        assert accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False, indent=1))
+    for text in ("1", '"a"', " []", "[] ", "[01]", "{'a': 1}", "[1,]"):
+        assert not accepts(tokenizer, grammar, text)
+    for seed in range(50):
+        token_ids, has_ended = write(grammar.start(frozenset({NO_TEXT})), seeded(seed), closers=closers)
+        assert not has_ended or isinstance(json.loads(tokenizer.decode(token_ids)), dict | list)
+
+
+def test_blanks_between_parts_come_to_an_end(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+    guide = guides.compile("json", "").start(frozenset())
+    blank = encode(tokenizer, " ")[0]
+    guide.advance(encode(tokenizer, "[")[0])
+    for _ in range(32):
+        assert blank in allowed(guide)[0]
+        guide.advance(blank)
+    assert blank not in allowed(guide)[0]
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"properties": {'a"b': {"type": "string"}}}, "additionalProperties false"),
+        ({"$defs": {"x": {"properties": {"\n": {}}, "additionalProperties": {}}}, "$ref": "#/$defs/x"}, r"'\n' can"),
+        ({"enum": [2**53 + 1]}, "9007199254740993 is too large: integers are exact to 9007199254740992"),
+        ({"type": "object", "minProperties": 2}, "minProperties: more than 1"),
+        ({"items": [{"multipleOf": 997}, {"allOf": [{"multipleOf": 101}]}]}, "multipleOf"),
+    ],
+)
+def test_what_would_allow_too_much_is_refused(guides: GuideCompiler, schema: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)):
+        guides.compile("json_schema", json.dumps(schema))
+
+
+def test_values_in_a_schema_are_left_as_they_are(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+    value = {"exclusiveMaximum": 5, "multipleOf": 99991}
+    schema = {"properties": {"const": {"const": value}}, "required": ["const"], "additionalProperties": False}
+    grammar = guides.compile("json_schema", json.dumps(schema))
+    assert accepts(tokenizer, grammar, json.dumps({"const": value}))
+    bounds = {"properties": {"enum": {"type": "number", "minimum": 5, "exclusiveMinimum": 5, "maximum": 5.25}}}
+    grammar = guides.compile("json_schema", json.dumps(bounds))
+    assert accepts(tokenizer, grammar, '{"enum": 5.1}')
+    assert not accepts(tokenizer, grammar, '{"enum": 5}')
