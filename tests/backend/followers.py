@@ -100,7 +100,10 @@ class ScoringSampler:
 
     def choose(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
         likeliest = logits.argmax(axis=1).tolist()
-        token_ids = list(self.inner.choose(logits, rows).token_ids)
+        return self.judge(rows, likeliest, list(self.inner.choose(logits, rows).token_ids))
+
+    def judge(self, rows: Rows[Row], likeliest: list[int], token_ids: list[int]) -> Choices:
+        """What becomes of the tokens that were chosen, where the engine itself would choose others."""
         log_probs = {}
         for index, (sequence, place, draft_ids) in enumerate(rows):
             if place < len(sequence.token_ids):
@@ -158,7 +161,10 @@ def alone(sequence: Sequence, sampler: ScoringSampler, next_logits: Any) -> Alon
     while ending is None:
         copied.token_ids = prompt + output
         copied.guide = Grammar(length, list(output)) if length is not None else None
-        choices = sampler.choose(next_logits(copied.token_ids), [Row(copied, len(copied.token_ids))])
+        logits, rows = next_logits(copied.token_ids), [Row(copied, len(copied.token_ids))]
+        likeliest = [int(logits.argmax())]
+        chosen = likeliest if copied.sampling.temperature == 0 else sampler.inner.choose(logits, rows).token_ids
+        choices = sampler.judge(rows, likeliest, list(chosen))
         (token_id,) = choices.token_ids
         if token_id == NO_TOKEN:
             ending = FinishReason.ERROR, "", False

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trident_backend.engine.kernels import VocabularyKernels
+
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
@@ -23,6 +25,10 @@ class TimedEngine:
     @property
     def spec(self) -> EngineSpec:
         return self.engine.spec
+
+    @property
+    def kernels(self) -> VocabularyKernels:
+        return self.engine.kernels
 
     def execute(self, batch: StepBatch) -> FloatArray:
         start = time.perf_counter()

@@ -27,6 +27,7 @@ from tests.benchmarks.checkpoint import VOCAB_SIZE, make_checkpoint
 from tests.e2e.build import build
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
 from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import SamplingParams, Sequence
@@ -55,6 +56,7 @@ class PoolOf:
 
     def __init__(self, engine: Engine, num_blocks: int, max_num_seqs: int) -> None:
         self._engine = engine
+        self.kernels = engine.kernels
         self.spec = replace(engine.spec, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
 
     def execute(self, batch: StepBatch) -> FloatArray:
@@ -69,6 +71,7 @@ class NoEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.kernels = NumpyKernels()
         self._logits = np.zeros((spec.max_num_tokens, spec.vocab_size), np.float32)
         self._logits[:, 1] = 1
 

@@ -14,7 +14,7 @@ import torch
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.engine.conftest import BuildAndLoad
 from trident_backend.core import EngineCore
-from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch, VocabularyKernels
 from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
@@ -35,6 +35,10 @@ class Smaller:
     @property
     def spec(self) -> EngineSpec:
         return replace(self.engine.spec, num_blocks=self.num_blocks)
+
+    @property
+    def kernels(self) -> VocabularyKernels:
+        return self.engine.kernels
 
     def execute(self, batch: StepBatch) -> FloatArray:
         return self.engine.execute(batch)

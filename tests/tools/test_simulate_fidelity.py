@@ -18,6 +18,7 @@ from tests.tools.simulations import (
 )
 from trident_backend.blocks import BlockManager
 from trident_backend.core import EngineCore
+from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepTimeModel
@@ -53,6 +54,7 @@ class ClockedEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.kernels = NumpyKernels()
         self.now = 0.0
 
     def execute(self, batch: StepBatch) -> FloatArray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from trident_backend.sampling.drawing_rows import DrawingRows, TokenIds
-from trident_backend.sampling.inversion import invert
+from trident_backend.sampling.inversion import invert, passed
 from trident_backend.sampling.nucleus import keep_or_redraw
 from trident_backend.sampling.row_kernels import RowKernels
 
@@ -37,10 +37,8 @@ def _draw_from_largest(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
     beyond = sums - weights >= drawing.top_ps[:, None] * sums[:, -1:]
     weights[beyond & (drawing.top_ps[:, None] < 1)] = 0.0
     weights[weights < drawing.min_ps[:, None]] = 0.0
-    sums = np.cumsum(weights, axis=1)
-    # Rounding must not carry a target to the whole sum, which nothing passes.
-    targets = np.minimum(drawing.uniforms() * sums[:, -1], np.nextafter(sums[:, -1], 0.0))
-    tokens: TokenIds = ids[np.arange(len(ids)), (sums <= targets[:, None]).sum(axis=1)]
+    places, _, _ = passed(weights, drawing.uniforms())
+    tokens: TokenIds = ids[np.arange(len(ids)), places]
     return tokens
 
 

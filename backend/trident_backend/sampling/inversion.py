@@ -26,20 +26,28 @@ def invert(
     """
     vocab_size = logits.shape[1]
     numbers = np.arange(len(masses))
-    chunks, before, targets = _passed(masses, shares)
+    chunks, before, targets = passed(masses, shares)
     ids = chunks[:, None] * CHUNK_WIDTH + np.arange(CHUNK_WIDTH)
     values = logits[drawing.rows[:, None], np.minimum(ids, vocab_size - 1)]
     weights = np.exp((values.astype(np.float64) - drawing.maxima[:, None]) / drawing.temperatures[:, None])
     weights[ids >= vocab_size] = 0.0
     if floors is not None:
         weights[values < floors[:, None]] = 0.0
-    places, _, _ = _passed(weights, (targets - before) / masses[numbers, chunks])
+    places, _, _ = passed(weights, (targets - before) / masses[numbers, chunks])
     tokens: TokenIds = ids[numbers, places]
     return tokens
 
 
-def _passed(weights: Doubles, shares: Doubles) -> tuple[TokenIds, Doubles, Doubles]:
-    """Where each row's running sum passes its share of the whole, the sum before that, and the target passed."""
+def passed(weights: Doubles, shares: Doubles) -> tuple[TokenIds, Doubles, Doubles]:
+    """Where each row's running sum passes its share of the whole.
+
+    Args:
+        weights: `[n, m]`, some of each row's above 0.
+        shares: `[n]`, from 0 to 1.
+
+    Returns:
+        the places `[n]`, whose weights are above 0; the sums before them; and the shares of the wholes.
+    """
     sums = np.cumsum(weights, axis=1)
     # Rounding must not carry a target to the whole sum, which nothing passes.
     targets = np.minimum(np.maximum(shares * sums[:, -1], 0.0), np.nextafter(sums[:, -1], 0.0))
