@@ -27,7 +27,7 @@ check: .venv/.set-up-test
 	.venv/bin/lint-imports
 	.venv/bin/hadolint docker/Dockerfile
 
-# BENCH=scheduling, load or soak: see tests/benchmarks.
+# BENCH=scheduling, load, soak, sampling or guided: see tests/benchmarks.
 BENCH ?= compare
 
 bench: .venv/.set-up-bench

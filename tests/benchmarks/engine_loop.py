@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trident_backend.engine.kernels import VocabularyKernels
 
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch, VocabularyKernels
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import CoreSettings
 
