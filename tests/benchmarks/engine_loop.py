@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch, VocabularyKernels

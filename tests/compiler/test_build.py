@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.bfloat16 import needs_bf16
 from tests.checkpoints import make_checkpoint
 from trident_backend.engine.artifact import read_manifest, verify_files
 from trident_compiler.openvino_compiler import RESIDENT_SHARE
@@ -68,10 +69,16 @@ def test_a_second_build_says_what_it_replaces(
     target = tmp_path / "repository"
     trident_build(checkpoint, "--repository", target, "--precision", "fp32", "--kv-cache", "2048t", "--quiet")
     assert capsys.readouterr().out == ""
-    trident_build(checkpoint, "--repository", target, "--weights", "int8", "--kv-cache", "2048t", "--precision", "bf16")
+    trident_build(checkpoint, "--repository", target, "--weights", "int8", "--kv-cache", "2048t")
     printed = capsys.readouterr().out
     assert "replaced  core/1: llama, 3 layers, fp32, bf16 weights, built by openvino 2" in printed
     assert read_manifest(target / "core" / "1").precision.weights == "int8"
+
+
+def test_a_cpu_without_bfloat16_is_said_so(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trident_compiler.openvino_compiler.computes_bf16", lambda: False)
+    with pytest.raises(PlanError, match="--precision bf16: this CPU"):
+        trident_build(checkpoint, "--repository", tmp_path / "repository", "--precision", "bf16", "--quiet")
 
 
 def test_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -116,9 +123,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(folder, "llama", vocab_size=16000, num_hidden_layers=8, initializer_range=0.02, **shape)
 
 
-@pytest.mark.parametrize(
-    "options", [("--precision", "fp32"), ("--precision", "bf16"), ("--weights", "int8"), ("--weights", "int4")]
-)
+_IN_BF16 = pytest.param(("--precision", "bf16"), marks=needs_bf16)
+
+
+@pytest.mark.parametrize("options", [("--precision", "fp32"), _IN_BF16, ("--weights", "int8"), ("--weights", "int4")])
 def test_memory_stays_within_one_and_a_half_checkpoints(
     checkpoint: Path, large: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -152,7 +160,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.parametrize("options", [("--precision", "fp32"), ("--precision", "bf16"), ("--weights", "int8")])
+@pytest.mark.parametrize("options", [("--precision", "fp32"), _IN_BF16, ("--weights", "int8")])
 def test_a_running_engine_takes_what_the_plan_says(large: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     trident_build(large, "--repository", tmp_path / "repository", "--kv-cache", "2048t", "--quiet", *options)
     engine = tmp_path / "repository" / "core" / "1"

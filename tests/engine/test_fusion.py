@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.bfloat16 import BF16
 from tests.checkpoints import make_checkpoint
 from trident_backend.engine.artifact import Precision
 from trident_backend.engine.openvino_network import compile_network
@@ -23,7 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("compute", ["bf16", "fp32"])
+@pytest.mark.parametrize("compute", [BF16, "fp32"])
 @pytest.mark.parametrize("case", CASES)
 def test_fused_nodes(case: str, compute: str, tmp_path: Path) -> None:
     family, changes = CASES[case]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tests.bfloat16 import needs_bf16
 from tests.checkpoints import FAMILIES, make_checkpoint, reference_model
 from tests.engine.conftest import BuildAndLoad, reference_logits
 from tests.engine.driver import DrivenSequence, Driver
@@ -73,6 +74,7 @@ def test_packed_steps_equal_transformers(variant: str, tmp_path: Path, engine_of
     assert all(sequence.num_computed == len(sequence.tokens) for sequence in sequences)
 
 
+@needs_bf16
 def test_positions_far_out_stay_exact_in_bf16(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1, vocab_size=400)
     tokens = prompt(1000, 1)
@@ -83,6 +85,7 @@ def test_positions_far_out_stay_exact_in_bf16(tmp_path: Path, engine_of: BuildAn
     assert error_by_position[-100:].mean() < 2 * error_by_position[:100].mean() + 0.01
 
 
+@needs_bf16
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_differs_by_what_bf16_allows(family: str, tmp_path: Path, engine_of: BuildAndLoad) -> None:
     checkpoint = make_checkpoint(tmp_path / family, family)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.tools.test_simulate_roofline import write_config
 from trident_backend.engine.artifact import (
+    FORMAT_VERSION,
     Architecture,
     Compiler,
     Generation,
@@ -43,7 +44,7 @@ def simulated(tmp_path: Path, *words: str) -> dict[str, Any]:
 def manifest(*, num_blocks: int) -> Manifest:
     """Of an engine that was built for little."""
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         architecture=Architecture("llama", 2, 100),
         limits=Limits(6, 48, 512),
         precision=Precision("bf16", "bf16", "u8"),

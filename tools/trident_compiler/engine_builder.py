@@ -27,6 +27,7 @@ from trident_compiler.machine import Machine
 from trident_compiler.plan import MemoryPlan, Needs, Wanted, make_plan
 from trident_ensemble import layout
 from trident_ensemble.anchors import anchor_table
+from trident_ensemble.errors import PlanError
 
 
 class Progress(Protocol):
@@ -61,7 +62,12 @@ def choose_precision(
         compute: bf16 or fp32; None is the faster on the machine.
         weight_format: bf16, int8 or int4; None is as stored: 16 bits, or fp32 for fp32 tensors computed in fp32.
         machine: where it will run.
+
+    Raises:
+        PlanError: the CPU cannot compute in it.
     """
+    if compute == "bf16" and not openvino_compiler.computes_bf16():
+        raise PlanError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
     compute = compute or ("bf16" if machine.fast_bf16 else "fp32")
     stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
     as_stored = weights.FP32 if compute == "fp32" and stored == {"F32"} else weights.BF16

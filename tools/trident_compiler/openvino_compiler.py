@@ -31,6 +31,11 @@ def compiler() -> Compiler:
     return Compiler("openvino", ov.__version__.partition("-")[0])
 
 
+def computes_bf16() -> bool:
+    """Whether the plugin can compute in bfloat16 on this CPU; it needs AVX-512."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def plain_format(compute: str) -> str:
     """The 16-bit format that the plugin handles best: its fused feed-forward in bf16 takes float16 constants, while
     fp32 keeps the checkpoint's values exactly."""
