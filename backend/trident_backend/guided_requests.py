@@ -6,10 +6,14 @@ Never answers one. To be used under one lock, but for `close`.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Timer
 from typing import Protocol
 
+from trident_backend import deadlines
 from trident_backend.guide import Guide
 from trident_backend.requests import Request
 from trident_backend.responses import Responder
@@ -41,29 +45,45 @@ class GuidedRequests:
 
     Args:
         compiler: used by several threads.
-        on_done: called on one of them for each request, with the failure if there was one; the request is still here,
-            unless somebody has taken it.
+        on_done: called on a thread of its own choice for each request, with the failure if there was one; the request
+            is still here, unless somebody has taken it.
     """
 
     def __init__(self, compiler: GuideCompiler, on_done: Callable[[Request, TridentError | None], None]) -> None:
         self._compiler = compiler
         self._on_done = on_done
         self._responders: dict[Request, Responder] = {}
+        self._jobs: dict[Request, Future[None]] = {}
+        self._timers: dict[Request, Timer] = {}
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "trident-guide-compiler")
 
     def add(self, request: Request, responder: Responder) -> None:
-        """Begin to compile the guide of a request; its sequences have theirs when it is done."""
+        """Begin to compile the guide of a request; its sequences have theirs when it is done.
+
+        It fails when its deadline has passed before.
+        """
         self._responders[request] = responder
-        self._threads.submit(self._compile, request)
+        first = request.first
+        if first.deadline < math.inf:
+            seconds = max(0.0, first.deadline - time.monotonic())
+            self._timers[request] = Timer(seconds, self._on_done, (request, deadlines.missed(first)))
+            self._timers[request].daemon = True
+            self._timers[request].start()
+        self._jobs[request] = self._threads.submit(self._compile, request)
 
     def take(self, request: Request) -> Responder | None:
-        """Its responder, and it is here no more; None if it is not."""
+        """Its responder, and it is here no more; None if it is not. What was not begun for it never is."""
+        if (job := self._jobs.pop(request, None)) is not None:
+            job.cancel()
+        if (timer := self._timers.pop(request, None)) is not None:
+            timer.cancel()
         return self._responders.pop(request, None)
 
     def take_all(self) -> list[tuple[Request, Responder]]:
         """All of them, and nothing is here any more."""
         taken = list(self._responders.items())
-        self._responders.clear()
+        for request, _ in taken:
+            self.take(request)
         return taken
 
     def close(self) -> None:

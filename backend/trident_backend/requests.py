@@ -118,6 +118,8 @@ def parse_request(
     # A prompt found in the cache is not computed, and so has no log probabilities.
     reuse_cache = fields.flag(tensors.REUSE_CACHE, default=True) and not sampling.prompt_log_probs
 
+    stop_strings = _stop_strings(context, stop, output, token_ids, min_tokens)
+
     def build(index: int, parent: Sequence | None) -> Sequence:
         own = sampling if parent is None else replace(sampling, index=index, prompt_log_probs=False)
         return Sequence(
@@ -135,7 +137,7 @@ def parse_request(
             reuse_cache=reuse_cache,
             parent=parent,
             stop_ids=stop.stop_ids,
-            stop_strings=_stop_strings(context, stop, output, token_ids, min_tokens),
+            stop_strings=stop_strings if parent is None or stop_strings is None else stop_strings.fork(),
             include_stop=stop.include_stop,
         )
 
@@ -216,6 +218,6 @@ def _guide(fields: RequestFields) -> tuple[str, str] | None:
 #: Keeps the longest that aging takes in proportion.
 _MAX_PRIORITY = 100
 _MAX_LABEL_BYTES = 256
-_MAX_GUIDE_BYTES = 1 << 20
+_MAX_GUIDE_BYTES = 1 << 16
 #: Any JSON will do.
 _UNWORDED_GUIDE = "json"

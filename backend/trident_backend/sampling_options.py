@@ -41,8 +41,9 @@ def parse_sampling(fields: RequestFields, defaults: Generation, vocab_size: int,
     top_k = fields.integer(tensors.TOP_K, defaults.top_k, 0)
     top_p = fields.number(tensors.TOP_P, defaults.top_p, 0.0, 1.0)
     if top_p == 0:
-        # As in tensorrtllm_backend, where it is the default: the likeliest token alone, unless top_k says how many.
-        top_k, top_p = top_k or 1, 1.0
+        # As in tensorrtllm_backend, where it is the default: the likeliest token alone, unless the request's top_k says
+        # how many.
+        top_k, top_p = (top_k if tensors.TOP_K in fields else 0) or 1, 1.0
     num_top = fields.integer(tensors.NUM_TOP_LOG_PROBS, 0, 0, min(MAX_TOP_LOG_PROBS, vocab_size))
     of_prompt = fields.flag(tensors.RETURN_PROMPT_LOG_PROBS, default=False)
     bad_words = parse_bad_words(fields.integers(tensors.BAD_WORDS_LIST), vocab_size)

@@ -35,7 +35,7 @@ class StopOptions:
 
 
 def parse_stop_options(fields: RequestFields, defaults: Generation, vocab_size: int) -> StopOptions:
-    """Of one request; `ignore_eos` leaves what the request itself names.
+    """Of one request; with `ignore_eos` its stop words and stop ids alone.
 
     Raises:
         RequestError: a field is out of bounds.

@@ -9,6 +9,7 @@ prompt, from the prompt's. A stop string lies wholly in the output's text.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from trident_ensemble.anchors import ANCHOR, CONTINUATION, context_start
@@ -56,6 +57,15 @@ class StopStrings:
         #: Where the settled text ends after none, one, two, ... tokens of the output.
         self._ends = [len(echoed)]
         self._context_ids = list(echoed_ids[context_start(anchors, list(echoed_ids), len(echoed_ids)) :])
+
+    def fork(self) -> StopStrings:
+        """The same for another output after the same prompt; to be asked for before either has begun."""
+        assert len(self._ends) == 1
+        other = copy.copy(self)
+        other._words = [word.fork() for word in self._words]
+        other._ends = list(self._ends)
+        other._context_ids = list(self._context_ids)
+        return other
 
     @property
     def num_safe_tokens(self) -> int:
@@ -150,6 +160,12 @@ class _Word:
                 border = self._borders[border]
             border += character == text[border]
             self._borders.append(border)
+
+    def fork(self) -> _Word:
+        """The same, of which nothing has been matched."""
+        other = copy.copy(self)
+        other.num_matched = 0
+        return other
 
     def search(self, piece: str, may_end: bool) -> int:
         """Where in the next piece of text the word ends first; 0 if nowhere, or if it may not end there."""

@@ -23,8 +23,8 @@ from trident_ensemble.errors import RequestError, TridentError, triton_code, wir
 from trident_ensemble.settings import TextSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-#: More than a header of any response has.
-_MAX_HEADER = 4096
+#: More than a header has of as many sequences as one step of any engine computes.
+_MAX_HEADER = 1 << 16
 
 
 class TritonPythonModel:

@@ -176,6 +176,23 @@ def test_asking_a_greedy_checkpoint_for_a_filter_samples(field: dict[str, Any]) 
     assert _first(SAMPLING, **field).sampling.temperature == 0.7
 
 
+def test_no_mass_at_all_is_the_likeliest_token_or_what_the_requests_top_k_keeps() -> None:
+    for defaults in (GREEDY, SAMPLING):
+        alone, with_top_k = _first(defaults, top_p=0.0).sampling, _first(defaults, top_p=0.0, top_k=7).sampling
+        assert (alone.top_k, alone.top_p) == (1, 1.0)
+        assert (with_top_k.top_k, with_top_k.top_p) == (7, 1.0)
+
+
+def test_a_field_may_be_given_under_its_other_name() -> None:
+    other: dict[str, Any] = {
+        "random_seed": 5, "runtime_top_k": 3, "runtime_top_p": 0.5, "len_penalty": 1.0, "input_lengths": 3,
+    }  # fmt: skip
+    sampling = _first(**other).sampling
+    assert (sampling.seed, sampling.top_k, sampling.top_p) == (5, 3, 0.5)
+    with pytest.raises(RequestError, match="random_seed: is another name of seed: 5 contradicts 6"):
+        _first(random_seed=5, seed=6)
+
+
 def test_end_ids_are_a_set_that_a_request_may_widen_or_ignore() -> None:
     assert _first(end_id=9).end_ids == {2, 3, 9}
     assert _first(end_id=-1, ignore_eos=True).end_ids == frozenset()

@@ -17,7 +17,14 @@ from trident_backend.sequence import FinishReason
 from trident_backend.service import CoreService
 from trident_ensemble.acknowledgements import Acknowledger
 from trident_ensemble.chunk_header import ALL, unpack
-from trident_ensemble.errors import CancelledError, DrainingError, EngineError, RequestError, TridentError
+from trident_ensemble.errors import (
+    CancelledError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    RequestError,
+    TridentError,
+)
 from trident_ensemble.settings import CoreSettings
 
 
@@ -340,3 +347,52 @@ def test_every_refusal_is_counted() -> None:
             service.submit({"input_ids": [1], "max_tokens": 4, "num_return_sequences": 5}, Client())
         records = service.take_records()
     assert [record.finish_reason for record in records if isinstance(record, RequestRecord)] == ["refused"] * 2
+
+
+def test_stopped_requests_leave_the_queue_of_guides() -> None:
+    """So that nobody makes others wait by asking and stopping."""
+    guides = Guides()
+    with serving(MockEngine(SPEC), guides=guides) as service:
+        guides.gate.clear()
+        for _ in range(20):
+            guided = Reader()
+            service.submit(GUIDED | {"guided_decoding_guide": b"7"}, guided, "g")
+            _stop(service, "g")
+            assert guided.done.wait(1)
+        until(lambda: service.stats.num_open == 0)
+        num_begun = guides.num_begun
+        assert num_begun <= 2, "as many as there are threads"
+        guides.gate.set()
+        last = Reader()
+        service.submit(GUIDED | {"guided_decoding_guide": b"3"}, last)
+        assert last.done.wait(5)
+        assert guides.num_begun == num_begun + 1
+
+
+def test_a_timeout_counts_while_a_guide_waits_to_be_compiled() -> None:
+    guides = Guides()
+    with serving(MockEngine(SPEC), guides=guides) as service:
+        guides.gate.clear()
+        late, in_time = Client(), Client()
+        service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 30}, late)
+        service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 60_000}, in_time)
+        assert late.done.wait(5)
+        assert isinstance(late.errors[0], DeadlineError)
+        guides.gate.set()
+        assert in_time.done.wait(5)
+        assert not in_time.errors
+        until(lambda: service.stats.num_open == 0)
+    assert (late.num_finals, in_time.num_finals) == (1, 1)
+
+
+def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
+    """The sequence has ended before; what is left of it can never be sent."""
+    settings = CoreSettings(pause_after_ms=300, abandon_after_ms=300)
+    with serving(MockEngine(SPEC), settings) as service:
+        client = Client()
+        fields = {"input_ids": [4], "max_tokens": 9, "ignore_eos": True, "stream": True, "flow_control": True}
+        service.submit(fields, client)
+        assert client.done.wait(5)
+        assert isinstance(client.errors[0], CancelledError)
+        until(lambda: service.stats.num_open == 0)
+    assert client.num_finals == 1

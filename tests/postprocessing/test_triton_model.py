@@ -194,7 +194,7 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
         request([5], [], [Part(1), Part(1)]),
         request([5, 6], [7], [Part(1), Part(1)]),
         raw_request([5], [], [0, 0, 0, 1, 1, 1, 2, -1]),
-        raw_request([5], [], [0] * 4097),
+        raw_request([5], [], [0] * 65537),
         request(good, []),
     )
     assert text(responses[0]) == text(responses[-1]) == "good"
@@ -208,7 +208,7 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
         "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 1",
         "[INVALID_ARG] context_ids: must be empty: only a stream of one sequence has a context",
         "[INVALID_ARG] chunk: Part(num_ids=1, num_silent=2, num_characters=-1) is no part of a response",
-        "[INVALID_ARG] chunk: 4097 values are too many; the most is 4096",
+        "[INVALID_ARG] chunk: 65537 values are too many; the most is 65536",
     ]
     assert all(error.code() == triton.TritonError.INVALID_ARG for error in errors)
     assert acknowledged(table, slot, generation) == 1, "delivered, though it cannot be decoded"

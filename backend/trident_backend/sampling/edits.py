@@ -65,9 +65,11 @@ class Edits:
             _mask(logits, masks)
 
     def _fixed_edits(self, sequence: Sequence) -> FixedEdits:
-        edits = self._fixed.get(sequence)
+        """One for all sequences of a request."""
+        first = sequence.parent or sequence
+        edits = self._fixed.get(first)
         if edits is None:
-            edits = self._fixed[sequence] = FixedEdits(sequence, self._vocab_size)
+            edits = self._fixed[first] = FixedEdits(first, self._vocab_size)
         return edits
 
 

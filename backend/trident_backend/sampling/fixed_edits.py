@@ -1,6 +1,6 @@
 """What a request adds to logits and bans at every place of its output.
 
-Owns the parameters' form as arrays, made once a sequence. Never changes a logit.
+Owns the parameters' form as arrays, made once a request. Never changes a logit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ TokenIds = npt.NDArray[np.int64]
 
 
 class FixedEdits:
-    """Of one sequence.
+    """Of one request's sequences.
 
     Args:
-        sequence: whose parameters and ends count.
+        sequence: one of them, whose parameters and ends count.
         vocab_size: tokens beyond it cannot be chosen, so that nothing need be done about them.
     """
 
@@ -33,12 +33,12 @@ class FixedEdits:
         self.biases = np.array([biases[token_id] for token_id in self.bias_ids.tolist()], np.float32)
         self._bad_ids = _ids({word[0] for word in params.bad_words if len(word) == 1}, vocab_size)
         self._end_ids = _ids(sequence.end_ids | sequence.stop_ids, vocab_size)
-        # Longer words by the token before their last, so that few need be compared at a place.
-        self._words: dict[int, list[tuple[int, ...]]] = {}
+        #: The last tokens of longer words, by the tokens before.
+        self._words: dict[tuple[int, ...], list[int]] = {}
         for word in params.bad_words:
             if len(word) > 1 and 0 <= word[-1] < vocab_size:
-                self._words.setdefault(word[-2], []).append(word)
-        self._num_looked_back = max((len(word) for word in params.bad_words), default=0)
+                self._words.setdefault(word[:-1], []).append(word[-1])
+        self._lengths = sorted({len(beginning) for beginning in self._words})
 
     def banned_ids(self, row: Row) -> TokenIds:
         """The tokens that must not come at the row's place; some may stand twice."""
@@ -46,16 +46,18 @@ class FixedEdits:
         if row.place - sequence.num_prompt_tokens < sequence.sampling.min_tokens:
             parts.append(self._end_ids)
         if self._words:
-            parts.append(np.array([word[-1] for word in self._begun(row)], np.int64))
+            parts.append(np.array(self._last_tokens(row), np.int64))
         return np.concatenate(parts)
 
-    def _begun(self, row: Row) -> Iterable[tuple[int, ...]]:
-        """The words of which only the last token is missing."""
-        before = [*row.sequence.token_ids[-self._num_looked_back :], *row.draft_ids]
-        for word in self._words.get(before[-1], ()) if before else ():
-            num_before = len(word) - 1
-            if tuple(before[-num_before:]) == word[:-1]:
-                yield word
+    def _last_tokens(self, row: Row) -> list[int]:
+        """Of the words of which only those are missing."""
+        before = [*row.sequence.token_ids[-self._lengths[-1] :], *row.draft_ids]
+        return [
+            token_id
+            for length in self._lengths
+            if length <= len(before)
+            for token_id in self._words.get(tuple(before[-length:]), ())
+        ]
 
 
 def _ids(token_ids: Iterable[int], vocab_size: int) -> TokenIds:
