@@ -104,7 +104,8 @@ def wire_message(error: Exception) -> str:
     Triton loses the code of an error on some of its ways (its generate endpoints always answer 400, business logic
     scripting keeps the text alone), so the text carries it.
     """
-    return f"[{triton_code(error)}] {error}"
+    # What is quoted from a client may hold half a surrogate pair, which no way out can carry.
+    return f"[{triton_code(error)}] {error}".encode(errors="backslashreplace").decode()
 
 
 def code_of(message: str) -> str:

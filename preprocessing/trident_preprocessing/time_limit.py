@@ -49,7 +49,7 @@ class TimeLimit:
         if wait((future,), self.seconds).done:
             return future.result()
         # Nothing else will be done in that thread, so it is no matter where in it this arrives.
-        self._worker.shutdown(wait=False)
+        self._worker.shutdown(wait=False, cancel_futures=True)
         self._worker = _new_worker()
         for thread in threads:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))

@@ -1,6 +1,6 @@
 """Whether `trident simulate` predicts what `trident bench` measures, on this machine.
 
-Serves a random Llama of 12 layers x 768 in bf16, puts it under a closed loop of few users, takes the step time from
+Serves a random Llama of 12 layers x 768, puts it under a closed loop of few users, takes the step time from
 that benchmark's JSON, and simulates the same load. Prints predicted, measured and their ratio for each number of users.
 The step time is learned under the last number of users; the others are predictions of what was not fitted.
 
@@ -47,7 +47,7 @@ def main() -> int:
         work = Path(name)
         make_checkpoint(work / "checkpoint")
         repository = build(
-            work / "checkpoint", work / "repository", "--precision", "bf16", "--kv-cache", "16384 tokens",
+            work / "checkpoint", work / "repository", "--kv-cache", "16384 tokens",
             "--max-seq-len", "2048",
             # The benchmark's words are unknown to this checkpoint's tokenizer, so all prompts are of one token.
             "--enable-kv-cache-reuse", "false",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from tests.checkpoints import edit_json, make_checkpoint
 from trident_backend.engine.artifact import Generation
@@ -149,7 +150,12 @@ def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> N
         ({"do_sample": True, "min_p": 0.05}, Generation((0,), 1.0, 50, 1.0, min_p=0.05)),
         ({"do_sample": True, "min_p": 0}, Generation((0,), 1.0, 50, 1.0)),
         (
-            {"repetition_penalty": 1.1, "min_new_tokens": 4, "bad_words_ids": [[7], [8, 9]], "suppress_tokens": [1, 7]},
+            {
+                "repetition_penalty": 1.1,
+                "min_new_tokens": 4,
+                "bad_words_ids": [[7], [8, 9], [0]],
+                "suppress_tokens": [1, 7],
+            },
             Generation((0,), 0.0, 0, 1.0, 0.0, 1.1, 4, ((7,), (8, 9), (1,))),
         ),
         ({"stop_strings": "User:"}, Generation((0,), 0.0, 0, 1.0, stop_strings=("User:",))),
@@ -192,3 +198,11 @@ def test_generation_settings_that_are_not_served_are_named(tmp_path: Path) -> No
     assert open_checkpoint(folder).not_served == ()
     edit_json(folder / "generation_config.json", typical_p=0.9, no_repeat_ngram_size=0, num_beams=4)
     assert open_checkpoint(folder).not_served == ("typical_p = 0.9", "num_beams = 4")
+
+
+def test_named_chat_templates_come_with_the_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = {"default": "plain", "tool_use": "with {{ tools }}"}
+    tokenizer.save_pretrained(checkpoint)
+    open_checkpoint(checkpoint).copy_tokenizer(tmp_path / "copy")
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template == tokenizer.chat_template

@@ -18,6 +18,7 @@ from trident_ensemble.errors import (
     RequestError,
     TridentError,
     triton_code,
+    wire_message,
 )
 from trident_ensemble.settings import CoreSettings, TextSettings, parse_parameters, render_parameters
 from trident_ensemble.wiring import STEPS, RepositorySettings, render_repository
@@ -118,3 +119,8 @@ def test_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
     for name in ("1", "9", "10", "x", "2.tmp"):
         (tmp_path / "core" / name).mkdir(parents=True)
     assert layout.engine_folder(tmp_path / "postprocessing", "core").name == "10"
+
+
+def test_a_message_can_always_be_sent() -> None:
+    """Clients may quote half a surrogate pair to us."""
+    assert wire_message(RequestError("messages", "no role \ud800")) == "[INVALID_ARG] messages: no role \\ud800"

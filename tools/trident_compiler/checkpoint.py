@@ -18,6 +18,8 @@ from trident_compiler.tensor_files import TensorFiles
 from trident_ensemble.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
+#: Where transformers saves chat templates beside the default one.
+_NAMED_TEMPLATES = "additional_chat_templates"
 _OPTIONAL_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -41,6 +43,9 @@ class Checkpoint:
             source = self.folder / name
             if source.is_file():
                 shutil.copyfile(source, target / name)
+        for source in sorted((self.folder / _NAMED_TEMPLATES).glob("*.jinja")):
+            (target / _NAMED_TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(source, target / _NAMED_TEMPLATES / source.name)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

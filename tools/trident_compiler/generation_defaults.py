@@ -23,6 +23,8 @@ _NOT_SERVED: dict[str, tuple[object, ...]] = {
     "min_length": (None, 0),
     "forced_eos_token_id": (None,),
     "num_beams": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "exponential_decay_length_penalty": (None,),
 }
 
 
@@ -47,15 +49,16 @@ def read_generation(generation: JsonConfig, config: JsonConfig, vocab_size: int)
         CheckpointError: a setting that is not what it should be; named.
     """
     samples = generation.flag("do_sample")
+    end_ids = _end_ids(generation, config, vocab_size)
     return Generation(
-        end_ids=_end_ids(generation, config, vocab_size),
+        end_ids=end_ids,
         temperature=generation.number("temperature", _TEMPERATURE) if samples else 0.0,
         top_k=generation.integer("top_k", _TOP_K, least=0) if samples else 0,
         top_p=_share(generation, "top_p", _TOP_P) if samples else 1.0,
         min_p=_share(generation, "min_p", 0.0) if samples and generation.values.get("min_p") else 0.0,
         repetition_penalty=generation.number("repetition_penalty", 1.0),
         min_tokens=generation.integer("min_new_tokens", 0, least=0),
-        bad_words=_bad_words(generation, vocab_size),
+        bad_words=_bad_words(generation, vocab_size, end_ids),
         stop_strings=_stop_strings(generation),
     )
 
@@ -76,8 +79,11 @@ def _share(generation: JsonConfig, key: str, default: float) -> float:
     return value
 
 
-def _bad_words(generation: JsonConfig, vocab_size: int) -> tuple[tuple[int, ...], ...]:
-    """Sequences that must not come about; a suppressed token is one of length 1."""
+def _bad_words(generation: JsonConfig, vocab_size: int, end_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Sequences that must not come about; a suppressed token is one of length 1.
+
+    As in transformers, an end of text among the bad words is none: the text could never end.
+    """
     words: list[tuple[int, ...]] = []
     bad_words = generation.values.get("bad_words_ids") or []
     suppressed = generation.values.get("suppress_tokens") or []
@@ -85,7 +91,7 @@ def _bad_words(generation: JsonConfig, vocab_size: int) -> tuple[tuple[int, ...]
         raise generation.refuse("bad_words_ids", f"must be lists of token ids from 0 to {vocab_size - 1}")
     if not _are_tokens(suppressed, vocab_size):
         raise generation.refuse("suppress_tokens", f"must be token ids from 0 to {vocab_size - 1}")
-    words.extend(tuple(word) for word in bad_words)
+    words.extend(tuple(word) for word in bad_words if len(word) > 1 or word[0] not in end_ids)
     words.extend((token_id,) for token_id in suppressed)
     return tuple(dict.fromkeys(words))
 
