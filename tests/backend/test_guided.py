@@ -19,6 +19,8 @@ from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guide import Guide
 from trident_backend.guided import compiler as compiler_module
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler
+from trident_backend.guided.grammars import lark_grammar
+from trident_backend.guided.vocabulary import Vocabulary
 from trident_ensemble.errors import RequestError
 
 #: More than any tokenizer of the zoo has, and no multiple of 32.
@@ -294,9 +296,9 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
     renewed: list[str] = []
     renew = Alphabet.matcher
 
-    def counted(alphabet: Alphabet, text: str) -> LLMatcher:
+    def counted(alphabet: Alphabet, text: str, max_items: int) -> LLMatcher:
         renewed.append(text)
-        return renew(alphabet, text)
+        return renew(alphabet, text, max_items)
 
     monkeypatch.setattr(Alphabet, "matcher", counted)
     for _ in range(5):
@@ -394,3 +396,71 @@ def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GuideCompiler, ki
         if not choices:
             break
         hostile.advance(rng.choice(choices))
+
+
+def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
+    guides: GuideCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
+    guide = guides.compile("ebnf_grammar", 'root ::= "a" root | "b"').start(frozenset({NO_TEXT}))
+    compiled: list[str] = []
+    renew = Alphabet.matcher
+
+    def counted(alphabet: Alphabet, text: str, max_items: int) -> LLMatcher:
+        compiled.append(text)
+        return renew(alphabet, text, max_items)
+
+    monkeypatch.setattr(Alphabet, "matcher", counted)
+    for _ in range(2500):
+        guide.advance(letter)
+    assert last in allowed(guide, (last,))[0]
+    guide.advance(last)
+    assert allowed(guide) == [set()]
+    assert not guide.is_finished
+    assert not compiled
+
+
+def test_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
+    guides: GuideCompiler, tokenizer: Tokenizer
+) -> None:
+    guide = guides.compile("regex", "[^\n]{0,20000}").start(frozenset({NO_TEXT}))
+    letters = encode(tokenizer, "abcdefgh")
+    num_letters = 0
+    while allowed(guide)[0] and num_letters < 20_000:
+        guide.advance(letters[num_letters % len(letters)])
+        num_letters += 1
+    assert 1000 < num_letters < 8000
+
+
+def test_sixteen_grammars_are_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    guides = guides_for(tokenizer, tmp_path)
+    grammars = [guides.compile("regex", f"a{{{number}}}") for number in range(1, 17)]
+    assert guides.compile("regex", "a{1}") is grammars[0]
+    guides.compile("regex", "b")
+    assert guides.compile("regex", "a{2}") is not grammars[1]
+
+
+@given(EXPRESSIONS, st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
+    guides: GuideCompiler, expression: str, seed: int
+) -> None:
+    guide, rng = guides.compile("regex", expression).start(frozenset()), seeded(seed)
+    for _ in range(20):
+        choices = allowed(guide)[0]
+        assert guide.is_finished == (not choices)
+        if not choices:
+            break
+        guide.advance(rng.choice(sorted(choices)))
+
+
+@pytest.mark.parametrize("end_ids", [frozenset(), frozenset({2})])
+def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
+    texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
+    alphabet = Alphabet(Vocabulary(128, [*texts, b""], None))
+    grammar = CompiledGrammar(alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000)
+    ended, open_ended = grammar.start(end_ids), grammar.start(end_ids)
+    ended.advance(ord("a"))
+    open_ended.advance(ord("b"))
+    assert ended.is_finished
+    assert not open_ended.is_finished

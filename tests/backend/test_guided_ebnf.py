@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer
 from tests.backend.test_guided import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
-from trident_backend.guided.compiler import GuideCompiler
+from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler, max_items
+from trident_backend.guided.vocabulary import Vocabulary
 from trident_ensemble.errors import RequestError
 
 BALANCED = 'root ::= ("(" root ")" | "[" root "]")*'
@@ -150,12 +152,71 @@ def test_a_grammar_without_recursion_is_an_expression(
         ("start: /a/", "line 1: nothing begins with"),
         ("root ::= <[3]>", "nothing begins with"),
         ('root ::= root "a"', "allows no text"),
+        ('root ::= "a"' + "?" * 5000, "line 1: repeats stand in a row: at most 4"),
+        (
+            "root ::= "
+            + " | ".join(f"a{i}" for i in range(100))
+            + ' | "(" root ")"\n'
+            + "\n".join(f"a{i} ::= [a-z]{{0,20}} root?" for i in range(100)),
+            "1505 parts are too many where rules refer to themselves: at most 1000",
+        ),
     ],
 )
 def test_a_text_that_is_no_grammar_is_refused_with_its_place(guides: GuideCompiler, grammar: str, problem: str) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile("ebnf_grammar", grammar or " ")
     assert problem in caught.value.problem
+
+
+AMBIGUOUS = ('root ::= root root root | root root | [a-z ] | ""', "root ::= (root | root root)* | [a-zA-Z ,.]")
+JSON = r"""
+root ::= object | array
+value ::= object | array | string | number | "true" | "false" | "null"
+object ::= "{" ws (string ":" ws value ("," ws string ":" ws value)*)? "}" ws
+array ::= "[" ws (value ("," ws value)*)? "]" ws
+string ::= "\"" ([^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4}))* "\"" ws
+number ::= "-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]+)? ([eE] [-+]? [0-9]{1,3})? ws
+ws ::= " "? | "\n" [ \t]{0,20}
+"""
+
+
+def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
+    texts = [letter * length for letter in (bytes([code]) for code in range(97, 123)) for length in range(1, 101)]
+    alphabet = Alphabet(Vocabulary(len(texts), [*texts, b""], None))
+    for grammar in AMBIGUOUS:
+        with pytest.raises(RequestError, match="costs too much"):
+            CompiledGrammar(alphabet, ebnf.lark_rules(grammar), max_items("ebnf_grammar"))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (JSON, json.dumps([{"name": f"n{i}", "tags": ["a", [1, 2.5e3, {"x": None}]]} for i in range(30)])),
+        (EXPRESSION, "+".join(f"(a*{i}+(b_{i}-c))" for i in range(1, 80))),
+        ('root ::= list\nlist ::= list item | item\nitem ::= "(" item ")" | [a-z]+ ","', "(ab,)c," * 700),
+        ('root ::= item*\nitem ::= "(" item ")" | [a-z]+ ","', "(ab,)c," * 700),
+    ],
+    ids=["json", "sums", "left-recursive list", "repeated"],
+)
+def test_long_texts_of_ordinary_grammars_are_followed(
+    guides: GuideCompiler, tokenizer: Tokenizer, grammar: str, text: str
+) -> None:
+    assert accepts(tokenizer, guides.compile("ebnf_grammar", grammar), text)
+
+
+def test_the_work_for_a_grammar_is_proportional_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = 0
+    references = ebnf._references
+
+    def counted(node: ebnf._Node) -> Iterator[str]:
+        nonlocal visited
+        visited += 1
+        return references(node)
+
+    monkeypatch.setattr(ebnf, "_references", counted)
+    names = [f"a{number}" for number in range(900)]
+    ebnf.lark_rules("root ::= " + " ".join(names * 4) + "\n" + "\n".join(f'{name} ::= "a"' for name in names))
+    assert visited < 5 * 900 * 5
 
 
 def test_rules_that_the_root_does_not_need_are_left_out() -> None:

@@ -186,12 +186,27 @@ def test_blanks_between_parts_come_to_an_end(guides: GuideCompiler, tokenizer: T
         ({"$defs": {"x": {"properties": {"\n": {}}, "additionalProperties": {}}}, "$ref": "#/$defs/x"}, r"'\n' can"),
         ({"enum": [2**53 + 1]}, "9007199254740993 is too large: integers are exact to 9007199254740992"),
         ({"type": "object", "minProperties": 2}, "minProperties: more than 1"),
+        (
+            {"items": {"properties": {f"n{i}": {} for i in range(401)}}},
+            "properties: 401 names in one place that are not",
+        ),
+        (
+            {"allOf": [{"properties": {f"n{i}": {} for i in part}} for part in (range(300), range(300, 600))]},
+            "600 names",
+        ),
         ({"items": [{"multipleOf": 997}, {"allOf": [{"multipleOf": 101}]}]}, "multipleOf"),
     ],
 )
 def test_what_would_allow_too_much_is_refused(guides: GuideCompiler, schema: dict[str, Any], problem: str) -> None:
     with pytest.raises(RequestError, match=re.escape(problem)):
         guides.compile("json_schema", json.dumps(schema))
+
+
+def test_as_many_optional_names_as_are_taken_can_be_written(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+    names = [f"property_{number}" for number in range(1000)]
+    schema = {"properties": {name: {"type": "string"} for name in names}, "required": names[400:]}
+    grammar = guides.compile("json_schema", json.dumps({**schema, "type": "object", "additionalProperties": False}))
+    assert accepts(tokenizer, grammar, json.dumps(dict.fromkeys(names[::50][:8] + names[400:], "x y")))
 
 
 def test_values_in_a_schema_are_left_as_they_are(guides: GuideCompiler, tokenizer: Tokenizer) -> None:

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from tests.backend.test_guided_schemas import SchemaMaker
 from trident_backend.guide import MASK_WORD, Guide, Masks
-from trident_backend.guided.compiler import Alphabet, CompiledGrammar
+from trident_backend.guided.compiler import Alphabet, CompiledGrammar, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_backend.guided.worker import MaskWorker
@@ -101,7 +101,7 @@ class Llguidance:
         self._end_ids = frozenset({vocabulary.size - 1})
 
     def compile(self, kind: str, text: str) -> Callable[[], Guide]:
-        compiled = CompiledGrammar(self._alphabet, lark_grammar(kind, text))
+        compiled = CompiledGrammar(self._alphabet, lark_grammar(kind, text), max_items(kind))
         return lambda: compiled.start(self._end_ids)
 
 

@@ -31,16 +31,18 @@ class CompiledGrammar:
     Args:
         alphabet: the tokenizer's.
         grammar: in llguidance's language.
+        max_items: the parser's, for one mask.
 
     Raises:
         RequestError: the grammar is none, costs too much, or allows no text in this vocabulary.
     """
 
-    def __init__(self, alphabet: Alphabet, grammar: str) -> None:
+    def __init__(self, alphabet: Alphabet, grammar: str, max_items: int) -> None:
         self._alphabet = alphabet
         self._grammar = grammar
+        self._max_items = max_items
         self._lock = threading.Lock()
-        self._matcher = alphabet.matcher(grammar)
+        self._matcher = alphabet.matcher(grammar, max_items)
         self._num_copies = 0
         if self._matcher.is_error():
             raise bad_guide(_problem(self._matcher))
@@ -59,7 +61,7 @@ class CompiledGrammar:
         """
         with self._lock:
             if self._num_copies >= _MAX_COPIES:
-                self._matcher = self._alphabet.matcher(self._grammar)
+                self._matcher = self._alphabet.matcher(self._grammar, self._max_items)
                 self._num_copies = 0
             self._num_copies += 1
             matcher = self._matcher.deep_copy()
@@ -69,7 +71,7 @@ class CompiledGrammar:
         """For a guide that has failed, perhaps by what it shared: the next one shares nothing with it either."""
         with self._lock:
             self._num_copies = _MAX_COPIES
-        return self._alphabet.matcher(self._grammar)
+        return self._alphabet.matcher(self._grammar, self._max_items)
 
 
 class Alphabet:
@@ -78,11 +80,11 @@ class Alphabet:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._tokenizer = LLTokenizer(cast(TokenizerWrapper, _Texts(vocabulary)))
-        self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
 
-    def matcher(self, grammar: str) -> LLMatcher:
+    def matcher(self, grammar: str, max_items: int) -> LLMatcher:
         """A matcher that shares nothing, at the beginning of the grammar; or one that is an error."""
-        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, step_max_items=max_items, verbose_errors=False)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
 
 
 class _Texts:
@@ -110,7 +112,7 @@ class GuideCompiler:
         max_grammars: how many are kept.
     """
 
-    def __init__(self, engine_folder: Path, vocab_size: int, *, max_grammars: int = 32) -> None:
+    def __init__(self, engine_folder: Path, vocab_size: int, *, max_grammars: int = 16) -> None:
         self._tokenizer_file = engine_folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE
         self._vocab_size = vocab_size
         self._max_grammars = max_grammars
@@ -135,7 +137,7 @@ class GuideCompiler:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
         grammar = lark_grammar(*key)
-        compiled = CompiledGrammar(self._read(), grammar)
+        compiled = CompiledGrammar(self._read(), grammar, max_items(guide_type))
         with self._lock:
             compiled = self._grammars.setdefault(key, compiled)
             self._grammars.move_to_end(key)
@@ -155,6 +157,15 @@ class GuideCompiler:
             return self._alphabet
 
 
+def max_items(guide_type: str) -> int:
+    """How much one mask of such a guide may cost, in items of the parser's table.
+
+    A grammar of a client's own may be ambiguous without a bound, and each of its items then costs more than one before.
+    A schema's are cheap, and many where many names are optional.
+    """
+    return 12_000 if guide_type == "ebnf_grammar" else 200_000
+
+
 def _problem(matcher: LLMatcher) -> str:
     """The library's message without its quotations of the grammar, which Trident wrote."""
     message = re.split(r"\n +\d+ \| ", str(matcher.get_error()))[0]
@@ -167,7 +178,7 @@ def _problem(matcher: LLMatcher) -> str:
 
 
 #: Of one matcher; one to two KiB each.
-_MAX_LEXER_STATES = 50_000
+_MAX_LEXER_STATES = 25_000
 #: After so many the lexer's states, which copies share, are given up.
 _MAX_COPIES = 256
 _MAX_QUOTE = 100

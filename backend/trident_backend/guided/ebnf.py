@@ -15,7 +15,7 @@ alone. Never knows a token.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,9 +82,12 @@ def lark_rules(text: str) -> str:
     used = _used(rules)
     if len(used) > _MAX_RULES:
         raise EbnfError(f"{len(used)} rules are too many: at most {_MAX_RULES}")
-    is_regular = _is_regular(rules, used)
-    if is_regular and _size(rules) > _MAX_SIZE:
+    closed = _closed(rules, used)
+    is_regular = len(closed) == len(used)
+    if is_regular and _written_out(rules, closed) > _MAX_SIZE:
         raise EbnfError(f"too large with every rule written out: at most {_MAX_SIZE} parts")
+    if not is_regular and (size := sum(_size(rules[name], {}) for name in used)) > _MAX_RECURSIVE_SIZE:
+        raise EbnfError(f"{size} parts are too many where rules refer to themselves: at most {_MAX_RECURSIVE_SIZE}")
     numbers = {name: number for number, name in enumerate(used)}
     prefix = "T" if is_regular else "r"
     lines = [f"start: {prefix}{numbers[_ROOT]}"]
@@ -132,39 +135,39 @@ def _used(rules: dict[str, _Node]) -> list[str]:
     return list(used)
 
 
-def _is_regular(rules: dict[str, _Node], used: list[str]) -> bool:
-    """Whether no rule comes back to itself."""
-    open_rules = {name: set(_references(rules[name])) for name in used}
-    while True:
-        closed = [name for name, references in open_rules.items() if not references & open_rules.keys()]
-        if not closed:
-            return not open_rules
-        for name in closed:
-            del open_rules[name]
+def _closed(rules: dict[str, _Node], used: list[str]) -> list[str]:
+    """Those rules that never come back to themselves, each behind all that it refers to."""
+    missing = {name: set(_references(rules[name])) for name in used}
+    users: dict[str, list[str]] = {name: [] for name in used}
+    for name, references in missing.items():
+        for reference in references:
+            users[reference].append(name)
+    closed = [name for name in used if not missing[name]]
+    for name in closed:
+        for user in users[name]:
+            missing[user].discard(name)
+            if not missing[user]:
+                closed.append(user)
+    return closed
 
 
-def _size(rules: dict[str, _Node]) -> int:
-    """Parts of the root of a grammar without recursion, with every rule written out; anything beyond the bound."""
+def _written_out(rules: dict[str, _Node], closed: list[str]) -> int:
+    """Parts of the last of these rules with every reference replaced; anything beyond the bound."""
     sizes: dict[str, int] = {}
+    for name in closed:
+        sizes[name] = min(_size(rules[name], sizes), _MAX_SIZE + 1)
+    return sizes[closed[-1]]
 
-    def size_of(node: _Node) -> int:
-        if isinstance(node, _Reference):
-            return sizes[node.name]
-        if isinstance(node, _Repeat):
-            return 1 + size_of(node.node)
-        if isinstance(node, _Sequence | _Choice):
-            return 1 + sum(map(size_of, node.parts if isinstance(node, _Sequence) else node.options))
-        return 1
 
-    pending = [_ROOT]
-    while pending:
-        missing = [name for name in _references(rules[pending[-1]]) if name not in sizes]
-        if missing:
-            pending.append(missing[0])
-        else:
-            name = pending.pop()
-            sizes[name] = min(size_of(rules[name]), _MAX_SIZE + 1)
-    return sizes[_ROOT]
+def _size(node: _Node, sizes: Mapping[str, int]) -> int:
+    """Parts of a node, references being as large as `sizes` says, or one."""
+    if isinstance(node, _Reference):
+        return sizes.get(node.name, 1)
+    if isinstance(node, _Repeat):
+        return (1 if len(node.bounds) == 1 else _BOUNDED_SIZE) + _size(node.node, sizes)
+    if isinstance(node, _Sequence | _Choice):
+        return 1 + sum(_size(part, sizes) for part in (node.parts if isinstance(node, _Sequence) else node.options))
+    return 1
 
 
 class _Token(NamedTuple):
@@ -202,9 +205,11 @@ class _Parser:
     def _sequence(self) -> _Node:
         parts: list[_Node] = []
         while self._peek() in {"literal", "class", "name", "("}:
-            part = self._part()
+            part, num_repeats = self._part(), 0
             while self._peek() == "repeat":
-                part = _Repeat(part, self._bounds())
+                part, num_repeats = _Repeat(part, self._bounds()), num_repeats + 1
+                if num_repeats > _MAX_REPEATS_OF_REPEATS:
+                    raise self._error(f"repeats stand in a row: at most {_MAX_REPEATS_OF_REPEATS}")
             parts.append(part)
         return parts[0] if len(parts) == 1 else _Sequence(tuple(parts))
 
@@ -300,7 +305,12 @@ _SURROGATES = range(0xD800, 0xE000)
 _MAX_DEPTH = 50
 _MAX_RULES = 1000
 _MAX_SIZE = 50_000
+#: Of what can refer to itself: at one place all of it may be open.
+_MAX_RECURSIVE_SIZE = 1000
+#: Of a repetition with bounds, which the parser writes out.
+_BOUNDED_SIZE = 10
 _MAX_REPEATS = 10_000
+_MAX_REPEATS_OF_REPEATS = 4
 _NAMES = {"rule": "a rule (name ::=)", "end": "the end"}
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"} | {c: c for c in "\\\"'[]-^/"}
 _CHARACTER = re.compile(r"\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)|.", re.DOTALL)

@@ -48,11 +48,13 @@ class Follower:
         self._words = np.empty(-(-len(vocabulary.texts) // MASK_WORD), np.uint32)
         self._address = self._words.ctypes.data
         self._taken: list[int] = []
+        self._is_complete = False
+        self._ahead_error = ""
 
     @property
     def is_finished(self) -> bool:
         """Whether the output is complete and nothing may follow but its end."""
-        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+        return self._is_complete
 
     def allows_any(self) -> bool:
         """Whether there is a token that may come next."""
@@ -68,6 +70,7 @@ class Follower:
     def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:
         """Fill what can be filled, and say whether nothing failed; a guess that is not allowed is no failure."""
         masks[1:] = 0
+        self._ahead_error = ""
         self._fill_next(self._matcher, masks[0], is_first=not self._taken)
         if not draft_ids or self._matcher.is_error():
             return not self._matcher.is_error()
@@ -78,14 +81,26 @@ class Follower:
             if {token_id, place} & self._ending or ahead.try_consume_tokens([place]) != 1:
                 break
             self._fill_next(ahead, masks[index + 1], is_first=False)
+        self._ahead_error = str(ahead.get_error() or "")
         return not ahead.is_error()
 
     def advance(self, token_id: int) -> None:
         """See `Guide.advance`."""
         place = self._place(token_id, is_first=not self._taken)
         self._taken.append(place)
-        if not self._matcher.consume_token(place):
-            self._recover()
+        if self._matcher.consume_token(place):
+            self._is_complete = bool(self._matcher.is_stopped()) or self._can_spell_nothing()
+
+    def _can_spell_nothing(self) -> bool:
+        """Whether the text may end, and what the grammar would have follow is no token's."""
+        if self._vocabulary.spells_all or not self._matcher.is_accepting():
+            return False
+        words = self._words
+        self._matcher.unsafe_compute_mask_ptr(self._address, words.nbytes)
+        word, bit = divmod(self._vocabulary.end_id, MASK_WORD)
+        if self._matcher.is_error():
+            return False
+        return not words[:word].any() and not int(words[word]) & ((1 << bit) - 1)
 
     def _place(self, token_id: int, *, is_first: bool) -> int:
         """Of the token's text in the vocabulary; the end's if it has none, which is allowed where that is."""
@@ -111,8 +126,11 @@ class Follower:
             mask[word] = int(mask[word]) | bit if may_end else int(mask[word]) & ~bit
 
     def _recover(self) -> bool:
-        """Go on with a matcher of its own, once: others of its grammar may have used up what they shared."""
-        if self._is_own:
+        """Go on with a matcher of its own, once, if others of its grammar may have used up what they shared.
+
+        That is the lexer's states alone. Whatever else fails would fail again, and compiling has its price.
+        """
+        if self._is_own or _SHARED_LIMIT not in str(self._matcher.get_error() or self._ahead_error):
             return False
         self._is_own = True
         self._matcher = self._renew()
@@ -126,3 +144,7 @@ def _gathered(words: Masks, places: npt.NDArray[np.intp]) -> Masks:
     padded = np.zeros(-(-len(places) // MASK_WORD) * MASK_WORD, np.uint8)
     padded[: len(places)] = chosen
     return np.packbits(padded, bitorder="little").view(np.uint32)
+
+
+#: What llguidance says when the states are used up that the copies of a matcher share.
+_SHARED_LIMIT = "too many states"

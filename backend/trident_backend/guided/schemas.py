@@ -41,6 +41,10 @@ def checked_schema(schema: dict[str, Any]) -> str:
                 f"multipleOf: {node['multipleOf']} is too large, alone or with others: at most {_MAX_MULTIPLE}"
             )
         _check_names(node)
+        if (count := _optional(node)) > _MAX_OPTIONAL:
+            raise SchemaError(
+                f"properties: {count} names in one place that are not required are too many: at most {_MAX_OPTIONAL}"
+            )
     schema["x-guidance"] = {"whitespace_pattern": _BLANKS}
     return json.dumps(schema)
 
@@ -93,6 +97,17 @@ def _check_names(node: Mapping[str, Any]) -> None:
         raise SchemaError(f"minProperties: more than 1 {_CLOSED}")
 
 
+def _optional(node: Any) -> int:
+    """Names that may come first in an object, or after any other: the parser keeps them all open at once."""
+    if not isinstance(node, dict):
+        return 0
+    names, required = node.get("properties"), node.get("required")
+    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    num_own = len(names.keys() - needed) if isinstance(names, dict) else 0
+    parts = (node[keyword] for keyword in ("allOf", "anyOf", "oneOf") if isinstance(node.get(keyword), list))
+    return num_own + sum(_optional(part) for group in parts for part in group)
+
+
 _CLOSED = "can be followed with additionalProperties false and without patternProperties alone"
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _VALUES = frozenset({"const", "enum", "default", "examples"})
@@ -100,3 +115,4 @@ _STEP = Decimal("1e-12")
 #: Between the parts of JSON; bounded, or else a model may go on with blanks for ever.
 _BLANKS = "[ \\n\\r\\t]{0,32}"
 _MAX_MULTIPLE = 20_000
+_MAX_OPTIONAL = 400

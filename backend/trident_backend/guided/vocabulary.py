@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ class Vocabulary:
     size: int
     texts: list[bytes]
     first_ids: npt.NDArray[np.intp] | None
+
+    @cached_property
+    def spells_all(self) -> bool:
+        """Whether every text can be spelt, byte by byte."""
+        known = {text[0] for text in self.texts[: self.size] if len(text) == 1}
+        return known >= {*range(0xC0), *range(0xC2, 0xF5)}
 
     @property
     def end_id(self) -> int:
