@@ -26,27 +26,19 @@ class Stream:
     Args:
         sequence: whose.
         answer: of which this is a part.
-        flow: of its chunks; None if nobody acknowledges them.
         num_echoed: tokens of the prompt that come before the output.
-        slot: in the acknowledgement table.
-        generation: of the slot.
         token_ids: so far, sent or not.
         num_safe: of them, those that may leave.
         num_sent: of these, those that have.
-        paused: its reader is behind, and the loop was told so.
         ended: no token comes any more.
     """
 
     sequence: Sequence
     answer: Answer
-    flow: FlowControl | None
     num_echoed: int
-    slot: int = 0
-    generation: int = 0
     token_ids: list[int] = field(default_factory=list)
     num_safe: int = 0
     num_sent: int = 0
-    paused: bool = False
     ended: bool = False
 
     def take(self, event: TokenEvent) -> None:
@@ -91,27 +83,45 @@ class Answer:
         request: which.
         responder: the way to its client.
         settings: flow control's bounds.
+
+    Attributes:
+        flow: of its chunks, whichever sequence they are of: tritonserver mixes up outputs of an ensemble's responses
+            that are on their way together. None if nobody acknowledges them.
+        slot: in the acknowledgement table.
+        generation: of the slot.
+        paused: its reader is behind, and the loop was told so.
     """
 
     def __init__(self, request: Request, responder: Responder, settings: CoreSettings) -> None:
         output = request.output
         echoed = request.first.token_ids[: request.first.num_prompt_tokens] if output.echo else []
-        controlled = output.streaming and output.flow_control
         self.request = request
         self.responder = responder
         self.aborted = False
         self.error: TridentError | None = None
+        self.flow = FlowControl(settings) if output.streaming and output.flow_control else None
+        self.slot, self.generation = 0, 0
+        self.paused = False
         #: Streams whose last response has not left.
         self.streams = [
             Stream(
                 sequence,
                 self,
-                FlowControl(settings) if controlled else None,
                 len(echoed),
                 token_ids=list(echoed),
             )
             for sequence in request.sequences
         ]
+
+    @property
+    def next(self) -> Stream | None:
+        """The stream that has something to send and whose turn it is."""
+        return next((stream for stream in self.streams if stream.is_held), None)
+
+    def had_its_turn(self, stream: Stream) -> None:
+        """The others go first."""
+        self.streams.remove(stream)
+        self.streams.append(stream)
 
     @property
     def has_ended(self) -> bool:

@@ -97,10 +97,10 @@ class Streams:
     def _pump_all(self) -> None:
         now = time.monotonic()
         self._poll_cancelled(now)
-        controlled = [stream for stream in self._streams.values() if stream.flow is not None]
-        counts = self._table.num_acknowledged([stream.slot for stream in controlled])
-        for stream, num_acknowledged in zip(controlled, counts, strict=True):
-            self._heed(stream, num_acknowledged, now)
+        controlled = [answer for answer in self._answers.values() if answer.flow is not None]
+        counts = self._table.num_acknowledged([answer.slot for answer in controlled])
+        for answer, num_acknowledged in zip(controlled, counts, strict=True):
+            self._heed(answer, num_acknowledged, now)
         for answer in list(self._answers.values()):
             self._pump(answer, now)
 
@@ -121,20 +121,20 @@ class Streams:
 
     def _patience(self) -> float | None:
         """How long to wait for news: acknowledgements and cancellations make no sound."""
-        streams = self._streams.values()
-        if not streams:
+        answers = self._answers.values()
+        if not answers:
             return None
-        if any(stream.flow is not None and stream.is_held for stream in streams):
+        if any(answer.flow is not None and answer.next is not None for answer in answers):
             return _POLL_HELD_S
-        waits = any(stream.flow is not None and not stream.flow.may_send for stream in streams)
+        waits = any(answer.flow is not None and not answer.flow.may_send for answer in answers)
         return _POLL_UNACKNOWLEDGED_S if waits else _POLL_CANCELLED_S
 
     def _take(self, message: list[TokenEvent] | Answer) -> None:
         if isinstance(message, Answer):
             self._answers[message.request.first.sequence_id] = message
+            if message.flow is not None:
+                message.slot, message.generation = self._table.open()
             for stream in message.streams:
-                if stream.flow is not None:
-                    stream.slot, stream.generation = self._table.open()
                 self._streams[stream.sequence.sequence_id] = stream
             return
         for event in message:
@@ -149,28 +149,29 @@ class Streams:
             if not answer.aborted and answer.responder.is_cancelled():
                 self._abort(answer)
 
-    def _heed(self, stream: Stream, num_acknowledged: int, now: float) -> None:
-        """Act on what a stream's acknowledgements say."""
-        assert stream.flow is not None
-        stream.flow.acknowledged(num_acknowledged)
-        state = stream.flow.state(now)
+    def _heed(self, answer: Answer, num_acknowledged: int, now: float) -> None:
+        """Act on what an answer's acknowledgements say."""
+        assert answer.flow is not None
+        answer.flow.acknowledged(num_acknowledged)
+        state = answer.flow.state(now)
         if state is FlowState.GONE:
-            if stream.ended:
-                stream.answer.error = stream.answer.error or CancelledError("nobody reads this stream any more")
-            elif not stream.answer.aborted:
-                self._abort(stream.answer)
-        elif (state is FlowState.STALLED) != stream.paused:
-            stream.paused = not stream.paused
-            self._tell(Command.PAUSE if stream.paused else Command.RESUME, stream.sequence)
+            if answer.has_ended:
+                answer.error = answer.error or CancelledError("nobody reads this stream any more")
+            elif not answer.aborted:
+                self._abort(answer)
+        elif (state is FlowState.STALLED) != answer.paused:
+            answer.paused = not answer.paused
+            for stream in answer.streams:
+                self._tell(Command.PAUSE if answer.paused else Command.RESUME, stream.sequence)
 
     def _pump(self, answer: Answer, now: float) -> None:
         """Send what may be sent."""
         if answer.error is not None:
             self._fail(answer, answer.error)
         elif answer.request.output.streaming:
-            for stream in tuple(answer.streams):
-                if stream.is_held and (stream.flow is None or stream.flow.may_send):
-                    self._send(answer, [stream], now)
+            while (answer.flow is None or answer.flow.may_send) and (stream := answer.next) is not None:
+                answer.had_its_turn(stream)
+                self._send(answer, [stream], now)
         elif answer.has_ended:
             self._send(answer, list(answer.streams), now)
 
@@ -185,16 +186,16 @@ class Streams:
         """One response: all of an answer, or what there is of one of its streams."""
         first, is_last = streams[0], streams[0].ended
         table_id, acknowledgement = 0, 0
-        if first.flow is not None:
-            first.flow.sent(now)
-            table_id, acknowledgement = self._table.table_id, encode(first.generation, first.flow.num_sent)
+        if answer.flow is not None:
+            answer.flow.sent(now)
+            table_id, acknowledgement = self._table.table_id, encode(answer.generation, answer.flow.num_sent)
         context_ids = first.context_ids(self._anchors)
         ids, parts, spans = zip(*(stream.send() for stream in streams), strict=True)
         wanted = answer.request.output
         response = Response(
             output_ids=padded(ids, wanted.pad_id),
             context_ids=context_ids,
-            header=ChunkHeader(table_id, first.slot, acknowledgement, is_last, wanted.skip_special_tokens, parts),
+            header=ChunkHeader(table_id, answer.slot, acknowledgement, is_last, wanted.skip_special_tokens, parts),
             outputs=self._reporter.outputs(answer.request, spans, is_last=is_last),
             is_final=is_last and len(streams) == len(answer.streams),
         )
@@ -216,9 +217,9 @@ class Streams:
     def _close_stream(self, stream: Stream) -> None:
         stream.answer.streams.remove(stream)
         del self._streams[stream.sequence.sequence_id]
-        if stream.flow is not None:
-            self._table.release(stream.slot)
 
     def _close(self, answer: Answer) -> None:
         del self._answers[answer.request.first.sequence_id]
+        if answer.flow is not None:
+            self._table.release(answer.slot)
         self._on_closed(answer.request)

@@ -396,3 +396,16 @@ def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
         assert isinstance(client.errors[0], CancelledError)
         until(lambda: service.stats.num_open == 0)
     assert client.num_finals == 1
+
+
+def test_of_several_sequences_one_chunk_is_on_its_way_at_a_time() -> None:
+    """tritonserver mixes up the outputs of one ensemble request's responses that are on their way together."""
+    settings = CoreSettings(pause_after_ms=5000, abandon_after_ms=5000)
+    with serving(MockEngine(SPEC), settings) as service:
+        client = Client()
+        fields = {"input_ids": [4], "max_tokens": 9, "ignore_eos": True, "stream": True, "flow_control": True}
+        service.submit(fields | {"num_return_sequences": 3}, client)
+        until(lambda: client.chunks)
+        until(lambda: service.stats.num_steps >= 9)
+        time.sleep(0.05)
+        assert len(client.chunks) == 1
