@@ -46,7 +46,7 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
         block_indices_begins=_offsets(np.array(num_blocks, np.int32)),
         max_context_len=int((past + new).max()),
         logit_rows=_runs(first_rows),
-        block_copies=np.array(output.block_copies, np.int32).reshape(-1, 2),
+        block_copies=np.array(output.block_copies, np.int32).reshape(-1, 3),
     )
 
 

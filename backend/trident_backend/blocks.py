@@ -55,7 +55,7 @@ class BlockManager:
         self._digests: dict[int, bytes] = {}
         self._accounts: dict[Sequence, _Account] = {}
         self._borrowers: set[Sequence] = set()
-        self._copies: list[tuple[int, int]] = []
+        self._copies: list[tuple[int, int, int]] = []
         self._num_owed = 0
 
     @property
@@ -139,15 +139,15 @@ class BlockManager:
         self._accounts[sequence].num_lent = 0
         self._num_owed -= 1
         block = self._take()
-        self._copies.append((sequence.block_table[-1], block))
+        self._copies.append((sequence.block_table[-1], block, self.block_size))
         sequence.block_table[-1] = block
 
-    def take_copies(self) -> tuple[tuple[int, int], ...]:
+    def take_copies(self) -> tuple[tuple[int, int, int], ...]:
         """See `KVCache.take_copies`."""
         copies = tuple(self._copies)
         self._copies.clear()
         # Not before: what is still to be read must not be given to somebody who writes.
-        for source, _ in copies:
+        for source, *_ in copies:
             self._drop(source)
         return copies
 

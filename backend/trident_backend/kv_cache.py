@@ -44,7 +44,7 @@ class KVCache(Protocol):
         """Take back everything the sequence has and was promised."""
         ...
 
-    def take_copies(self) -> tuple[tuple[int, int], ...]:
-        """Blocks to copy before the next step computes, from which to which, for sequences that have grown into what
-        they only shared; each is named once, and is in nobody else's hands until then."""
+    def take_copies(self) -> tuple[tuple[int, int, int], ...]:
+        """Blocks to copy before the next step computes, see `StepBatch.block_copies`, for sequences that have grown
+        into what they only shared; each is named once, and is in nobody else's hands until then."""
         ...

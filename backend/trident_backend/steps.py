@@ -59,14 +59,14 @@ class SchedulerOutput:
         size: how much that is.
         num_context_tokens: of its tokens, those of prompts; and of outputs that are computed again.
         preempted: sequences that had to give up their room for it.
-        block_copies: KV blocks to copy before anything is computed: from which, to which.
+        block_copies: see `StepBatch`.
     """
 
     chunks: tuple[ScheduledChunk, ...]
     size: StepSize
     num_context_tokens: int = 0
     preempted: tuple[Sequence, ...] = ()
-    block_copies: tuple[tuple[int, int], ...] = ()
+    block_copies: tuple[tuple[int, int, int], ...] = ()
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

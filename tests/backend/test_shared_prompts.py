@@ -163,7 +163,7 @@ def test_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None
     lent = sibling.block_table[-1]
     sibling.paused = False
     output = core.step().output
-    assert output.block_copies == ((lent, sibling.block_table[-1]),)
+    assert output.block_copies == ((lent, sibling.block_table[-1], SPEC.block_size),)
     assert [chunk.sequence for chunk in output.chunks] == [sibling]
     _checked_run(core)
     assert _is_right(parent)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHUNK = 1 << 24
 
 Part = TypeVar("Part")
@@ -42,7 +42,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Precision:
-    """Numeric formats: compute bf16 or fp32; weights fp32, bf16, int8 or int4; KV cache u8, bf16 or f32."""
+    """Numeric formats: compute bf16, fp16 or fp32; weights fp32, bf16, fp16, int8, int4 or fp8; KV cache u8, bf16, f16
+    or f32."""
 
     compute: str
     weights: str
@@ -51,19 +52,24 @@ class Precision:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The paged KV cache; `block_bytes` is one block of keys and values through all layers."""
+    """The KV cache; `block_bytes` is one block, or slot, of keys and values through all layers, on each device.
+
+    `kind` is a `KVKind`.
+    """
 
     block_size: int
     num_blocks: int
     block_bytes: int
+    kind: str = "blocks"
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """What compiled the network."""
+    """What compiled the network, and what for: `cpu`, or a GPU's compute capability such as `sm_89`."""
 
     name: str
     version: str
+    target: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`engine.json`. `digests` has the SHA-256 of every other file of the folder, by its relative POSIX path."""
+    """`engine.json`.
+
+    Args:
+        digests: the SHA-256 of every other file of the folder, by its relative POSIX path.
+        tensor_parallel: devices among which the network is divided; each has its own plan.
+    """
 
     format_version: int
     architecture: Architecture
@@ -93,6 +104,7 @@ class Manifest:
     compiler: Compiler
     generation: Generation
     digests: dict[str, str]
+    tensor_parallel: int = 1
 
 
 def _parse(kind: type[Part], raw: Any, where: str) -> Part:

@@ -47,7 +47,7 @@ class MockEngine:
         if self.fail_next:
             self.fail_next = False
             raise EngineError("the mock engine was told to fail")
-        for source, target in batch.block_copies:
+        for source, target, _ in batch.block_copies:
             self._cache[target] = self._cache[source]
         wanted = {int(row): index for index, row in enumerate(batch.logit_rows)}
         logits = np.zeros((len(wanted), spec.vocab_size), np.float32)

@@ -77,7 +77,7 @@ class OpenVINOEngine:
     def execute(self, batch: StepBatch) -> FloatArray:
         """Compute one step. See `Engine.execute`; the logits are a view of the network's own output."""
         request = self._request
-        for source, target in batch.block_copies:
+        for source, target, _ in batch.block_copies:
             for cache in self._cache:
                 cache.data[target] = cache.data[source]
         # The tensors share the arrays' memory, which `batch` keeps alive through the call.

@@ -7,6 +7,7 @@ logits that sampling is made of. Never knows a compiler or a model.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,15 @@ FloatArray = npt.NDArray[np.float32]
 CHUNK_WIDTH = 256
 
 
+class KVKind(Enum):
+    """How an engine lays out its KV cache."""
+
+    #: A pool of equal blocks; a sequence has as many as its tokens need, anywhere in the pool.
+    BLOCKS = "blocks"
+    #: One slot for each sequence, as long as the longest.
+    SLOTS = "slots"
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """The engine's limits.
@@ -28,8 +38,9 @@ class EngineSpec:
         max_num_seqs: sequences in one step, at most.
         max_num_tokens: tokens computed in one step, at most.
         max_seq_len: prompt and output of one sequence together, at most.
-        block_size: tokens in one KV block.
-        num_blocks: KV blocks in the pool.
+        block_size: tokens in one KV block, or slot.
+        num_blocks: KV blocks in the pool, or slots.
+        kv_kind: which of both it has.
     """
 
     vocab_size: int
@@ -38,6 +49,7 @@ class EngineSpec:
     max_seq_len: int
     block_size: int
     num_blocks: int
+    kv_kind: KVKind = KVKind.BLOCKS
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ class StepBatch:
         block_indices_begins: `[S + 1]`, where each sequence's table begins.
         max_context_len: the longest sequence's tokens, cached and new.
         logit_rows: `[R]`, places on the packed axis whose logits are wanted.
-        block_copies: `[C, 2]`, blocks to copy before anything is computed: from which, to which.
+        block_copies: `[C, 3]`, blocks to copy before anything is computed, one after another: from which, to which, and
+            how many of its first tokens; what lies behind them may be copied too.
     """
 
     token_ids: Int32Array
@@ -64,7 +77,7 @@ class StepBatch:
     block_indices_begins: Int32Array
     max_context_len: int
     logit_rows: Int32Array
-    block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 3), np.int32))
 
 
 class VocabularyKernels(Protocol):
