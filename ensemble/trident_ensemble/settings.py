@@ -7,7 +7,7 @@ Limits of the engine are not here: its manifest is their only source.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from typing import Any, TypeVar
@@ -38,8 +38,35 @@ class TextSettings:
     core_model: str = layout.CORE
 
 
-def _about(doc: str, *, least: int = 1) -> Mapping[str, Any]:
-    return {"doc": doc, "least": least}
+def _about(
+    doc: str, *, least: int = 1, metavar: str = "N", parse: Callable[[str], Any] | None = None
+) -> Mapping[str, Any]:
+    return {"doc": doc, "least": least, "metavar": metavar, "parse": parse}
+
+
+def _parse_weights(text: str) -> tuple[tuple[str, float], ...]:
+    weights = tuple(_parse_weight(item) for item in text.split(",") if item)
+    if len(dict(weights)) < len(weights):
+        raise ValueError(f"must name each tenant once, not {text!r}")
+    return weights
+
+
+def _parse_weight(item: str) -> tuple[str, float]:
+    name, equals, text = item.rpartition("=")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not equals or not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"must be name=weight,... with weights above 0, not {item!r}")
+    return name, weight
+
+
+def _parse_gpus(text: str) -> tuple[int, ...]:
+    items = [item for item in text.split(",") if item]
+    if not all(item.isdecimal() for item in items) or len(set(items)) < len(items):
+        raise ValueError(f"must be numbers of GPUs, each once, such as 0 or 0,1, not {text!r}")
+    return tuple(int(item) for item in items)
 
 
 @dataclass(frozen=True)
@@ -79,12 +106,25 @@ class CoreSettings:
         default=1000, metadata=_about("waiting time that makes up for one level of priority")
     )
     tenant_weights: tuple[tuple[str, float], ...] = field(
-        default=(), metadata=_about("shares of tenants, name=weight,...; any other has 1, no name is who gives none")
+        default=(),
+        metadata=_about(
+            "shares of tenants, name=weight,...; any other has 1, no name is who gives none",
+            metavar="NAME=W,...",
+            parse=_parse_weights,
+        ),
     )
     pause_after_ms: int = field(
         default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
     )
     abandon_after_ms: int = field(default=3000, metadata=_about("and is ended after so long, freeing its blocks"))
+    gpu: tuple[int, ...] = field(
+        default=(),
+        metadata=_about(
+            "GPUs that an engine compiled for GPUs runs on, by their numbers: one, or one for each of its parts",
+            metavar="N,...",
+            parse=_parse_gpus,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,6 +180,8 @@ def parse_value(known: Field[Any], text: str) -> Any:
         ValueError: saying what it must be.
     """
     default = known.default
+    if known.metadata.get("parse"):
+        return known.metadata["parse"](text)
     if isinstance(default, Enum):
         return _parse_choice(type(default), text)
     if isinstance(default, bool):
@@ -151,11 +193,6 @@ def parse_value(known: Field[Any], text: str) -> Any:
         if not text.isdecimal() or int(text) < least:
             raise ValueError(f"must be a whole number of at least {least}, not {text!r}")
         return int(text)
-    if isinstance(default, tuple):
-        weights = tuple(_parse_weight(item) for item in text.split(",") if item)
-        if len(dict(weights)) < len(weights):
-            raise ValueError(f"must name each tenant once, not {text!r}")
-        return weights
     if not text or "/" in text or text.startswith("."):
         raise ValueError(f"must be the plain name of a model, not {text!r}")
     return text
@@ -166,17 +203,6 @@ def _parse_choice(kind: type[Enum], text: str) -> Enum:
     if text not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}, not {text!r}")
     return kind(text)
-
-
-def _parse_weight(item: str) -> tuple[str, float]:
-    name, equals, text = item.rpartition("=")
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not equals or not (math.isfinite(weight) and weight > 0):
-        raise ValueError(f"must be name=weight,... with weights above 0, not {item!r}")
-    return name, weight
 
 
 def render_parameters(settings: TextSettings | CoreSettings | UnarySettings) -> dict[str, str]:
@@ -191,5 +217,9 @@ def render_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return ",".join(f"{name}={weight!r}".removesuffix(".0") for name, weight in value)
+        return ",".join(str(item) if isinstance(item, int) else _render_weight(*item) for item in value)
     return str(value)
+
+
+def _render_weight(name: str, weight: float) -> str:
+    return f"{name}={weight!r}".removesuffix(".0")

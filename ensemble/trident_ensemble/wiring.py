@@ -119,6 +119,8 @@ def with_core_settings(config: str, settings: CoreSettings) -> str:
     changed = text_format.Parse(config, pb.ModelConfig())
     for key, parameter in _parameters(settings).items():
         changed.parameters[key].CopyFrom(parameter)
+    del changed.instance_group[:]
+    changed.instance_group.extend(_core_instance(settings))
     text: str = text_format.MessageToString(changed)
     return text
 
@@ -147,6 +149,13 @@ def _on_cpu(count: int) -> list[pb.ModelInstanceGroup]:
     return [pb.ModelInstanceGroup(count=count, kind=pb.ModelInstanceGroup.KIND_CPU)]
 
 
+def _core_instance(settings: CoreSettings) -> list[pb.ModelInstanceGroup]:
+    """One, on the first of its GPUs; an engine in several parts starts the others itself."""
+    if not settings.gpu:
+        return _on_cpu(1)
+    return [pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=settings.gpu[:1])]
+
+
 def _tokenizer(step: Step, instances: int) -> pb.ModelConfig:
     return pb.ModelConfig(
         name=step.model,
@@ -167,7 +176,7 @@ def _core(step: Step, settings: CoreSettings) -> pb.ModelConfig:
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=True),
         input=_inputs(tensors.CORE_INPUTS),
         output=_outputs(step.outputs),
-        instance_group=_on_cpu(1),
+        instance_group=_core_instance(settings),
         parameters=_parameters(settings),
     )
 

@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "tenant_weights": (("gold", 3.0), ("bronze", 0.5)),
     "pause_after_ms": 100,
     "abandon_after_ms": 500,
+    "gpu": (2, 0),
 }
 
 COUNTS = ["token_budget", "target_itl_ms", "max_draft_tokens"]
@@ -70,6 +71,7 @@ def test_what_is_rendered_is_what_people_write() -> None:
         "tenant_weights": "gold=3,bronze=0.5",
         "pause_after_ms": "100",
         "abandon_after_ms": "500",
+        "gpu": "2,0",
     }
     assert render_parameters(TextSettings()) == {"core_model": "core"}
     assert render_parameters(UnarySettings(9)) == {"max_concurrent_requests": "9"}

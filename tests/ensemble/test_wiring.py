@@ -21,7 +21,13 @@ from trident_ensemble.errors import (
     wire_message,
 )
 from trident_ensemble.settings import CoreSettings, TextSettings, parse_parameters, render_parameters
-from trident_ensemble.wiring import STEPS, RepositorySettings, render_repository
+from trident_ensemble.wiring import (
+    STEPS,
+    RepositorySettings,
+    read_core_settings,
+    render_repository,
+    with_core_settings,
+)
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 #: As `make serve` builds it; instance counts fixed, so that the files are the same on every machine.
@@ -124,3 +130,27 @@ def test_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
 def test_a_message_can_always_be_sent() -> None:
     """Clients may quote half a surrogate pair to us."""
     assert wire_message(RequestError("messages", "no role \ud800")) == "[INVALID_ARG] messages: no role \\ud800"
+
+
+def test_an_engine_on_gpus_is_one_instance_on_the_first_of_them() -> None:
+    files = render_repository(RepositorySettings(core=CoreSettings(gpu=(2, 3))))
+    config = text_format.Parse(files["core/config.pbtxt"], model_config_pb2.ModelConfig())
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, model_config_pb2.ModelInstanceGroup.KIND_GPU, [2])
+    assert config.parameters["gpu"].string_value == "2,3"
+    assert read_core_settings(files["core/config.pbtxt"]).gpu == (2, 3)
+    for model in (layout.PREPROCESSING, layout.POSTPROCESSING, layout.UNARY):
+        other = text_format.Parse(files[f"{model}/config.pbtxt"], model_config_pb2.ModelConfig())
+        assert {group.kind for group in other.instance_group} == {model_config_pb2.ModelInstanceGroup.KIND_CPU}
+
+
+def test_serving_on_another_gpu_moves_the_instance() -> None:
+    text = render_repository(RepositorySettings(core=CoreSettings(gpu=(0,))))["core/config.pbtxt"]
+    moved = text_format.Parse(with_core_settings(text, CoreSettings(gpu=(1,))), model_config_pb2.ModelConfig())
+    assert [list(group.gpus) for group in moved.instance_group] == [[1]]
+
+
+@pytest.mark.parametrize("text", ["first", "0,0", "-1", "0;1", "1.5"])
+def test_a_gpu_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"parameters.gpu: .*numbers of GPUs"):
+        parse_parameters(CoreSettings, {"gpu": {"string_value": text}})

@@ -22,7 +22,7 @@ def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[st
         parser: of the command.
         leave_out: names of settings that mean nothing to it.
     """
-    group = parser.add_argument_group("scheduling")
+    group = parser.add_argument_group("serving")
     for known in fields(CoreSettings):
         if known.name in leave_out:
             continue
@@ -60,7 +60,8 @@ def _metavar(known: Field[Any]) -> str:
         return "|".join(choice.value for choice in type(known.default))
     if isinstance(known.default, bool):
         return "true|false"
-    return "N" if isinstance(known.default, int) else "NAME=W,..."
+    metavar: str = known.metadata["metavar"]
+    return metavar
 
 
 def _parser(known: Field[Any]) -> Callable[[str], Any]:

@@ -217,4 +217,6 @@ def _share(text: str) -> float:
     return share
 
 
-_NOT_SIMULATED = ("pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms")
+_NOT_SIMULATED = (
+    "pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms", "gpu",
+)  # fmt: skip
