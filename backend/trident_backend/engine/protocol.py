@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float32]
 CHUNK_WIDTH = 256
 
 
-class KVKind(Enum):
+class KVKind(str, Enum):
     """How an engine lays out its KV cache."""
 
     #: A pool of equal blocks; a sequence has as many as its tokens need, anywhere in the pool.
