@@ -79,7 +79,7 @@ def decoder_family(tokenizer: Tokenizer) -> DecoderFamily:
     Raises:
         CheckpointError: the decoder is none of those whose output can be streamed exactly; names its stage.
     """
-    stages = list(_stages(json.loads(tokenizer.to_str())["decoder"]))
+    stages = list(decoder_stages(json.loads(tokenizer.to_str())["decoder"]))
     kinds = [stage["type"] for stage in stages]
     if kinds in (["ByteLevel"], ["ByteLevel", "Fuse"]):
         return DecoderFamily.BYTE_LEVEL
@@ -97,12 +97,13 @@ def decoder_family(tokenizer: Tokenizer) -> DecoderFamily:
     return DecoderFamily.BYTE_FALLBACK if "ByteFallback" in kinds else DecoderFamily.LOCAL
 
 
-def _stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+def decoder_stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The stages of a `decoder` of tokenizer.json, in order, however deep they are nested."""
     if decoder is None:
         return
     if decoder["type"] == "Sequence":
         for stage in decoder["decoders"]:
-            yield from _stages(stage)
+            yield from decoder_stages(stage)
     else:
         yield decoder
 

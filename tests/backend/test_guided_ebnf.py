@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.backend.test_guided import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
+from tests.backend.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler, max_items

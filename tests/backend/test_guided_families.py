@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backend.test_guided import NO_TEXT, VOCAB_SIZE, allowed, guides_for, seeded, write
+from tests.backend.guides import NO_TEXT, VOCAB_SIZE, allowed, guides_for, seeded, write
 from tests.tokenizer_zoo import ZOO, tokenizer_of
 from trident_backend.guided.compiler import GuideCompiler
 from trident_backend.guided.vocabulary import read_vocabulary, vocabulary_of

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from tokenizers import Tokenizer
 
-from tests.backend.test_guided import FAMILY, NO_TEXT, accepts, allowed, encode, guides_for, seeded, write
+from tests.backend.guides import FAMILY, NO_TEXT, accepts, allowed, encode, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided.compiler import GuideCompiler
 from trident_ensemble.errors import RequestError

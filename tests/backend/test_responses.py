@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.backend.doubles import SPEC, Client, expected_tokens
-from tests.backend.serving import Guides, serving, spell, until
+from tests.backend.serving import serving, spell, until
 from trident_backend.engine.mock import MockEngine
 from trident_backend.records import RequestRecord
 from trident_backend.responses import Response
@@ -19,11 +19,8 @@ from trident_ensemble.acknowledgements import Acknowledger
 from trident_ensemble.chunk_header import ALL, unpack
 from trident_ensemble.errors import (
     CancelledError,
-    DeadlineError,
-    DrainingError,
     EngineError,
     RequestError,
-    TridentError,
 )
 from trident_ensemble.settings import CoreSettings
 
@@ -153,7 +150,7 @@ def test_what_may_begin_a_stop_string_waits_and_nothing_else() -> None:
     assert output[7:9] in chunks, "what has the beginning of the wrong one in it leaves when that is refuted"
 
 
-def _alike(token_ids: list[int], num_sequences: int) -> dict[int, list[int]]:
+def alike(token_ids: list[int], num_sequences: int) -> dict[int, list[int]]:
     return dict.fromkeys(range(num_sequences), token_ids)
 
 
@@ -164,7 +161,7 @@ def test_answers_that_do_not_stream_come_together() -> None:
         service.submit(fields, reader)
         assert reader.done.wait(5)
     assert len(reader.chunks) == 1
-    assert reader.ids == _alike([4, 5, *expected_tokens([4, 5], 6)], 3)
+    assert reader.ids == alike([4, 5, *expected_tokens([4, 5], 6)], 3)
     assert reader.outputs["sequence_length"] == [8, 8, 8]
     assert reader.outputs["num_output_tokens"] == [6, 6, 6]
 
@@ -174,7 +171,7 @@ def test_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
         reader = Reader()
         service.submit({"input_ids": [4], "max_tokens": 9, "num_return_sequences": 4, "stream": True}, reader)
         assert reader.done.wait(5)
-    assert reader.ids == _alike(expected_tokens([4], 9), 4)
+    assert reader.ids == alike(expected_tokens([4], 9), 4)
     assert [chunk.is_final for chunk in reader.chunks].count(True) == 1
     assert reader.chunks[-1].is_final
     assert sum(chunk.header.is_last for chunk in reader.chunks) == 4
@@ -210,7 +207,7 @@ def test_a_client_that_leaves_frees_all_its_sequences() -> None:
         until(lambda: service.stats.num_running == 0 and service.stats.num_used_blocks == 0)
 
 
-def _stop(service: CoreService, request_id: str, **fields: Any) -> Client:
+def stop(service: CoreService, request_id: str, **fields: Any) -> Client:
     client = Client()
     service.submit({"input_ids": [0], "max_tokens": 1, "stop": True, **fields}, client, request_id)
     assert client.num_finals == 1
@@ -230,7 +227,7 @@ def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) 
         service.submit(fields | {"stop_words": [b"abcdeabcde"]}, stopped, "mine")
         service.submit({"input_ids": [5], "max_tokens": 25}, other, "other")
         until(lambda: service.stats.num_steps > 8)
-        _stop(service, "mine")
+        stop(service, "mine")
         assert stopped.done.wait(1)
         until(lambda: service.stats.num_open == 1)
         assert other.done.wait(5)
@@ -248,7 +245,7 @@ def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) 
 
 def test_stopping_an_unknown_request_is_answered_and_one_without_an_id_refused() -> None:
     with serving(MockEngine(SPEC)) as service:
-        _stop(service, "nobody's")
+        stop(service, "nobody's")
         with pytest.raises(RequestError, match=r"^stop: needs the request id"):
             service.submit({"input_ids": [0], "stop": True}, Client())
 
@@ -258,11 +255,11 @@ def test_a_tenant_stops_its_own_requests_alone_and_all_of_one_name() -> None:
         readers = [Reader() for _ in range(3)]
         for reader, tenant in zip(readers, (b"a", b"a", b"b"), strict=True):
             service.submit({"input_ids": [4], "max_tokens": 60, "tenant": tenant}, reader, "1")
-        _stop(service, "1", tenant=b"a")
+        stop(service, "1", tenant=b"a")
         assert readers[0].done.wait(1)
         assert readers[1].done.wait(1)
         assert not readers[2].done.is_set()
-        _stop(service, "1")
+        stop(service, "1")
         assert readers[2].done.wait(5)
         assert readers[2].reasons == {0: "length"}
 
@@ -274,69 +271,7 @@ def test_an_id_can_be_used_again() -> None:
             service.submit({"input_ids": [4], "max_tokens": 5}, reader, "again")
             assert reader.done.wait(5)
         until(lambda: service.stats.num_open == 0)
-        _stop(service, "again")
-
-
-GUIDED = {"input_ids": [4], "max_tokens": 40, "guided_decoding_guide_type": b"regex"}
-
-
-def test_a_guide_is_compiled_while_others_are_served() -> None:
-    guides = Guides()
-    with serving(MockEngine(SPEC), guides=guides) as service:
-        guides.gate.clear()
-        guided, plain = Reader(), Reader()
-        service.submit(GUIDED | {"guided_decoding_guide": b"7", "num_return_sequences": 2}, guided)
-        service.submit({"input_ids": [5], "max_tokens": 5}, plain)
-        assert plain.done.wait(5)
-        assert not guided.done.is_set()
-        assert service.stats.num_open == 2
-        guides.gate.set()
-        assert guided.done.wait(5)
-    assert guided.ids == _alike(expected_tokens([4], 7), 2), "each sequence has a guide of its own"
-    assert guided.reasons == {0: "stop", 1: "stop"}
-
-
-def test_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None:
-    with serving(MockEngine(SPEC)) as service:
-        for guide, kind in ((b"x", RequestError), (b"crash", TridentError)):
-            client = Client()
-            service.submit(GUIDED | {"guided_decoding_guide": guide}, client, "g")
-            assert client.done.wait(5)
-            assert isinstance(client.errors[0], kind)
-        until(lambda: service.stats.num_open == 0)
-        records = [record for record in service.take_records() if isinstance(record, RequestRecord)]
-        assert [record.finish_reason for record in records] == [FinishReason.REFUSED] * 2
-
-
-def test_a_request_is_stopped_while_its_guide_is_compiled() -> None:
-    guides = Guides()
-    with serving(MockEngine(SPEC), guides=guides) as service:
-        guides.gate.clear()
-        guided = Reader()
-        service.submit(GUIDED | {"guided_decoding_guide": b"7", "num_return_sequences": 2}, guided, "g")
-        until(lambda: guides.num_begun == 1)
-        _stop(service, "g")
-        assert guided.done.wait(1)
-        guides.gate.set()
-        until(lambda: service.stats.num_open == 0)
-        time.sleep(0.02)
-        assert service.stats.num_steps == 0
-    assert guided.num_finals == 1
-    assert guided.reasons == {0: "cancelled", 1: "cancelled"}
-
-
-def test_the_end_of_the_server_finds_those_whose_guide_is_compiled() -> None:
-    guides = Guides()
-    guides.gate.clear()
-    with serving(MockEngine(SPEC), guides=guides) as service:
-        clients = [Client() for _ in range(5)]
-        for client in clients:
-            service.submit(GUIDED | {"guided_decoding_guide": b"7"}, client)
-        until(lambda: guides.num_begun > 0)
-    guides.gate.set()
-    assert all(isinstance(client.errors[0], DrainingError) for client in clients)
-    time.sleep(0.05)
-    assert all(client.num_finals == 1 for client in clients)
+        stop(service, "again")
 
 
 def test_every_refusal_is_counted() -> None:
@@ -347,42 +282,6 @@ def test_every_refusal_is_counted() -> None:
             service.submit({"input_ids": [1], "max_tokens": 4, "num_return_sequences": 5}, Client())
         records = service.take_records()
     assert [record.finish_reason for record in records if isinstance(record, RequestRecord)] == ["refused"] * 2
-
-
-def test_stopped_requests_leave_the_queue_of_guides() -> None:
-    """So that nobody makes others wait by asking and stopping."""
-    guides = Guides()
-    with serving(MockEngine(SPEC), guides=guides) as service:
-        guides.gate.clear()
-        for _ in range(20):
-            guided = Reader()
-            service.submit(GUIDED | {"guided_decoding_guide": b"7"}, guided, "g")
-            _stop(service, "g")
-            assert guided.done.wait(1)
-        until(lambda: service.stats.num_open == 0)
-        num_begun = guides.num_begun
-        assert num_begun <= 2, "as many as there are threads"
-        guides.gate.set()
-        last = Reader()
-        service.submit(GUIDED | {"guided_decoding_guide": b"3"}, last)
-        assert last.done.wait(5)
-        assert guides.num_begun == num_begun + 1
-
-
-def test_a_timeout_counts_while_a_guide_waits_to_be_compiled() -> None:
-    guides = Guides()
-    with serving(MockEngine(SPEC), guides=guides) as service:
-        guides.gate.clear()
-        late, in_time = Client(), Client()
-        service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 30}, late)
-        service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 60_000}, in_time)
-        assert late.done.wait(5)
-        assert isinstance(late.errors[0], DeadlineError)
-        guides.gate.set()
-        assert in_time.done.wait(5)
-        assert not in_time.errors
-        until(lambda: service.stats.num_open == 0)
-    assert (late.num_finals, in_time.num_finals) == (1, 1)
 
 
 def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:

@@ -345,3 +345,28 @@ def test_a_token_costs_what_it_adds_not_what_was_said(family: str) -> None:
             stop_strings.append(token_id)
         stop_strings.finish()
         assert detokenizer.num_decoded <= 4 * len(ids)
+
+
+def test_forks_know_nothing_of_each_other() -> None:
+    """Two outputs of one prompt, token by token in turn, as each alone."""
+    family = "byte_level_bytes"
+    detokenizer, anchors = parts(family)
+    first = StopStrings(detokenizer, anchors, ("abc", "zz"), echoed_ids=spell("an a"))
+    second = first.fork()
+    outputs = {first: "xab", second: "bcabzz"}
+    seen = []
+    for index in range(6):
+        for which, (strings, text) in enumerate(outputs.items()):
+            if index < len(text):
+                found = strings.append(spell(text)[index])
+                seen.append((which, text[: index + 1], found))
+    alone = []
+    for index in range(6):
+        for which, text in enumerate(outputs.values()):
+            if index < len(text):
+                strings = StopStrings(detokenizer, anchors, ("abc", "zz"), echoed_ids=spell("an a"))
+                found = [strings.append(token_id) for token_id in spell(text[: index + 1])][-1]
+                alone.append((which, text[: index + 1], found))
+    assert seen == alone
+    assert [found for which, _, found in seen if which == 1] == [None, None, None, None, None, "zz"]
+    assert first.num_safe_tokens < second.num_safe_tokens

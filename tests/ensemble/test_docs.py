@@ -61,4 +61,4 @@ def test_the_table_says_of_every_tensor_of_tensorrtllm_backend_what_becomes_of_i
 def test_every_tensor_of_the_ensemble_is_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", (DOCS / "requests.md").read_text()))
     names = {spec.name for spec in (*tensors.ENSEMBLE_INPUTS, *tensors.ENSEMBLE_OUTPUTS)}
-    assert not names - explained - {"random_seed"}
+    assert not names - explained

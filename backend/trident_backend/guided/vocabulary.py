@@ -7,7 +7,7 @@ to nothing (a special token, an id of the network's alone) has the empty text, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trident_ensemble.anchors import DecoderFamily, byte_level_bytes, decoder_family, hidden_tokens, is_byte_token
+from trident_ensemble.anchors import (
+    DecoderFamily,
+    byte_level_bytes,
+    decoder_family,
+    decoder_stages,
+    hidden_tokens,
+    is_byte_token,
+)
 from trident_ensemble.errors import CheckpointError
 
 
@@ -72,7 +79,7 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     Raises:
         CheckpointError: its tokens have no text of their own.
     """
-    stages = list(_stages(json.loads(tokenizer.to_str())["decoder"]))
+    stages = list(decoder_stages(json.loads(tokenizer.to_str())["decoder"]))
     kinds = [stage["type"] for stage in stages]
     if decoder_family(tokenizer) is DecoderFamily.BYTE_LEVEL:
         hidden = hidden_tokens(tokenizer)
@@ -85,16 +92,6 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
             " neighbours; known are ByteLevel, and Replace, ByteFallback, Strip and Metaspace"
         )
     return _decoded_vocabulary(tokenizer, vocab_size, _rewritten_bytes(stages))
-
-
-def _stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    if decoder is None:
-        return
-    if decoder["type"] == "Sequence":
-        for stage in decoder["decoders"]:
-            yield from _stages(stage)
-    else:
-        yield decoder
 
 
 def _only_utf_8(text: bytes) -> bytes:
