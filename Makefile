@@ -10,7 +10,7 @@ REPOSITORY := model_repository
 ENGINE := $(REPOSITORY)/core/1/engine.json
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py backend/*/engine/*.py)
 
-.PHONY: serve test check bench FORCE
+.PHONY: serve test check bench test-gpu bench-gpu FORCE
 .NOTPARALLEL:
 
 serve: $(ENGINE)
@@ -32,6 +32,17 @@ BENCH ?= compare
 
 bench: .venv/.set-up-bench
 	.venv/bin/python -m tests.benchmarks.$(BENCH)
+
+# What runs on an NVIDIA GPU alone; where there is none, both say so before anything is installed. See docs/tensorrt.md.
+test-gpu: .venv/.set-up-bench
+	@.venv/bin/python -m tests.gpu.hardware
+	.venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[tensorrt]"
+	.venv/bin/python -m pytest tests/gpu
+
+bench-gpu: .venv/.set-up-bench
+	@.venv/bin/python -m tests.gpu.hardware
+	.venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[tensorrt]"
+	.venv/bin/python -m tests.benchmarks.gpu
 
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) \

@@ -1,6 +1,6 @@
 """The core's one loop body: schedule, execute, sample, update.
 
-Owns every sequence and every KV block, and is used by one thread. Never answers a request: it returns what happened.
+Owns every sequence and the KV cache, and is used by one thread. Never answers a request: it returns what happened.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trident_backend import batch
-from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import Engine
 from trident_backend.guided.worker import MaskWorker
+from trident_backend.kv_caches import make_kv_cache
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.scheduler import Scheduler
 from trident_backend.sequence import FinishReason
@@ -42,14 +42,14 @@ class EngineCore:
 
     def __init__(self, engine: Engine, settings: CoreSettings, clock: Callable[[], float]) -> None:
         spec = engine.spec
-        self.blocks = BlockManager(spec.num_blocks, spec.block_size, reuse=settings.enable_kv_cache_reuse)
+        self.kv_cache = make_kv_cache(spec, reuse=settings.enable_kv_cache_reuse)
         self.step_times = StepTimeModel()
         check_limits(settings, spec.max_num_seqs, spec.max_num_tokens)
         num_tokens = settings.token_budget or spec.max_num_tokens
-        self.scheduler = Scheduler(self.blocks, spec.max_num_seqs, num_tokens, settings, self.step_times)
+        self.scheduler = Scheduler(self.kv_cache, spec.max_num_seqs, num_tokens, settings, self.step_times)
         self.clock = clock
         self._engine = engine
-        self._sampler = Sampler(engine.kernels, spec.vocab_size)
+        self._sampler = Sampler(spec.vocab_size)
         self._masks = MaskWorker(spec.vocab_size)
 
     def step(self) -> StepResult:
@@ -60,13 +60,13 @@ class EngineCore:
             return StepResult(output)
         masks = self._masks.begin(output.rows)
         try:
-            logits = self._engine.execute(batch.pack(output, self.blocks.block_size))
+            logits = self._engine.execute(batch.pack(output, self.kv_cache.block_size))
+            choices = self._sampler.choose(logits, output.rows, masks())
         except EngineError as error:
             masks()
             for chunk in output.chunks:
                 self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
             return StepResult(output, seconds=self.clock() - began, error=error)
-        choices = self._sampler.choose(logits, output.rows, masks())
         now = self.clock()
         return StepResult(output, self.scheduler.update(output, choices, now, now - began), now - began)
 

@@ -1,17 +1,46 @@
-"""The KV cache as the scheduler sees it.
+"""The KV cache as the scheduler and the loop see it.
 
 Owns the interface: room promised, taken, shared and given back. Never knows how an engine lays it out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from trident_backend.sequence import Sequence
 
 
 class KVCache(Protocol):
-    """Room for the keys and values of running sequences, however an engine lays them out."""
+    """Room for the keys and values of running sequences, however an engine lays them out.
+
+    It is made of equal blocks; where every sequence has a slot of its own, that is its one block.
+    """
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in all."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        ...
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody uses; some may still hold a prefix that can be used again."""
+        ...
+
+    @property
+    def num_used(self) -> int:
+        """Blocks in use."""
+        ...
+
+    @property
+    def num_reused(self) -> int:
+        """Blocks that sequences have found filled, so far."""
+        ...
 
     def fits(self, num_tokens: int) -> bool:
         """Whether one sequence of this length fits into an empty cache."""
@@ -46,5 +75,13 @@ class KVCache(Protocol):
 
     def take_copies(self) -> tuple[tuple[int, int, int], ...]:
         """Blocks to copy before the next step computes, see `StepBatch.block_copies`, for sequences that have grown
-        into what they only shared; each is named once, and is in nobody else's hands until then."""
+        into what they only shared; each is named once, and until then nobody else computes in what is to be read."""
+        ...
+
+    def check_integrity(self, running: Iterable[Sequence]) -> None:
+        """Assert, between two steps, that every block is accounted for and nobody's content is in danger.
+
+        Args:
+            running: all sequences that have been admitted and not released.
+        """
         ...

@@ -19,7 +19,7 @@ from trident_backend.records import RequestRecord, StepRecord, request_record, s
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.step_time import StepTime
 from trident_backend.steps import Advance
-from trident_ensemble.errors import CancelledError, DrainingError, EngineError, TridentError
+from trident_ensemble.errors import CancelledError, DrainingError, EngineError, EngineLostError, TridentError
 
 #: Takes what was measured, on the loop's thread.
 Recorder = Callable[[StepRecord | RequestRecord], None]
@@ -110,7 +110,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[tuple[Command, Sequence] | None] = queue.SimpleQueue()
         self._num_steps = 0
         self._num_failures = 0
-        self.stats = LoopStats(num_free_blocks=core.blocks.num_free)
+        self.stats = LoopStats(num_free_blocks=core.kv_cache.num_free)
         self._thread = threading.Thread(target=self._run, name="trident-engine", daemon=True)
 
     def start(self) -> None:
@@ -177,6 +177,8 @@ class EngineLoop:
         self._look()
         self._tell(result.advances)
         self._num_failures = self._num_failures + 1 if result.error is not None else 0
+        if isinstance(result.error, EngineLostError):
+            raise result.error
         if result.error is not None and self._num_failures == _MAX_FAILURES:
             raise result.error
 
@@ -196,16 +198,16 @@ class EngineLoop:
             self._emit(events)
 
     def _look(self) -> None:
-        scheduler, blocks = self._core.scheduler, self._core.blocks
+        scheduler, kv_cache = self._core.scheduler, self._core.kv_cache
         self.stats = LoopStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_interrupted=sum(sequence.num_preemptions > 0 for sequence in scheduler.waiting),
             num_paused=sum(sequence.paused for sequence in scheduler.running),
             num_context=sum(sequence.num_remaining_tokens > 1 for sequence in scheduler.running),
-            num_used_blocks=blocks.num_used,
-            num_free_blocks=blocks.num_free,
-            num_reused_blocks=blocks.num_reused,
+            num_used_blocks=kv_cache.num_used,
+            num_free_blocks=kv_cache.num_free,
+            num_reused_blocks=kv_cache.num_reused,
             num_steps=self._num_steps,
             step_time=self._core.step_times.fitted,
         )

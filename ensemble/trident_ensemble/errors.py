@@ -12,6 +12,7 @@
     ├── CheckpointError       a checkpoint that cannot be built; names what is unsupported or missing
     ├── PlanError             the memory plan does not fit; gives the numbers
     ├── EngineError           the compiled engine failed during a step
+    │   └── EngineLostError   it cannot compute any other step either
     └── ServerError           tritonserver cannot be found, started or kept alive
 
 Owns no text beyond the prefix; whoever raises says what was wrong and what the limit is. Never catches anything.
@@ -78,6 +79,10 @@ class PlanError(TridentError):
 
 class EngineError(TridentError):
     """A step of the compiled engine failed."""
+
+
+class EngineLostError(EngineError):
+    """The compiled engine failed for good: a device or a part of it is gone."""
 
 
 class ServerError(TridentError):

@@ -23,9 +23,16 @@ MODEL_FILE = "model.py"
 MANIFEST_FILE = "engine.json"
 NETWORK_FILE = "network.xml"
 WEIGHTS_FILE = "network.bin"
+#: Of TensorRT: what sampling computes on the device, a plan each.
+SAMPLING_FOLDER = "sampling"
 TOKENIZER_FOLDER = "tokenizer"
 #: Per token id: what the core must know to cut a stream into chunks that decode exactly.
 TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
+
+
+def plan_file(rank: int, num_devices: int) -> str:
+    """TensorRT's file of a device's share of the network."""
+    return "network.plan" if num_devices == 1 else f"network.{rank}.plan"
 
 
 def newest_version(model_folder: Path) -> Path:

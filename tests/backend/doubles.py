@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.core import EngineCore
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine, next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_backend.responses import Response
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams, Sequence
@@ -42,7 +43,7 @@ def expected_tokens(prompt: list[int], max_tokens: int, vocab_size: int = SPEC.v
 
 def expected_output(sequence: Sequence, vocab_size: int = SPEC.vocab_size) -> list[int]:
     """What the timed engine generates for a request alone, with sampling and end ids, without core or scheduler."""
-    sampler = Sampler(NumpyKernels(), vocab_size)
+    sampler = Sampler(vocab_size)
     token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
     for place in range(sequence.num_prompt_tokens, sequence.max_len):
         wide = next_token(np.array(token_ids, np.int64), _WIDE)
@@ -56,10 +57,10 @@ def expected_output(sequence: Sequence, vocab_size: int = SPEC.vocab_size) -> li
 _WIDE = 1009
 
 
-def _one_hot(wide_ids: npt.NDArray[np.int64], vocab_size: int) -> FloatArray:
+def _one_hot(wide_ids: npt.NDArray[np.int64], vocab_size: int) -> HostLogits:
     logits = np.zeros((len(wide_ids), vocab_size), np.float32)
     logits[np.arange(len(wide_ids)), wide_ids % vocab_size] = 1.0
-    return logits
+    return HostLogits(logits, NumpyKernels())
 
 
 class Clock:
@@ -93,12 +94,12 @@ class TimedEngine(MockEngine):
         self.seconds = seconds
         self.last_size = StepSize()
 
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> HostLogits:
         new = np.diff(batch.subsequence_begins).astype(np.int64)
         num_pairs = int((new * batch.past_lens + new * (new + 1) // 2).sum())
         self.last_size = StepSize(len(batch.token_ids), num_pairs, len(batch.logit_rows))
         self.clock.now += self.seconds(self.last_size)
-        return _one_hot(super().execute(batch).argmax(axis=1), self.narrow.vocab_size)
+        return _one_hot(super().execute(batch).array.argmax(axis=1), self.narrow.vocab_size)
 
     @property
     def spec(self) -> EngineSpec:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.guide import MASK_WORD, Masks, RowMasks
 from trident_backend.sampling.choices import NO_TOKEN, Choices, TokenLogProbs
 from trident_backend.sequence import FinishReason, Sequence
@@ -98,8 +98,8 @@ class ScoringSampler:
         self.vocab_size = vocab_size
         self.dead_ends: dict[int, int] = {}
 
-    def choose(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
-        likeliest = logits.argmax(axis=1).tolist()
+    def choose(self, logits: HostLogits, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
+        likeliest = logits.array.argmax(axis=1).tolist()
         return self.judge(rows, likeliest, list(self.inner.choose(logits, rows).token_ids))
 
     def judge(self, rows: Rows[Row], likeliest: list[int], token_ids: list[int]) -> Choices:
@@ -152,7 +152,7 @@ def alone(sequence: Sequence, sampler: ScoringSampler, next_logits: Any) -> Alon
     guide: Any = sequence.guide
     length: int | None = None if guide is None else guide.length
     scores = [
-        TokenLogProbs(-float(next_logits(prompt[:place]).argmax()))
+        TokenLogProbs(-float(next_logits(prompt[:place]).array.argmax()))
         for place in range(1, len(prompt) if sequence.sampling.prompt_log_probs else 1)
     ]
     log_probs: list[TokenLogProbs] = []
@@ -162,7 +162,7 @@ def alone(sequence: Sequence, sampler: ScoringSampler, next_logits: Any) -> Alon
         copied.token_ids = prompt + output
         copied.guide = Grammar(length, list(output)) if length is not None else None
         logits, rows = next_logits(copied.token_ids), [Row(copied, len(copied.token_ids))]
-        likeliest = [int(logits.argmax())]
+        likeliest = [int(logits.array.argmax())]
         chosen = likeliest if copied.sampling.temperature == 0 else sampler.inner.choose(logits, rows).token_ids
         choices = sampler.judge(rows, likeliest, list(chosen))
         (token_id,) = choices.token_ids

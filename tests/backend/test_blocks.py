@@ -110,7 +110,7 @@ def test_growth_within_a_promise_never_fails(data: st.DataObject, reuse: bool) -
 
 def _end_step(blocks: BlockManager, running: list[tuple[Sequence, int]]) -> None:
     copies = blocks.take_copies()
-    sources, targets = {source for source, _ in copies}, {target for _, target in copies}
+    sources, targets = {source for source, _, _ in copies}, {target for _, target, _ in copies}
     assert len(targets) == len(copies)
     assert sources.isdisjoint(targets)
     blocks.check_integrity([sequence for sequence, _ in running])
@@ -131,7 +131,7 @@ def test_a_block_to_copy_is_given_to_nobody_before() -> None:
     assert blocks.admit(taker, 12) == 0
     assert blocks.grow(taker, 12)
     assert lent not in taker.block_table
-    assert blocks.take_copies() == ((lent, sibling.block_table[1]),)
+    assert blocks.take_copies() == ((lent, sibling.block_table[1], 4),)
     assert blocks.take_copies() == ()
     blocks.check_integrity([sibling, taker])
     assert blocks.num_free == 1

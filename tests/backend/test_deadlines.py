@@ -36,7 +36,7 @@ def test_a_running_one_expires_frees_its_room_and_says_how_far_it_came() -> None
     assert late.token_ids[8:] == expected_output(late)[:6]
     assert core.scheduler.take_ended() == [late, other]
     assert other.token_ids[8:] == expected_output(other)
-    assert core.blocks.num_used == 0
+    assert core.kv_cache.num_used == 0
 
 
 def test_a_waiting_one_expires_without_having_run() -> None:
@@ -68,7 +68,7 @@ def test_a_preempted_or_paused_one_expires_too() -> None:
     clock.now += 0.2
     core.step()
     assert isinstance(paused.error, DeadlineError)
-    assert core.blocks.num_used == 0
+    assert core.kv_cache.num_used == 0
 
 
 def test_one_that_ends_in_time_has_its_whole_answer() -> None:

@@ -1,9 +1,10 @@
 """Random histories of the whole core, checked after every event, with output as if each request had been alone.
 
-The mock engine really keeps a KV cache, so that a block that is shared, leaked or handed over wrongly shows as a wrong
-token. Prompts begin alike and repeat themselves, pools are small and steps take simulated time, so that prefix reuse,
-eviction, preemption, guesses, deadlines and the latency budget all come into play; so do siblings that share a prompt,
-prompts that are scored, stop ids, stop strings, guides, and places where there is no token to choose.
+The mock engine really keeps a KV cache, in blocks or in slots, so that room that is shared, leaked, copied or handed
+over wrongly shows as a wrong token. Prompts begin alike and repeat themselves, pools are small and steps take simulated
+time, so that prefix reuse, eviction, preemption, guesses, deadlines and the latency budget all come into play; so do
+siblings that share a prompt, prompts that are scored, stop ids, stop strings, guides, and places where there is no
+token to choose.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.backend.doubles import Clock, TimedEngine, linear, make_sequence
 from tests.backend.followers import Grammar, ScoringSampler, Words, alone
-from trident_backend import prompt_scores
+from trident_backend import kv_caches, prompt_scores
 from trident_backend.core import EngineCore, StepResult
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import next_token
-from trident_backend.engine.protocol import EngineSpec, FloatArray
+from trident_backend.engine.numpy_kernels import NumpyKernels
+from trident_backend.engine.protocol import EngineSpec, KVKind
 from trident_backend.sequence import FinishReason, SamplingParams, Sequence
 from trident_ensemble.errors import CancelledError, DeadlineError, EngineError
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
 
 SPEC = EngineSpec(vocab_size=5, max_num_seqs=4, max_num_tokens=32, max_seq_len=96, block_size=4, num_blocks=24)
+#: Of as many tokens; a slot holds the longest request.
+SLOTS = replace(SPEC, block_size=96, num_blocks=4, kv_kind=KVKind.SLOTS)
 TEXTS = ([0, 1, 2, 3] * 10, [4, 4, 1] * 13, [2, 0, 4, 3, 1, 1, 0, 2, 2, 4, 0, 3, 0, 0, 1, 4, 2, 3, 3, 1] * 2)
 #: Seconds of a step: bound by its weights, by its products, by its attention.
 COSTS = (linear(0.01, 1e-5), linear(0.001, 0.001), linear(0.002, 1e-4, 2e-5))
@@ -76,18 +81,21 @@ SETTINGS = st.builds(
 class Histories(RuleBasedStateMachine):
     """Adds, aborts, pauses, failures and steps in any order."""
 
-    #: Fewer than a step has tokens.
-    patched = patch.object(prompt_scores, "MAX_ROWS", 5)
+    #: The engine, with a small pool and with a larger one.
+    specs = SPEC, replace(SPEC, num_blocks=32)
 
-    @initialize(chosen=SETTINGS, num_blocks=st.sampled_from([24, 32]), cost=st.sampled_from(COSTS))
-    def begin(self, chosen: CoreSettings, num_blocks: int, cost: object) -> None:
+    @initialize(chosen=SETTINGS, size=st.sampled_from([0, 1]), cost=st.sampled_from(COSTS))
+    def begin(self, chosen: CoreSettings, size: int, cost: object) -> None:
         self.settings = chosen
         self.clock = Clock()
-        self.engine = TimedEngine(replace(SPEC, num_blocks=num_blocks), self.clock, cost)  # type: ignore[arg-type]
+        # Fewer than a step has tokens.
+        self.patches = [patch.object(prompt_scores, "MAX_ROWS", 5), patch.object(kv_caches, "SLOT_GRANULE", 4)]
+        for patched in self.patches:
+            patched.start()
+        self.engine = TimedEngine(self.specs[size], self.clock, cost)  # type: ignore[arg-type]
         self.core = EngineCore(self.engine, chosen, self.clock)
         self.sampler = ScoringSampler(self.core._sampler, SPEC.vocab_size)
         self.core._sampler = self.sampler  # type: ignore[assignment]
-        self.patched.start()
         self.sequences: list[Sequence] = []
         self.ended: Counter[int] = Counter()
         self.asked: set[Sequence] = set()
@@ -169,7 +177,8 @@ class Histories(RuleBasedStateMachine):
         assert result.output.num_tokens <= (self.settings.token_budget or SPEC.max_num_tokens)
         assert not result.output.chunks or result.output.size == self.engine.last_size
         preempted = result.output.preempted
-        assert self.settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION or not preempted
+        may_preempt = self.settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION
+        assert not preempted or (may_preempt and self.engine.spec.kv_kind is KVKind.BLOCKS)
         scored = sum(chunk.num_scored for chunk in result.output.chunks)
         assert scored <= prompt_scores.MAX_ROWS
         assert result.output.size.num_rows == scored + sum(
@@ -193,7 +202,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def everything_is_whole(self) -> None:
         scheduler = self.core.scheduler
-        self.core.blocks.check_integrity(scheduler.running)
+        self.core.kv_cache.check_integrity(scheduler.running)
         assert len(scheduler.running) <= SPEC.max_num_seqs
         assert sorted(s.sequence_id for s in [*scheduler.running, *scheduler.waiting]) == [
             s.sequence_id for s in self.live
@@ -210,7 +219,8 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "core"):
             return
-        self.patched.stop()
+        for patched in self.patches:
+            patched.stop()
         for sequence in self.sequences:
             sequence.paused = False
         # Each step computes a token at least; what is preempted is computed again, by far not so often.
@@ -222,7 +232,7 @@ class Histories(RuleBasedStateMachine):
             num_steps += 1
             assert num_steps <= bound, "somebody starves"
         self.everything_is_whole()
-        assert self.core.blocks.num_used == 0
+        assert self.core.kv_cache.num_used == 0
         for sequence in self.sequences:
             self.check_output(sequence)
 
@@ -249,12 +259,20 @@ class Histories(RuleBasedStateMachine):
             assert follower is None or follower.seen == (output[:-1] if is_unseen else output)
 
     @staticmethod
-    def next_logits(context: list[int]) -> FloatArray:
+    def next_logits(context: list[int]) -> HostLogits:
         """What the timed engine computes."""
         logits = np.zeros((1, SPEC.vocab_size), np.float32)
         logits[0, next_token(np.array(context, np.int64), 1009) % SPEC.vocab_size] = 1.0
-        return logits
+        return HostLogits(logits, NumpyKernels())
 
 
-Histories.TestCase.settings = settings(max_examples=220, stateful_step_count=40, deadline=None, print_blob=True)
+class SlotHistories(Histories):
+    """The same where every sequence has a slot: as many as run at once, or some to keep what has been."""
+
+    specs = SLOTS, replace(SLOTS, num_blocks=7)
+
+
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, print_blob=True)
+SlotHistories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, print_blob=True)
 TestHistories = Histories.TestCase
+TestSlotHistories = SlotHistories.TestCase

@@ -26,7 +26,7 @@ def _most_at_once(core: EngineCore) -> int:
     while core.scheduler.waiting or core.scheduler.running:
         core.step()
         most = max(most, len(core.scheduler.running))
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     return most
 
 
@@ -45,7 +45,7 @@ def test_utilizing_runs_more_at_once_and_loses_no_token() -> None:
     assert _most_at_once(core) >= 2
     assert sum(s.num_preemptions for s in sequences) > 0
     assert all(s.finish_reason is FinishReason.LENGTH and s.token_ids[2:] == expected_output(s) for s in sequences)
-    assert core.blocks.num_used == 0
+    assert core.kv_cache.num_used == 0
 
 
 def test_the_youngest_gives_way_and_comes_back_before_those_who_never_ran() -> None:
@@ -77,7 +77,7 @@ def test_what_was_computed_before_a_preemption_is_found_again() -> None:
     add(core, old, young)
     run_to_end(core)
     assert young.num_preemptions == 1
-    assert core.blocks.num_reused >= 8, "of the 12 that it had, the oldest has taken but a few since"
+    assert core.kv_cache.num_reused >= 8, "of the 12 that it had, the oldest has taken but a few since"
     assert young.token_ids[4:] == expected_output(young)
 
 
@@ -90,7 +90,7 @@ def test_a_step_that_only_preempts_lets_in_who_fits() -> None:
         core.step()
     held.paused = True
     for _ in range(100):
-        if (core.blocks.num_free, stream.num_tokens % SPEC.block_size) == (0, 1):
+        if (core.kv_cache.num_free, stream.num_tokens % SPEC.block_size) == (0, 1):
             break
         core.step()
     small = make_sequence(2, [3], 2, tenant="other", arrived_at=clock())

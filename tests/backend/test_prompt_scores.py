@@ -27,7 +27,7 @@ SCORED = SamplingParams(prompt_log_probs=True)
 ROOMY = replace(SPEC, max_num_tokens=256, max_seq_len=512, num_blocks=512)
 
 
-def _core(settings: CoreSettings | None = None, **limits: int) -> EngineCore:
+def _core(settings: CoreSettings | None = None, **limits: Any) -> EngineCore:
     core, _ = make_core(settings, replace(ROOMY, **limits))
     core._sampler = ScoringSampler(core._sampler, SPEC.vocab_size)  # type: ignore[assignment]
     return core
@@ -48,7 +48,7 @@ def _run(core: EngineCore) -> list[SchedulerOutput]:
     while core.scheduler.waiting or core.scheduler.running:
         assert len(steps) < 500, "it does not come to an end"
         steps.append(core.step().output)
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     return steps
 
 

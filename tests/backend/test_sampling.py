@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from tests.backend.test_sampling_reference import filtered, next_row, sequence_of
+from trident_backend.engine.host_logits import HostLogits, VocabularyKernels
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import FloatArray, VocabularyKernels
+from trident_backend.engine.protocol import FloatArray
 from trident_backend.sampling.choices import NO_TOKEN
 from trident_backend.sampling.drawing_rows import pack
 from trident_backend.sampling.inversion import invert
@@ -24,8 +25,8 @@ VOCAB = 600
 
 def sample(logits: FloatArray, sequences: list[Sequence], kernels: VocabularyKernels | None = None) -> list[int]:
     """The next token of each."""
-    sampler = Sampler(kernels or NumpyKernels(), logits.shape[1])
-    return sampler.choose(logits.copy(), [next_row(sequence) for sequence in sequences]).token_ids
+    step_logits = HostLogits(logits.copy(), kernels or NumpyKernels())
+    return Sampler(logits.shape[1]).choose(step_logits, [next_row(sequence) for sequence in sequences]).token_ids
 
 
 def sample_one(
@@ -88,7 +89,7 @@ def check_large_vocabulary(kernels: VocabularyKernels) -> None:
         numbers = np.arange(5000)
         drawing = pack(rows, numbers, np.ones(5000, np.int64), np.zeros(5000, np.float32), vocab_size)
         same_row = drawing._replace(rows=np.zeros(5000, np.intp))
-        tokens = invert(logits, same_row, np.repeat(masses, 5000, axis=0), drawing.uniforms())
+        tokens = invert(HostLogits(logits, kernels), same_row, np.repeat(masses, 5000, axis=0), drawing.uniforms())
         counts += np.bincount(tokens, minlength=vocab_size)
     weights = np.exp(logits[0].astype(np.float64)).reshape(501, 256)
     for axis in (0, 1):
@@ -161,6 +162,6 @@ def test_a_guessed_place_is_drawn_as_if_the_sequence_had_come_there() -> None:
     drafts = (3, 4, 4)
     sequence = sequence_of(params, [1] * 6, [2])
     rows = [Row(sequence, 7 + index, drafts[:index]) for index in range(4)]
-    together = Sampler(NumpyKernels(), VOCAB).choose(logits.copy(), rows).token_ids
+    together = Sampler(VOCAB).choose(HostLogits(logits.copy(), NumpyKernels()), rows).token_ids
     stepwise = [sequence_of(params, [1] * 6, [2, *drafts[:index]]) for index in range(4)]
     assert together == sample(logits, stepwise)

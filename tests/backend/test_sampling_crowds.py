@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backend.test_sampling_reference import Mask, edited, filtered, sequence_of
+from trident_backend.engine.host_logits import HostLogits, VocabularyKernels
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import VocabularyKernels
+from trident_backend.engine.protocol import FloatArray, Int32Array
 from trident_backend.guide import MASK_WORD, RowMasks
 from trident_backend.sampling.choices import NO_TOKEN, Choices
 from trident_backend.sampling.sampler import Sampler
@@ -76,14 +77,17 @@ class Crowd:
 
     def choose(self, kernels: VocabularyKernels, numbers: list[int]) -> Choices:
         """What the sampler makes of these rows, in this order."""
+        rows = [self.rows[number] for number in numbers]
+        return Sampler(VOCAB).choose(HostLogits(self.logits[numbers], kernels), rows, self.row_masks(numbers))
+
+    def row_masks(self, numbers: list[int]) -> RowMasks | None:
+        """The masks of these rows, in this order."""
         masked = [index for index, number in enumerate(numbers) if number in self.masks]
         words = np.zeros((len(masked), -(-VOCAB // MASK_WORD)), np.uint32)
         for index, place in enumerate(masked):
             for token_id in np.flatnonzero(self.masks[numbers[place]]).tolist():
                 words[index, token_id // MASK_WORD] |= np.uint32(1) << np.uint32(token_id % MASK_WORD)
-        masks = RowMasks(np.array(masked, np.intp), words) if masked else None
-        rows = [self.rows[number] for number in numbers]
-        return Sampler(kernels, VOCAB).choose(self.logits[numbers], rows, masks)
+        return RowMasks(np.array(masked, np.intp), words) if masked else None
 
     def check(self, kernels: VocabularyKernels) -> None:
         """All rows together, against the reference, each alone, and a part of them in another order."""
@@ -130,7 +134,16 @@ def _wider(params: SamplingParams) -> SamplingParams:
     return SamplingParams(params.temperature, params.top_k, params.top_p + 1e-5, params.min_p - 1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32))
-def test_a_row_gets_what_it_asks_for_in_any_company(seed: int) -> None:
-    Crowd(seed).check(NumpyKernels())
+class ContraryKernels(NumpyKernels):
+    """Of equals the highest ids come first, as they may."""
+
+    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+        values, ids = super().largest(np.ascontiguousarray(logits[:, ::-1]), count)
+        return values, logits.shape[1] - 1 - ids
+
+
+@pytest.mark.parametrize("kernels", [NumpyKernels(), ContraryKernels()])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_row_gets_what_it_asks_for_in_any_company(kernels: VocabularyKernels, seed: int) -> None:
+    Crowd(seed).check(kernels)

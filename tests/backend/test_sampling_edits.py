@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.backend.test_sampling_reference import edited, next_row, sequence_of
+from trident_backend.engine.host_logits import HostLogits
+from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.guide import RowMasks
 from trident_backend.sampling.edits import Edits
@@ -20,7 +22,7 @@ VOCAB = 70
 def _apply(rows: list[Row], masks: RowMasks | None = None, edits: Edits | None = None) -> FloatArray:
     logits = np.random.default_rng(len(rows)).normal(0, 3, (len(rows), VOCAB)).astype(np.float32)
     changed = logits.copy()
-    (edits or Edits(VOCAB)).apply(changed, rows, masks)
+    (edits or Edits(VOCAB)).apply(HostLogits(changed, NumpyKernels()), rows, masks)
     for number, row in enumerate(rows):
         allowed = None
         if masks is not None and number in masks.rows:
@@ -78,7 +80,7 @@ def test_ends_are_banned_until_the_output_is_long_enough() -> None:
         sequence.end_ids, sequence.stop_ids = ends["end_ids"], ends["stop_ids"]
         logits = np.zeros((1, VOCAB), np.float32)
         row = Row(sequence, sequence.num_tokens + num_drafts, (1,) * num_drafts)
-        Edits(VOCAB).apply(logits, [row], None)
+        Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
         assert np.flatnonzero(np.isneginf(logits[0])).tolist() == ([2, 3] if is_banned else [])
 
 
@@ -94,7 +96,7 @@ def test_rows_that_score_are_left_as_they_are() -> None:
     params = SamplingParams(repetition_penalty=2.0, logit_bias=((1, 5.0),), bad_words=((2,),), min_tokens=9)
     sequence = sequence_of(params, [1, 2, 3])
     logits = np.ones((3, VOCAB), np.float32)
-    Edits(VOCAB).apply(logits, [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)], None)
+    Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)], None)
     assert (logits[:2] == 1).all()
     assert not (logits[2] == 1).all()
 
@@ -102,7 +104,7 @@ def test_rows_that_score_are_left_as_they_are() -> None:
 def test_what_is_known_of_a_sequence_goes_with_it() -> None:
     edits = Edits(VOCAB)
     rows = [next_row(sequence_of(SamplingParams(bad_words=((2,),)), [1]))]
-    edits.apply(np.zeros((1, VOCAB), np.float32), rows, None)
+    edits.apply(HostLogits(np.zeros((1, VOCAB), np.float32), NumpyKernels()), rows, None)
     assert any(isinstance(each, Sequence) for each in edits._fixed)
     rows.clear()
     gc.collect()

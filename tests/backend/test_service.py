@@ -12,8 +12,9 @@ import pytest
 from tests.backend.doubles import SPEC, Client, expected_tokens, make_sequence
 from tests.backend.serving import make_service, serving, until
 from trident_backend.core import EngineCore
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import FloatArray, StepBatch
+from trident_backend.engine.protocol import StepBatch
 from trident_backend.flow import FlowControl, FlowState
 from trident_backend.loop import Command, EngineLoop, TokenEvent
 from trident_backend.responses import Response
@@ -133,7 +134,7 @@ def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
 
 def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     class Broken(MockEngine):
-        def execute(self, batch: StepBatch) -> FloatArray:
+        def execute(self, batch: StepBatch) -> HostLogits:
             raise RuntimeError("out of the blue")
 
     died = threading.Event()

@@ -12,6 +12,7 @@ from tests.backend.doubles import SPEC, add, expected_tokens, linear, make_core,
 from trident_backend.blocks import BlockManager
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
+from trident_backend.engine.protocol import KVKind
 from trident_backend.fairness import FairQueue
 from trident_backend.first_token import FirstTokenEstimate
 from trident_backend.sequence import FinishReason, Sequence
@@ -21,6 +22,7 @@ from trident_ensemble.errors import EngineError
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
 
 NO_REUSE = CoreSettings(enable_kv_cache_reuse=False)
+ON_BOTH_KINDS = pytest.mark.parametrize("kind", KVKind)
 
 
 def _family(prompt: list[int], max_tokens: int, num_siblings: int, first_id: int = 0, **fields: Any) -> list[Sequence]:
@@ -31,10 +33,13 @@ def _family(prompt: list[int], max_tokens: int, num_siblings: int, first_id: int
     ]
 
 
-def _core(settings: CoreSettings = NO_REUSE, **limits: int) -> EngineCore:
+def _core(settings: CoreSettings = NO_REUSE, kind: KVKind = KVKind.BLOCKS, **limits: Any) -> EngineCore:
     """On the mock engine itself, of which outputs are known without a sampler."""
     clock = make_core()[1]
-    return EngineCore(MockEngine(replace(SPEC, **limits)), settings, clock)
+    spec = replace(SPEC, **limits)
+    if kind is KVKind.SLOTS:
+        spec = replace(spec, block_size=spec.max_seq_len, num_blocks=spec.max_num_seqs, kv_kind=kind)
+    return EngineCore(MockEngine(spec), settings, clock)
 
 
 def _is_right(sequence: Sequence) -> bool:
@@ -48,8 +53,8 @@ def _checked_run(core: EngineCore) -> list[SchedulerOutput]:
     while core.scheduler.waiting or core.scheduler.running:
         assert not steps or steps[-1].chunks, "it does not come to an end"
         steps.append(core.step().output)
-        core.blocks.check_integrity(core.scheduler.running)
-    assert core.blocks.num_used == 0
+        core.kv_cache.check_integrity(core.scheduler.running)
+    assert core.kv_cache.num_used == 0
     return steps
 
 
@@ -68,14 +73,15 @@ def test_siblings_compute_the_last_token_of_their_prompt_alone(settings: CoreSet
     assert all(table[:num_full] == tables[0][:num_full] for table in tables)
     assert len({table[num_full] for table in tables}) == 4, "nobody writes where another reads"
     assert [sequence.num_cached_tokens for sequence in family] == [0] + 3 * [num_prompt_tokens - 1]
-    core.blocks.check_integrity(core.scheduler.running)
+    core.kv_cache.check_integrity(core.scheduler.running)
     num_tokens = [step.num_tokens for step in _checked_run(core)]
     assert num_tokens == [4, 4, 4, 4, 3], "its parent is a token ahead"
     assert all(_is_right(sequence) for sequence in family)
 
 
-def test_siblings_that_wait_for_their_parent_are_passed_over() -> None:
-    core = _core()
+@ON_BOTH_KINDS
+def test_siblings_that_wait_for_their_parent_are_passed_over(kind: KVKind) -> None:
+    core = _core(kind=kind)
     family = _family(list(range(40)), 4, 2)
     other = make_sequence(9, [1, 2, 3], 4)
     add(core, *family, other)
@@ -106,8 +112,9 @@ def test_a_sibling_that_waits_for_room_is_waited_for() -> None:
     assert all(_is_right(sequence) for sequence in [*family, small, another])
 
 
-def test_without_its_parent_a_sibling_computes_the_prompt_itself() -> None:
-    core = _core()
+@ON_BOTH_KINDS
+def test_without_its_parent_a_sibling_computes_the_prompt_itself(kind: KVKind) -> None:
+    core = _core(kind=kind)
     family = _family(list(range(10)), 1, 2)
     add(core, *family)
     assert core.step().output.num_tokens == 10
@@ -117,8 +124,9 @@ def test_without_its_parent_a_sibling_computes_the_prompt_itself() -> None:
     assert all(_is_right(sequence) for sequence in family)
 
 
-def test_a_sibling_does_not_wait_for_a_parent_that_ended_early() -> None:
-    core = _core()
+@ON_BOTH_KINDS
+def test_a_sibling_does_not_wait_for_a_parent_that_ended_early(kind: KVKind) -> None:
+    core = _core(kind=kind)
     family = _family(list(range(30)), 4, 2)
     add(core, *family)
     core.step()
@@ -129,8 +137,9 @@ def test_a_sibling_does_not_wait_for_a_parent_that_ended_early() -> None:
     assert _is_right(family[2])
 
 
-def test_a_family_that_is_cancelled_while_it_waits_leaves_nothing_behind() -> None:
-    core = _core()
+@ON_BOTH_KINDS
+def test_a_family_that_is_cancelled_while_it_waits_leaves_nothing_behind(kind: KVKind) -> None:
+    core = _core(kind=kind)
     family = _family(list(range(30)), 4, 2, tenant="a")
     add(core, *family)
     core.step()
@@ -153,13 +162,13 @@ def test_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None
     assert sibling.block_table == parent.block_table[:3]
     while parent.finish_reason is None:
         assert core.step().output.block_copies == ()
-    core.blocks.check_integrity(core.scheduler.running)
+    core.kv_cache.check_integrity(core.scheduler.running)
     # Whatever else there is is overwritten meanwhile.
     for number in range(3):
         add(core, other := make_sequence(5 + number, [50 + number] * 20, 2, arrived_at=1.0))
         while other.finish_reason is None:
             assert core.step().output.num_tokens
-            core.blocks.check_integrity(core.scheduler.running)
+            core.kv_cache.check_integrity(core.scheduler.running)
     lent = sibling.block_table[-1]
     sibling.paused = False
     output = core.step().output
@@ -170,8 +179,9 @@ def test_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None
     assert _is_right(sibling)
 
 
-def test_a_failed_step_ends_those_whose_copies_it_held_and_no_others() -> None:
-    core = _core()
+@ON_BOTH_KINDS
+def test_a_failed_step_ends_those_whose_copies_it_held_and_no_others(kind: KVKind) -> None:
+    core = _core(kind=kind)
     family = _family(list(range(10)), 6, 2)
     family[2].paused = True
     add(core, *family)
@@ -198,7 +208,7 @@ def test_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None
         if parent.num_preemptions:
             break
         core.step()
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     assert parent.num_preemptions
     assert second.num_preemptions, "the younger goes first"
     assert third.first_scheduled_at is None
@@ -208,7 +218,7 @@ def test_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None
     num_tokens = second.num_tokens
     for _ in range(8):
         core.step()
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     assert second.num_tokens > num_tokens, "nobody's stream depends on another's"
     assert core.scheduler.running == [parent, second]
     assert third in core.scheduler.waiting
@@ -217,8 +227,9 @@ def test_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None
     assert all(_is_right(sequence) for sequence in family)
 
 
-def test_a_tenant_is_charged_for_what_is_computed() -> None:
-    core = _core(max_num_seqs=8, num_blocks=96)
+@ON_BOTH_KINDS
+def test_a_tenant_is_charged_for_what_is_computed(kind: KVKind) -> None:
+    core = _core(kind=kind, max_num_seqs=8, num_blocks=96)
     add(core, make_sequence(90, [5], 60, tenant="a"), make_sequence(91, [6], 60, tenant="b"))
     core.step()
     before = core.scheduler.waiting.served("a") - core.scheduler.waiting.served("b")
@@ -271,7 +282,7 @@ def test_copies_happen_in_a_crowd_of_every_kind() -> None:
         everyone += family
         for _ in range(rng.randint(0, 8)):
             steps.append(core.step().output)
-            core.blocks.check_integrity(core.scheduler.running)
+            core.kv_cache.check_integrity(core.scheduler.running)
     steps += _checked_run(core)
     assert sum(len(step.block_copies) for step in steps) >= 30
     assert sum(sequence.num_preemptions for sequence in everyone) >= 5

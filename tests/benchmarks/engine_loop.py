@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch, VocabularyKernels
+from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import CoreSettings
 
@@ -24,11 +24,7 @@ class TimedEngine:
     def spec(self) -> EngineSpec:
         return self.engine.spec
 
-    @property
-    def kernels(self) -> VocabularyKernels:
-        return self.engine.kernels
-
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> StepLogits:
         start = time.perf_counter()
         logits = self.engine.execute(batch)
         self.seconds.append(time.perf_counter() - start)

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.engine.driver import DrivenSequence, Driver
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino_kernels import OpenVINOKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.guide import MASK_WORD, RowMasks
@@ -31,9 +32,11 @@ from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.steps import Row
 from trident_compiler.checkpoint import open_checkpoint
-from trident_compiler.engine_builder import SilentProgress, build_engine, choose_precision, plan_engine
+from trident_compiler.engine_builder import build_engine
 from trident_compiler.machine import this_machine
+from trident_compiler.openvino_compiler import OpenVINOCompiler
 from trident_compiler.plan import Wanted, parse_cache_size
+from trident_compiler.progress import SilentProgress
 
 VOCAB_SIZE = 128_256
 NUM_PROMPT_TOKENS = 1000
@@ -84,17 +87,15 @@ def main() -> None:
 
 
 def _measure(mixes: dict[str, tuple[SamplingParams, str]], num_seqs: int, num_rounds: int) -> dict[str, float]:
-    sampler, network_output = (
-        Sampler(OpenVINOKernels(VOCAB_SIZE), VOCAB_SIZE),
-        np.empty((num_seqs, VOCAB_SIZE), np.float32),
-    )
+    sampler, logits = Sampler(VOCAB_SIZE), np.empty((num_seqs, VOCAB_SIZE), np.float32)
+    network_output = HostLogits(logits, OpenVINOKernels(VOCAB_SIZE))
     shapes = _logits(num_seqs)
     rows = {name: _rows(name, params, num_seqs) for name, (params, _) in mixes.items()}
     masks = _masks(num_seqs)
     seconds: dict[str, list[float]] = {name: [] for name in mixes}
     for number in track(range(num_rounds + 1), "sampling", transient=True):
         for name, (_, shape) in mixes.items():
-            network_output[:] = shapes[shape]
+            logits[:] = shapes[shape]
             start = time.perf_counter()
             sampler.choose(network_output, rows[name], masks if "guides" in name else None)
             if number:
@@ -145,14 +146,13 @@ def _step_ms(num_seqs: int, num_rounds: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         checkpoint, engine_folder = Path(name) / "checkpoint", Path(name) / "engine"
         _make_checkpoint(checkpoint)
-        opened, machine = open_checkpoint(checkpoint), this_machine()
-        precision = choose_precision(opened, None, None, machine)
+        opened, compiler = open_checkpoint(checkpoint), OpenVINOCompiler(this_machine())
+        precision = compiler.precision(opened, None, None)
         cache = parse_cache_size(f"{2 * num_seqs * CONTEXT} tokens")
         wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, cache=cache)
         engine_folder.mkdir()
-        build_engine(
-            opened, engine_folder, precision, plan_engine(opened, precision, wanted, machine), SilentProgress()
-        )
+        plan = compiler.plan(opened, precision, wanted)
+        build_engine(opened, engine_folder, precision, plan, compiler=compiler, progress=SilentProgress())
         engine, _ = load_engine(engine_folder)
     rng = np.random.default_rng(0)
     driver = Driver(engine)

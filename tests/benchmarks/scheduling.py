@@ -27,8 +27,9 @@ from tests.benchmarks.checkpoint import VOCAB_SIZE, make_checkpoint
 from tests.e2e.build import build
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
@@ -56,10 +57,9 @@ class PoolOf:
 
     def __init__(self, engine: Engine, num_blocks: int, max_num_seqs: int) -> None:
         self._engine = engine
-        self.kernels = engine.kernels
         self.spec = replace(engine.spec, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
 
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> StepLogits:
         return self._engine.execute(batch)
 
     def close(self) -> None:
@@ -71,12 +71,11 @@ class NoEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.kernels = NumpyKernels()
         self._logits = np.zeros((spec.max_num_tokens, spec.vocab_size), np.float32)
         self._logits[:, 1] = 1
 
-    def execute(self, batch: StepBatch) -> FloatArray:
-        return self._logits[: len(batch.logit_rows)]
+    def execute(self, batch: StepBatch) -> HostLogits:
+        return HostLogits(self._logits[: len(batch.logit_rows)], NumpyKernels())
 
     def close(self) -> None:
         """Nothing to free."""

@@ -15,9 +15,11 @@ from tests.checkpoints import reference_model
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine
 from trident_compiler.checkpoint import open_checkpoint
-from trident_compiler.engine_builder import SilentProgress, build_engine, choose_precision, plan_engine
+from trident_compiler.engine_builder import build_engine
 from trident_compiler.machine import Machine
+from trident_compiler.openvino_compiler import OpenVINOCompiler
 from trident_compiler.plan import Wanted, parse_cache_size
+from trident_compiler.progress import SilentProgress
 
 BuildAndLoad = Callable[..., Engine]
 MACHINE = Machine(free_bytes=2**30, fast_bf16=False)
@@ -26,10 +28,12 @@ MACHINE = Machine(free_bytes=2**30, fast_bf16=False)
 def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format: str | None = None) -> Path:
     """An engine folder with room for a few hundred blocks."""
     opened = open_checkpoint(checkpoint)
-    chosen = choose_precision(opened, precision, weight_format, MACHINE)
+    compiler = OpenVINOCompiler(MACHINE)
+    chosen = compiler.precision(opened, precision, weight_format)
     wanted = Wanted(max_num_seqs=16, max_num_tokens=1024, cache=parse_cache_size("8192t"))
     folder.mkdir(parents=True)
-    build_engine(opened, folder, chosen, plan_engine(opened, chosen, wanted, MACHINE), SilentProgress())
+    plan = compiler.plan(opened, chosen, wanted)
+    build_engine(opened, folder, chosen, plan, compiler=compiler, progress=SilentProgress())
     return folder
 
 

@@ -14,7 +14,7 @@ import torch
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.engine.conftest import BuildAndLoad
 from trident_backend.core import EngineCore
-from trident_backend.engine.protocol import Engine, EngineSpec, FloatArray, StepBatch, VocabularyKernels
+from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
@@ -36,11 +36,7 @@ class Smaller:
     def spec(self) -> EngineSpec:
         return replace(self.engine.spec, num_blocks=self.num_blocks)
 
-    @property
-    def kernels(self) -> VocabularyKernels:
-        return self.engine.kernels
-
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> StepLogits:
         return self.engine.execute(batch)
 
     def close(self) -> None:
@@ -117,15 +113,15 @@ def test_scheduling_never_changes_the_output(  # noqa: PLR0917
             sequence.lookup = Guesser(expected[sequence.sequence_id], sequence.num_prompt_tokens)
     while core.scheduler.waiting or core.scheduler.running:
         core.step()
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     assert [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences] == expected
     num_preemptions = sum(sequence.num_preemptions for sequence in sequences)
     assert (num_preemptions > 0) == (policy is BatchSchedulerPolicy.MAX_UTILIZATION)
-    assert (core.blocks.num_reused > 0) == reuse
+    assert (core.kv_cache.num_reused > 0) == reuse
     if max_draft_tokens:
         num_accepted = sum(sequence.num_accepted_tokens for sequence in sequences)
         assert 0 < num_accepted < sum(sequence.num_draft_tokens for sequence in sequences)
-    assert core.blocks.num_used == 0
+    assert core.kv_cache.num_used == 0
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -150,7 +146,7 @@ def test_siblings_share_a_prompt_and_nothing_else(
             second.paused &= number < MAX_TOKENS // 2
             third.paused &= first.finish_reason is None
         num_copies += len(core.step().output.block_copies)
-        core.blocks.check_integrity(core.scheduler.running)
+        core.kv_cache.check_integrity(core.scheduler.running)
     for index, family in zip((0, 6, 13), families, strict=True):
         outputs = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in family]
         assert outputs == [expected[index]] * 4

@@ -12,8 +12,9 @@ import pytest
 from tests.backend.test_sampling_reference import next_row, sequence_of
 from tests.checkpoints import make_checkpoint
 from tests.engine.conftest import BuildAndLoad, build
-from tests.engine.driver import DrivenSequence, Driver
+from tests.engine.driver import DrivenSequence, Driver, whole
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams
@@ -72,9 +73,10 @@ def test_logits_may_be_written_to_and_the_next_step_writes_them_anew(tmp_path: P
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
     driver = Driver(engine)
     logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7]), 3)]))
-    before = logits.copy()
-    assert logits.flags.c_contiguous
-    logits[:] = float("-inf")
+    assert isinstance(logits, HostLogits)
+    before = logits.array.copy()
+    assert logits.array.flags.c_contiguous
+    logits.array[:] = float("-inf")
     np.testing.assert_array_equal(driver.whole([5, 6, 7]), before)
 
 
@@ -90,8 +92,9 @@ def test_sampling_on_the_networks_own_logits_is_that_on_a_copy(tmp_path: Path, e
     vocab_size = engine.spec.vocab_size
     rows = [next_row(sequence_of(each, [5, 6, 7, 8])) for each in params]
     logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7, 8]), 4)]))
-    expected = Sampler(NumpyKernels(), vocab_size).choose(logits.copy(), rows)
-    choices = Sampler(engine.kernels, vocab_size).choose(logits, rows)
+    copied = HostLogits(whole(logits), NumpyKernels())
+    expected = Sampler(vocab_size).choose(copied, rows)
+    choices = Sampler(vocab_size).choose(logits, rows)
     assert choices.token_ids == expected.token_ids
     assert choices.log_probs[3].top_ids == expected.log_probs[3].top_ids
     assert choices.log_probs[3].log_prob == pytest.approx(expected.log_probs[3].log_prob, abs=1e-5)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.backend.test_sampling import FILTERS, check_distribution, check_large_vocabulary, sample_one
 from tests.backend.test_sampling_crowds import VOCAB, Crowd
 from tests.backend.test_sampling_reference import filtered
+from trident_backend.engine.host_logits import VocabularyKernels
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.openvino_kernels import OpenVINOKernels
-from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray, VocabularyKernels
+from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
 from trident_backend.sequence import SamplingParams
 
 SIZES = (2, 50, 256, 257, 1000, 32_000, 50_257)

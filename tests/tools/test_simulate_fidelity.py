@@ -18,8 +18,9 @@ from tests.tools.simulations import (
 )
 from trident_backend.blocks import BlockManager
 from trident_backend.core import EngineCore
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepTimeModel
 from trident_ensemble.settings import BatchSchedulerPolicy
@@ -54,14 +55,13 @@ class ClockedEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-        self.kernels = NumpyKernels()
         self.now = 0.0
 
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> HostLogits:
         news = np.diff(batch.subsequence_begins)
         num_pairs = int((news * batch.past_lens + news * (news + 1) // 2).sum())
         self.now += step_seconds(len(batch.token_ids), num_pairs, len(batch.logit_rows))
-        return np.zeros((len(batch.logit_rows), 4), np.float32)
+        return HostLogits(np.zeros((len(batch.logit_rows), 4), np.float32), NumpyKernels())
 
     def close(self) -> None:
         """Nothing to free."""

@@ -1,4 +1,4 @@
-"""The vocabulary in OpenVINO.
+"""The vocabulary in OpenVINO, for one device.
 
 Owns how each word becomes OpenVINO operations, in the very patterns that its CPU plugin fuses (RoPE, LLMMLP, RMS,
 compressed FullyConnected), and the network's inputs. Knows nothing of models, and never compiles or writes anything.
@@ -68,9 +68,13 @@ class OpenVINOLowering:
             hidden = ops.multiply(hidden, _gather(self._scales(table), self._token_ids))
         return ops.unsqueeze(hidden, _ints([1]))
 
-    def linear(self, x: Node, weight: Weight, bias: Weight | None = None) -> Node:
+    def linear(self, x: Node, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Node:
+        del summed  # of one device's products
         product = ops.matmul(x, self._matrix(weight), transpose_a=False, transpose_b=True)
         return product if bias is None else ops.add(product, self._vector(bias))
+
+    def gathered(self, x: Node) -> Node:
+        return x
 
     def rms_norm(self, x: Node, scale: Weight, epsilon: float) -> Node:
         mean = ops.reduce_mean(ops.power(x, _float(2)), _ints([-1]), keep_dims=True)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_compiler import weights
+from trident_compiler.quantization import E4M3_MAX
 from trident_compiler.weights import Weight
 
 Tensor = Any  # the modules come without usable types, and which one is known at run time alone
@@ -27,9 +28,10 @@ class TensorRTLowering:
         network: an empty `INetworkDefinition`.
         compute: format of activations and of the KV cache: fp16, bf16, or fp32.
         slot_len: positions in a slot of the KV cache.
+        num_ranks: devices that share the network.
     """
 
-    def __init__(self, trt: Any, network: Any, compute: str, slot_len: int) -> None:
+    def __init__(self, trt: Any, network: Any, compute: str, slot_len: int, num_ranks: int = 1) -> None:
         self._trt = trt
         self._network = network
         self._types = {
@@ -38,9 +40,11 @@ class TensorRTLowering:
             weights.BF16: trt.bfloat16,
             weights.INT8: trt.int8,
             weights.INT4: trt.int4,
+            weights.FP8: trt.fp8,
         }
         self._compute = self._types[compute]
         self._slot_len = slot_len
+        self._num_ranks = num_ranks
         #: TensorRT reads constants where they are, until the network is compiled.
         self._memory: list[npt.NDArray[Any]] = []
         self._constants: dict[str, Tensor] = {}
@@ -64,11 +68,22 @@ class TensorRTLowering:
         flat = self._reshape(self._token_ids, (-1,))
         return self._cast(self._network.add_gather(self._plain(table), flat, 0).get_output(0), self._compute)
 
-    def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
-        product = self._network.add_matrix_multiply(
-            x, self._trt.MatrixOperation.NONE, self._matrix(weight), self._trt.MatrixOperation.TRANSPOSE
-        ).get_output(0)
+    def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Tensor:
+        product = self._float8_product(x, weight) if weight.format == weights.FP8 else self._product(x, weight)
+        if summed and self._num_ranks > 1:
+            product = self._collective(product, self._trt.CollectiveOperation.ALL_REDUCE, self._trt.ReduceOperation.SUM)
         return product if bias is None else self.add(product, self._vector(bias, 2))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        if self._num_ranks == 1:
+            return x
+        part = x.shape[1]
+        stacked = self._collective(x, self._trt.CollectiveOperation.ALL_GATHER, self._trt.ReduceOperation.NONE)
+        # [ranks * T, part] to [T, ranks, part] to [T, features].
+        shuffle = self._network.add_shuffle(stacked)
+        shuffle.reshape_dims = (self._num_ranks, -1, part)
+        shuffle.second_transpose = self._trt.Permutation((1, 0, 2))
+        return self._reshape(shuffle.get_output(0), (-1, self._num_ranks * part))
 
     def rms_norm(self, x: Tensor, scale: Weight, epsilon: float) -> Tensor:
         trt, network = self._trt, self._network
@@ -125,6 +140,35 @@ class TensorRTLowering:
 
     def select_rows(self, x: Tensor) -> Tensor:
         return self._network.add_gather(x, self._logit_rows, 0).get_output(0)
+
+    def _product(self, x: Tensor, weight: Weight) -> Tensor:
+        operation = self._trt.MatrixOperation
+        return self._network.add_matrix_multiply(
+            x, operation.NONE, self._matrix(weight), operation.TRANSPOSE
+        ).get_output(0)
+
+    def _float8_product(self, x: Tensor, weight: Weight) -> Tensor:
+        """A product of float8 values: each row of x is stretched to their whole range and the product shrunk again, so
+        that nothing need be known of activations beforehand."""
+        trt, network = self._trt, self._network
+        exact = self._cast(x, trt.float32)
+        sizes = network.add_unary(exact, trt.UnaryOperation.ABS).get_output(0)
+        largest = network.add_reduce(sizes, trt.ReduceOperation.MAX, 1 << 1, True).get_output(0)
+        above_zero = network.add_elementwise(largest, self._number(1e-12, 2), trt.ElementWiseOperation.MAX).get_output(
+            0
+        )
+        scale = self.multiply(above_zero, self._number(1 / E4M3_MAX, 2))
+        stretched = network.add_elementwise(exact, scale, trt.ElementWiseOperation.DIV).get_output(0)
+        one = self._cast(self._constant(np.ones((), np.float32), trt.float32, ()), self._compute)
+        rounded = network.add_quantize(self._cast(stretched, self._compute), one, trt.fp8).get_output(0)
+        product = self._product(network.add_dequantize(rounded, one, self._compute).get_output(0), weight)
+        return self._cast(self.multiply(self._cast(product, trt.float32), scale), self._compute)
+
+    def _collective(self, x: Tensor, operation: Any, reduction: Any) -> Tensor:
+        """Among all devices."""
+        layer = self._network.add_dist_collective(x, operation, reduction, -1, [])
+        layer.num_ranks = self._num_ranks
+        return layer.get_output(0)
 
     def _input(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._network.add_input(name, self._trt.int32, shape)

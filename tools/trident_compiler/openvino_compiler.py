@@ -1,6 +1,6 @@
-"""Networks for OpenVINO: what the memory plan must know of one, and writing one to disk.
+"""Engines for CPUs, by OpenVINO: precisions, what the memory plan must know of a network, and writing one to disk.
 
-Owns the calls of the compiler; the lowering beside it owns the operations. Never reads a checkpoint, never plans.
+Owns the calls of the compiler; the lowering beside it owns the operations. Never reads a checkpoint's files.
 """
 
 from __future__ import annotations
@@ -15,20 +15,83 @@ import openvino as ov
 
 from trident_backend.engine.artifact import Compiler, Precision
 from trident_backend.engine.openvino_network import CacheGeometry, cache_geometry, compile_network
+from trident_compiler.checkpoint import Checkpoint
+from trident_compiler.compiler import SourceOf, WeightFormats
 from trident_compiler.families.llama import llama
 from trident_compiler.lowering_openvino import Network, OpenVINOLowering
+from trident_compiler.machine import Machine
 from trident_compiler.model_config import ModelConfig
-from trident_compiler.weights import BF16, FP16, FP32, Weight, WeightSource
+from trident_compiler.plan import MemoryPlan, Needs, Wanted, make_plan
+from trident_compiler.progress import Progress
+from trident_compiler.sharding import WHOLE
+from trident_compiler.weights import BF16, FP16, FP32, INT4, INT8, QUANTIZED, Weight, WeightSource, estimated_bytes
 from trident_ensemble import layout
+from trident_ensemble.errors import PlanError
 
 #: Memory that weights take once an engine runs, as a share of their file: packed copies, some of them for two kernels.
 RESIDENT_SHARE = 1.5
 _POLL_SECONDS = 0.05
 
 
-def compiler() -> Compiler:
-    """Name and version, for the manifest."""
-    return Compiler("openvino", ov.__version__.partition("-")[0])
+class OpenVINOCompiler:
+    """Compiles for this machine's CPU; an `EngineCompiler`."""
+
+    memory = "free"
+    num_devices = 1
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.compiler = Compiler("openvino", ov.__version__.partition("-")[0])
+
+    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+        """See `EngineCompiler`; compute is bf16 or fp32, by default the faster on the machine, and weights are bf16,
+        int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
+        if compute not in {None, "bf16", "fp32"}:
+            raise PlanError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
+        if weight_format not in {None, BF16, INT8, INT4}:
+            raise PlanError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
+        if compute == "bf16" and not computes_bf16():
+            raise PlanError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
+        compute = compute or ("bf16" if self._machine.fast_bf16 else "fp32")
+        stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
+        as_stored = FP32 if compute == "fp32" and stored == {"F32"} else BF16
+        return Precision(compute, weight_format or as_stored, kv_precision(compute))
+
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+        """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
+        layer = probe_cache(checkpoint.config, precision)
+        tied = checkpoint.config.tie_word_embeddings
+        weights_bytes = estimated_bytes(checkpoint.tensors, precision.weights, tied=tied)
+        needs = Needs(
+            weights_bytes=weights_bytes,
+            resident_bytes=int(weights_bytes * RESIDENT_SHARE),
+            block_size=layer.block_size,
+            block_bytes=layer.block_bytes * checkpoint.config.num_layers,
+            max_position_embeddings=checkpoint.config.max_position_embeddings,
+        )
+        return make_plan(wanted, needs, self._machine.free_bytes)
+
+    def formats(self, precision: Precision) -> WeightFormats:
+        """See `EngineCompiler`."""
+        plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
+        return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)
+
+    def write(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        source_of: SourceOf,
+        *,
+        precision: Precision,
+        plan: MemoryPlan,
+        progress: Progress,
+    ) -> None:
+        """See `EngineCompiler`; the network takes its precision and its cache when it is loaded."""
+        del precision, plan
+        source = source_of(WHOLE)
+        network = lower(config, source)
+        progress.phase("writing the network", source.num_bytes)
+        write_network(folder, network, progress.reached)
 
 
 def computes_bf16() -> bool:

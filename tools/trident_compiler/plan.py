@@ -1,6 +1,7 @@
-"""The memory plan: limits and KV pool of an engine, from what is wanted, what the network needs and what is free.
+"""The memory plan: limits and KV cache of an engine, from what is wanted, what the network needs and what is free.
 
-Owns every default and every refusal about memory. Pure arithmetic: never measures a machine, never compiles.
+Owns what a plan is, and every default and refusal about caches made of blocks. Pure arithmetic: never measures a
+machine, never compiles.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from trident_backend.engine.protocol import KVKind
 from trident_ensemble.errors import PlanError
 
 #: A step of 512 prompt tokens already runs at the full rate of matrix products on CPUs, and longer steps only delay
@@ -64,29 +66,55 @@ class Needs:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The limits and the pool that fit."""
+    """The limits and the cache that fit.
 
-    needs: Needs
+    Args:
+        free_bytes: of the memory that the engine will run in.
+        weights_bytes: all weights in their formats, as the engine's files hold them.
+        resident_bytes: what the engine takes beside the cache once it runs, weights included.
+        kv_kind: whether the cache is made of blocks or of slots.
+        block_size: tokens in one block, or slot.
+        block_bytes: one block, or slot, of keys and values through all layers.
+        num_blocks: blocks, or slots.
+    """
+
     free_bytes: int
+    weights_bytes: int
+    resident_bytes: int
     max_num_seqs: int
     max_num_tokens: int
     max_seq_len: int
+    kv_kind: KVKind
+    block_size: int
+    block_bytes: int
     num_blocks: int
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the KV pool."""
-        return self.num_blocks * self.needs.block_bytes
+        """Bytes of the KV cache."""
+        return self.num_blocks * self.block_bytes
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens the KV pool holds."""
-        return self.num_blocks * self.needs.block_size
+        """Tokens the KV cache holds."""
+        return self.num_blocks * self.block_size
 
     @property
     def full_sequences(self) -> int:
-        """Sequences of full length that the pool holds at once."""
-        return self.num_blocks // _blocks(self.max_seq_len, self.needs.block_size)
+        """Sequences of full length that the cache holds at once."""
+        return self.num_blocks // blocks_for(self.max_seq_len, self.block_size)
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """Read `24GiB`.
+
+    Raises:
+        PlanError: it is no number of bytes; names the option.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise PlanError(f"{option}: {text!r} is no size; give bytes, such as 24GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
 def parse_cache_size(text: str) -> CacheSize:
@@ -95,8 +123,8 @@ def parse_cache_size(text: str) -> CacheSize:
     Raises:
         PlanError: none of these.
     """
-    if match := _BYTES.fullmatch(text.strip()):
-        return CacheSize(num_bytes=int(float(match[1]) * _UNITS[(match[2] or "").lower()]))
+    if _BYTES.fullmatch(text.strip()):
+        return CacheSize(num_bytes=parse_bytes("--kv-cache", text))
     if match := _TOKENS.fullmatch(text.strip()):
         return CacheSize(num_tokens=int(match[1]))
     if (match := _SHARE.fullmatch(text.strip())) and 0 < float(match[1]) <= 100:
@@ -118,26 +146,10 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
             f"weights: they take {size(needs.resident_bytes)} and {size(free_bytes)} of memory is free; "
             "quantize them (--weights int8 or int4) or use a larger machine"
         )
-    for option, value in (
-        ("--max-num-seqs", wanted.max_num_seqs),
-        ("--max-num-tokens", wanted.max_num_tokens),
-        ("--max-seq-len", wanted.max_seq_len),
-    ):
-        if value is not None and value < 1:
-            raise PlanError(f"{option}: must be at least 1, not {value}")
     longest = needs.max_position_embeddings
-    if wanted.max_seq_len is not None and wanted.max_seq_len > longest:
-        raise PlanError(f"--max-seq-len: {wanted.max_seq_len} is more than the checkpoint's {longest} positions")
-
-    max_num_tokens = wanted.max_num_tokens or max(DEFAULT_MAX_NUM_TOKENS, wanted.max_num_seqs or 0)
-    max_num_seqs = wanted.max_num_seqs or min(DEFAULT_MAX_NUM_SEQS, max_num_tokens)
-    if max_num_tokens < max_num_seqs:
-        raise PlanError(
-            f"--max-num-tokens: {max_num_tokens} cannot hold one token of each of {max_num_seqs} sequences; "
-            "raise it or lower --max-num-seqs"
-        )
+    max_num_seqs, max_num_tokens = step_limits(wanted, longest, DEFAULT_MAX_NUM_TOKENS)
     max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
-    num_blocks = _num_blocks(wanted.cache, needs, room, max_num_seqs * _blocks(max_seq_len, needs.block_size))
+    num_blocks = _num_blocks(wanted.cache, needs, room, max_num_seqs * blocks_for(max_seq_len, needs.block_size))
     if num_blocks * needs.block_bytes > room:
         raise PlanError(
             f"--kv-cache: {size(num_blocks * needs.block_bytes)} beside {size(needs.resident_bytes)} of weights is "
@@ -147,7 +159,7 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
     if wanted.max_seq_len is None and num_tokens:
         max_seq_len = min(max_seq_len, num_tokens)
     if num_tokens < max_seq_len:
-        least = _blocks(max_seq_len, needs.block_size) * needs.block_bytes
+        least = blocks_for(max_seq_len, needs.block_size) * needs.block_bytes
         raise PlanError(
             f"--kv-cache: {size(num_blocks * needs.block_bytes)} holds {num_tokens} tokens ({num_blocks} blocks of "
             f"{needs.block_size}), not one sequence of {max_seq_len}, which takes {size(least)}; "
@@ -155,19 +167,61 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
         )
     if wanted.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, num_blocks)
-    return MemoryPlan(needs, free_bytes, max_num_seqs, max_num_tokens, max_seq_len, num_blocks)
+    return MemoryPlan(
+        free_bytes=free_bytes,
+        weights_bytes=needs.weights_bytes,
+        resident_bytes=needs.resident_bytes,
+        max_num_seqs=max_num_seqs,
+        max_num_tokens=max_num_tokens,
+        max_seq_len=max_seq_len,
+        kv_kind=KVKind.BLOCKS,
+        block_size=needs.block_size,
+        block_bytes=needs.block_bytes,
+        num_blocks=num_blocks,
+    )
+
+
+def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[int, int]:
+    """Sequences and tokens of one step, before memory is looked at.
+
+    Args:
+        wanted: what was asked for.
+        longest: positions of the checkpoint.
+        default_num_tokens: max_num_tokens, where nothing is asked.
+
+    Raises:
+        PlanError: something wanted is out of bounds.
+    """
+    for option, value in (
+        ("--max-num-seqs", wanted.max_num_seqs),
+        ("--max-num-tokens", wanted.max_num_tokens),
+        ("--max-seq-len", wanted.max_seq_len),
+    ):
+        if value is not None and value < 1:
+            raise PlanError(f"{option}: must be at least 1, not {value}")
+    if wanted.max_seq_len is not None and wanted.max_seq_len > longest:
+        raise PlanError(f"--max-seq-len: {wanted.max_seq_len} is more than the checkpoint's {longest} positions")
+    max_num_tokens = wanted.max_num_tokens or max(default_num_tokens, wanted.max_num_seqs or 0)
+    max_num_seqs = wanted.max_num_seqs or min(DEFAULT_MAX_NUM_SEQS, max_num_tokens)
+    if max_num_tokens < max_num_seqs:
+        raise PlanError(
+            f"--max-num-tokens: {max_num_tokens} cannot hold one token of each of {max_num_seqs} sequences; "
+            "raise it or lower --max-num-seqs"
+        )
+    return max_num_seqs, max_num_tokens
 
 
 def _num_blocks(cache: CacheSize | None, needs: Needs, room: int, most_useful: int) -> int:
     if cache is None:
         return min(most_useful, int(room * DEFAULT_CACHE_SHARE) // needs.block_bytes)
     if cache.num_tokens is not None:
-        return _blocks(cache.num_tokens, needs.block_size)
+        return blocks_for(cache.num_tokens, needs.block_size)
     num_bytes = cache.num_bytes if cache.num_bytes is not None else int(room * (cache.share or 0))
     return num_bytes // needs.block_bytes
 
 
-def _blocks(num_tokens: int, block_size: int) -> int:
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
     return -(-num_tokens // block_size)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,16 +41,24 @@ def staging(repository: Path) -> Iterator[Path]:
         # A repository that is a mount point has another file system than its parent, and renames do not cross.
         if repository.is_dir() and repository.stat().st_dev != beside.stat().st_dev:
             beside = repository
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=beside))
     except OSError as error:
-        raise PlanError(f"--repository: cannot write beside {repository}: {error}") from None
+        raise _unwritable(repository, error) from None
+    # Named before it is made: whenever a signal comes, it is removed.
+    folder = beside / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
-        folder.chmod(0o755)
         # SIGTERM would end the process at once and leave the folder behind.
         with _handled((signal.SIGTERM,), lambda number, _: sys.exit(128 + number)):
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise _unwritable(repository, error) from None
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(repository: Path, error: OSError) -> PlanError:
+    return PlanError(f"--repository: cannot write beside {repository}: {error}")
 
 
 def install(staged: Path, repository: Path, text_files: dict[str, str]) -> None:

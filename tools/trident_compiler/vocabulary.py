@@ -3,6 +3,10 @@
 Owns the meaning and the shapes of each word. Knows no compiler: a lowering implements `Vocabulary` and decides what a
 `Value` is; a family only passes values on. All sequences of a step lie packed on one axis of T tokens, and R of their
 rows get logits. A value is either wide, `[T, features]`, or split into heads, `[T, heads, head_dim]`.
+
+Where several devices share a network, each computes some of the features or heads of a divided value, and its weights
+are parts that were asked for with a `Split`; two words bring the devices' results together. A network on one device is
+the same text: there those words do nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +28,16 @@ class Vocabulary(Protocol[Value]):
         """The rows of `table [vocab, hidden]` for the step's token ids: `[T, hidden]`."""
         ...
 
-    def linear(self, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
-        """`x @ weight.T + bias` with `weight [out, in]` and `bias [out]`: `[T, out]`."""
+    def linear(self, x: Value, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Value:
+        """`x @ weight.T + bias` with `weight [out, in]` and `bias [out]`: `[T, out]`.
+
+        `summed` where `x` and `weight` are parts of the features: the products of all devices are summed before the
+        bias is added.
+        """
+        ...
+
+    def gathered(self, x: Value) -> Value:
+        """The parts of all devices side by side, in the order of their ranks: `[T, part]` to `[T, features]`."""
         ...
 
     def rms_norm(self, x: Value, scale: Weight, epsilon: float) -> Value:

@@ -7,19 +7,21 @@ time and lets their pages go, so that no more than the converted weights stay in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trident_compiler import quantization
+from trident_compiler.sharding import WHOLE, Share, Split
 from trident_compiler.tensor_files import StoredTensor, TensorFiles
 from trident_ensemble.errors import CheckpointError
 
 #: Formats of stored values; the first three are plain, the others come with scales.
-BF16, FP16, FP32, INT8, INT4 = "bf16", "fp16", "fp32", "int8", "int4"
-QUANTIZED = (INT8, INT4)
+BF16, FP16, FP32, INT8, INT4, FP8 = "bf16", "fp16", "fp32", "int8", "int4", "fp8"
+QUANTIZED = (INT8, INT4, FP8)
+_ROW_SCALED = (INT8, FP8)
 _PLAIN = {"BF16": BF16, "F16": FP16, "F32": FP32}
 #: Buffers that old checkpoints carry and that follow from the configuration.
 _DERIVED = ".rotary_emb.inv_freq"
@@ -31,11 +33,13 @@ class Weight:
 
     Args:
         name: unique among all weights of a network.
-        format: bf16 (values are the uint16 of the bits), fp16, fp32, int8, or int4 (two to a byte, low half first).
+        format: bf16 (values are the uint16 of the bits), fp16, fp32, int8, int4 (two to a byte, low half first), or fp8
+            (values are the uint8 of e4m3's bits).
         shape: logical shape, `[out, in]` for a matrix.
         values: in the weight's format; maps the checkpoint where nothing had to be converted.
-        scales: float32; `[out, 1]` for int8, `[out, groups]` for int4; None for plain formats.
-        zero_points: uint8 `[out, groups]`, for int4 only: a value is `(stored - zero_point) * scale`.
+        scales: float32; `[out, 1]` for int8 and fp8, `[out, groups]` for int4; None for plain formats.
+        zero_points: uint8 `[out, groups]`, for int4 of 0..15 only: a value is `(stored - zero_point) * scale`. None for
+            int4 of -8..7.
     """
 
     name: str
@@ -55,7 +59,8 @@ class WeightSource:
     """Hands a family the weights it asks for, checked against the shape it expects.
 
     Quantization spares what costs more quality than it saves: the output projection is int8 where matrices are int4,
-    and the embeddings, of which a step reads a few rows only, keep a plain format, unless both are one tensor.
+    and plain where they are fp8; the embeddings, of which a step reads a few rows only, keep a plain format, unless
+    both are one tensor that can be read both ways.
 
     Args:
         tensors: the checkpoint's.
@@ -63,6 +68,10 @@ class WeightSource:
         plain_format: of what is not quantized: fp32 leaves tensors as they are stored, bf16 and fp16 turn them into
             16 bits (fp16 only where no value overflows; bf16 only from fp32).
         tied: the output projection is the table of embeddings.
+        uniform: every plain matrix takes `plain_format`, however it is stored; scales are rounded to it, int4 has no
+            zero points, and rows of quantized matrices cannot be looked up, so that a tied table comes in two formats.
+        share: the device's share of the network; sizes are asked for as the whole has them, and what is split is
+            handed out in part, with the very values that the whole would have.
         on_weight: called with the stored bytes of each tensor when it has been prepared.
     """
 
@@ -73,35 +82,47 @@ class WeightSource:
         plain_format: str,
         *,
         tied: bool,
+        uniform: bool = False,
+        share: Share = WHOLE,
         on_weight: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._tensors = tensors
         self._matrix_format = matrix_format
         self._plain_format = plain_format
         self._tied = tied
+        self._uniform = uniform
+        self._share = share
         self._on_weight = on_weight
         self._used: dict[str, Weight] = {}
+        self._asked: set[str] = set()
 
-    def matrix(self, name: str, out_size: int, in_size: int) -> Weight:
+    @property
+    def num_devices(self) -> int:
+        """Devices that share the network."""
+        return self._share.num_ranks
+
+    def matrix(self, name: str, out_size: int, in_size: int, split: Split | None = None) -> Weight:
         """The `[out, in]` weight of a linear layer, in the wanted format."""
-        return self._weight(name, (out_size, in_size), self._matrix_format)
+        return self._weight(name, (out_size, in_size), self._matrix_format, split)
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
         """The `[vocab, hidden]` table."""
+        if self._tied and self._uniform and self._matrix_format in QUANTIZED:
+            return self._rows(name, vocab_size, hidden_size)
         if self._tied:
             return self.head(name, vocab_size, hidden_size)
         return self._weight(name, (vocab_size, hidden_size), self._plain_format)
 
-    def head(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def head(self, name: str, vocab_size: int, hidden_size: int, split: Split | None = None) -> Weight:
         """The `[vocab, hidden]` output projection."""
-        return self._weight(
-            name, (vocab_size, hidden_size), INT8 if self._matrix_format == INT4 else self._matrix_format
-        )
+        wanted = _head_format(self._matrix_format, self._plain_format)
+        return self._weight(name, (vocab_size, hidden_size), wanted, split)
 
-    def vector(self, name: str, size: int) -> Weight:
+    def vector(self, name: str, size: int, split: Split | None = None) -> Weight:
         """A norm's scale or a bias, exact, as float32."""
         stored = self._stored(name, (size,))
-        weight = Weight(name, FP32, (size,), quantization.to_float32(stored.values))
+        part = self._share.part(stored.values, split)
+        weight = Weight(self._part_name(name, split), FP32, part.shape, quantization.to_float32(part))
         return self._keep(weight, stored)
 
     @property
@@ -119,12 +140,20 @@ class WeightSource:
         extra = sorted(
             name
             for name in self._tensors
-            if name not in self._used and name not in ignored and not name.endswith(_DERIVED)
+            if name not in self._asked and name not in ignored and not name.endswith(_DERIVED)
         )
         if extra:
             raise CheckpointError(
                 f"{extra[0]}: this tensor ({len(extra)} in all) is not part of the architecture that config.json names"
             )
+
+    def _rows(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+        """A tied table to look rows up in, apart from the output projection."""
+        stored = self._stored(name, (vocab_size, hidden_size))
+        plain = self._plain(stored, self._plain_format)
+        weight = replace(plain, name=f"{name} (rows)")
+        self._used[weight.name] = weight
+        return weight
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         stored = self._tensors.get(name)
@@ -134,51 +163,95 @@ class WeightSource:
             raise CheckpointError(
                 f"{name}: its shape is {list(stored.values.shape)}, config.json asks for {list(shape)}"
             )
+        self._asked.add(name)
         return stored
 
-    def _weight(self, name: str, shape: tuple[int, int], wanted: str) -> Weight:
-        if name in self._used:
-            return self._used[name]
+    def _part_name(self, name: str, split: Split | None) -> str:
+        """The head may be a part of a tensor whose whole are the embeddings."""
+        return name if split is None or self._share.num_ranks == 1 else f"{name}.part"
+
+    def _weight(self, name: str, shape: tuple[int, int], wanted: str, split: Split | None = None) -> Weight:
+        part_name = self._part_name(name, split)
+        if part_name in self._used:
+            return self._used[part_name]
         stored = self._stored(name, shape)
-        plain = _PLAIN[stored.dtype]
-        if wanted == INT4 and quantization.group_size(shape[1]) is None:
+        width = shape[1] // self._share.num_ranks if split is Split.IN else shape[1]
+        if wanted == INT4 and quantization.group_size(width) is None:
             wanted = INT8
-        if wanted == INT8:
-            values, scales = quantization.int8_per_channel(stored.values)
-            weight = Weight(name, INT8, shape, values, scales)
-        elif wanted == INT4:
-            packed, scales, zero_points = quantization.int4_groups(stored.values)
-            weight = Weight(name, INT4, shape, packed, scales, zero_points)
-        elif wanted == FP16 and plain != FP16:
+        convert = self._quantized if wanted in QUANTIZED else self._plain
+        # A scale of a whole row is found before the row is cut.
+        whole = split is None or (split is Split.IN and wanted in _ROW_SCALED)
+        part = stored if whole else replace(stored, values=self._share.part(stored.values, split))
+        weight = replace(convert(part, wanted), name=part_name)
+        return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored)
+
+    def _columns(self, weight: Weight) -> Weight:
+        values = self._share.part(weight.values, Split.IN)
+        return replace(weight, shape=values.shape, values=values)
+
+    def _quantized(self, stored: StoredTensor, wanted: str) -> Weight:
+        name, shape = stored.name, stored.values.shape
+        if wanted == INT4 and not self._uniform:
+            return Weight(name, INT4, shape, *quantization.int4_groups(stored.values))
+        if wanted == INT4:
+            return Weight(name, INT4, shape, *quantization.int4_symmetric(stored.values, self._round_scales))
+        if wanted == FP8:
+            return Weight(name, FP8, shape, *quantization.e4m3_per_channel(stored.values, self._round_scales))
+        return Weight(name, INT8, shape, *quantization.int8_per_channel(stored.values, self._round_scales))
+
+    def _plain(self, stored: StoredTensor, wanted: str) -> Weight:
+        name, shape, plain = stored.name, stored.values.shape, _PLAIN[stored.dtype]
+        if wanted == FP16 and plain != FP16:
             halves = quantization.to_float16(stored.values)
-            weight = (
-                Weight(name, FP16, shape, halves) if halves is not None else Weight(name, plain, shape, stored.values)
-            )
-        elif wanted == BF16 and plain == FP32:
-            weight = Weight(name, BF16, shape, quantization.to_bfloat16(stored.values))
-        else:
-            weight = Weight(name, plain, shape, stored.values)
-        return self._keep(weight, stored)
+            if halves is not None:
+                return Weight(name, FP16, shape, halves)
+            if self._uniform:
+                raise CheckpointError(f"{name}: some of its values are too large for float16; build with bf16")
+        elif wanted == BF16 and (plain == FP32 or (self._uniform and plain == FP16)):
+            return Weight(name, BF16, shape, quantization.to_bfloat16(stored.values))
+        elif wanted == FP32 and self._uniform:
+            return Weight(name, FP32, shape, quantization.to_float32(stored.values))
+        return Weight(name, plain, shape, stored.values)
+
+    def _round_scales(self, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not self._uniform or self._plain_format == FP32:
+            return scales
+        if self._plain_format == FP16:
+            return scales.astype(np.float16).astype(np.float32)
+        return quantization.to_float32(quantization.to_bfloat16(scales))
 
     def _keep(self, weight: Weight, stored: StoredTensor) -> Weight:
-        if weight.values is not stored.values:
+        if not np.may_share_memory(weight.values, stored.values):
             stored.release()
         self._used[weight.name] = weight
         self._on_weight(stored.values.nbytes)
         return weight
 
 
-def estimated_bytes(tensors: TensorFiles, matrix_format: str, *, tied: bool) -> int:
-    """About what the weights will take, known before any is read; `WeightSource` says which format goes where."""
-    bits = {FP32: 32.0, BF16: 16.0, INT8: 8.1, INT4: 4.4}
+def _head_format(matrix_format: str, plain_format: str) -> str:
+    return {INT4: INT8, FP8: plain_format}.get(matrix_format, matrix_format)
+
+
+def estimated_bytes(
+    tensors: TensorFiles, matrix_format: str, *, tied: bool, uniform: bool = False, num_devices: int = 1
+) -> int:
+    """About what the weights will take on each device, known before any is read; `WeightSource` says which format goes
+    where."""
+    bits = {FP32: 32.0, BF16: 16.0, FP16: 16.0, INT8: 8.1, INT4: 4.4, FP8: 8.1}
+    head = bits[_head_format(matrix_format, BF16)]
     total = 0.0
     for name, tensor in tensors.items():
         if tensor.values.ndim != 2:
             total += tensor.values.size * 4
         elif matrix_format in QUANTIZED and name.endswith("embed_tokens.weight") and not tied:
             total += tensor.values.size * 2
-        elif matrix_format == INT4 and (name == "lm_head.weight" or name.endswith("embed_tokens.weight")):
-            total += tensor.values.size * bits[INT8] / 8
+        elif name.endswith("embed_tokens.weight"):
+            # Divided, or quantized where rows of it cannot be looked up, the head is not the same constant.
+            rows = 16 if uniform and matrix_format in QUANTIZED else head
+            apart = tied and (num_devices > 1 or rows != head)
+            total += tensor.values.size * (rows + head / num_devices if apart else head) / 8
+        elif name == "lm_head.weight":
+            total += tensor.values.size * head / 8 / num_devices
         else:
-            total += tensor.values.size * bits[matrix_format] / 8
+            total += tensor.values.size * bits[matrix_format] / 8 / num_devices
     return int(total)

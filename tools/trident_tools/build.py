@@ -6,16 +6,18 @@ Owns the command's options and what it prints. Never compiles or moves a file it
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from trident_backend.engine.artifact import Manifest, Precision, read_manifest
-from trident_compiler import weights
+from trident_backend.engine.protocol import KVKind
+from trident_compiler import slot_plan, weights
 from trident_compiler.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.engine_builder import build_engine, choose_precision, plan_engine
-from trident_compiler.machine import this_machine
+from trident_compiler.compiler_choice import OPENVINO, TENSORRT, Asked, Choice, choose_compiler
+from trident_compiler.engine_builder import build_engine
 from trident_compiler.plan import (
     DEFAULT_CACHE_SHARE,
     DEFAULT_MAX_NUM_SEQS,
@@ -23,6 +25,7 @@ from trident_compiler.plan import (
     DEFAULT_MAX_SEQ_LEN,
     MemoryPlan,
     Wanted,
+    parse_bytes,
     parse_cache_size,
     size,
 )
@@ -39,11 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
     )
+    _add_target(parser.add_argument_group("what it is built for"))
     parser.add_argument(
-        "--precision", choices=("bf16", "fp32"), help="of the computation (default: the faster on this machine)"
+        "--precision",
+        choices=("bf16", "fp16", "fp32"),
+        help="of the computation: fp16 on GPUs, fp32 on CPUs, bf16 on either (default: what suits both the machine and "
+        "the checkpoint)",
     )
     parser.add_argument(
-        "--weights", choices=("bf16", *weights.QUANTIZED), help="format of the weights (default: as the checkpoint)"
+        "--weights",
+        choices=("bf16", "fp16", *weights.QUANTIZED),
+        help="format of the weights; fp16 and fp8 on GPUs (default: as the checkpoint)",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
@@ -53,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-num-tokens",
         type=int,
         metavar="N",
-        help=f"tokens computed in one step (default {DEFAULT_MAX_NUM_TOKENS}, or --max-num-seqs if that is more)",
+        help=f"tokens computed in one step (default {DEFAULT_MAX_NUM_TOKENS} on CPUs and "
+        f"{slot_plan.DEFAULT_MAX_NUM_TOKENS} on GPUs, or --max-num-seqs if that is more)",
     )
     limits.add_argument(
         "--max-seq-len",
@@ -65,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache",
         metavar="SIZE",
         help="2GiB, 32768t (tokens) or 50%% of the memory that weights leave free "
-        f"(default: enough for all sequences, {DEFAULT_CACHE_SHARE:.0%} at most)".replace("%)", "%%)"),
+        f"(default: enough for all sequences, {DEFAULT_CACHE_SHARE:.0%} at most on CPUs and "
+        f"{slot_plan.DEFAULT_CACHE_SHARE:.0%} on GPUs)".replace("0% ", "0%% "),
     )
     instances = parser.add_argument_group("instances")
     instances.add_argument("--preprocessing-instances", type=int, metavar="N", help="tokenizers (default: by cores)")
@@ -76,6 +87,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
+def _add_target(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine",
+        choices=(OPENVINO, TENSORRT),
+        help="openvino for CPUs, tensorrt for NVIDIA GPUs (default: as the machine has a GPU and TensorRT, or not)",
+    )
+    group.add_argument(
+        "--compute-capability",
+        metavar="X.Y",
+        help="of a GPU elsewhere, for which TensorRT-RTX builds on any machine, such as 8.9 (default: the GPU here)",
+    )
+    group.add_argument(
+        "--gpu-memory",
+        metavar="SIZE",
+        help="memory of the GPU to plan with, such as 24GiB (default: what the GPU here has free)",
+    )
+    group.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="GPUs to divide the network among (default 1)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Build; returns 0.
 
@@ -83,25 +115,30 @@ def run(args: argparse.Namespace) -> int:
         TridentError: the checkpoint, the plan or the repository's place will not do; nothing has been changed.
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
-    settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core_settings(args))
+    core = core_settings(args)
     wanted = Wanted(
         max_num_seqs=args.max_num_seqs,
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len,
         cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
     )
-    machine = this_machine()
     checkpoint = open_checkpoint(args.checkpoint)
-    precision = choose_precision(checkpoint, args.precision, args.weights, machine)
-    plan = plan_engine(checkpoint, precision, wanted, machine)
-    check_limits(settings.core, plan.max_num_seqs, plan.max_num_tokens)
-    _print_plan(console, checkpoint, precision, plan)
+    memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
+    choice = choose_compiler(Asked(args.engine, args.compute_capability, core.gpu, memory, args.tensor_parallel))
+    compiler = choice.compiler
+    precision = compiler.precision(checkpoint, args.precision, args.weights)
+    plan = compiler.plan(checkpoint, precision, wanted)
+    if compiler.compiler.name != OPENVINO:
+        core = replace(core, gpu=core.gpu or tuple(range(compiler.num_devices)))
+    check_limits(core, plan.max_num_seqs, plan.max_num_tokens)
+    _print_plan(console, checkpoint, choice, precision, plan)
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:
         engine = staged / ENGINE_VERSION
         engine.mkdir(parents=True)
         with _Bars(console) as bars:
-            build_engine(checkpoint, engine, precision, plan, bars)
+            build_engine(checkpoint, engine, precision, plan, compiler=compiler, progress=bars)
+        settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core)
         install(staged, args.repository, render_repository(settings))
     if replaced is not None:
         console.print(f"replaced  {ENGINE_VERSION}: {replaced}", markup=False)
@@ -132,11 +169,11 @@ class _Bars:
         self._finish()
         self._bars.stop()
 
-    def phase(self, name: str, total: int) -> None:
+    def phase(self, name: str, total: int, *, in_bytes: bool = True) -> None:
         self._finish()
         if self._bars.disable:
             self._console.print(f"{name} ...", markup=False)
-        self._task = self._bars.add_task(name, total=total or None, amount=size(total) if total else "")
+        self._task = self._bars.add_task(name, total=total or None, amount=size(total) if total and in_bytes else "")
 
     def reached(self, done: int) -> None:
         if self._task is not None:
@@ -167,16 +204,22 @@ def describe(manifest: Manifest) -> str:
     )
 
 
-def _print_plan(console: Console, checkpoint: Checkpoint, precision: Precision, plan: MemoryPlan) -> None:
-    config = checkpoint.config
+def _print_plan(
+    console: Console, checkpoint: Checkpoint, choice: Choice, precision: Precision, plan: MemoryPlan
+) -> None:
+    config, compiler = checkpoint.config, choice.compiler.compiler
+    on_cpu = plan.kv_kind is KVKind.BLOCKS
+    resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
+    parts = "blocks" if on_cpu else "slots"
     lines = (
         ("model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"),
+        ("engine", f"{compiler.name} {compiler.version} for {'this CPU' if on_cpu else compiler.target}: {choice.why}"),
         ("precision", f"{precision.compute}, {precision.weights} weights, {precision.kv_cache} KV cache"),
-        ("memory", f"{size(plan.free_bytes)} free"),
-        ("weights", f"{size(plan.needs.weights_bytes)}, packed for this CPU {size(plan.needs.resident_bytes)}"),
+        ("memory", f"{size(plan.free_bytes)} {choice.compiler.memory}"),
+        ("weights", f"{size(plan.weights_bytes)}, {resident} {size(plan.resident_bytes)}"),
         (
             "KV cache",
-            f"{size(plan.cache_bytes)}: {plan.num_blocks} blocks of {plan.needs.block_size} tokens, "
+            f"{size(plan.cache_bytes)}: {plan.num_blocks} {parts} of {plan.block_size} tokens, "
             f"{plan.cache_tokens} tokens, {plan.full_sequences} sequences of full length",
         ),
         (

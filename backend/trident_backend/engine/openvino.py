@@ -13,9 +13,10 @@ import numpy as np
 import openvino as ov
 
 from trident_backend.engine.artifact import Manifest
+from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino_kernels import OpenVINOKernels
 from trident_backend.engine.openvino_network import CacheGeometry, cache_geometry, compile_network
-from trident_backend.engine.protocol import EngineSpec, FloatArray, StepBatch
+from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError, EngineError
 
@@ -60,7 +61,7 @@ class OpenVINOEngine:
 
     def __init__(self, compiled: Any, geometry: CacheGeometry, spec: EngineSpec) -> None:
         self._spec = spec
-        self.kernels = OpenVINOKernels(spec.vocab_size)
+        self._kernels = OpenVINOKernels(spec.vocab_size)
         self._request = compiled.create_infer_request()
         self._indices = {port.get_any_name(): index for index, port in enumerate(compiled.inputs)}
         self._cache = []
@@ -74,7 +75,7 @@ class OpenVINOEngine:
         """The engine's limits, as its manifest states them."""
         return self._spec
 
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> HostLogits:
         """Compute one step. See `Engine.execute`; the logits are a view of the network's own output."""
         request = self._request
         for source, target, _ in batch.block_copies:
@@ -88,10 +89,10 @@ class OpenVINOEngine:
                 request.set_input_tensor(self._indices[name], tensor)
             request.set_input_tensor(self._indices[_CONTEXT_INPUT], ov.Tensor(context, shared_memory=True))
             request.infer()
-            logits: FloatArray = request.get_output_tensor(0).data
+            logits = request.get_output_tensor(0).data
         except RuntimeError as error:
             raise EngineError(f"a step of {len(batch.past_lens)} sequences failed: {error}") from None
-        return logits
+        return HostLogits(logits, self._kernels)
 
     def close(self) -> None:
         """Free the network and the KV pool."""

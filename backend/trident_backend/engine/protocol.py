@@ -1,7 +1,7 @@
 """What the core asks of an engine.
 
-Owns the step's input arrays, the engine's shape as the scheduler sees it, and the two operations on whole rows of
-logits that sampling is made of. Never knows a compiler or a model.
+Owns the step's input arrays, the engine's shape as the scheduler sees it, and the few operations on logits that
+sampling is made of. Never knows a compiler or a model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+TokenIds = npt.NDArray[np.int64]
 
 #: Tokens in one chunk of the vocabulary, whose weights are summed; the last chunk may have fewer.
 CHUNK_WIDTH = 256
@@ -80,35 +83,82 @@ class StepBatch:
     block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 3), np.int32))
 
 
-class VocabularyKernels(Protocol):
-    """Operations on whole rows of logits, which run where the logits are. What they give for a row depends on that row
-    alone. Logits are C-contiguous `[R, V]`, read and never changed; of a row with NaN or +inf anything may come."""
+class StepLogits(Protocol):
+    """The logits of a step, `[R, V]`, wherever they lie: what sampling asks of them and does to them. What comes of a
+    row depends on that row alone. Rows are named in ascending order, each once, but in `read` and `write`; none at all
+    in `equals`, `read` and `write` alone."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R and V."""
+        ...
+
+    def likeliest(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
+        """The rows' likeliest tokens, of equals those of the lowest ids, and their logits, `[n]`; the latter is NaN or
+        +inf where one of the row is NaN or +inf, and its token may be any."""
+        ...
 
     def masses(
-        self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
-    ) -> FloatArray:
-        """Sum the weights `exp((logit - maximum) * inverse_temperature)` over each chunk of the vocabulary.
+        self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
+    ) -> Doubles:
+        """Sum the weights `exp((logit - maximum) / temperature)` over each chunk of the vocabulary.
 
         Args:
-            logits: `[R, V]`.
-            maxima: `[R]`, the rows' largest, so that the largest weight is 1.
-            inverse_temperatures: `[R]`, finite.
-            floors: `[R]`, logits below which a token weighs nothing; None where all weigh.
+            rows: `[n]`; of one with NaN or +inf anything may come.
+            maxima: `[n]`, the rows' largest, so that the largest weight is 1.
+            temperatures: `[n]`, from 1e-30 to 1e30.
+            floors: `[n]`, logits below which a token weighs nothing; None where all weigh.
 
         Returns:
-            float32 `[R, ceil(V / CHUNK_WIDTH)]`.
+            `[n, ceil(V / CHUNK_WIDTH)]`.
         """
         ...
 
-    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        """Find each row's largest logits and their token ids.
+    def largest(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
+        """Find the rows' largest logits and their token ids.
 
         Args:
-            logits: `[R, V]`.
-            count: how many, up to V.
+            rows: `[n]`; of one with NaN or +inf anything may come.
+            count: how many, from 1 to V.
 
         Returns:
-            values and ids `[R, count]`, the largest first. Among equals any come first, and any come at all.
+            values and ids `[n, count]`, the largest first. Among equals any come first, and any come at all.
+        """
+        ...
+
+    def equals(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
+        """Find the tokens whose logits are these very numbers.
+
+        Args:
+            rows: `[n]`.
+            values: `[n]`, finite.
+            counts: `[n]`, how many tokens of each are wanted, from 1.
+
+        Returns:
+            of each row the lowest ids, ascending; fewer where there are fewer.
+        """
+        ...
+
+    def read(self, rows: Indices, ids: TokenIds) -> FloatArray:
+        """Some logits: those of pairs of a row and a token, in any order and of any shape, each array broadcast."""
+        ...
+
+    def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
+        """Change some logits.
+
+        Args:
+            rows: `[n]`, ascending; a row stands once for each of its tokens.
+            ids: `[n]`; a pair that stands twice has the same value in both places.
+            values: `[n]`, or `[]` for all.
+        """
+        ...
+
+    def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
+        """Ban the tokens that masks do not allow: their logits become -inf.
+
+        Args:
+            rows: `[n]`.
+            words: `[n, ceil(V / 32)]`; token t is bit t % 32 (least significant first) of word t // 32.
         """
         ...
 
@@ -121,12 +171,7 @@ class Engine(Protocol):
         """The engine's limits."""
         ...
 
-    @property
-    def kernels(self) -> VocabularyKernels:
-        """What finds and sums in the engine's logits."""
-        ...
-
-    def execute(self, batch: StepBatch) -> FloatArray:
+    def execute(self, batch: StepBatch) -> StepLogits:
         """Compute one step, writing the KV cache.
 
         Returns:

@@ -9,15 +9,10 @@ from collections.abc import Sequence as Rows
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.protocol import Doubles, FloatArray, Indices, TokenIds
 from trident_backend.sampling.uniforms import UIntArray, uniforms
 from trident_backend.steps import Row
-
-Doubles = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
-TokenIds = npt.NDArray[np.int64]
 
 
 class DrawingRows(NamedTuple):

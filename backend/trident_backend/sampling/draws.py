@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from trident_backend.sampling.drawing_rows import DrawingRows, TokenIds
+from trident_backend.engine.protocol import StepLogits, TokenIds
+from trident_backend.sampling.drawing_rows import DrawingRows
 from trident_backend.sampling.inversion import invert, passed
+from trident_backend.sampling.largest import largest
 from trident_backend.sampling.nucleus import keep_or_redraw
-from trident_backend.sampling.row_kernels import RowKernels
 
 
-def draw(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
+def draw(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
     """One token for each of n rows, `[n]`."""
     tokens = drawing.likeliest.copy()
     # Rows of about the same k go together, as the largest sets the price for all.
@@ -23,15 +24,15 @@ def draw(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
     for size in np.unique(sizes):
         members = np.flatnonzero(sizes == size)
         draw_some = _draw_from_largest if size else _draw_from_all
-        tokens[members] = draw_some(kernels, drawing.of(members))
+        tokens[members] = draw_some(logits, drawing.of(members))
     return tokens
 
 
-def _draw_from_largest(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
+def _draw_from_largest(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
     """With top_k: all else is arithmetic on few tokens."""
-    values, ids = kernels.largest(drawing.rows, drawing.top_ks)
-    logits = values.astype(np.float64)
-    weights = np.exp((logits - logits[:, :1]) / drawing.temperatures[:, None])
+    values, ids = largest(logits, drawing.rows, drawing.top_ks)
+    exact = values.astype(np.float64)
+    weights = np.exp((exact - exact[:, :1]) / drawing.temperatures[:, None])
     weights[np.arange(weights.shape[1]) >= drawing.top_ks[:, None]] = 0.0
     sums = np.cumsum(weights, axis=1)
     beyond = sums - weights >= drawing.top_ps[:, None] * sums[:, -1:]
@@ -42,15 +43,15 @@ def _draw_from_largest(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
     return tokens
 
 
-def _draw_from_all(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
+def _draw_from_all(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
     """Without top_k."""
     floors = None
     if drawing.min_ps.any():
         with np.errstate(divide="ignore"):
             offsets = drawing.temperatures * np.log(drawing.min_ps)
         floors = (drawing.maxima + offsets).astype(np.float32)
-    masses = kernels.masses(drawing.rows, drawing.maxima, drawing.temperatures, floors)
-    tokens = invert(kernels.logits, drawing, masses, drawing.uniforms(), floors)
+    masses = logits.masses(drawing.rows, drawing.maxima, drawing.temperatures, floors)
+    tokens = invert(logits, drawing, masses, drawing.uniforms(), floors)
     narrow = np.flatnonzero(drawing.top_ps < 1)
     if narrow.size:
         totals = masses.sum(axis=1)
@@ -58,8 +59,8 @@ def _draw_from_all(kernels: RowKernels, drawing: DrawingRows) -> TokenIds:
         if cut.size:
             # top_p's share is one of all tokens, whatever min_p takes away.
             members = drawing.of(cut)
-            totals[cut] = kernels.masses(members.rows, members.maxima, members.temperatures).sum(axis=1)
-        tokens[narrow] = keep_or_redraw(kernels, drawing.of(narrow), totals[narrow], tokens[narrow])
+            totals[cut] = logits.masses(members.rows, members.maxima, members.temperatures).sum(axis=1)
+        tokens[narrow] = keep_or_redraw(logits, drawing.of(narrow), totals[narrow], tokens[narrow])
     return tokens
 
 

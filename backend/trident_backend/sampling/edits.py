@@ -8,17 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.protocol import FloatArray, Indices, StepLogits, TokenIds
 from trident_backend.guide import RowMasks
 from trident_backend.sampling.fixed_edits import FixedEdits
 from trident_backend.sampling.token_counts import TokenCounts
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.steps import Row
+
+
+class Moved(NamedTuple):
+    """Logits that one edit has moved, as they were before it.
+
+    Args:
+        rows: `[n]`, ascending.
+        ids: `[n]`, each row's different.
+        values: `[n]`.
+    """
+
+    rows: Indices
+    ids: TokenIds
+    values: FloatArray
+
+    def before(self, row: int, token_id: int, after: float) -> float:
+        """A pair's logit before the edit.
+
+        Args:
+            row: of the step.
+            token_id: of the row.
+            after: its logit after the edit.
+        """
+        begin, end = np.searchsorted(self.rows, [row, row + 1])
+        places = np.flatnonzero(self.ids[begin:end] == token_id)
+        return float(self.values[begin + places[0]]) if places.size else after
 
 
 class Edits:
@@ -32,16 +58,20 @@ class Edits:
         self._vocab_size = vocab_size
         self._fixed: WeakKeyDictionary[Sequence, FixedEdits] = WeakKeyDictionary()
 
-    def apply(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None) -> None:
+    def apply(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None) -> list[Moved]:
         """Change the logits in place.
 
         Args:
             logits: `[R, vocab_size]`.
             rows: what each is for; those that score are left as they are.
             masks: of those rows whose sequence has a guide.
+
+        Returns:
+            what penalties and biases have moved, the earliest edit first.
         """
+        moved = []
         penalised: list[int] = []
-        counted: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        counted: list[tuple[TokenIds, TokenIds]] = []
         fixed: list[tuple[int, FixedEdits]] = []
         for number, row in enumerate(rows):
             params = row.sequence.sampling
@@ -53,16 +83,19 @@ class Edits:
             if params.logit_bias or params.bad_words or params.min_tokens:
                 fixed.append((number, self._fixed_edits(row.sequence)))
         if penalised:
-            _penalise(logits, penalised, counted, [rows[number].sequence.sampling for number in penalised])
+            params_of = [rows[number].sequence.sampling for number in penalised]
+            moved.append(_penalise(logits, penalised, counted, params_of))
         biased = [(number, edits) for number, edits in fixed if edits.bias_ids.size]
         if biased:
-            at = _pairs((number, edits.bias_ids) for number, edits in biased)
-            logits[at] += np.concatenate([edits.biases for _, edits in biased])
+            at, ids = _pairs((number, edits.bias_ids) for number, edits in biased)
+            moved.append(Moved(at, ids, logits.read(at, ids)))
+            logits.write(at, ids, moved[-1].values + np.concatenate([edits.biases for _, edits in biased]))
         banned = [(number, edits.banned_ids(rows[number])) for number, edits in fixed]
         if banned:
-            logits[_pairs(banned)] = -np.inf
+            logits.write(*_pairs(banned), np.array(-np.inf, np.float32))
         if masks is not None and len(masks.rows):
-            _mask(logits, masks)
+            logits.allow(masks.rows, masks.words)
+        return moved
 
     def _fixed_edits(self, sequence: Sequence) -> FixedEdits:
         """One for all sequences of a request."""
@@ -78,12 +111,7 @@ def penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
-def moves(params: SamplingParams) -> bool:
-    """Whether logits change of tokens that may be chosen."""
-    return penalises(params) or bool(params.logit_bias)
-
-
-def _counts(row: Row) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _counts(row: Row) -> tuple[TokenIds, TokenIds]:
     sequence = row.sequence
     if sequence.token_counts is None:
         sequence.token_counts = TokenCounts(sequence.num_prompt_tokens)
@@ -91,19 +119,19 @@ def _counts(row: Row) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     return sequence.token_counts.after(row.draft_ids)
 
 
-def _pairs(parts: Iterable[tuple[int, npt.NDArray[np.int64]]]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """Rows and token ids as one index."""
+def _pairs(parts: Iterable[tuple[int, TokenIds]]) -> tuple[Indices, TokenIds]:
+    """Rows and token ids, pair by pair."""
     numbers, ids = zip(*parts, strict=True)
     return np.repeat(np.array(numbers, np.intp), [len(part) for part in ids]), np.concatenate(ids)
 
 
 def _penalise(
-    logits: FloatArray,
+    logits: StepLogits,
     numbers: list[int],
-    counted: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+    counted: list[tuple[TokenIds, TokenIds]],
     params: list[SamplingParams],
-) -> None:
-    at = _pairs(zip(numbers, (ids for ids, _ in counted), strict=True))
+) -> Moved:
+    at, ids = _pairs(zip(numbers, (ids for ids, _ in counted), strict=True))
     counts = np.concatenate([part for _, part in counted]).astype(np.float32)
     lengths = [len(ids) for ids, _ in counted]
     repetition, presence, frequency = (
@@ -112,18 +140,8 @@ def _penalise(
             *((p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params), strict=True
         )
     )
-    values = logits[at]
-    values = np.where(values < 0, values * repetition, values / repetition)
+    before = logits.read(at, ids)
+    values = np.where(before < 0, before * repetition, before / repetition)
     values -= np.where(counts > 0, presence + frequency * counts, 0)
-    logits[at] = values
-
-
-def _mask(logits: FloatArray, masks: RowMasks) -> None:
-    """Ban what the guides do not allow, run by run of adjacent rows."""
-    # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
-    forbidden = np.ascontiguousarray(~masks.words).astype("<u4", copy=False).view(np.uint8)
-    banned = np.unpackbits(forbidden, axis=1, count=logits.shape[1], bitorder="little").view(np.bool_)
-    begins = np.flatnonzero(np.diff(masks.rows, prepend=-2) != 1).tolist()
-    for begin, end in zip(begins, [*begins[1:], len(banned)], strict=True):
-        first = masks.rows[begin]
-        np.putmask(logits[first : first + end - begin], banned[begin:end], np.float32(-np.inf))
+    logits.write(at, ids, values)
+    return Moved(at, ids, before)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
-from trident_backend.sampling.drawing_rows import Doubles, DrawingRows, TokenIds
+from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, FloatArray, StepLogits, TokenIds
+from trident_backend.sampling.drawing_rows import DrawingRows
 
 
 def invert(
-    logits: FloatArray, drawing: DrawingRows, masses: Doubles, shares: Doubles, floors: FloatArray | None = None
+    logits: StepLogits, drawing: DrawingRows, masses: Doubles, shares: Doubles, floors: FloatArray | None = None
 ) -> TokenIds:
     """The tokens at which the rows' running weights pass these shares of the whole; each weighs more than 0.
 
     Args:
-        logits: `[R, V]`, of the step.
+        logits: of the step.
         drawing: n rows of it.
-        masses: `[n, C]`, the weights' sums by chunk, some of them above 0; see `VocabularyKernels.masses`.
+        masses: `[n, C]`, the weights' sums by chunk, some of them above 0; see `StepLogits.masses`.
         shares: `[n]`, in [0, 1).
         floors: `[n]`, as the masses were asked for.
     """
@@ -28,7 +28,7 @@ def invert(
     numbers = np.arange(len(masses))
     chunks, before, targets = passed(masses, shares)
     ids = chunks[:, None] * CHUNK_WIDTH + np.arange(CHUNK_WIDTH)
-    values = logits[drawing.rows[:, None], np.minimum(ids, vocab_size - 1)]
+    values = logits.read(drawing.rows[:, None], np.minimum(ids, vocab_size - 1))
     weights = np.exp((values.astype(np.float64) - drawing.maxima[:, None]) / drawing.temperatures[:, None])
     weights[ids >= vocab_size] = 0.0
     if floors is not None:

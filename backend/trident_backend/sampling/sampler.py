@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 
 import numpy as np
-import numpy.typing as npt
 
-from trident_backend.engine.protocol import FloatArray, VocabularyKernels
+from trident_backend.engine.protocol import Indices, StepLogits
 from trident_backend.guide import RowMasks
 from trident_backend.sampling.choices import NO_TOKEN, Choices
 from trident_backend.sampling.drawing_rows import draws, pack
 from trident_backend.sampling.draws import draw
 from trident_backend.sampling.edits import Edits
 from trident_backend.sampling.log_probs import LogProbs
-from trident_backend.sampling.row_kernels import RowKernels
 from trident_backend.steps import Row
 
 
@@ -26,45 +24,40 @@ class Sampler:
     """Chooses and scores.
 
     Args:
-        kernels: the engine's.
         vocab_size: width of a row of logits.
     """
 
-    def __init__(self, kernels: VocabularyKernels, vocab_size: int) -> None:
-        self._kernels = kernels
+    def __init__(self, vocab_size: int) -> None:
         self._edits = Edits(vocab_size)
 
-    def choose(self, logits: FloatArray, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
+    def choose(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
         """One token for each row.
 
         Args:
-            logits: `[R, vocab_size]`, C-contiguous; overwritten.
+            logits: `[R, vocab_size]`; written to.
             rows: what each of the R rows is for.
             masks: of those rows whose sequence has a guide.
         """
         if not rows:
             return Choices([])
-        kernels = RowKernels(self._kernels, logits)
-        log_probs = LogProbs(kernels, rows)
-        self._edits.apply(logits, rows, masks)
+        log_probs = LogProbs(logits, rows)
+        moved = self._edits.apply(logits, rows, masks)
         token_ids = [row.sequence.token_ids[row.place] if row.is_scored else NO_TOKEN for row in rows]
         choosing = np.array([number for number, row in enumerate(rows) if not row.is_scored], np.intp)
         if choosing.size:
-            tokens = _choose(kernels, rows, choosing)
+            tokens = _choose(logits, rows, choosing)
             for number, token_id in zip(choosing.tolist(), tokens, strict=True):
                 token_ids[number] = token_id
-        return Choices(token_ids, log_probs.of(token_ids))
+        return Choices(token_ids, log_probs.of(token_ids, moved))
 
 
-def _choose(kernels: RowKernels, rows: Rows[Row], choosing: npt.NDArray[np.intp]) -> list[int]:
-    tokens, maxima = kernels.likeliest(choosing)
-    # NaN is the largest of all to numpy; -inf is so only where every token is banned.
+def _choose(logits: StepLogits, rows: Rows[Row], choosing: Indices) -> list[int]:
+    tokens, maxima = logits.likeliest(choosing)
+    # -inf is the largest only where every token is banned.
     tokens[~np.isfinite(maxima)] = NO_TOKEN
     drawing = np.array([draws(rows[number]) for number in choosing.tolist()]) & np.isfinite(maxima)
     drawn = np.flatnonzero(drawing)
     if drawn.size:
-        tokens[drawn] = draw(
-            kernels, pack(rows, choosing[drawn], tokens[drawn], maxima[drawn], kernels.logits.shape[1])
-        )
+        tokens[drawn] = draw(logits, pack(rows, choosing[drawn], tokens[drawn], maxima[drawn], logits.shape[1]))
     result: list[int] = tokens.tolist()
     return result

@@ -1,0 +1,142 @@
+"""A step's logits on the device: sampling's operations run there, and only what they find comes to the host.
+
+Owns which run does what, in pieces that the plans' limits allow, and what is computed on the host after all. Never
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.engine.host_logits import HostLogits
+from trident_backend.engine.numpy_kernels import NumpyKernels
+from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, TokenIds
+from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, SamplingPlans
+
+
+class DeviceLogits:
+    """See `StepLogits`. Every operation raises EngineError where the device fails.
+
+    Args:
+        plans: the engine's.
+        address: of the buffer, float32 `[plans.max_rows, V]`, which the step has written or will have before it reaches
+            what is enqueued now.
+        buffer_rows: `[R]`, where each row of the step lies in the buffer, each elsewhere.
+    """
+
+    def __init__(self, plans: SamplingPlans, address: int, buffer_rows: Int32Array) -> None:
+        self._plans = plans
+        self._address = address
+        self._buffer_rows = buffer_rows.astype(np.int32)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See `StepLogits.shape`."""
+        return len(self._buffer_rows), self._plans.vocab_size
+
+    def likeliest(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
+        """See `StepLogits.likeliest`."""
+        found = self._by_row("likeliest", rows)
+        return found["ids"].astype(np.int64), found["values"]
+
+    def masses(
+        self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
+    ) -> Doubles:
+        """See `StepLogits.masses`."""
+        lowest = np.full(len(rows), -np.inf, np.float32) if floors is None else floors
+        inverses = (1 / temperatures).astype(np.float32)
+        return self._by_row("masses", rows, maxima=maxima, inverses=inverses, floors=lowest)["masses"].astype(
+            np.float64
+        )
+
+    def largest(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
+        """See `StepLogits.largest`; on the host where there is no plan for so many."""
+        size = next((size for size in self._plans.sizes if size >= count), None)
+        if size is None:
+            return self._on_host(rows).largest(np.arange(len(rows)), count)
+        found = self._by_row(f"largest.{size}", rows)
+        return found["values"][:, :count], found["ids"][:, :count].astype(np.int64)
+
+    def equals(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
+        """See `StepLogits.equals`; on the host for rows that want more than a plan finds."""
+        if not len(rows):
+            return []
+        result = [
+            ids[ids < self._plans.vocab_size][:count].astype(np.int64)
+            for ids, count in zip(self._by_row("equals", rows, values=values)["ids"], counts.tolist(), strict=True)
+        ]
+        for number in np.flatnonzero(counts > self._plans.num_equals):
+            one = slice(number, number + 1)
+            (result[number],) = self._on_host(rows[one]).equals(np.zeros(1, np.intp), values[one], counts[one])
+        return result
+
+    def read(self, rows: Indices, ids: TokenIds) -> FloatArray:
+        """See `StepLogits.read`."""
+        rows, ids = np.broadcast_arrays(rows, ids)
+        pairs = np.stack([self._buffer_rows[rows.reshape(-1)], ids.reshape(-1)], axis=1).astype(np.int32)
+        parts = [
+            self._plans.run("read", self._address, {"pairs": pairs[start : start + self._plans.max_pairs]})["values"]
+            for start in range(0, len(pairs), self._plans.max_pairs)
+        ]
+        values: FloatArray = np.concatenate([np.empty(0, np.float32), *parts]).reshape(rows.shape)
+        return values
+
+    def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
+        """See `StepLogits.write`."""
+        values = np.broadcast_to(values, rows.shape)
+        chosen, places = np.unique(rows, return_inverse=True)
+        start = 0
+        while start < len(rows):
+            first = places[start]
+            end = int(np.searchsorted(places, first + self._plans.max_chosen))
+            end = min(end, start + self._plans.max_pairs)
+            pairs = np.stack([places[start:end] - first, ids[start:end]], axis=1).astype(np.int32)
+            block = chosen[first : places[end - 1] + 1]
+            self._change("write", block, {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])})
+            start = end
+
+    def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
+        """See `StepLogits.allow`."""
+        # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
+        masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
+        for part in self._parts(len(rows)):
+            self._change("allow", rows[part], {"masks": masks[part]})
+
+    def _by_row(self, name: str, rows: Indices, **columns: Array) -> Arrays:
+        """Run a plan that finds something for each row, for all of them."""
+        found = []
+        for part in self._parts(len(rows)):
+            inputs = {"rows": self._buffer_rows[rows[part]], **{key: column[part] for key, column in columns.items()}}
+            found.append(self._plans.run(name, self._address, inputs))
+        return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
+
+    def _parts(self, num_rows: int) -> Iterator[slice]:
+        for start in range(0, num_rows, self._plans.max_chosen):
+            yield slice(start, min(start + self._plans.max_chosen, num_rows))
+
+    def _change(self, name: str, rows: Indices, inputs: Arrays) -> None:
+        """Run a plan that changes rows, and put them back in their place."""
+        places = self._buffer_rows[rows]
+        self._plans.run(name, self._address, {"rows": places, **inputs})
+        size = self._plans.vocab_size * 4
+        for begin, end in _runs(places):
+            target, source = self._address + int(places[begin]) * size, self._plans.changed + begin * size
+            self._plans.device.copy(target, source, (end - begin) * size)
+
+    def _on_host(self, rows: Indices) -> HostLogits:
+        """A copy of some rows."""
+        places, device = self._buffer_rows[rows], self._plans.device
+        array = np.empty((len(rows), self._plans.vocab_size), np.float32)
+        for begin, end in _runs(places):
+            device.download(array[begin:end], self._address + int(places[begin]) * self._plans.vocab_size * 4)
+        device.synchronize()
+        return HostLogits(array, NumpyKernels())
+
+
+def _runs(places: Int32Array) -> list[tuple[int, int]]:
+    """Where neighbouring rows of the buffer begin and end among places."""
+    begins = np.flatnonzero(np.diff(places, prepend=-2) != 1).tolist()
+    return list(zip(begins, [*begins[1:], len(places)], strict=True))

@@ -1,0 +1,90 @@
+"""One step on one GPU: copies of slots, the generation call, the chunks of prompts.
+
+Owns the order of what is enqueued. Never chooses what a step computes.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+
+from trident_backend.engine.protocol import EngineSpec, StepBatch
+from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.device_logits import DeviceLogits
+from trident_backend.engine.tensorrt.graphs import GenerationGraphs
+from trident_backend.engine.tensorrt.network_runner import NetworkRunner
+from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
+from trident_backend.engine.tensorrt.step_inputs import StepCalls, split
+from trident_ensemble.errors import EngineError, EngineLostError
+
+
+class TensorRTEngine:
+    """A loaded plan with its KV slots; used by one thread at a time. Other Python threads run while a step computes.
+
+    Args:
+        device: where everything is.
+        runner: of the network's calls.
+        graphs: of its generation calls.
+        sampling: what is asked of the logits, where they are.
+        spec: the limits, as the manifest states them.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        runner: NetworkRunner,
+        graphs: GenerationGraphs,
+        sampling: SamplingPlans,
+        spec: EngineSpec,
+    ) -> None:
+        #: What `close` frees.
+        self.resources = ExitStack()
+        self._device = device
+        self._runner = runner
+        self._graphs = graphs
+        self._sampling = sampling
+        self._spec = spec
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's limits, as its manifest states them."""
+        return self._spec
+
+    def execute(self, batch: StepBatch) -> DeviceLogits:
+        """Compute one step. See `Engine.execute`.
+
+        Raises:
+            EngineLostError: the GPU does not come back from the failure.
+        """
+        calls = split(batch, self._runner.layout.slot_len, self._graphs.padded)
+        try:
+            self._device.select()
+            self._enqueue(batch, calls)
+            self._device.synchronize()
+        except EngineError as error:
+            text = f"a step of {len(batch.past_lens)} sequences failed: {error}"
+            raise self._failure(text) from None
+        return DeviceLogits(self._sampling, self._runner.logits.address, calls.buffer_rows)
+
+    def close(self) -> None:
+        """Free everything; what a broken GPU does not take back is freed with the process."""
+        with suppress(EngineError):
+            self._device.select()
+            self.resources.close()
+
+    def _failure(self, text: str) -> EngineError:
+        """Wait for what was enqueued before the failure, as the next step writes its inputs where that may read."""
+        try:
+            self._device.synchronize()
+        except EngineError:  # what fails a second time fails for good: CUDA keeps a GPU's errors
+            return EngineLostError(f"{text}; the GPU is lost to this process")
+        return EngineError(text)
+
+    def _enqueue(self, batch: StepBatch, calls: StepCalls) -> None:
+        runner = self._runner
+        for source, target, num_tokens in batch.block_copies.tolist():
+            runner.slots.copy(source, target, num_tokens)
+        inputs = runner.inputs.upload(calls)
+        if calls.generation is not None:
+            self._graphs.run(calls.generation.shape[0])
+        for call, addresses in zip(calls.contexts, inputs, strict=True):
+            runner.run_context(call, addresses)

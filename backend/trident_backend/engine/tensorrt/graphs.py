@@ -1,0 +1,100 @@
+"""Generation calls, captured as CUDA graphs so that a call costs one launch instead of hundreds.
+
+Owns which numbers of sequences are captured, and the graphs. Everything is captured while the engine loads: what memory
+it takes is known before the first request, and no request waits for it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.plan import Context, Plan, Shape
+from trident_ensemble.errors import EngineError
+
+#: The optimization profile of calls with one token a sequence.
+GENERATION_PROFILE = 0
+#: Shapes and addresses of a generation call of so many sequences.
+Binder = Callable[[int], tuple[dict[str, Shape], dict[str, int]]]
+
+
+def captured_sizes(num_slots: int) -> tuple[int, ...]:
+    """The numbers of sequences in a generation call: few enough to capture each, and close enough to waste little."""
+    sizes = [size for size in (1, 2, 4, *range(8, num_slots, 8)) if size < num_slots]
+    return (*sizes, num_slots)
+
+
+class GenerationGraphs:
+    """Runs generation calls, as graphs where that is possible.
+
+    Each size has its own execution context: a graph repeats what its context was set to, which must not change.
+
+    Args:
+        device: where.
+        plan: of the network.
+        sizes: ascending.
+        bind: the same for the same size at any time; it may run as soon as this is made.
+    """
+
+    def __init__(self, device: Device, plan: Plan, sizes: tuple[int, ...], bind: Binder) -> None:
+        self._device = device
+        self._plan = plan
+        self._sizes = sizes
+        self._bind = bind
+        self._contexts: list[Context] = []
+        self._graphs: dict[int, Any] = {}
+        try:
+            self._capture_all()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_graphs(self) -> int:
+        """How many sizes are captured."""
+        return len(self._graphs)
+
+    def padded(self, num_seqs: int) -> int:
+        """The size of the call that so many sequences take."""
+        return self._sizes[bisect.bisect_left(self._sizes, num_seqs)]
+
+    def run(self, size: int) -> None:
+        """Enqueue a generation call of one of the sizes."""
+        if size in self._graphs:
+            self._device.launch(self._graphs[size])
+        else:
+            self._plan.run(*self._bind(size), profile=GENERATION_PROFILE)
+
+    def close(self) -> None:
+        """Free the graphs, then what they run."""
+        while self._graphs:
+            self._device.free_graph(self._graphs.popitem()[1])
+        while self._contexts:
+            self._contexts.pop().close()
+
+    def _capture_all(self) -> None:
+        # The largest first: what it needs beyond the plan's memory, the others find.
+        for size in reversed(self._sizes):
+            reason = self._capture(size)
+            if reason:
+                logging.getLogger(__name__).warning("no CUDA graph for %d sequences or fewer: %s", size, reason)
+                return
+
+    def _capture(self, size: int) -> str:
+        """Capture one size; why not, if not."""
+        context = self._plan.context(GENERATION_PROFILE, fixed_shapes=True)
+        self._contexts.append(context)
+        shapes, addresses = self._bind(size)
+        # TensorRT does at the first run what it must not do while it is captured.
+        context.run(shapes, addresses)
+        self._device.synchronize()
+        if not context.is_capturable:
+            return "TensorRT says that this plan cannot be captured"
+        try:
+            self._graphs[size] = self._device.capture(lambda: context.run(shapes, addresses))
+        except EngineError as error:
+            return str(error)
+        return ""

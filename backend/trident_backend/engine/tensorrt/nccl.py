@@ -1,0 +1,81 @@
+"""NCCL communicators, through which the devices of one network exchange their parts.
+
+Owns the calls of `nccl4py`, NVIDIA's Python bindings, and their errors. TensorRT runs the collectives itself, once an
+execution context has been given the communicator. Never starts a rank.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from typing import Any
+
+from trident_ensemble.errors import ArtifactError, EngineError
+
+_CAPSULE_NAME = b"ncclComm_t"
+
+
+class Communicator:
+    """One rank's end of a communicator.
+
+    Args:
+        communicator: NCCL's.
+    """
+
+    def __init__(self, communicator: Any) -> None:
+        self._communicator = communicator
+
+    @property
+    def capsule(self) -> object:
+        """What `IExecutionContext.set_communicator` takes; it must not outlive this."""
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        capsule: object = new(self._communicator.ptr, _CAPSULE_NAME, None)
+        return capsule
+
+    def abort(self) -> None:
+        """End what runs and whatever waits for other ranks; from any thread. Nothing can be done with it after."""
+        self._communicator.abort()
+
+    def close(self) -> None:
+        """Free it. Every rank must, at about the same time."""
+        self._communicator.destroy()
+
+
+def make_unique_id() -> bytes:
+    """What the ranks of one communicator must have in common; one of them makes it and the others are sent it.
+
+    Raises:
+        ArtifactError: NCCL is not installed.
+        EngineError: NCCL failed.
+    """
+    nccl = _import_nccl()
+    return bytes(_call("get_unique_id", nccl.get_unique_id))
+
+
+def join(num_ranks: int, rank: int, unique_id: bytes) -> Communicator:
+    """Make this rank's end, on the calling thread's GPU; waits until every rank is there.
+
+    Raises:
+        ArtifactError: NCCL is not installed.
+        EngineError: NCCL failed.
+    """
+    nccl = _import_nccl()
+    shared = nccl.UniqueId.from_bytes(unique_id)
+    return Communicator(_call("Communicator.init", lambda: nccl.Communicator.init(num_ranks, rank, shared)))
+
+
+def _call(name: str, function: Any) -> Any:
+    try:
+        return function()
+    except Exception as error:  # the bindings' own classes of errors, and those of loading the library
+        raise EngineError(f"NCCL: {name} failed: {error}") from None
+
+
+def _import_nccl() -> Any:
+    try:
+        return importlib.import_module("nccl.core")
+    except ImportError as error:
+        raise ArtifactError(
+            f"tensor_parallel: several GPUs need NCCL's Python bindings ({error}): pip install 'nccl4py[cu13]'"
+        ) from None

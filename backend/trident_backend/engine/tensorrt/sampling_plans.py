@@ -1,0 +1,174 @@
+"""The plans of an engine that sampling runs on the device, and the little memory that goes to them and back.
+
+Owns the plans, their limits, the arrays on their way and the rows that are being changed. Knows logits by their address
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+#: What no array is for: the step's logits, and the rows as a plan changed them.
+_LOGITS, _CHANGED = "logits", "changed"
+_ALIGNMENT = 256
+_TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "uint8": np.uint8}
+
+
+class _Operation(NamedTuple):
+    """A plan, and its small inputs and outputs; of all outputs the first axis is as long as the input `leader`'s."""
+
+    plan: Plan
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+    leader: str
+
+    @property
+    def large(self) -> set[str]:
+        """The inputs and outputs that stay on the device."""
+        return self.plan.tensors.keys() - self.inputs.keys() - self.outputs.keys()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the largest inputs and outputs."""
+        sizes = {key: _size(self.plan.bounds(key, 0)[1], info.dtype) for key, info in self.inputs.items()}
+        most = self.plan.bounds(self.leader, 0)[1][0]
+        sizes |= {key: _size((most, *info.shape[1:]), info.dtype) for key, info in self.outputs.items()}
+        return _placed(sizes, 0)[1]
+
+    def results(self, count: int) -> Arrays:
+        """Arrays for the outputs."""
+        return {key: np.empty((count, *info.shape[1:]), _TYPES[info.dtype]) for key, info in self.outputs.items()}
+
+
+class SamplingPlans:
+    """Runs the plans, one at a time.
+
+    Args:
+        plans: by name; see `trident_compiler.sampling_networks`. They are closed with this.
+        device: where they run.
+    """
+
+    def __init__(self, plans: Mapping[str, Plan], device: Device) -> None:
+        self.device = device
+        self._operations = {name: _operation(plan) for name, plan in plans.items()}
+        likeliest, read = plans["likeliest"], plans["read"]
+        #: Rows of the buffer that the logits lie in, and the vocabulary's size.
+        self.max_rows, self.vocab_size = likeliest.bounds(_LOGITS, 0)[1]
+        #: Rows, and pairs, of one run at most.
+        self.max_chosen = likeliest.bounds("rows", 0)[1][0]
+        self.max_pairs = read.bounds("pairs", 0)[1][0]
+        #: How many of the largest can be found, ascending.
+        self.sizes = sorted(int(name.partition(".")[2]) for name in plans if name.startswith("largest."))
+        self.num_equals = self._operations["equals"].outputs["ids"].shape[1]
+        num_bytes = max(operation.num_bytes for operation in self._operations.values())
+        self._pinned = device.pinned(num_bytes)
+        #: Whether the device may still be reading the pinned memory.
+        self._is_busy = False
+        with ExitStack() as stack:
+            self._area = device.allocate(num_bytes)
+            stack.callback(device.free, self._area)
+            #: `[max_chosen, V]`, where plans write rows that they change.
+            self.changed = device.allocate(self.max_chosen * self.vocab_size * 4)
+            stack.callback(device.free, self.changed)
+            self._resources = stack.pop_all()
+        for plan in plans.values():
+            self._resources.callback(plan.close)
+
+    def run(self, name: str, logits: int, inputs: Arrays) -> Arrays:
+        """Run one plan.
+
+        Args:
+            name: of the plan.
+            logits: address of `[max_rows, V]`.
+            inputs: all others, C-contiguous, within the plan's limits.
+
+        Returns:
+            all outputs but `changed`, which the plan writes to `self.changed`, soon after this returns.
+
+        Raises:
+            EngineError: something failed on the device.
+        """
+        operation = self._operations[name]
+        places, end = _placed({key: array.nbytes for key, array in inputs.items()}, 0)
+        if self._is_busy:
+            self.device.synchronize()
+        for key, array in inputs.items():
+            self._view(places[key], array.dtype, array.shape)[...] = array
+        self.device.upload(self._area, self._pinned[:end])
+        self._is_busy = True
+        results = operation.results(len(inputs[operation.leader]))
+        result_places, result_end = _placed({key: empty.nbytes for key, empty in results.items()}, end)
+        addresses = {key: self._area + place for key, place in (places | result_places).items()}
+        addresses |= {key: logits if key == _LOGITS else self.changed for key in operation.large}
+        shapes = {key: array.shape for key, array in inputs.items()}
+        operation.plan.run({**shapes, _LOGITS: (self.max_rows, self.vocab_size)}, addresses)
+        if results:
+            self.device.download(self._pinned[end:result_end], self._area + end)
+            self.device.synchronize()
+            self._is_busy = False
+        for key, result in results.items():
+            result[...] = self._view(result_places[key], result.dtype, result.shape)
+        return results
+
+    def close(self) -> None:
+        """Free everything."""
+        self._resources.close()
+
+    def _view(self, place: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        return self._pinned[place : place + num_bytes].view(dtype).reshape(shape)
+
+
+def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
+    """All plans in a folder.
+
+    Args:
+        folder: `sampling` in the engine's.
+        device: where they run.
+        runtime_module: see `Plan`.
+
+    Raises:
+        ArtifactError: one of them cannot be read.
+        EngineError: no memory.
+    """
+    with ExitStack() as stack:
+        plans = {}
+        for path in sorted(folder.glob("*.plan")):
+            plans[path.stem] = Plan(path, device, runtime_module)
+            stack.callback(plans[path.stem].close)
+        loaded = SamplingPlans(plans, device)
+        stack.pop_all()
+        return loaded
+
+
+def _operation(plan: Plan) -> _Operation:
+    small = {name: info for name, info in plan.tensors.items() if name not in {_LOGITS, _CHANGED}}
+    inputs = {name: info for name, info in small.items() if info.is_input}
+    outputs = {name: info for name, info in small.items() if not info.is_input}
+    return _Operation(plan, inputs, outputs, "rows" if "rows" in inputs else "pairs")
+
+
+def _size(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(_TYPES[dtype]).itemsize
+
+
+def _placed(sizes: Mapping[str, int], start: int) -> tuple[dict[str, int], int]:
+    """Where arrays of so many bytes begin, one after another from an aligned place on, and where the next would."""
+    places = {}
+    for name, size in sizes.items():
+        places[name] = start
+        start += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return places, start

@@ -1,0 +1,86 @@
+"""The KV cache on the device: one allocation for the keys and one for the values of each layer.
+
+Owns that memory, the addresses of slots, and copies between them. Never knows whose slot is whose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trident_backend.engine.tensorrt.device import Device
+
+
+@dataclass(frozen=True)
+class SlotTensor:
+    """One slot of one cache: `[num_heads, slot_len, head_dim]`.
+
+    Args:
+        num_heads: of keys or values, on this device.
+        slot_len: positions.
+        head_dim: numbers of a head.
+        itemsize: bytes of a number.
+    """
+
+    num_heads: int
+    slot_len: int
+    head_dim: int
+    itemsize: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one position of one head."""
+        return self.head_dim * self.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a slot."""
+        return math.prod((self.num_heads, self.slot_len, self.row_bytes))
+
+
+class SlotPool:
+    """`num_slots` slots of every cache.
+
+    Args:
+        device: whose memory.
+        tensors: the caches by name, `key_cache.<layer>` and `value_cache.<layer>`.
+        num_slots: how many sequences they hold.
+    """
+
+    def __init__(self, device: Device, tensors: Mapping[str, SlotTensor], num_slots: int) -> None:
+        self._device = device
+        self._tensors = tensors
+        self._addresses: dict[str, int] = {}
+        try:
+            for name, tensor in tensors.items():
+                self._addresses[name] = device.allocate(num_slots * tensor.num_bytes)
+                # What was there before may be NaN, and NaN times nothing is NaN.
+                device.zero(self._addresses[name], num_slots * tensor.num_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def addresses(self, first_slot: int) -> dict[str, int]:
+        """Where the caches begin for a call whose first sequence has this slot, by the network's inputs and outputs."""
+        places = {}
+        for name, address in self._addresses.items():
+            places[name] = places[f"new_{name}"] = address + first_slot * self._tensors[name].num_bytes
+        return places
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Enqueue the copy of a slot's first tokens to another slot."""
+        for name, address in self._addresses.items():
+            tensor = self._tensors[name]
+            self._device.copy_2d(
+                address + target * tensor.num_bytes,
+                address + source * tensor.num_bytes,
+                pitch=tensor.slot_len * tensor.row_bytes,
+                width=num_tokens * tensor.row_bytes,
+                height=tensor.num_heads,
+            )
+
+    def close(self) -> None:
+        """Free the memory."""
+        while self._addresses:
+            self._device.free(self._addresses.popitem()[1])

@@ -1,0 +1,38 @@
+"""The largest logits of rows and which tokens they belong to, of equals the lowest ids.
+
+Owns which of equals are among the largest. Never samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trident_backend.engine.protocol import FloatArray, Indices, StepLogits, TokenIds
+
+
+def largest(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatArray, TokenIds]:
+    """The rows' largest logits and their tokens, the largest first; of equals the lowest ids, in order.
+
+    Args:
+        logits: of the step.
+        rows: `[n]`, which rows, ascending.
+        counts: `[n]`, how many of each, from 1 to V.
+
+    Returns:
+        values and ids `[n, max(counts)]`; of a row only the first `counts` hold.
+    """
+    vocab_size = logits.shape[1]
+    width = int(counts.max())
+    # One more than asked for tells whether equals of the last were left out.
+    values, ids = logits.largest(rows, min(width + 1, vocab_size))
+    numbers = np.arange(len(rows))
+    lasts = values[numbers, counts - 1]
+    is_cut = (counts < vocab_size) & (values[numbers, np.minimum(counts, vocab_size - 1)] == lasts)
+    cut = np.flatnonzero(is_cut & np.isfinite(lasts))
+    if cut.size:
+        places = values[cut] == lasts[cut, None]
+        equals = logits.equals(rows[cut], lasts[cut], places.sum(axis=1))
+        for number, its_places, lowest in zip(cut.tolist(), places, equals, strict=True):
+            ids[number, its_places] = lowest
+    order = np.lexsort((ids, -values), axis=1)[:, :width]
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(ids, order, axis=1)

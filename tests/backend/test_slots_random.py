@@ -1,0 +1,192 @@
+"""Random histories of the slot manager, on a cache that remembers who wrote what.
+
+More than the scheduler ever does: sequences are let go in the midst of a step, after they have grown, and lose their
+slot; steps fail; what was written is no number. What is found must be the longest that is there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+
+from tests.backend.doubles import make_sequence
+from trident_backend.sequence import Sequence
+from trident_backend.siblings import shares_prompt
+from trident_backend.slots import SlotManager
+
+GRANULE, SLOT_SIZE = 4, 40
+
+
+class Value(NamedTuple):
+    """What a token leaves in the cache: nobody else may read what is salted or private."""
+
+    token_id: int
+    salt: str
+    private: int | None
+
+
+#: Of a failed step, or behind what was copied.
+JUNK = Value(-1, "junk", None)
+
+
+def values(sequence: Sequence, num_tokens: int) -> list[Value]:
+    """What belongs into the sequence's slot."""
+    family = sequence.parent or sequence
+    private = None if sequence.reuse_cache else family.sequence_id
+    return [Value(token_id, sequence.cache_salt, private) for token_id in sequence.token_ids[:num_tokens]]
+
+
+def num_equal(one: list[Value], two: list[Value]) -> int:
+    """How long they are alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
+
+class Model:
+    """A manager, the cache that it speaks of, and what ought to be known."""
+
+    def __init__(self, num_slots: int, *, reuse: bool) -> None:
+        self.rng = random.Random(num_slots)  # noqa: S311 (a test's choice)
+        self.reuse = reuse
+        self.slots = SlotManager(num_slots, SLOT_SIZE, granule=GRANULE, reuse=reuse)
+        self.cache = [[JUNK] * SLOT_SIZE for _ in range(num_slots)]
+        self.known: list[list[Value]] = [[] for _ in range(num_slots)]
+        self.running: list[Sequence] = []
+        self.lost: list[Sequence] = []
+        self.ready: set[Sequence] = set()
+        self.grown: list[tuple[Sequence, int]] = []
+        self.num_sequences = 0
+        self.met: Counter[str] = Counter()
+
+    def new(self) -> Sequence:
+        rng = self.rng
+        self.num_sequences += 1
+        if self.lost and rng.random() < 0.3:
+            return self.lost.pop(rng.randrange(len(self.lost)))
+        if self.running and rng.random() < 0.4:
+            first = rng.choice(self.running)
+            first = first.parent or first
+            prompt = first.token_ids[: first.num_prompt_tokens]
+            same = {"cache_salt": first.cache_salt, "reuse_cache": first.reuse_cache}
+            return make_sequence(self.num_sequences, prompt, SLOT_SIZE - len(prompt), parent=first, **same)
+        text = rng.choice([[0] * 30, [1, 2] * 15, [*[0] * 12, *[3] * 12]])
+        prompt = [*text[: rng.randrange(30)], *rng.choices(range(4), k=rng.randint(1, 5))]
+        salt, reuse_cache = rng.choice(["", "", "salt"]), rng.random() < 0.8
+        fields = {"cache_salt": salt, "reuse_cache": reuse_cache}
+        return make_sequence(self.num_sequences, prompt, SLOT_SIZE - len(prompt), **fields)
+
+    def admit(self) -> None:
+        sequence, slots = self.new(), self.slots
+        num_free, parent = slots.num_free, sequence.parent
+        own = values(sequence, sequence.num_tokens)
+        longest = 0
+        if self.reuse and sequence.reuse_cache:
+            longest = max(min(num_equal(known, own), len(own) - 1) for known in self.known) // GRANULE * GRANULE
+        assert slots.num_cached(sequence) == longest
+        shares = parent in self.ready and shares_prompt(sequence)
+        if shares:
+            longest = sequence.num_prompt_tokens - 1
+        num_cached = slots.admit(sequence, sequence.max_len)
+        assert (num_cached is None) == (num_free == 0)
+        if num_cached is None:
+            self.lost.append(sequence)
+            return
+        assert num_cached == longest
+        [slot] = sequence.block_table
+        in_place = num_cached > 0 and num_equal(self.known[slot], own) >= num_cached and not shares
+        self.met["in place" if in_place else "shared" if shares else "found" if num_cached else "not found"] += 1
+        self.known[slot] = self.known[slot][: num_cached if in_place else 0]
+        sequence.num_computed_tokens = num_cached
+        self.running.append(sequence)
+        if num_cached == 0 or in_place:
+            self.ready.add(sequence)
+
+    def grow(self) -> None:
+        waiting = [s for s in self.running if s not in dict(self.grown) and s.num_remaining_tokens]
+        if waiting:
+            sequence = self.rng.choice(waiting)
+            num_new = self.rng.randint(1, sequence.num_remaining_tokens)
+            assert self.slots.grow(sequence, min(SLOT_SIZE, sequence.num_computed_tokens + num_new + 2)), "with guesses"
+            self.grown.append((sequence, num_new))
+
+    def leave(self) -> None:
+        if self.running:
+            sequence = self.rng.choice(self.running)
+            self.met["left as it had grown"] += sequence in dict(self.grown)
+            self.grown = [grown for grown in self.grown if grown[0] is not sequence]
+            self.release(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.commit(sequence)
+        self.slots.release(sequence)
+        assert sequence.block_table == []
+        self.ready.discard(sequence)
+        if sequence.num_tokens < SLOT_SIZE and self.rng.random() < 0.5:
+            sequence.num_computed_tokens = 0
+            self.lost.append(sequence)
+
+    def commit(self, sequence: Sequence) -> None:
+        if self.reuse and sequence.reuse_cache and sequence in self.ready:
+            self.known[sequence.block_table[0]] = values(sequence, sequence.num_computed_tokens)
+
+    def step(self) -> None:
+        copies = self.slots.take_copies()
+        self.slots.check_integrity(self.running)
+        self.met["read and written at once"] += bool({c[0] for c in copies} & {c[1] for c in copies})
+        failed = self.rng.random() < 0.05
+        for source, target, num_tokens in copies:
+            assert source != target
+            old = [JUNK] * num_tokens if failed else self.cache[source][:num_tokens]
+            self.cache[target] = old + [JUNK] * (SLOT_SIZE - num_tokens)
+        for sequence, num_new in self.grown:
+            past, written = sequence.num_computed_tokens, values(sequence, sequence.num_computed_tokens + num_new)
+            row = self.cache[sequence.block_table[0]]
+            row[past:] = [JUNK] * (SLOT_SIZE - past)
+            no_number = self.rng.random() < 0.03
+            if not (failed or no_number):
+                row[past : past + num_new] = written[past:]
+                sequence.num_computed_tokens += num_new
+            if failed or no_number:
+                self.met["failed"] += 1
+                self.release(sequence)
+                continue
+            self.ready.add(sequence)
+            self.commit(sequence)
+            self.slots.commit(sequence)
+            if not sequence.num_remaining_tokens and sequence.num_tokens < SLOT_SIZE:
+                sequence.token_ids.append(self.rng.randrange(4))
+        self.grown.clear()
+
+    def check(self) -> None:
+        self.slots.check_integrity(self.running)
+        for sequence in self.ready:
+            num_computed = sequence.num_computed_tokens
+            assert self.cache[sequence.block_table[0]][:num_computed] == values(sequence, num_computed)
+        assert self.slots.num_used >= len(self.running)
+        self.met["to be read, and free"] += self.slots.num_used > len(self.running)
+
+
+MOMENTS = {"shared", "not found", "failed", "left as it had grown"}
+WITH_REUSE = {"in place", "found", "read and written at once", "to be read, and free"}
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("num_slots", [1, 5, 12])
+def test_everybody_reads_what_is_theirs_and_as_much_as_there_is(num_slots: int, reuse: bool) -> None:
+    model = Model(num_slots, reuse=reuse)
+    actions = [model.admit, model.admit, model.grow, model.grow, model.grow, model.leave]
+    for _ in range(2000):
+        for _ in range(model.rng.choice([1, 4, 4, 12, 30])):
+            model.rng.choice(actions)()
+        model.step()
+        model.check()
+    while model.running:
+        model.release(model.running[0])
+    model.check()
+    assert model.slots.num_used == 0
+    if num_slots > 1:
+        met = {moment for moment, times in model.met.items() if times >= 5}
+        assert met >= MOMENTS | (WITH_REUSE if reuse else set())

@@ -1,0 +1,125 @@
+"""The parts of `make bench-gpu`, one after another.
+
+Owns what is run with what limits, and what becomes of each part. Never prints a table itself: `gpu_tables` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import LlamaConfig
+
+from tests.benchmarks import gpu_tables
+from tests.benchmarks.gpu_bandwidth import copy_bandwidth
+from tests.benchmarks.gpu_checkpoint import SHAPES, make_checkpoint, reading
+from tests.benchmarks.gpu_decode import step_seconds
+from tests.benchmarks.gpu_rounds import Load, parity, run_rounds, summarize
+from tests.benchmarks.gpu_transformers import TransformersBaseline
+from tests.benchmarks.load import Bench
+from tests.e2e.server import serve
+from tests.engine.driver import Driver, Floats
+from tests.gpu import hardware
+from trident_backend.engine.factory import load_engine
+
+MAX_NUM_SEQS, MAX_SEQ_LEN, MAX_NUM_TOKENS = 128, 1024, 2048
+CONTEXT = 512
+NUM_SEQS = (1, 8, 64)
+BYTES_PER_WEIGHT = {"bf16": 2.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
+PARITY_TOKENS = 64
+
+Outcome = dict[str, Any]
+
+
+def run_parts(args: argparse.Namespace, work: Path, console: Console) -> Outcome:
+    """Run everything, each part shown when it has ended; returns all figures.
+
+    Args:
+        args: of the command, see `gpu`.
+        work: an empty folder.
+        console: where tables go.
+    """
+    outcome: Outcome = {"gpu": hardware.gpu_name(), "shape": args.shape, "left out": {}}
+    config = make_checkpoint(work / "checkpoint", SHAPES[args.shape])
+    outcome["build"] = _build(args, work)
+    logits = _decode(work / "repository", config, outcome)
+    gpu_tables.show_steps(outcome, CONTEXT, console)
+    with ExitStack() as stack:
+        server = stack.enter_context(serve(work / "repository", work / "log"))
+        baseline = _baseline(work / "checkpoint", outcome, stack)
+        if baseline is not None:
+            outcome["parity"] = parity(logits, baseline.logits(_parity_tokens()))
+            console.print("parity with transformers:", outcome["parity"])
+        outcome["bursts"] = {}
+        for num_users in (int(text) for text in args.users.split(",")):
+            load = Load(num_users, args.prompt_tokens, args.output_tokens, config.vocab_size)
+            rounds = run_rounds(server.grpc, baseline, load, args.rounds)
+            outcome["bursts"][num_users] = {"rounds": rounds, "summary": summarize(rounds)}
+    gpu_tables.show_bursts(outcome, args, console)
+    bench = Bench(work / "repository", work, ["--ramp", str(args.ramp), "--duration", str(args.duration)])
+    lengths = ["--input-tokens", str(args.prompt_tokens), "--output-tokens", str(args.output_tokens)]
+    outcome["bench"] = bench.run([], ["--users", args.users, *lengths])
+    gpu_tables.show_bench(outcome, console)
+    return outcome
+
+
+def _build(args: argparse.Namespace, work: Path) -> Outcome:
+    words = [
+        "build", str(work / "checkpoint"), "--repository", str(work / "repository"), "--engine", "tensorrt",
+        "--precision", args.precision, "--max-num-seqs", str(MAX_NUM_SEQS), "--max-seq-len", str(MAX_SEQ_LEN),
+        "--max-num-tokens", str(MAX_NUM_TOKENS), *args.build_option,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "trident_tools.main", *words], check=True)
+    seconds = time.perf_counter() - start
+    plans = [path.stat().st_size for path in (work / "repository").rglob("*.plan")]
+    return {"seconds": seconds, "plan bytes": sum(plans)}
+
+
+def _parity_tokens() -> list[int]:
+    return Load(1, PARITY_TOKENS, 1, 32000).prompts(0)[0]
+
+
+def _decode(repository: Path, config: LlamaConfig, outcome: Outcome) -> Floats:
+    """Time generation steps; returns the logits that are compared with transformers'."""
+    bandwidth = outcome["copy bytes/s"] = copy_bandwidth()
+    engine, manifest = load_engine(repository / "core" / "1")
+    outcome["compiler"] = f"{manifest.compiler.name} {manifest.compiler.version} for {manifest.compiler.target}"
+    outcome["precision"] = vars(manifest.precision)
+    read = reading(config)
+    try:
+        logits = Driver(engine).whole(_parity_tokens())
+        outcome["steps"] = {}
+        for num_seqs in NUM_SEQS:
+            seconds = step_seconds(engine, num_seqs, CONTEXT, repeats=50)
+            num_bytes = read.num_bytes(num_seqs, CONTEXT, BYTES_PER_WEIGHT[manifest.precision.weights], 2)
+            outcome["steps"][num_seqs] = {
+                "ms": 1000 * seconds,
+                "tokens/s": num_seqs / seconds,
+                "bytes/s": num_bytes / seconds,
+                "share of copy bandwidth": num_bytes / seconds / bandwidth,
+            }
+    finally:
+        engine.close()
+    return logits
+
+
+def _baseline(checkpoint: Path, outcome: Outcome, stack: ExitStack) -> TransformersBaseline | None:
+    if not torch.cuda.is_available():
+        outcome["left out"]["transformers"] = f"torch {torch.__version__} has no CUDA, or finds no device"
+        return None
+    cache_tokens = MAX_NUM_SEQS * MAX_SEQ_LEN
+    try:
+        baseline = stack.enter_context(TransformersBaseline(checkpoint, "cuda", MAX_NUM_TOKENS, cache_tokens))
+    except torch.cuda.OutOfMemoryError as error:
+        outcome["left out"]["transformers"] = f"no room beside the server: {error}"
+        return None
+    outcome["transformers attention"] = baseline.attention
+    return baseline

@@ -1,0 +1,116 @@
+"""The real tritonserver serves a network that two GPUs share, which are doubles: see tests/tensorrt/double."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tritonclient.utils import InferenceServerException
+
+from tests.checkpoints import make_checkpoint, reference_model
+from tests.e2e.build import build
+from tests.e2e.clients import ask_grpc
+from tests.e2e.server import Server, serve, until
+
+ROOT = Path(__file__).parents[2]
+DOUBLE = ROOT / "tests" / "tensorrt" / "double"
+LIMITS = ("--max-num-seqs", "4", "--max-num-tokens", "32", "--max-seq-len", "128")
+TEXTS = ("one prong", "two prongs, and then", "three prongs: the trident", "none")
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("parallel") / "checkpoint", "qwen2", head_dim=64, hidden_size=256)
+
+
+@pytest.fixture(scope="module")
+def doubled() -> Iterator[None]:
+    """The doubles in the places of cuda-python, TensorRT and NCCL, for what is started from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (DOUBLE, ROOT))))
+        patch.setenv("DOUBLE_GPUS", "2")
+        patch.setenv("DOUBLE_GPU_BYTES", str(8 * 2**30))
+        yield
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint: Path, doubled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository") / "parallel"
+    build(checkpoint, folder, "--engine", "tensorrt", "--tensor-parallel", "2", "--precision", "fp16", *LIMITS)
+    config = folder / "core" / "config.pbtxt"
+    # The server sees that there is no GPU, and would not load the model.
+    config.write_text(re.sub(r"  gpus: 0\n  kind: KIND_GPU", "  kind: KIND_CPU", config.read_text(encoding="utf-8")))
+    return folder
+
+
+@pytest.fixture
+def server(repository: Path, doubled: None, tmp_path: Path) -> Iterator[Server]:
+    with serve(repository, tmp_path / "log") as running:
+        yield running
+
+
+def rank_processes() -> set[int]:
+    """Of all servers here; tests of this file run one at a time."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if b"tensorrt.rank_process" in command and state not in "ZX":
+            found.add(int(folder.name))
+    return found
+
+
+def generated(checkpoint: Path, text: str) -> list[int]:
+    prompt = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text).ids
+    tokens = torch.tensor([prompt])
+    model = reference_model(checkpoint)
+    with torch.no_grad():
+        for _ in range(NUM_TOKENS):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    return [int(token) for token in tokens[0, len(prompt) :]]
+
+
+def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
+    repository: Path, checkpoint: Path, doubled: None, tmp_path: Path
+) -> None:
+    before = rank_processes()
+    with serve(repository, tmp_path / "log") as running:
+        assert len(rank_processes() - before) == 1
+        fields = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "stream": True, "ignore_eos": True}
+        with ThreadPoolExecutor(len(TEXTS)) as pool:
+            answers = list(pool.map(lambda text: ask_grpc(running.grpc, text_input=text, **fields), TEXTS))
+        assert [answer.output_ids for answer in answers] == [generated(checkpoint, text) for text in TEXTS]
+    until(lambda: rank_processes() == before, 5, "the ranks have ended with their server")
+
+
+def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(server: Server) -> None:
+    fields = {"max_tokens": 100, "temperature": 0.0, "stream": True, "ignore_eos": True}
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = [pool.submit(ask_grpc, server.grpc, text_input=f"request {n}", **fields) for n in range(6)]
+        until(lambda: server.num_steps > 5, 30, "tokens are generated")
+        (rank,) = rank_processes()
+        os.kill(rank, signal.SIGKILL)
+        errors = [outcome.exception(60) for outcome in outcomes]
+    for error in errors:
+        assert isinstance(error, InferenceServerException)
+        assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(error)
+    until(lambda: server.process.poll() is not None, 30, "the server ends")
+
+
+def test_a_killed_leader_leaves_no_rank(server: Server) -> None:
+    (rank,) = rank_processes()
+    leader = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(leader, signal.SIGKILL)
+    until(lambda: not rank_processes(), 5, "the rank has ended")
+    until(lambda: server.process.poll() is not None, 60, "the server ends")

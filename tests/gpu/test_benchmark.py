@@ -1,0 +1,95 @@
+"""The parts of `make bench-gpu` that need no GPU, on a CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from tests.benchmarks.gpu_checkpoint import SHAPES, make_checkpoint, reading
+from tests.benchmarks.gpu_decode import generation_step, step_seconds
+from tests.benchmarks.gpu_rounds import Load, parity, run_rounds, summarize
+from tests.benchmarks.gpu_transformers import TransformersBaseline
+from tests.e2e.build import build
+from tests.e2e.server import serve
+from tests.engine.driver import DrivenSequence, Driver, whole
+from tests.gpu import hardware
+from trident_backend.engine.factory import load_engine
+
+SMALL: dict[str, Any] = {
+    **SHAPES["1b"], "vocab_size": 500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not hardware.cuda_missing(), reason="there is a GPU")
+@pytest.mark.parametrize("module", ["tests.benchmarks.gpu", "tests.gpu.hardware"])
+def test_without_a_gpu_one_sentence_says_so(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "GPU" in done.stderr
+
+
+def test_shapes_are_the_published_ones() -> None:
+    """Parameters as Meta counts them: 1.24 and 8.03 billion."""
+    for shape, expected in (("1b", 1_235_814_400), ("8b", 8_030_261_248)):
+        config = LlamaConfig(**SHAPES[shape])
+        read = reading(config)
+        embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+        norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+        assert read.weights + embedding + norms == expected
+    assert reading(LlamaConfig(**SHAPES["8b"])).kv_per_token * 2 == 128 << 10
+
+
+def test_bytes_of_a_step_are_weights_once_and_keys_and_values_of_each() -> None:
+    read = reading(LlamaConfig(**SMALL))
+    assert read.num_bytes(3, 10, 0.5, 2) == read.weights * 0.5 + 3 * 10 * 2 * 2 * 32 * 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small shape, and its repository."""
+    folder = tmp_path_factory.mktemp("small")
+    make_checkpoint(folder / "checkpoint", SMALL)
+    build(folder / "checkpoint", folder / "repository", "--max-seq-len", "256", "--max-num-seqs", "8")
+    return folder
+
+
+def test_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
+    load = Load(num_users=4, prompt_tokens=20, output_tokens=6, vocab_size=500)
+    tokens = load.prompts(7)[0]
+    engine, _ = load_engine(folder / "repository" / "core" / "1")
+    with TransformersBaseline(folder / "checkpoint", "cpu", 128, 1024) as baseline:
+        close = parity(Driver(engine).whole(tokens), baseline.logits(tokens))
+        with serve(folder / "repository", tmp_path / "log") as server:
+            rounds = run_rounds(server.grpc, baseline, load, num_rounds=2)
+            alone = run_rounds(server.grpc, None, load, num_rounds=1)
+    assert close["mean difference / standard deviation"] < 0.05
+    assert close["share of tokens with the same likeliest successor"] > 0.8
+    assert len(rounds) == 2
+    ratio, least, most = summarize(rounds)["trident / transformers, tokens/s"]
+    assert 0 < least <= ratio <= most
+    assert not any("transformers" in name for name in summarize(alone))
+
+
+def test_a_generation_step_computes_the_last_token_of_its_contexts(folder: Path) -> None:
+    engine, _ = load_engine(folder / "repository" / "core" / "1")
+    step = generation_step(engine, 2, 40)
+    sequences = [
+        DrivenSequence([*Load(1, 39, 1, 500).prompts(index)[0], int(step.token_ids[index])], block_table=table.tolist())
+        for index, table in enumerate(np.split(step.block_indices, 2))
+    ]
+    Driver(engine).step([(sequence, 39) for sequence in sequences])
+    found = whole(engine.execute(step))
+    for row, sequence in zip(found, sequences, strict=True):
+        np.testing.assert_allclose(row, Driver(engine).whole(sequence.tokens)[-1], atol=1e-3)
+    assert step_seconds(engine, 2, 40, repeats=3) > 0
+    with pytest.raises(ValueError, match="no room"):
+        generation_step(engine, 9, 40)

@@ -1,0 +1,111 @@
+"""The operations on logits that lie on a GPU, against plain numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.engine.driver import DrivenSequence, Driver, Floats, whole
+from tests.gpu.conftest import MAX_NUM_SEQS, Build, loaded
+from tests.gpu.steps import prompt
+from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, StepLogits
+
+pytestmark = pytest.mark.gpu
+NUM_ROWS = 12
+ROWS = np.array([0, 2, 3, 7, 11])
+
+
+@pytest.fixture
+def logits(repository_of: Build) -> Iterator[StepLogits]:
+    """Of a step with chunks and single tokens, so that rows lie scattered in the device's buffer."""
+    with loaded(repository_of("llama")) as engine:
+        driver = Driver(engine)
+        single = [DrivenSequence(prompt(2, seed)) for seed in range(4)]
+        driver.step([(sequence, 1) for sequence in single])
+        chunk = DrivenSequence(prompt(8, 9))
+        assert len(single) <= MAX_NUM_SEQS
+        batch = driver.batch([(single[0], 1), (chunk, 8), *((sequence, 1) for sequence in single[1:])])
+        step = engine.execute(batch)
+        assert step.shape[0] == NUM_ROWS
+        yield step
+
+
+def _floats(*values: float) -> Floats:
+    return np.array(values, np.float32)
+
+
+def test_the_likeliest_token_is_the_lowest_of_equals(logits: StepLogits) -> None:
+    logits.write(ROWS, np.full(len(ROWS), 77), _floats(50.0).repeat(len(ROWS)))
+    logits.write(ROWS, np.full(len(ROWS), 300), _floats(50.0).repeat(len(ROWS)))
+    ids, values = logits.likeliest(ROWS)
+    assert ids.tolist() == [77] * len(ROWS)
+    assert values.tolist() == [50.0] * len(ROWS)
+    others = np.setdiff1d(np.arange(NUM_ROWS), ROWS)
+    np.testing.assert_array_equal(logits.likeliest(others)[0], whole(logits)[others].argmax(1))
+
+
+def test_a_row_that_is_no_number_shows_as_such(logits: StepLogits) -> None:
+    logits.write(np.array([3]), np.array([17]), _floats(np.nan))
+    _, values = logits.likeliest(ROWS)
+    shows = np.isnan(values) | (values == np.inf)
+    assert shows.tolist() == [row == 3 for row in ROWS]
+
+
+def test_masses_are_sums_of_exponentials(logits: StepLogits) -> None:
+    values = whole(logits)[ROWS]
+    maxima, temperatures = values.max(1), np.linspace(0.5, 2.0, len(ROWS))
+    floors = np.sort(values, axis=1)[:, -40]
+    for floor in (None, floors):
+        found = logits.masses(ROWS, maxima, temperatures, floor)
+        np.testing.assert_allclose(found, _masses(values, maxima, temperatures, floor), rtol=1e-4, atol=1e-6)
+
+
+def _masses(values: Floats, maxima: Floats, temperatures: Doubles, floors: Floats | None) -> Doubles:
+    exact = np.exp((values.astype(np.float64) - maxima[:, None]) / temperatures[:, None])
+    if floors is not None:
+        exact[values < floors[:, None]] = 0
+    width = -(-values.shape[1] // CHUNK_WIDTH) * CHUNK_WIDTH
+    padded = np.pad(exact, ((0, 0), (0, width - values.shape[1])))
+    sums: Doubles = padded.reshape(len(values), -1, CHUNK_WIDTH).sum(2)
+    return sums
+
+
+@pytest.mark.parametrize("count", [1, 20, 100, 399])
+def test_the_largest_are_those_of_a_sort(logits: StepLogits, count: int) -> None:
+    values, ids = logits.largest(ROWS, count)
+    expected = whole(logits)[ROWS]
+    np.testing.assert_array_equal(values, -np.sort(-expected, axis=1)[:, :count])
+    np.testing.assert_array_equal(np.take_along_axis(expected, ids, axis=1), values)
+
+
+def test_what_is_written_is_read_and_nothing_else_changes(logits: StepLogits) -> None:
+    before = whole(logits)
+    ids = np.arange(len(ROWS)) * 31 + 5
+    logits.write(ROWS, ids, np.arange(len(ROWS), dtype=np.float32))
+    expected = before.copy()
+    expected[ROWS, ids] = np.arange(len(ROWS))
+    np.testing.assert_array_equal(whole(logits), expected)
+    np.testing.assert_array_equal(logits.read(ROWS, ids), np.arange(len(ROWS)))
+
+
+def test_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> None:
+    before = whole(logits)
+    vocab_size = before.shape[1]
+    allowed = np.random.default_rng(1).random((len(ROWS), vocab_size)) < 0.3
+    bits = np.zeros((len(ROWS), -(-vocab_size // 32) * 32), np.uint8)
+    bits[:, :vocab_size] = allowed
+    words = np.packbits(bits, axis=1, bitorder="little").view("<u4")
+    logits.allow(ROWS, words.astype(np.uint32))
+    expected = before.copy()
+    expected[ROWS] = np.where(allowed, before[ROWS], -np.inf)
+    np.testing.assert_array_equal(whole(logits), expected)
+
+
+def test_equals_are_found_lowest_first(logits: StepLogits) -> None:
+    logits.write(np.array([2]), np.array([9]), _floats(3.5))
+    logits.write(np.array([2]), np.array([200]), _floats(3.5))
+    (one,), (both,) = (logits.equals(np.array([2]), _floats(3.5), np.array([count])) for count in (1, 5))
+    assert one.tolist() == [9]
+    assert both.tolist() == [9, 200]

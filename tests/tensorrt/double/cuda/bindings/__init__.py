@@ -1,0 +1,1 @@
+"""Stands for cuda-python's package of this name."""

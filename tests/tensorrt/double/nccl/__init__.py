@@ -1,0 +1,1 @@
+"""Stands for NVIDIA's `nccl4py`."""

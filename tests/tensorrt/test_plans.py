@@ -1,0 +1,287 @@
+"""Real plans: every family, in every number format that a target knows, is compiled for GPUs that are not here.
+
+What a plan computes is another matter (test_parity); here TensorRT itself says that it can be built.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import FAMILIES, make_checkpoint
+from trident_compiler.build_progress import NestedShares
+from trident_compiler.checkpoint import Checkpoint, open_checkpoint
+from trident_compiler.network_compiler import NetworkCompiler, ShapeRange
+from trident_compiler.plan import Wanted
+from trident_compiler.progress import SilentProgress
+from trident_compiler.tensorrt_compiler import TensorRTCompiler, TensorRTTarget
+from trident_compiler.weights import WeightSource
+from trident_ensemble.errors import CheckpointError, PlanError
+
+trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
+
+TURING, AMPERE, ADA, BLACKWELL = (7, 5), (8, 0), (8, 9), (12, 0)
+TARGETS = (AMPERE, (8, 6), ADA, BLACKWELL)
+WANTED = Wanted(max_num_seqs=4, max_num_tokens=64, max_seq_len=127)
+#: How TensorRT's plans begin.
+MAGIC = b"vtrt"
+
+
+class Checkpoints:
+    """Checkpoints of one layer, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str, **changes: Any) -> Checkpoint:
+        folder = self._folder / name
+        if not folder.exists():
+            make_checkpoint(folder, name.partition(" ")[0], num_hidden_layers=1, **changes)
+        return open_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+def compiler_for(capability: tuple[int, int], num_devices: int = 1) -> TensorRTCompiler:
+    target = TensorRTTarget("tensorrt_rtx", capability, None, 2**33, "told", num_devices)
+    return TensorRTCompiler(trt, target)
+
+
+def write(
+    compiler: TensorRTCompiler, checkpoint: Checkpoint, folder: Path, *formats: str | None, progress: Any = None
+) -> list[bytes]:
+    """The plans of a checkpoint in a precision: computation and weights."""
+    precision = compiler.precision(checkpoint, *(formats or (None, None)))
+    kinds, tied = compiler.formats(precision), checkpoint.config.tie_word_embeddings
+    compiler.write_network(
+        folder,
+        checkpoint.config,
+        lambda share: WeightSource(
+            checkpoint.tensors, kinds.matrix, kinds.plain, tied=tied, uniform=kinds.uniform, share=share
+        ),
+        precision=precision,
+        plan=compiler.plan(checkpoint, precision, WANTED),
+        progress=progress or SilentProgress(),
+    )
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def formats_of(plan: bytes) -> tuple[set[bytes], set[bytes]]:
+    """Number formats of the plan's constants, and of what it computes with on the device."""
+    described = re.findall(rb'region="?([\w-]+)[^\n]*type=(\w+) \}', plan)
+    constants = {kind for region, kind in described if b"consts" in region}
+    return constants, {kind for region, kind in described if region.startswith(b"devmem")}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral without a window"])
+@pytest.mark.parametrize("capability", TARGETS)
+def test_every_family_is_built_for_every_target(
+    checkpoints: Checkpoints, tmp_path: Path, family: str, capability: tuple[int, int]
+) -> None:
+    checkpoint = checkpoints.get(family, **({"sliding_window": None} if " " in family else {}))
+    (plan,) = write(compiler_for(capability), checkpoint, tmp_path)
+    assert plan.startswith(MAGIC)
+    assert len(plan) > checkpoint.tensors.num_bytes
+
+
+@pytest.mark.parametrize("formats", [("fp16", None), ("fp16", "int4"), ("bf16", "int8"), ("bf16", "int4")])
+@pytest.mark.parametrize("capability", TARGETS)
+def test_weights_are_kept_in_their_format(
+    checkpoints: Checkpoints, tmp_path: Path, formats: tuple[str, str | None], capability: tuple[int, int]
+) -> None:
+    (plan,) = write(compiler_for(capability), checkpoints.get("llama"), tmp_path, *formats)
+    constants, computed = formats_of(plan)
+    assert {"fp16": b"half", "bf16": b"bf16"}[formats[0]] in computed
+    assert formats[1] is None or formats[1].encode() in constants
+
+
+@pytest.mark.parametrize("capability", [ADA, BLACKWELL])
+def test_products_in_float8_are_computed_in_float8(
+    checkpoints: Checkpoints, tmp_path: Path, capability: tuple[int, int]
+) -> None:
+    (plan,) = write(compiler_for(capability), checkpoints.get("llama"), tmp_path, None, "fp8")
+    constants, computed = formats_of(plan)
+    assert b"fp8_e4m3" in constants
+    assert b"fp8_e4m3" in computed
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "fp8"])
+def test_tied_embeddings_are_looked_up_where_the_head_is_quantized(
+    checkpoints: Checkpoints, tmp_path: Path, weights: str
+) -> None:
+    checkpoint = checkpoints.get("qwen2")
+    assert checkpoint.config.tie_word_embeddings
+    (plan,) = write(compiler_for(ADA), checkpoint, tmp_path, None, weights)
+    assert plan.startswith(MAGIC)
+
+
+def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    compiler, checkpoint = compiler_for(TURING), checkpoints.get("llama")
+    assert compiler.precision(checkpoint, None, None).compute == "fp16"
+    (plan,) = write(compiler, checkpoint, tmp_path)
+    assert plan.startswith(MAGIC)
+    with pytest.raises(PlanError, match="--precision bf16: sm_75"):
+        compiler.precision(checkpoint, "bf16", None)
+
+
+@pytest.mark.parametrize(
+    ("capability", "formats", "words"),
+    [
+        (AMPERE, (None, "fp8"), "--weights fp8: sm_80 .* sm_89"),
+        ((8, 6), (None, "fp8"), "--weights fp8: sm_86"),
+        (ADA, ("fp16", "fp8"), "--precision bf16"),
+        (ADA, ("fp32", None), "--precision fp32"),
+        (ADA, ("bf16", "fp16"), "--weights fp16: .* bf16"),
+    ],
+)
+def test_formats_that_a_target_does_not_know_are_refused(
+    checkpoints: Checkpoints, capability: tuple[int, int], formats: tuple[str | None, str | None], words: str
+) -> None:
+    with pytest.raises(PlanError, match=words):
+        compiler_for(capability).precision(checkpoints.get("llama"), *formats)
+
+
+def test_half_precision_checkpoints_are_computed_as_they_are(checkpoints: Checkpoints) -> None:
+    import torch  # noqa: PLC0415
+
+    compiler = compiler_for(ADA)
+    assert compiler.precision(checkpoints.get("llama half", dtype=torch.float16), None, None).compute == "fp16"
+    assert compiler.precision(checkpoints.get("llama"), None, None).compute == "bf16"
+
+
+def test_targets_that_cannot_be_built_for_elsewhere_are_refused_with_those_that_can() -> None:
+    with pytest.raises(PlanError, match=r"builds for .*8\.9.*12\.0.*, not 9\.0"):
+        compiler_for((9, 0))
+
+
+def test_attention_without_kernels_is_refused_before_any_weight_is_read(checkpoints: Checkpoints) -> None:
+    compiler, wide = compiler_for(ADA), checkpoints.get("llama of wide heads", head_dim=512)
+    precision = compiler.precision(wide, None, None)
+    with pytest.raises(CheckpointError, match="head_dim = 512.*sm_89.*not supported by a dedicated kernel"):
+        compiler.plan(wide, precision, WANTED)
+    # TensorRT is none the worse for it.
+    compiler.plan(checkpoints.get("llama"), precision, WANTED)
+
+
+def test_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> None:
+    compiler, checkpoint = compiler_for(ADA), checkpoints.get("llama")
+    config = checkpoint.config
+    for max_seq_len in (100, 127, 128, 129):
+        plan = compiler.plan(
+            checkpoint, compiler.precision(checkpoint, None, None), Wanted(4, 64, max_seq_len=max_seq_len)
+        )
+        assert plan.max_seq_len == max_seq_len <= plan.block_size
+        assert (plan.block_size + 1) * config.num_kv_heads * config.head_dim * 2 % 256 == 0
+        assert plan.block_bytes == 2 * config.num_layers * (plan.block_size + 1) * config.num_kv_heads * (
+            config.head_dim * 2
+        )
+
+
+class Watched:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.reports: list[int] = []
+
+    def phase(self, name: str, total: int, *, in_bytes: bool = True) -> None:
+        self.phases.append((name, total))
+        self.reports.clear()
+
+    def reached(self, done: int) -> None:
+        self.reports.append(done)
+
+
+def test_a_build_says_how_far_it_is(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    watched = Watched()
+    write(compiler_for(ADA), checkpoints.get("llama"), tmp_path, progress=watched)
+    (phase,) = watched.phases
+    assert phase == ("compiling the network", 1000)
+    assert watched.reports == sorted(watched.reports)
+    assert len(set(watched.reports)) > 20
+    assert watched.reports[-1] == 1000
+
+
+def test_phases_within_phases_make_one_share() -> None:
+    shares = NestedShares()
+    shares.begin("build", None, 4)
+    assert shares.step("build", 1) == 0.25
+    shares.begin("optimize", "build", 2)
+    assert shares.step("optimize", 1) == 0.375
+    shares.begin("time", "optimize", 5)
+    assert shares.step("time", 1) == pytest.approx(0.4)
+    assert shares.finish("time") == 0.5
+    shares.begin("optimize", "build", 2)
+    assert shares.step("optimize", 1) == 0.5  # the same again, which it never goes back for
+    assert shares.finish("optimize") == 0.5
+    assert shares.step("unknown", 3) == 0.5
+    assert shares.finish("build") == 1
+
+
+def chain(compiler: NetworkCompiler, length: int) -> tuple[Any, dict[str, ShapeRange], list[np.ndarray[Any, Any]]]:
+    """A network of so many products; the arrays are its constants."""
+    network = compiler.network()
+    value = network.add_input("x", trt.float16, (-1, 64))
+    arrays = [np.eye(64, dtype=np.float16) for _ in range(length)]
+    for array in arrays:
+        matrix = network.add_constant((64, 64), trt.Weights(array)).get_output(0)
+        plain = trt.MatrixOperation.NONE
+        value = network.add_matrix_multiply(value, plain, matrix, plain).get_output(0)
+    network.mark_output(value)
+    return network, {"x": ShapeRange((1, 64), (8, 64), (8, 64))}, arrays
+
+
+def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    compiler = NetworkCompiler(trt, ADA, None)
+    network, profile, kept = chain(compiler, 40)
+    full: list[float] = []
+    compiler.compile(network, [profile], tmp_path / "whole.plan", full.append)
+    shares: list[float] = []
+
+    def interrupted(share: float) -> None:
+        if not shares:
+            os.kill(os.getpid(), signal.SIGINT)
+        shares.append(share)
+
+    # Each report takes its time, as in a long build, so that the main thread comes to see the signal.
+    def slowly(share: float) -> None:
+        interrupted(share)
+        signal.sigtimedwait([], 0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        compiler.compile(network, [profile], tmp_path / "gone.plan", slowly)
+    assert shares[-1] < 1
+    assert len(shares) < len(full)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.plan"]
+    compiler.compile(network, [profile], tmp_path / "again.plan")
+    assert (tmp_path / "again.plan").read_bytes().startswith(MAGIC)
+    assert len(kept) == 40
+
+
+def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    compiler = NetworkCompiler(trt, ADA, None)
+    network, profile, _ = chain(compiler, 1)
+    with pytest.raises(PlanError, match=r"TensorRT .*profile"):
+        compiler.compile(network, [{**profile, "x": ShapeRange((8, 64), (4, 64), (2, 64))}], tmp_path / "x.plan")
+    with pytest.raises(PlanError, match=r"TensorRT cannot build the network: .*[Oo]ptimization profile"):
+        compiler.compile(network, [], tmp_path / "x.plan")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("num_devices", [2])
+def test_each_device_has_a_plan_of_its_share(checkpoints: Checkpoints, tmp_path: Path, num_devices: int) -> None:
+    checkpoint = checkpoints.get("llama of many heads", num_attention_heads=8, num_key_value_heads=4, head_dim=16)
+    plans = write(compiler_for(ADA, num_devices), checkpoint, tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["network.0.plan", "network.1.plan"]
+    assert all(plan.startswith(MAGIC) for plan in plans)
+    (whole,) = write(compiler_for(ADA), checkpoint, tmp_path / "whole") if (tmp_path / "whole").mkdir() is None else []
+    assert whole != plans[0] != plans[1]

@@ -1,0 +1,230 @@
+"""Engines for NVIDIA GPUs, by TensorRT or TensorRT-RTX: precisions, memory, and a plan file of one network.
+
+Owns what the target can compute and what its memory must hold; the lowering beside it owns the layers, and the network
+compiler the builder. Never reads a checkpoint's files.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trident_backend.engine.artifact import Compiler, Precision
+from trident_compiler.checkpoint import Checkpoint
+from trident_compiler.compiler import SourceOf, WeightFormats
+from trident_compiler.families.llama import llama
+from trident_compiler.gpu import Capability, target
+from trident_compiler.lowering_tensorrt import TensorRTLowering
+from trident_compiler.model_config import ModelConfig
+from trident_compiler.network_compiler import NetworkCompiler, ShapeRange
+from trident_compiler.plan import MemoryPlan, Wanted
+from trident_compiler.progress import Progress
+from trident_compiler.sampling_networks import MAX_ROWS as SAMPLED_ROWS
+from trident_compiler.sampling_networks import sampling_networks
+from trident_compiler.sharding import Share, check_division
+from trident_compiler.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
+from trident_compiler.tensorrt_profiles import Caches, profiles
+from trident_compiler.weights import BF16, FP8, FP16, FP32, QUANTIZED, Weight, estimated_bytes
+from trident_ensemble import layout
+from trident_ensemble.errors import CheckpointError, PlanError
+
+#: The first compute capabilities with products in these formats.
+_FIRST_BF16: Capability = (8, 0)
+_FIRST_FP8: Capability = (8, 9)
+_KV_FORMATS = {FP16: "f16", BF16: "bf16"}
+#: CUDA's context, kernels, and work space of products and of attention.
+_FIXED_BYTES = 1 << 29
+#: Bytes; every address that is bound to an input must be a multiple, and so each slot of a layer's keys or values.
+_ALIGNMENT = 256
+_PROGRESS_STEPS = 1000
+#: A probe's slot, which says as much about a target's kernels as a long one.
+_PROBE_POSITIONS, _PROBE_WINDOW = 257, 16
+
+
+@dataclass(frozen=True)
+class TensorRTTarget:
+    """What is built for.
+
+    Args:
+        name: of the compiler, `tensorrt` or `tensorrt_rtx`.
+        capability: of the GPU.
+        ordinal: which GPU of this machine it is; None when it is elsewhere.
+        free_bytes: its memory to plan with.
+        memory: which memory that is, for people.
+        num_devices: such GPUs among which the network is divided.
+    """
+
+    name: str
+    capability: Capability
+    ordinal: int | None
+    free_bytes: int
+    memory: str
+    num_devices: int = 1
+
+
+class TensorRTCompiler:
+    """Compiles for one GPU; an `EngineCompiler`.
+
+    Args:
+        trt: the module, `tensorrt` or `tensorrt_rtx`.
+        built_for: the target.
+
+    Raises:
+        PlanError: the module cannot build for it.
+    """
+
+    def __init__(self, trt: Any, built_for: TensorRTTarget) -> None:
+        self._trt = trt
+        self._target = built_for
+        self._compiler = NetworkCompiler(trt, built_for.capability, built_for.ordinal)
+        self.compiler = Compiler(built_for.name, str(trt.__version__), target(built_for.capability))
+        self.memory = built_for.memory
+        self.num_devices = built_for.num_devices
+
+    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+        """See `EngineCompiler`; compute is bf16 or fp16, by default as the checkpoint, and bf16 for fp32. Weights are
+        16 bits as the computation, or int8, int4 or fp8."""
+        capability = self._target.capability
+        if compute is None:
+            stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
+            compute = FP16 if stored == {"F16"} or capability < _FIRST_BF16 else BF16
+        if compute not in _KV_FORMATS:
+            raise PlanError(f"--precision {compute}: TensorRT computes in bf16 or fp16")
+        if compute == BF16 and capability < _FIRST_BF16:
+            raise PlanError(f"--precision bf16: {self.compiler.target} cannot compute in bfloat16; use fp16")
+        if weight_format in {BF16, FP16} and weight_format != compute:
+            raise PlanError(f"--weights {weight_format}: weights of 16 bits are as the computation, which is {compute}")
+        if weight_format == FP8 and capability < _FIRST_FP8:
+            raise PlanError(
+                f"--weights fp8: {self.compiler.target} has no products in float8, which begin with sm_89; use int8"
+            )
+        if weight_format == FP8 and compute == FP16:
+            raise PlanError("--weights fp8: sums of float8 products can exceed float16; use --precision bf16")
+        return Precision(compute, weight_format or compute, _KV_FORMATS[compute])
+
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+        """See `EngineCompiler`; TensorRT is asked to compile the checkpoint's attention."""
+        config = checkpoint.config
+        matrix = self.formats(precision).matrix
+        tied, num_devices = config.tie_word_embeddings, self.num_devices
+        check_division(config, num_devices)
+        row_bytes = config.num_kv_heads // num_devices * config.head_dim * 2
+        needs = SlotNeeds(
+            weights_bytes=estimated_bytes(checkpoint.tensors, matrix, tied=tied, uniform=True, num_devices=num_devices),
+            fixed_bytes=_FIXED_BYTES + _sampling_bytes(config),
+            step_token_bytes=_step_token_bytes(config),
+            position_bytes=2 * config.num_layers * row_bytes,
+            multiple=_ALIGNMENT // math.gcd(_ALIGNMENT, row_bytes),
+            max_position_embeddings=config.max_position_embeddings,
+        )
+        plan = make_slot_plan(wanted, needs, self._target.free_bytes)
+        self._probe(config, precision)
+        return plan
+
+    def formats(self, precision: Precision) -> WeightFormats:
+        """See `EngineCompiler`."""
+        matrix = precision.weights if precision.weights in QUANTIZED else precision.compute
+        return WeightFormats(matrix, precision.compute, uniform=True)
+
+    def write(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        source_of: SourceOf,
+        *,
+        precision: Precision,
+        plan: MemoryPlan,
+        progress: Progress,
+    ) -> None:
+        """See `EngineCompiler`."""
+        self.write_network(folder, config, source_of, precision=precision, plan=plan, progress=progress)
+        self.write_sampling(folder / layout.SAMPLING_FOLDER, config.vocab_size, plan.max_num_tokens, progress)
+
+    def write_network(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        source_of: SourceOf,
+        *,
+        precision: Precision,
+        plan: MemoryPlan,
+        progress: Progress,
+    ) -> None:
+        """The model alone; devices one after another, so that one's share of the weights is held at a time."""
+        caches = Caches(
+            config.num_layers,
+            config.num_kv_heads // self.num_devices,
+            plan.block_size + SCRATCH_POSITIONS,
+            config.head_dim,
+        )
+        max_chunk = min(plan.max_num_tokens, plan.block_size)
+        for rank in range(self.num_devices):
+            source = source_of(Share(rank, self.num_devices))
+            network = self._compiler.network()
+            lowering = TensorRTLowering(self._trt, network, precision.compute, caches.slot_len, self.num_devices)
+            lowering.finish(llama(lowering, config, source))
+            source.require_all_used()
+            progress.phase("compiling the network", _PROGRESS_STEPS, in_bytes=False)
+            self._compiler.compile(
+                network,
+                profiles(caches, plan.max_num_seqs, max_chunk),
+                folder / layout.plan_file(rank, self.num_devices),
+                lambda share: progress.reached(int(share * _PROGRESS_STEPS)),
+            )
+
+    def write_sampling(self, folder: Path, vocab_size: int, max_rows: int, progress: Progress) -> None:
+        """A plan for each of the operations on logits, in a new folder."""
+        folder.mkdir()
+        networks = sampling_networks(vocab_size, max_rows)
+        progress.phase("compiling sampling", len(networks), in_bytes=False)
+        for num_done, small in enumerate(networks, start=1):
+            network = self._compiler.network()
+            kept = small.write(self._trt, network)
+            profile = {name: ShapeRange(*shapes) for name, shapes in small.profile.items()}
+            self._compiler.compile(network, [profile], folder / f"{small.name}.plan")
+            del kept  # what the network's constants read
+            progress.reached(num_done)
+
+    def _probe(self, config: ModelConfig, precision: Precision) -> None:
+        """Compile one layer's attention and throw it away.
+
+        Raises:
+            CheckpointError: there are no kernels for it.
+        """
+        num_heads, num_kv_heads = config.num_heads // self.num_devices, config.num_kv_heads // self.num_devices
+        network = self._compiler.network()
+        net = TensorRTLowering(self._trt, network, precision.compute, _PROBE_POSITIONS)
+        heads = []
+        for name, count in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
+            shape = (1, count * config.head_dim)
+            table = Weight(name, FP32, shape, np.zeros(shape, np.float32))
+            heads.append(net.split_heads(net.embedding(table), count))
+        window = _PROBE_WINDOW if any(config.sliding_windows) else None
+        net.finish(net.select_rows(net.attention(0, *heads, scale=1.0, sliding_window=window)))
+        caches = Caches(1, num_kv_heads, _PROBE_POSITIONS, config.head_dim)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self._compiler.compile(network, profiles(caches, 2, _PROBE_POSITIONS - 1), Path(folder) / "probe.plan")
+            except PlanError as error:
+                raise CheckpointError(
+                    f"config.json: head_dim = {config.head_dim}, num_attention_heads = {config.num_heads}, "
+                    f"num_key_value_heads = {config.num_kv_heads}: {self.compiler.name} {self.compiler.version} has no "
+                    f"attention of this kind in {precision.compute} for {self.compiler.target}: {error}"
+                ) from None
+
+
+def _step_token_bytes(config: ModelConfig) -> int:
+    """Of one token of a step: its row of logits in float32, and in 16 bits before, and the widest activations of a
+    layer, of which a few live at a time, one of them in float32."""
+    attention = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return 6 * config.vocab_size + 2 * (8 * config.hidden_size + 3 * config.intermediate_size + 2 * attention)
+
+
+def _sampling_bytes(config: ModelConfig) -> int:
+    """Of sampling's work, a few rows of float32 for each row that it takes at a time."""
+    return 16 * SAMPLED_ROWS * config.vocab_size
