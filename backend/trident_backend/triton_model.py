@@ -54,7 +54,7 @@ class TritonPythonModel:
             )
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = parse_parameters(CoreSettings, config["parameters"])
-        engine, manifest = load_engine(folder)
+        engine, manifest = load_engine(folder, settings.gpu)
         anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False).tobytes()
         stop_strings = partial(StopStrings, load_detokenizer(folder), anchors)
         self._service = CoreService(

@@ -47,7 +47,7 @@ def unfinished_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     byte_level_bpe().save(str(tmp_path / "1" / layout.TOKENIZER_FOLDER / "tokenizer.json"))
     generation = Generation(end_ids=(2, 3), temperature=0.7, top_k=20, top_p=0.8)
     manifest = replace(MANIFEST, generation=generation)
-    monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _: (MockEngine(SPEC), manifest))
+    monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _folder, _gpus: (MockEngine(SPEC), manifest))
     model = Shell()
     model.initialize(_arguments(tmp_path))
     return model

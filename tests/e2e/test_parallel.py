@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,8 @@ from tests.checkpoints import make_checkpoint, reference_model
 from tests.e2e.build import build
 from tests.e2e.clients import ask_grpc
 from tests.e2e.server import Server, serve, until
+from tests.tensorrt.double import environment
 
-ROOT = Path(__file__).parents[2]
-DOUBLE = ROOT / "tests" / "tensorrt" / "double"
 LIMITS = ("--max-num-seqs", "4", "--max-num-tokens", "32", "--max-seq-len", "128")
 TEXTS = ("one prong", "two prongs, and then", "three prongs: the trident", "none")
 NUM_TOKENS = 12
@@ -31,18 +32,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("parallel") / "checkpoint", "qwen2", head_dim=64, hidden_size=256)
 
 
-@pytest.fixture(scope="module")
-def doubled() -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The doubles in the places of cuda-python, TensorRT and NCCL, for what is started from here on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (DOUBLE, ROOT))))
+        patch.setattr(sys, "executable", str(environment.make(tmp_path_factory.mktemp("python") / "doubles")))
         patch.setenv("DOUBLE_GPUS", "2")
         patch.setenv("DOUBLE_GPU_BYTES", str(8 * 2**30))
         yield
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoint: Path, doubled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository") / "parallel"
     build(checkpoint, folder, "--engine", "tensorrt", "--tensor-parallel", "2", "--precision", "fp16", *LIMITS)
     config = folder / "core" / "config.pbtxt"
@@ -52,7 +53,7 @@ def repository(checkpoint: Path, doubled: None, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def server(repository: Path, doubled: None, tmp_path: Path) -> Iterator[Server]:
+def server(repository: Path, tmp_path: Path) -> Iterator[Server]:
     with serve(repository, tmp_path / "log") as running:
         yield running
 
@@ -82,12 +83,12 @@ def generated(checkpoint: Path, text: str) -> list[int]:
 
 
 def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
-    repository: Path, checkpoint: Path, doubled: None, tmp_path: Path
+    repository: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     before = rank_processes()
     with serve(repository, tmp_path / "log") as running:
         assert len(rank_processes() - before) == 1
-        fields = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "stream": True, "ignore_eos": True}
+        fields: dict[str, Any] = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "stream": True, "ignore_eos": True}
         with ThreadPoolExecutor(len(TEXTS)) as pool:
             answers = list(pool.map(lambda text: ask_grpc(running.grpc, text_input=text, **fields), TEXTS))
         assert [answer.output_ids for answer in answers] == [generated(checkpoint, text) for text in TEXTS]
@@ -95,7 +96,7 @@ def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
 
 
 def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(server: Server) -> None:
-    fields = {"max_tokens": 100, "temperature": 0.0, "stream": True, "ignore_eos": True}
+    fields: dict[str, Any] = {"max_tokens": 100, "temperature": 0.0, "stream": True, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         outcomes = [pool.submit(ask_grpc, server.grpc, text_input=f"request {n}", **fields) for n in range(6)]
         until(lambda: server.num_steps > 5, 30, "tokens are generated")

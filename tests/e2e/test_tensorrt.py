@@ -14,27 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_checkpoint, reference_model
 from tests.e2e.build import build
 from tests.e2e.clients import Answer, ask_grpc
 from tests.e2e.server import Server, serve, until
 from tests.tensorrt.double import environment
 
 LIMITS = ("--max-num-seqs", "12", "--max-num-tokens", "64", "--max-seq-len", "256")
-MAX_TOKENS = 20
+MAX_TOKENS = 12
+#: Of two logits that float16 cannot take for each other: its largest error here is a quarter of it.
+CLEAR = 0.02
 SYSTEM = "you are a trident with three prongs and you answer in the order in which you are asked and never twice "
-REQUESTS: list[dict[str, Any]] = [
-    *({"text_input": f"{SYSTEM}{name}", "temperature": 0.0} for name in ("one", "two", "three", "four")),
-    *({"text_input": f"seed {seed}", "temperature": 0.8, "seed": seed} for seed in range(4)),
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
+NUM_GREEDY = 4
+#: Each of them may meet numbers that float16 decides differently, now and then.
+OTHERS: list[dict[str, Any]] = [
+    *({"text_input": f"seed {seed}", "temperature": 0.8, "seed": seed} for seed in range(5)),
     {"text_input": "top k", "temperature": 0.7, "top_k": 5, "seed": 7},
     {"text_input": "top p", "temperature": 0.9, "top_p": 0.7, "seed": 8},
     {"text_input": "min p", "temperature": 0.9, "min_p": 0.2, "seed": 9},
     {"text_input": "penalties", "temperature": 0.0, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
-    {"text_input": "log probs", "temperature": 0.0, "return_log_probs": True},
     {"text_input": "never end", "temperature": 0.0, "ignore_eos": True},
 ]
+MAX_DIFFERENT = 2
 
 
 @pytest.fixture(scope="module")
@@ -81,43 +86,69 @@ def ask_all(server: Server, requests: list[dict[str, Any]]) -> list[Answer]:
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
-    """OpenVINO's answers, in single precision, one at a time."""
+def greedy(checkpoint: Path) -> list[dict[str, Any]]:
+    """Requests that share a long beginning, and whose tokens are all clear, as transformers sees them."""
+    model, tokenizer = reference_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    found = []
+    for word in WORDS:
+        ids = tokenizer(SYSTEM + word, return_tensors="pt").input_ids
+        made = model.generate(
+            ids, max_new_tokens=MAX_TOKENS, do_sample=False, output_scores=True, return_dict_in_generate=True
+        )
+        gaps = [float(-scores[0].topk(2).values.diff()) for scores in made.scores]
+        if min(gaps) > CLEAR:
+            found.append({"text_input": SYSTEM + word, "temperature": 0.0, "return_log_probs": True})
+    assert len(found) >= NUM_GREEDY
+    return found[:NUM_GREEDY]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, greedy: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
+    """OpenVINO's answers, in single precision, one at a time: to the greedy requests, then to the others."""
     folder = tmp_path_factory.mktemp("openvino")
     with serve(build(checkpoint, folder / "repository", "--engine", "openvino", *LIMITS), folder / "log") as running:
-        return [ask(running, fields) for fields in REQUESTS]
+        return [ask(running, fields) for fields in [*greedy, *OTHERS]]
 
 
-def test_a_crowd_of_requests_of_all_kinds_gets_openvinos_tokens(server: Server, expected: list[Answer]) -> None:
-    answers = ask_all(server, REQUESTS)
-    assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in expected]
-    assert [answer.text for answer in answers] == [answer.text for answer in expected]
+def test_a_crowd_of_requests_of_all_kinds_gets_openvinos_tokens(
+    server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
+) -> None:
+    answers = ask_all(server, [*greedy, *OTHERS])
     assert all(answer.num_finals == 1 for answer in answers)
+    same = [found.output_ids == wanted.output_ids for found, wanted in zip(answers, expected, strict=True)]
+    assert all(same[:NUM_GREEDY])
+    assert same.count(False) <= MAX_DIFFERENT
+    texts = [found.text == wanted.text for found, wanted in zip(answers, expected, strict=True)]
+    assert texts == same
 
 
-def test_streams_with_a_shared_prefix_find_it_in_the_slots(server: Server, expected: list[Answer]) -> None:
+def test_streams_with_a_shared_prefix_find_it_in_the_slots(
+    server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
+) -> None:
     before = server.metric("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="reused")
-    answers = ask_all(server, REQUESTS[:4])
-    assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in expected[:4]]
+    for _ in range(2):
+        answers = ask_all(server, greedy)
+        assert [answer.output_ids for answer in answers] == [answer.output_ids for answer in expected[:NUM_GREEDY]]
     assert server.metric("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="reused") > before
 
 
-def test_log_probs_come_from_the_devices_logits(server: Server, expected: list[Answer]) -> None:
-    (place,) = (index for index, fields in enumerate(REQUESTS) if fields.get("return_log_probs"))
-    found = ask(server, REQUESTS[place]).joined("output_log_probs")
-    assert found == pytest.approx(expected[place].joined("output_log_probs"), abs=0.03)
+def test_log_probs_come_from_the_devices_logits(
+    server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
+) -> None:
+    found = ask(server, greedy[0]).joined("output_log_probs")
+    assert found == pytest.approx(expected[0].joined("output_log_probs"), abs=CLEAR)
 
 
 @pytest.mark.parametrize("call", ["cudaGraphLaunch", "execute_async_v3", "cudaMemcpyAsync", "cudaStreamSynchronize"])
 def test_a_step_that_fails_is_answered_by_name_and_the_next_request_is_served(
-    call: str, server: Server, expected: list[Answer]
+    call: str, server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     faults = server.log.parent / "faults"
     faults.write_text(call, encoding="utf-8")
     with pytest.raises(InferenceServerException, match=f"INTERNAL.*{call} failed"):
-        ask(server, REQUESTS[0])
+        ask(server, greedy[0])
     assert not faults.exists()
-    assert ask(server, REQUESTS[0]).output_ids == expected[0].output_ids
+    assert ask(server, greedy[0]).output_ids == expected[0].output_ids
     until(lambda: server.num_active == 0, 10, "all requests have ended")
 
 
@@ -126,10 +157,10 @@ def test_a_lost_gpu_ends_the_server_after_every_request_was_answered(
 ) -> None:
     doubled.setenv("DOUBLE_FAULTS", str(tmp_path / "faults"))
     with serve(repository, tmp_path / "log") as running:
-        ask(running, REQUESTS[0])
+        ask(running, OTHERS[0])
         (tmp_path / "faults").write_text("cudaStreamSynchronize 700", encoding="utf-8")
         with ThreadPoolExecutor(4) as pool:
-            outcomes = [pool.submit(ask, running, fields) for fields in REQUESTS[:4]]
+            outcomes = [pool.submit(ask, running, fields) for fields in OTHERS[:4]]
             errors = [outcome.exception(60) for outcome in outcomes]
         assert all(isinstance(error, InferenceServerException) for error in errors)
         assert "lost" in str(errors[0])

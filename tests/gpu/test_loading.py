@@ -66,7 +66,7 @@ def test_a_plan_for_another_gpu_is_refused(repository_of: Build, tmp_path: Path)
 
 def test_a_gpu_that_is_not_there_is_refused(repository_of: Build) -> None:
     with pytest.raises(ArtifactError, match=f"GPU {hardware.num_gpus()}"):
-        load_engine(engine_folder(repository_of("llama")), hardware.num_gpus())
+        load_engine(engine_folder(repository_of("llama")), (hardware.num_gpus(),))
 
 
 def _runtime() -> Any:

@@ -116,7 +116,7 @@ class Interpreter:
                 self._run(prepared, values)
                 for name in prepared.dead:
                     del values[name]
-            return {name: self._output(name, values[name], inputs, outputs or {}) for name in self.program.outputs}
+            return {name: self._output(name, values[name], outputs or {}) for name in self.program.outputs}
 
     def _prepare(self, step: Step) -> _Prepared:
         kinds = tuple(self.program.tensors[name].kind for name in step.outputs)
@@ -194,7 +194,7 @@ class Interpreter:
             raise EngineError(f"input {name} is of shape {array.shape}, not {info.shape}")
         return array if name in self._caches else decode(array, info.kind)
 
-    def _output(self, name: str, value: Array, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
+    def _output(self, name: str, value: Array, outputs: Mapping[str, Array]) -> Array:
         if name in self._stored:
             if name in outputs and _address(outputs[name]) != _address(value):
                 raise EngineError(f"output {name} does not lie where the cache does that it updates")
@@ -202,7 +202,8 @@ class Interpreter:
         kind = self.program.tensors[name].kind
         result = encode(np.asarray(value, order="C"), kind)
         if name not in outputs:
-            return result.copy() if any(result is array for array in inputs.values()) else result
+            # It may be a constant's memory, or an input's.
+            return result.copy()
         target = outputs[name]
         if target.dtype != result.dtype or target.shape != result.shape:
             raise EngineError(

@@ -158,6 +158,15 @@ def test_topk_is_torchs_and_takes_its_count_from_a_tensor(is_largest: bool) -> N
         assert results[f"out{number + 1}"].dtype == np.int32
 
 
+def test_of_equals_topk_takes_the_first() -> None:
+    def write(net: Any, x: Any) -> Any:
+        return net.add_topk(x, trt.TopKOperation.MAX, 3, 2).get_output(1)
+
+    x = np.random.default_rng(0).integers(0, 3, (20, 64)).astype(np.float32)
+    expected = [sorted(range(64), key=lambda place, row=row: (-row[place], place))[:3] for row in x]
+    np.testing.assert_array_equal(run(write, x=x), expected)
+
+
 @pytest.mark.parametrize(("kind", "torch_kind", "tolerance"), FLOATS)
 @pytest.mark.parametrize(("first", "second"), [("NONE", "TRANSPOSE"), ("TRANSPOSE", "NONE"), ("NONE", "VECTOR")])
 def test_products_of_matrices_are_torchs(

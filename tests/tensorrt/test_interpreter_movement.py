@@ -55,8 +55,9 @@ def test_slices_have_static_and_dynamic_places() -> None:
     np.testing.assert_array_equal(results["out0"], x[1:3, 6:0:-2])
     np.testing.assert_array_equal(results["out1"], x[1:3, 2:6:2])
     np.testing.assert_array_equal(results["out2"], np.pad(x, ((0, 1), (0, 1)))[2:5, 5:8])
-    with pytest.raises(EngineError, match="SLICE"):
-        evaluate(program, {"x": x, "start": np.array([3, 2]), "size": np.array([2, 2])})
+    for start in ([3, 2], [-1, 2]):
+        with pytest.raises(EngineError, match="SLICE"):
+            evaluate(program, {"x": x, "start": np.array(start), "size": np.array([2, 2])})
 
 
 def test_gathers_pick_rows_places_and_elements() -> None:

@@ -173,4 +173,9 @@ def test_a_gpu_that_fails_in_one_rank_is_named(folder: Path, monkeypatch: pytest
 
 def test_the_leaders_own_gpu_may_be_missing(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="GPU 7 cannot be used"):
-        load_engine(folder, 7)
+        load_engine(folder, (7, 1))
+
+
+def test_the_number_of_gpus_is_the_manifests(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="tensor_parallel: .* 2 GPUs, not 1"):
+        load_engine(folder, (0,))

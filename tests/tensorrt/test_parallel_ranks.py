@@ -152,11 +152,6 @@ def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> 
         load_leader(tmp_path, manifest, [0, 1], refuse, (sys.executable, "-m", "tests.tensorrt.rank_double", "well"))
 
 
-def test_the_number_of_gpus_is_the_manifests(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tensor_parallel: 4 GPUs are needed, not 2"):
-        load_leader(tmp_path, replace(MANIFEST, tensor_parallel=4), [0, 1], load_well)
-
-
 def test_a_command_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"rank 1 \(GPU 1\) cannot be started"):
         load_leader(tmp_path, replace(MANIFEST, tensor_parallel=2), [0, 1], load_well, ["/nowhere/python"])

@@ -34,6 +34,7 @@ def test_one_interpreter_takes_any_size_and_folds_constants_once() -> None:
     dense = dense_network()
     interpreter = Interpreter(dense.program)
     assert [prepared.step.operation for prepared in interpreter._steps] == ["MATRIX_MULTIPLY"]
+    assert [array.dtype for array in interpreter._constants.values()] == [np.float32]
     for rows in (1, 5, 2):
         x, target = normal(rows, 4, seed=rows), np.full((rows, 6), np.nan, np.float32)
         assert interpreter.evaluate({"x": x}, {"out0": target})["out0"] is target

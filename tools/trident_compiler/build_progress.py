@@ -84,11 +84,16 @@ def monitor(trt: Any, on_share: Callable[[float], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with self._lock:
-                on_share(self._shares.step(phase_name, step + 1))
+                self._report(self._shares.step(phase_name, step + 1))
             return not self._given_up.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
-                on_share(self._shares.finish(phase_name))
+                self._report(self._shares.finish(phase_name))
+
+        def _report(self, share: float) -> None:
+            # A build that is given up ends all its phases.
+            if not self._given_up.is_set():
+                on_share(share)
 
     return Monitor()

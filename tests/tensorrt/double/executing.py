@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import tensorrt_rtx_bindings as real  # type: ignore[import-untyped]
+import tensorrt_rtx_bindings as real
 
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.communicators import Communicator

@@ -18,7 +18,7 @@ from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepL
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
 from trident_backend.engine.tensorrt.ranks import COMMAND, Ranks
-from trident_ensemble.errors import ArtifactError, EngineError
+from trident_ensemble.errors import EngineError
 
 _WATCH_S = 0.1
 
@@ -121,8 +121,6 @@ def load_leader(
         PlanError: a GPU has too little free memory.
         EngineError: a rank failed; says which, and why.
     """
-    if len(ordinals) != manifest.tensor_parallel:
-        raise ArtifactError(f"tensor_parallel: {manifest.tensor_parallel} GPUs are needed, not {len(ordinals)}")
     ranks = Ranks(folder, ordinals, command)
     joined: list[nccl.Communicator] = []
 
