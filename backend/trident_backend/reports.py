@@ -94,7 +94,7 @@ class Reporter:
 
     def _perf_metrics(self, request: Request, sequences: list[Sequence]) -> list[Output]:
         first = request.first
-        num_reused = first.num_cached_tokens // self._block_size
+        num_reused = math.ceil(first.num_cached_tokens / self._block_size)
         ran = first.first_scheduled_at is not None
         num_blocks = math.ceil(first.num_tokens / self._block_size) if ran else 0
 

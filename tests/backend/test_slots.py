@@ -1,4 +1,4 @@
-"""The slot manager by itself: who gets which slot, what is found, taken over or copied, and what goes first."""
+"""The slot manager by itself: who gets which slot, what is found, where it is copied from, and what makes way."""
 
 from __future__ import annotations
 
@@ -97,69 +97,201 @@ def test_a_slot_is_a_slot() -> None:
     slots.check_integrity([large, another])
 
 
-def test_the_lowest_blank_slot_goes_first() -> None:
-    slots = _slots(5, reuse=False)
-    running = [_run(slots, [number]) for number in range(5)]
+def test_the_lowest_free_slot_goes_first_whatever_is_in_it() -> None:
+    slots = _slots(5)
+    running = [_run(slots, [number] * 5, reuse_cache=number % 2 == 0) for number in range(5)]
     for number in (3, 0, 4, 1):
         slots.release(running[number])
     assert [_admit(slots, A).block_table for _ in range(4)] == [[0], [1], [3], [4]]
 
 
-def test_what_comes_again_is_taken_over_in_place() -> None:
-    """A conversation goes on where it was."""
+def test_a_lone_stream_stays_in_the_lowest_slot_and_what_it_finds_there_makes_way() -> None:
     slots = _slots()
+    assert [_use(slots, prompt) for prompt in (A, B, C)] == [0, 0, 0]
+    assert [_num_found(slots, [*prompt, 1]) for prompt in (A, B, C)] == [12, 12, 12]
+
+
+def test_what_comes_again_goes_on_in_the_lowest_slot_and_leaves_the_one_it_had() -> None:
+    slots = _slots()
+    _use(slots, A)
     _use(slots, B)
-    assert _use(slots, [*A, 1]) == 1
     sequence = _admit(slots, [*A, 1, 2, 3, 4])
-    assert (sequence.block_table, sequence.num_computed_tokens) == ([1], 12)
+    assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 12)
+    assert _num_found(slots, [*A, 1]) == 12, "others find it meanwhile"
+    assert _compute(slots, sequence) == ((0, 2, 12), (3, 0, 12))
+    assert _num_found(slots, [*A, 1, 2, 3, 4, 5]) == 16
+    slots.check_integrity([sequence])
+    slots.release(sequence)
+    assert [_use(slots, prompt) for prompt in (C, [7] * 12)] == [0, 0], "there are two blank ones"
+    assert [_num_found(slots, [*prompt, 1]) for prompt in (A, B, C)] == [12, 12, 12]
+
+
+def test_what_goes_on_in_its_own_slot_is_not_copied() -> None:
+    slots = _slots()
+    _use(slots, A)
+    sequence = _admit(slots, [*A, 1])
+    assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 12)
     assert _compute(slots, sequence) == ()
     assert slots.num_reused == 1
     slots.check_integrity([sequence])
 
 
-@pytest.mark.parametrize(("num_kept", "in_place"), [(4, True), (8, True), (12, False), (20, False)])
-def test_what_is_mostly_something_else_is_left_and_copied_from(num_kept: int, in_place: bool) -> None:
+@pytest.mark.parametrize(("num_kept", "moves"), [(4, False), (8, False), (12, True), (20, True)])
+def test_the_rest_of_what_begins_alike_moves_if_it_is_most(num_kept: int, moves: bool) -> None:
     slots = _slots()
     _use(slots, [*A, *B][:num_kept])
     sequence = _admit(slots, [*A[:4], 7, 7])
-    assert sequence.num_computed_tokens == 4
-    assert sequence.block_table == ([0] if in_place else [1])
-    assert _compute(slots, sequence) == (() if in_place else ((0, 1, 4),))
-    slots.check_integrity([sequence])
-    assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (4 if in_place else num_kept)
-
-
-def test_where_the_slot_to_give_up_begins_alike_it_is_taken_over_whatever_else_is_in_it() -> None:
-    """Its rest is lost in any case, and nothing is copied."""
-    slots = _slots(3)
-    _use(slots, [*A[:4], *B])
-    _use(slots, A)
-    holder = _run(slots, C)
-    sequence = _admit(slots, [*A[:4], 7])
     assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 4)
+    assert _compute(slots, sequence) == (((0, 3, num_kept),) if moves else ()), "the beginning stays in any case"
+    slots.check_integrity([sequence])
+    assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (num_kept if moves else 4)
+
+
+@pytest.mark.parametrize(("num_kept", "is_left"), [(4, False), (8, False), (12, True), (20, True)])
+def test_a_slot_that_was_copied_from_is_left_if_most_of_it_is_something_else(num_kept: int, is_left: bool) -> None:
+    slots = _slots()
+    _use(slots, [*A, *B][:num_kept])
+    _use(slots, C)
+    sequence = _admit(slots, [*A[:4], 7, 7])
+    assert _compute(slots, sequence) == ((0, 2, 12), (3, 0, 4))
+    slots.check_integrity([sequence])
+    assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (num_kept if is_left else 4)
+
+
+def test_who_was_running_is_left_what_it_has_when_it_goes_before_its_reader_has_computed() -> None:
+    slots = _slots()
+    owner = _run(slots, A)
+    reader = _admit(slots, [*A[:8], 7])
+    slots.release(owner)
+    assert _compute(slots, reader) == ((0, 1, 8),)
+    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 12
+
+
+def test_what_has_nowhere_to_go_is_lost_but_its_beginning_is_used() -> None:
+    slots = _slots(2)
+    _use(slots, [*A[:4], *B])
+    holder = _run(slots, C)
+    assert holder.block_table == [0]
+    sequence = _admit(slots, [*A[:4], 7])
+    assert (sequence.block_table, sequence.num_computed_tokens) == ([1], 4)
     assert _compute(slots, sequence) == ()
     assert slots.num_cached(make_sequence(1, [*A[:4], *B], 1)) == 4, "the rest is overwritten"
-    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 12
     slots.check_integrity([holder, sequence])
 
 
-def test_of_equals_the_one_with_least_besides_is_taken_over() -> None:
-    slots = _slots()
-    _use(slots, A)
-    _use(slots, A[:4])
+def test_of_equals_the_one_with_least_besides_is_copied_from() -> None:
+    slots = _slots(5)
+    first, second, third = _run(slots, C), _run(slots, A), _run(slots, A[:4])
+    slots.release(second)
+    slots.release(third)
+    slots.release(first)
     sequence = _admit(slots, [*A[:4], 7])
-    assert sequence.block_table == [1]
+    assert _compute(slots, sequence) == ((0, 4, 12), (2, 0, 4))
     slots.check_integrity([sequence])
 
 
-def test_a_free_slot_is_taken_over_though_a_running_sequence_has_less_besides() -> None:
+def test_a_free_slot_is_copied_from_though_a_running_sequence_has_less_besides() -> None:
+    """So that it can be left."""
     slots = _slots()
-    _use(slots, A[:8])
-    running = _run(slots, A[:4])
+    running, other = _run(slots, A[:4]), _run(slots, B)
+    last = _run(slots, A[:8])
+    slots.release(last)
+    slots.release(other)
     sequence = _admit(slots, [*A[:4], 7])
-    assert (running.block_table, sequence.block_table) == ([1], [0])
-    assert _compute(slots, sequence) == ()
+    assert (running.block_table, sequence.block_table) == ([0], [1])
+    assert _compute(slots, sequence) == ((1, 3, 12), (2, 1, 4))
     slots.check_integrity([running, sequence])
+
+
+def test_what_another_slot_holds_too_makes_no_way() -> None:
+    slots = _slots()
+    twins = [_run(slots, A), _run(slots, A)]
+    for twin in twins:
+        slots.release(twin)
+    assert _compute(slots, _admit(slots, B)) == ()
+    assert _num_found(slots, [*A, 1]) == 12
+
+
+def test_what_is_about_to_be_kept_elsewhere_makes_no_way() -> None:
+    """Two come back in one step, and the second gets the slot that the first is copied from."""
+    slots = _slots()
+    kept = [_run(slots, prompt) for prompt in (B, A)]
+    for sequence in kept:
+        slots.release(sequence)
+    first = _admit(slots, [*A, 1])
+    assert slots.grow(first, 13)
+    second = _admit(slots, C)
+    assert second.block_table == [1]
+    assert slots.grow(second, 12)
+    assert slots.take_copies() == ((0, 3, 12), (1, 0, 12))
+
+
+def test_what_moves_is_known_once_the_step_has_computed() -> None:
+    slots = _slots()
+    _use(slots, A)
+    sequence = _admit(slots, B)
+    assert (slots.num_free, slots.num_cached(make_sequence(1, [*A, 1], 1))) == (3, 0)
+    assert slots.take_copies() == (), "before it grows, nobody writes there"
+    assert slots.grow(sequence, 12)
+    assert slots.take_copies() == ((0, 3, 12),)
+    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 0
+    sequence.num_computed_tokens = 4
+    slots.commit(sequence)
+    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 12
+    slots.check_integrity([sequence])
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_what_moves_for_a_sequence_that_never_computes_is_lost(grows: bool) -> None:
+    slots = _slots()
+    _use(slots, A)
+    sequence = _admit(slots, B)
+    if grows:
+        assert slots.grow(sequence, 12)
+    slots.release(sequence)
+    assert slots.take_copies() == (((0, 3, 12),) if grows else ())
+    slots.check_integrity([])
+    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 0
+    assert [_admit(slots, [number]).block_table for number in range(4)] == [[0], [1], [2], [3]]
+    assert slots.take_copies() == ()
+
+
+def test_a_spare_slot_is_given_to_whoever_comes_and_what_moves_there_is_sent_on_or_lost() -> None:
+    slots = _slots(3)
+    _use(slots, A)
+    movers = [_admit(slots, B), _admit(slots, C)]
+    assert slots.grow(movers[0], 12)
+    assert [mover.block_table for mover in movers] == [[0], [1]]
+    third = _admit(slots, [7])
+    assert (third.block_table, slots.num_free) == ([2], 0)
+    assert slots.take_copies() == ((0, 2, 12),)
+    for sequence in (*movers, third):
+        _compute(slots, sequence)
+    assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 0
+    slots.check_integrity([*movers, third])
+
+
+@pytest.mark.parametrize("grows_first", [True, False])
+def test_what_is_sent_on_is_copied_from_where_it_is_then(grows_first: bool) -> None:
+    slots = _slots(4)
+    everyone = [_run(slots, prompt) for prompt in (C, A, B, [7] * 8)]
+    for number in (1, 2, 0):
+        slots.release(everyone[number])
+    first = _admit(slots, [1] * 5)
+    if grows_first:
+        assert slots.grow(first, 5)
+    second = _admit(slots, [2] * 5)
+    assert (first.block_table, second.block_table) == ([0], [1]), "which is where the first's was to go"
+    if not grows_first:
+        assert slots.grow(first, 5)
+    assert slots.grow(second, 5)
+    assert slots.take_copies() == (((0, 1, 12), (1, 2, 12)) if grows_first else ((0, 2, 12),))
+    for sequence in (first, second):
+        sequence.num_computed_tokens = 5
+        slots.commit(sequence)
+    found = [slots.num_cached(make_sequence(1, [*prompt, 1], 1)) for prompt in (A, B, C)]
+    assert found == [0, 0, 12], "it was of use last"
+    slots.check_integrity([everyone[3], first, second])
 
 
 def test_a_running_sequence_is_copied_from_as_far_as_it_is_committed() -> None:
@@ -195,36 +327,41 @@ def test_of_a_prompt_that_is_scored_only_what_has_been_scored_is_found() -> None
     assert slots.num_cached(sequence) == 8
 
 
-def test_blank_slots_go_before_kept_ones_and_those_by_their_last_use() -> None:
+def test_blank_slots_are_filled_before_kept_ones_and_those_by_their_last_use() -> None:
     slots = _slots(4)
     for prompt in (A, B, C, [*A, 1]):
         _use(slots, prompt)
     left = []
-    for number in range(3):
+    for number in range(5):
+        _use(slots, [number], reuse_cache=False)
         _run(slots, [number], reuse_cache=False)
         left.append([slots.num_cached(make_sequence(0, [*prompt, 1], 1)) for prompt in (A, B, C)])
-    assert left == [[12, 12, 12], [12, 0, 12], [12, 0, 0]]
+        if not slots.num_free:
+            break
+    assert left == [[12, 12, 12], [12, 0, 12], [12, 0, 0], [0, 0, 0]]
 
 
 def test_to_be_copied_from_is_use() -> None:
-    slots = _slots(4)
-    _use(slots, A)
+    slots = _slots(3)
+    _use(slots, [*A, *A[:4]])
     _use(slots, B)
-    assert _use(slots, [*A[:4], 7]) == 2
+    assert _use(slots, [*A[:4], 7, 7, 7, 7]) == 0
     _run(slots, [0], reuse_cache=False)
-    _run(slots, [1], reuse_cache=False)
     assert (_num_found(slots, [*A, 1]), _num_found(slots, [*B, 1])) == (12, 0)
 
 
-def test_a_slot_that_is_needed_is_copied_to_from_one_that_was_used_later() -> None:
-    slots = _slots(2)
-    _use(slots, B)
-    _use(slots, A)
-    sequence = _admit(slots, [*A[:4], 7])
-    assert sequence.block_table == [0]
-    assert _compute(slots, sequence) == ((1, 0, 4),)
-    slots.release(sequence)
-    assert (_num_found(slots, [*A, 1]), _num_found(slots, [*B, 1])) == (12, 0)
+def test_to_move_is_no_use() -> None:
+    """What was used first goes first, wherever it has been since."""
+    slots = _slots(4)
+    first, second = _run(slots, A), _run(slots, B)
+    slots.release(first)
+    blocker = _run(slots, [1], reuse_cache=False)
+    assert blocker.block_table == [0]
+    slots.release(second)
+    others = [_run(slots, [number], reuse_cache=False) for number in (2, 3)]
+    assert [other.block_table for other in others] == [[1], [2]]
+    assert (_num_found(slots, [*A, 1]), _num_found(slots, [*B, 1])) == (0, 12)
+    slots.check_integrity([blocker, *others])
 
 
 def test_what_is_to_be_copied_is_given_to_nobody_before() -> None:
@@ -256,7 +393,8 @@ def test_one_that_leaves_before_it_has_grown_has_left_nothing_and_lets_its_sourc
     assert slots.take_copies() == ()
     assert slots.num_free == 2
     slots.check_integrity([])
-    assert _admit(slots, B).block_table == [1], "nothing was ever in it"
+    assert _num_found(slots, [*A, 1]) == 12
+    assert _compute(slots, _admit(slots, B)) == ((0, 1, 12),), "nothing was ever there"
     assert _num_found(slots, [*A, 1]) == 12
 
 
@@ -268,8 +406,8 @@ def test_what_a_failed_step_was_to_copy_is_not_known() -> None:
     assert slots.take_copies() == ((0, 1, 12),)
     slots.release(reader)
     slots.release(owner)
-    assert [_admit(slots, B).block_table, _admit(slots, C).block_table] == [[1], [2]], "both are blank"
     assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 12, "of its owner"
+    assert _compute(slots, _admit(slots, B)) == ((0, 2, 12),), "the others are blank"
 
 
 def test_what_a_failed_step_did_not_touch_is_known_on() -> None:

@@ -46,22 +46,34 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+#: In the layers and in the head, which is more exact where the layers are least so.
+_BYTES_PER_WEIGHT = {"bf16": (2.0, 2.0), "fp16": (2.0, 2.0), "int8": (1.0, 1.0), "fp8": (1.0, 2.0), "int4": (0.5, 1.0)}
+
 
 @dataclass(frozen=True)
 class Reading:
     """What a generation step reads from memory.
 
     Args:
-        weights: numbers in the matrices that every step multiplies with; rows of the embedding are not counted.
+        layers: weights in the layers' matrices.
+        head: weights in the matrix that gives logits; the few rows of the embedding are not counted.
         kv_per_token: numbers of keys and values of one token, through all layers.
     """
 
-    weights: int
+    layers: int
+    head: int
     kv_per_token: int
 
-    def num_bytes(self, num_seqs: int, context_len: int, bytes_per_weight: float, bytes_per_kv: int) -> float:
-        """Bytes of a step of so many sequences, each with a context of so many tokens."""
-        return self.weights * bytes_per_weight + num_seqs * context_len * self.kv_per_token * bytes_per_kv
+    def num_bytes(self, num_seqs: int, context_len: int, weight_format: str) -> float:
+        """Bytes of a step of so many sequences, each with a context of so many tokens; scales are not counted.
+
+        Args:
+            num_seqs: sequences.
+            context_len: tokens that each attends to.
+            weight_format: as the manifest has it; keys and values are of 16 bits.
+        """
+        layers, head = _BYTES_PER_WEIGHT[weight_format]
+        return self.layers * layers + self.head * head + num_seqs * context_len * self.kv_per_token * 2
 
 
 def reading(config: LlamaConfig) -> Reading:
@@ -71,7 +83,7 @@ def reading(config: LlamaConfig) -> Reading:
     attention = config.hidden_size * (2 * heads + 2 * kv_heads)
     layer = attention + 3 * config.hidden_size * config.intermediate_size
     head = config.vocab_size * config.hidden_size
-    return Reading(config.num_hidden_layers * layer + head, 2 * config.num_hidden_layers * kv_heads)
+    return Reading(config.num_hidden_layers * layer, head, 2 * config.num_hidden_layers * kv_heads)
 
 
 def make_checkpoint(folder: Path, shape: dict[str, Any]) -> LlamaConfig:

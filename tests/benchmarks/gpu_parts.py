@@ -32,7 +32,6 @@ from trident_backend.engine.factory import load_engine
 MAX_NUM_SEQS, MAX_SEQ_LEN, MAX_NUM_TOKENS = 128, 1024, 2048
 CONTEXT = 512
 NUM_SEQS = (1, 8, 64)
-BYTES_PER_WEIGHT = {"bf16": 2.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
 PARITY_TOKENS = 64
 
 Outcome = dict[str, Any]
@@ -99,7 +98,7 @@ def _decode(repository: Path, config: LlamaConfig, outcome: Outcome) -> Floats:
         outcome["steps"] = {}
         for num_seqs in NUM_SEQS:
             seconds = step_seconds(engine, num_seqs, CONTEXT, repeats=50)
-            num_bytes = read.num_bytes(num_seqs, CONTEXT, BYTES_PER_WEIGHT[manifest.precision.weights], 2)
+            num_bytes = read.num_bytes(num_seqs, CONTEXT, manifest.precision.weights)
             outcome["steps"][num_seqs] = {
                 "ms": 1000 * seconds,
                 "tokens/s": num_seqs / seconds,

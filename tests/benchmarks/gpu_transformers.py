@@ -43,8 +43,7 @@ class TransformersBaseline(AbstractContextManager["TransformersBaseline"]):
         page_size = 256
         config = ContinuousBatchingConfig(
             page_size=page_size,
-            # A block has pages of every layer's; as many as the tokens need, and one for each request's last.
-            num_blocks=2 * -(-cache_tokens // page_size),
+            num_blocks=-(-cache_tokens // page_size),
             max_batch_tokens=max_num_tokens,
             allow_block_sharing=False,
         )

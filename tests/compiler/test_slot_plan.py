@@ -28,6 +28,8 @@ SMALL = SlotNeeds(1 << 20, 1 << 20, 1 << 10, 1 << 10, multiple=4, max_position_e
 def test_defaults_fill_the_gpu_with_full_slots() -> None:
     plan = make_slot_plan(Wanted(), NEEDS, 80 << 30)
     assert (plan.max_seq_len, plan.max_num_tokens, plan.kv_kind) == (8192, 2048, KVKind.SLOTS)
+    # One row more than a step has tokens: that of a call from which none is wanted.
+    assert plan.resident_bytes == NEEDS.weights_bytes + NEEDS.fixed_bytes + 2049 * NEEDS.step_token_bytes
     room = (80 << 30) - plan.resident_bytes
     assert plan.max_num_seqs == plan.num_blocks == plan.full_sequences == int(room * 0.9) // (8193 << 17)
     assert plan.block_size == 8192
@@ -106,13 +108,14 @@ caches = (
 )
 
 
-@given(optional, optional, optional, caches, st.integers(0, 2**32), st.sampled_from([1, 2, 4, 64]))
-def test_a_plan_never_overdraws(
-    seqs: int | None, tokens: int | None, length: int | None, cache: CacheSize | None, free: int, multiple: int
-) -> None:
+wishes = st.builds(Wanted, max_num_seqs=optional, max_num_tokens=optional, max_seq_len=optional, cache=caches)
+
+
+@given(wishes, st.integers(0, 2**32), st.sampled_from([1, 2, 4, 64]))
+def test_a_plan_never_overdraws(wanted: Wanted, free: int, multiple: int) -> None:
     needs = replace(SMALL, multiple=multiple)
     try:
-        plan = make_slot_plan(Wanted(seqs, tokens, length, cache), needs, free)
+        plan = make_slot_plan(wanted, needs, free)
     except PlanError:
         return
     steps = (plan.max_num_tokens + 1) * needs.step_token_bytes
@@ -120,9 +123,9 @@ def test_a_plan_never_overdraws(
     assert 1 <= plan.max_num_seqs == plan.num_blocks <= plan.max_num_tokens
     assert 1 <= plan.max_seq_len <= min(plan.block_size, needs.max_position_embeddings)
     assert (plan.block_size + 1) % multiple == 0
-    assert seqs is None or plan.max_num_seqs == seqs
-    assert length is None or plan.max_seq_len == length
-    if cache is not None and cache.num_bytes is not None:
-        assert plan.cache_bytes <= cache.num_bytes
-    if cache is not None and cache.num_tokens is not None:
-        assert plan.num_blocks * plan.max_seq_len <= cache.num_tokens
+    assert wanted.max_num_seqs in {None, plan.max_num_seqs}
+    assert wanted.max_seq_len in {None, plan.max_seq_len}
+    if wanted.cache is not None and wanted.cache.num_bytes is not None:
+        assert plan.cache_bytes <= wanted.cache.num_bytes
+    if wanted.cache is not None and wanted.cache.num_tokens is not None:
+        assert plan.num_blocks * plan.max_seq_len <= wanted.cache.num_tokens

@@ -58,18 +58,23 @@ def server(repository: Path, tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def rank_processes() -> set[int]:
-    """Of all servers here; tests of this file run one at a time."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if b"tensorrt.rank_process" in command and state not in "ZX":
-            found.add(int(folder.name))
-    return found
+def status(pid: int) -> tuple[str, int] | None:
+    """State and parent of a process; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (fields[0], int(fields[1]))
+
+
+def the_rank(server: Server) -> int:
+    """The one process of a rank among the server's descendants."""
+    parents = {int(folder.name): status(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
+    family = {server.process.pid}
+    while grown := {pid for pid, found in parents.items() if found and found[1] in family} - family:
+        family |= grown
+    (rank,) = (pid for pid in family if b"tensorrt.rank_process" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return rank
 
 
 def generated(checkpoint: Path, text: str) -> list[int]:
@@ -85,14 +90,13 @@ def generated(checkpoint: Path, text: str) -> list[int]:
 def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
     repository: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    before = rank_processes()
     with serve(repository, tmp_path / "log") as running:
-        assert len(rank_processes() - before) == 1
+        rank = the_rank(running)
         fields: dict[str, Any] = {"max_tokens": NUM_TOKENS, "temperature": 0.0, "stream": True, "ignore_eos": True}
         with ThreadPoolExecutor(len(TEXTS)) as pool:
             answers = list(pool.map(lambda text: ask_grpc(running.grpc, text_input=text, **fields), TEXTS))
         assert [answer.output_ids for answer in answers] == [generated(checkpoint, text) for text in TEXTS]
-    until(lambda: rank_processes() == before, 5, "the ranks have ended with their server")
+    until(lambda: status(rank) is None, 5, "the rank has ended with its server")
 
 
 def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(server: Server) -> None:
@@ -100,8 +104,7 @@ def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(se
     with ThreadPoolExecutor(6) as pool:
         outcomes = [pool.submit(ask_grpc, server.grpc, text_input=f"request {n}", **fields) for n in range(6)]
         until(lambda: server.num_steps > 5, 30, "tokens are generated")
-        (rank,) = rank_processes()
-        os.kill(rank, signal.SIGKILL)
+        os.kill(the_rank(server), signal.SIGKILL)
         errors = [outcome.exception(60) for outcome in outcomes]
     for error in errors:
         assert isinstance(error, InferenceServerException)
@@ -110,8 +113,8 @@ def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(se
 
 
 def test_a_killed_leader_leaves_no_rank(server: Server) -> None:
-    (rank,) = rank_processes()
-    leader = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(leader, signal.SIGKILL)
-    until(lambda: not rank_processes(), 5, "the rank has ended")
-    until(lambda: server.process.poll() is not None, 60, "the server ends")
+    rank = the_rank(server)
+    found = status(rank)
+    assert found is not None
+    os.kill(found[1], signal.SIGKILL)
+    until(lambda: status(rank) is None, 5, "the rank has ended")

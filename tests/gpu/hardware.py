@@ -21,7 +21,7 @@ def cuda_missing() -> str:
     try:
         runtime: Any = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        return f"no CUDA for Python (pip install cuda-python): {error}"
+        return f"no CUDA for Python (pip install cuda-bindings): {error}"
     status, count = runtime.cudaGetDeviceCount()
     if status != runtime.cudaError_t.cudaSuccess:
         return f"no CUDA device: cudaGetDeviceCount says {status.name}"

@@ -44,13 +44,15 @@ def test_shapes_are_the_published_ones() -> None:
         read = reading(config)
         embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
         norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
-        assert read.weights + embedding + norms == expected
+        assert read.layers + read.head + embedding + norms == expected
     assert reading(LlamaConfig(**SHAPES["8b"])).kv_per_token * 2 == 128 << 10
 
 
 def test_bytes_of_a_step_are_weights_once_and_keys_and_values_of_each() -> None:
     read = reading(LlamaConfig(**SMALL))
-    assert read.num_bytes(3, 10, 0.5, 2) == read.weights * 0.5 + 3 * 10 * 2 * 2 * 32 * 2
+    cache = 3 * 10 * (2 * 2 * 2 * 16) * 2
+    assert read.num_bytes(3, 10, "bf16") == 2 * (read.layers + read.head) + cache
+    assert read.num_bytes(3, 10, "int4") == 0.5 * read.layers + read.head + cache
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
     load = Load(num_users=4, prompt_tokens=20, output_tokens=6, vocab_size=500)
     tokens = load.prompts(7)[0]
     engine, _ = load_engine(folder / "repository" / "core" / "1")
-    with TransformersBaseline(folder / "checkpoint", "cpu", 128, 1024) as baseline:
+    with TransformersBaseline(folder / "checkpoint", "cpu", 128, 2048) as baseline:
         close = parity(Driver(engine).whole(tokens), baseline.logits(tokens))
         with serve(folder / "repository", tmp_path / "log") as server:
             rounds = run_rounds(server.grpc, baseline, load, num_rounds=2)

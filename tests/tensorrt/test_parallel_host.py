@@ -177,5 +177,5 @@ def test_the_leaders_own_gpu_may_be_missing(folder: Path) -> None:
 
 
 def test_the_number_of_gpus_is_the_manifests(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match="tensor_parallel: .* 2 GPUs, not 1"):
+    with pytest.raises(ArtifactError, match=r"tensor_parallel: .* 2 GPUs, not 1"):
         load_engine(folder, (0,))

@@ -22,6 +22,7 @@ from tests.tensorrt.double import communicators
 from tests.tensorrt.rank_double import CUE, load_well
 from trident_backend.engine.artifact import write_manifest
 from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.parallel import ParallelEngine, load_leader
 from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
 
@@ -29,7 +30,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nccl.core", communicators)
     monkeypatch.syspath_prepend(str(_ROOT))
 
@@ -176,6 +177,22 @@ def test_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
     thread.join(5)
     assert "told to" in str(caught[0])
     engine.close()
+
+
+def test_missing_bindings_of_nccl_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nccl.core", None)
+    for call in (nccl.make_unique_id, lambda: nccl.join(2, 0, bytes(128))):
+        with pytest.raises(ArtifactError, match=r"tensor_parallel: .*pip install nccl4py nvidia-nccl-cu13"):
+            call()
+
+
+def test_what_nccl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("UnhandledCudaError (1): unhandled cuda error")
+
+    monkeypatch.setattr(communicators, "get_unique_id", fail)
+    with pytest.raises(EngineError, match=r"NCCL: get_unique_id failed: UnhandledCudaError \(1\)"):
+        nccl.make_unique_id()
 
 
 _LEADER = """

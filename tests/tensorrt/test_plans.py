@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.checkpoints import FAMILIES, make_checkpoint
 from trident_backend.engine.protocol import KVKind
@@ -165,8 +166,6 @@ def test_formats_that_a_target_does_not_know_are_refused(
 
 
 def test_half_precision_checkpoints_are_computed_as_they_are(checkpoints: Checkpoints) -> None:
-    import torch  # noqa: PLC0415
-
     compiler = compiler_for(ADA)
     assert compiler.precision(checkpoints.get("llama half", dtype=torch.float16), None, None).compute == "fp16"
     assert compiler.precision(checkpoints.get("llama"), None, None).compute == "bf16"
@@ -254,12 +253,22 @@ def chain(compiler: NetworkCompiler, length: int) -> tuple[Any, dict[str, ShapeR
     return network, {"x": ShapeRange((1, 64), (8, 64), (8, 64))}, arrays
 
 
-def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
+    steps: list[str] = []
+
+    class Counted(NestedShares):
+        def step(self, name: str, num_done: int) -> float:
+            steps.append(name)
+            return super().step(name, num_done)
+
+    monkeypatch.setattr("trident_compiler.build_progress.NestedShares", Counted)
     network, profile, kept = chain(compiler, 40)
     full: list[float] = []
     compiler.compile(network, [profile], tmp_path / "whole.plan", full.append)
     assert full[-1] == 1
+    num_steps = len(steps)
+    steps.clear()
     shares: list[float] = []
 
     def interrupted(share: float) -> None:
@@ -272,6 +281,7 @@ def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compiler.compile(network, [profile], tmp_path / "gone.plan", interrupted)
     assert 5 <= len(shares) < len(full) // 2
+    assert len(steps) < num_steps // 2
     assert shares[-1] < 1
     assert [path.name for path in tmp_path.iterdir()] == ["whole.plan"]
     compiler.compile(network, [profile], tmp_path / "again.plan")

@@ -41,14 +41,14 @@ def simulated(tmp_path: Path, *words: str) -> dict[str, Any]:
     return result
 
 
-def manifest(*, num_blocks: int) -> Manifest:
+def manifest(*, num_blocks: int, block_size: int = 16, kind: str = "blocks") -> Manifest:
     """Of an engine that was built for little."""
     return Manifest(
         format_version=FORMAT_VERSION,
         architecture=Architecture("llama", 2, 100),
         limits=Limits(6, 48, 512),
         precision=Precision("bf16", "bf16", "u8"),
-        kv_cache=KVLayout(16, num_blocks, 1024),
+        kv_cache=KVLayout(block_size, num_blocks, 1024, kind),
         compiler=Compiler("test", "1"),
         generation=Generation((0,), 0.0, 0, 1.0),
         digests={},
@@ -112,6 +112,17 @@ def test_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_pat
     alone = simulated(tmp_path, *load, "--engine", str(engine), "--max-num-seqs", "3")["configuration"]
     assert alone["engine"]["max_num_seqs"] == 3
     assert alone["settings"]["target_itl_ms"] == "0"
+
+
+def test_an_engine_with_slots_is_simulated_with_slots(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest(num_blocks=4, block_size=512, kind="slots"))
+    load = ["--step-time", "5e-3,2e-5", "--input-tokens", "20", "--users", "6", "--engine", str(tmp_path)]
+    written = simulated(tmp_path, *load)
+    assert written["configuration"]["engine"]["kv_kind"] == "slots"
+    assert written["configuration"]["engine"]["max_seq_len"] == 512
+    assert 3 < written["stages"][0]["num_running"] <= 4, "a slot each"
+    shorter = simulated(tmp_path, *load, "--block-size", "256")["configuration"]["engine"]
+    assert (shorter["num_blocks"], shorter["max_seq_len"]) == (8, 256)
 
 
 def test_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from tests.tools.simulations import (
     step_seconds,
     workload,
 )
-from trident_backend.blocks import BlockManager
 from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, StepBatch
+from trident_backend.engine.protocol import EngineSpec, KVKind, StepBatch
+from trident_backend.kv_cache import KVCache
+from trident_backend.kv_caches import make_kv_cache
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepTimeModel
 from trident_ensemble.settings import BatchSchedulerPolicy
@@ -102,6 +104,15 @@ def test_every_request_takes_what_it_takes_in_the_real_core(policy: BatchSchedul
     assert load.latencies == pytest.approx(expected, rel=1e-9)
 
 
+def test_slots_are_those_of_the_real_core() -> None:
+    spec = EngineSpec(0, 12, 256, 380, block_size=380, num_blocks=9, kv_kind=KVKind.SLOTS)
+    served = replace(deployment(max_queue_size=500), spec=spec)
+    load = written_load(seed=3, count=100, rate=30)
+    expected = real_core_latencies(served, load.arrivals)
+    simulate(served, load, Router.FEWEST_OPEN, workload())
+    assert load.latencies == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_request_is_answered_once_and_no_token_is_lost(policy: BatchSchedulerPolicy) -> None:
     served = deployment(max_num_seqs=8, num_blocks=40, num_replicas=2, batch_scheduler_policy=policy, max_queue_size=10)
@@ -128,24 +139,24 @@ def test_shortcuts_change_nothing(policy: BatchSchedulerPolicy, monkeypatch: pyt
     served = deployment(max_num_seqs=12, num_blocks=60, batch_scheduler_policy=policy)
     asked = workload("uniform:1:300", "uniform:1:80", num_requests=300)
     quick = run(served, asked, rate=25)
-    made = {"times": 0, "blocks": 0}
+    made = {"times": 0, "caches": 0}
 
     def learning() -> StepTimeModel:
         made["times"] += 1
         return StepTimeModel()
 
-    def reusing(num_blocks: int, block_size: int, **_: bool) -> BlockManager:
-        made["blocks"] += 1
-        return BlockManager(num_blocks, block_size, reuse=True)
+    def reusing(spec: EngineSpec, **_: bool) -> KVCache:
+        made["caches"] += 1
+        return make_kv_cache(spec, reuse=True)
 
     def sharing(**fields: Any) -> Sequence:
         return Sequence(**{**fields, "reuse_cache": True})
 
     monkeypatch.setattr(replica, "UnreadStepTimes", learning)
-    monkeypatch.setattr(replica, "BlockManager", reusing)
+    monkeypatch.setattr(replica, "make_kv_cache", reusing)
     monkeypatch.setattr(replica, "Sequence", sharing)
     assert run(served, asked, rate=25) == quick
-    assert made == {"times": 1, "blocks": 1}
+    assert made == {"times": 1, "caches": 1}
 
 
 def test_a_seed_repeats_a_load_and_another_does_not() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trident_backend.engine.artifact import Manifest, read_manifest
-from trident_backend.engine.protocol import EngineSpec
+from trident_backend.engine.protocol import EngineSpec, KVKind
 from trident_compiler.json_config import JsonConfig
 from trident_compiler.model_config import ModelConfig, read_model_config
 from trident_compiler.plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
@@ -143,5 +143,7 @@ def engine_spec(
             f"{option}: must be from {max_num_seqs} (--max-num-seqs) to {max_num_tokens} (--max-num-tokens), "
             f"not {budget}"
         )
-    longest = built.max_seq_len if built else roof.max_seq_len if roof else num_blocks * block_size
-    return EngineSpec(0, max_num_seqs, max_num_tokens, min(longest, num_blocks * block_size), block_size, num_blocks)
+    kind = KVKind(cache.kind) if cache else KVKind.BLOCKS
+    room = block_size if kind is KVKind.SLOTS else num_blocks * block_size
+    longest = built.max_seq_len if built else roof.max_seq_len if roof else room
+    return EngineSpec(0, max_num_seqs, max_num_tokens, min(longest, room), block_size, num_blocks, kind)

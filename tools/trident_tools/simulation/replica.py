@@ -1,7 +1,7 @@
 """One core under simulated time.
 
-Owns a scheduler, its KV pool and its admission, all of them those of the real core, and passes them the times. Requests
-reach the scheduler between two steps, as they do in the real loop. Never knows of other replicas.
+Owns a scheduler, its KV cache and its admission, all of them those of the real core, and passes them the times.
+Requests reach the scheduler between two steps, as they do in the real loop. Never knows of other replicas.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trident_backend.admission import Admission
-from trident_backend.blocks import BlockManager
 from trident_backend.engine.protocol import EngineSpec
+from trident_backend.kv_caches import make_kv_cache
 from trident_backend.records import request_record
 from trident_backend.sampling.choices import Choices
 from trident_backend.scheduler import Scheduler
@@ -77,11 +77,11 @@ class Replica:
         # Prompts that share nothing find nothing, unless a preempted sequence looks for its own blocks.
         preempts = settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION
         self._reuse = settings.enable_kv_cache_reuse and (workload.shared_prefix > 0 or preempts)
-        self._blocks = BlockManager(spec.num_blocks, spec.block_size, reuse=self._reuse)
+        self._kv_cache = make_kv_cache(spec, reuse=self._reuse)
         # The latency budget alone reads step times, as there are no deadlines and no guesses here.
         step_times = StepTimeModel() if settings.target_itl_ms else UnreadStepTimes()
         num_tokens = settings.token_budget or spec.max_num_tokens
-        self._scheduler = Scheduler(self._blocks, spec.max_num_seqs, num_tokens, settings, step_times)
+        self._scheduler = Scheduler(self._kv_cache, spec.max_num_seqs, num_tokens, settings, step_times)
         self._admission = Admission(spec, settings)
         self._inbox: list[Sequence] = []
         self._arrivals: dict[int, Arrival] = {}
@@ -101,7 +101,7 @@ class Replica:
         """Take a request; False if it is refused."""
         request = arrival.request
         num_tokens = request.num_input_tokens + request.num_output_tokens
-        if num_tokens > self._spec.max_seq_len or not self._blocks.fits(num_tokens):
+        if num_tokens > self._spec.max_seq_len or not self._kv_cache.fits(num_tokens):
             return False
         try:
             self._admission.enter(request.num_input_tokens)
@@ -140,7 +140,7 @@ class Replica:
             num_tokens=output.num_tokens,
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
-            kv_share=self._blocks.num_used / self._blocks.num_blocks,
+            kv_share=self._kv_cache.num_used / self._kv_cache.num_blocks,
         )
         self._step = _Step(output, seconds, state)
         return now + seconds

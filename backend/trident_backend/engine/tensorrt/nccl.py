@@ -77,5 +77,5 @@ def _import_nccl() -> Any:
         return importlib.import_module("nccl.core")
     except ImportError as error:
         raise ArtifactError(
-            f"tensor_parallel: several GPUs need NCCL's Python bindings ({error}): pip install 'nccl4py[cu13]'"
+            f"tensor_parallel: several GPUs need NCCL's Python bindings ({error}): pip install nccl4py nvidia-nccl-cu13"
         ) from None

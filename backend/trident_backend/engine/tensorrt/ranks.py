@@ -180,9 +180,10 @@ class Ranks:
             self._failure = why
             abort = self._abort
             self._changed.notify_all()
-        abort()
+        # The others first, as they may wait for what will not come, and none of them must be waited for.
         for rank in self._reached:
             rank.channel.close()
+        abort()
 
     def stop(self) -> None:
         """Tell all of them to free what they hold; `end` waits for them."""
