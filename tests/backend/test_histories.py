@@ -150,7 +150,9 @@ class Histories(RuleBasedStateMachine):
     @rule(num_steps=st.sampled_from([1, 5, 25]))
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
-            self.checked_step()
+            # Where nothing can run no time passes, and the next step is the same.
+            if not self.checked_step().output.chunks:
+                break
 
     @precondition(lambda self: self.num_failures < 2)
     @rule()
@@ -272,7 +274,7 @@ class SlotHistories(Histories):
     specs = SLOTS, replace(SLOTS, num_blocks=7)
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, print_blob=True)
-SlotHistories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, print_blob=True)
+Histories.TestCase.settings = settings(max_examples=110, stateful_step_count=40, deadline=None, print_blob=True)
+SlotHistories.TestCase.settings = settings(max_examples=110, stateful_step_count=40, deadline=None, print_blob=True)
 TestHistories = Histories.TestCase
 TestSlotHistories = SlotHistories.TestCase

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.backend.doubles import SPEC, Clock, add, expected_tokens, make_sequence, run_to_end
+from tests.backend.doubles import SPEC, Client, Clock, add, expected_tokens, make_sequence, run_to_end
+from tests.backend.serving import serving
 from trident_backend import batch
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
@@ -139,6 +140,20 @@ def test_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_wo
             conversations[names[index]] = [names[index] % 97, names[index] // 97, 7] * 3
     assert min(met["sure"], met["lost"]) > 100
     assert slots_of_steps == [[0]] * len(slots_of_steps)
+
+
+def test_a_slot_is_reported_as_found_if_any_of_its_tokens_were() -> None:
+    with serving(MockEngine(SLOTS)) as service:
+        for num_cached in (0, 8):
+            client = Client()
+            service.submit({"input_ids": list(range(11)), "max_tokens": 4, "return_perf_metrics": True}, client)
+            assert client.done.wait(5)
+            outputs = client.outputs
+            num_found = int(num_cached > 0)
+            assert outputs["num_cached_tokens"] == [num_cached]
+            assert outputs["kv_cache_reused_blocks"] == [num_found]
+            assert outputs["kv_cache_alloc_new_blocks"] == [1 - num_found]
+            assert outputs["kv_cache_alloc_total_blocks"] == [1]
 
 
 def test_a_step_is_packed_with_one_slot_for_each_sequence() -> None:

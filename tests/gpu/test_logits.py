@@ -51,6 +51,16 @@ def test_mixed_steps_equal_transformers(
     assert typical(from_same) < bound.typical
 
 
+@pytest.mark.parametrize("compute", ["fp16", "bf16"])
+def test_kernels_heed_lengths(compute: str, checkpoint_of: CheckpointOf, repository_of: Build) -> None:
+    """Where this fails, `--attention lengths` gives wrong answers on this GPU; the default does not rely on it."""
+    needs(compute)
+    with loaded(repository_of("llama", compute, None, "--attention", "lengths")) as engine:
+        outcome = mixed_steps(engine)
+    plain = reference_model(checkpoint_of("llama"))
+    assert typical(differences(outcome, plain)) < BOUNDS[compute, compute].from_plain
+
+
 def test_graphs_change_nothing(repository_of: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = repository_of("llama")
     with loaded(repository) as engine:

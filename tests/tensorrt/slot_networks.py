@@ -48,7 +48,9 @@ class Written:
     weights: dict[str, Weight]
 
 
-def write_network(trt: Any, checkpoint: Path, compute: str, weight_format: str, slot_len: int) -> Written:
+def write_network(
+    trt: Any, checkpoint: Path, compute: str, weight_format: str, slot_len: int, *, by_lengths: bool = False
+) -> Written:
     """Lower a checkpoint as a build does.
 
     Args:
@@ -57,6 +59,7 @@ def write_network(trt: Any, checkpoint: Path, compute: str, weight_format: str, 
         compute: fp32, fp16 or bf16.
         weight_format: of matrices: as compute, or int8, int4, fp8.
         slot_len: positions of a slot, the scratch one included.
+        by_lengths: see `TensorRTLowering`.
     """
     opened = open_checkpoint(checkpoint)
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
@@ -64,7 +67,7 @@ def write_network(trt: Any, checkpoint: Path, compute: str, weight_format: str, 
     source = RememberingSource(
         opened.tensors, weight_format, compute, tied=opened.config.tie_word_embeddings, uniform=True
     )
-    lowering = TensorRTLowering(RecordingModule(trt), network, compute, slot_len)
+    lowering = TensorRTLowering(RecordingModule(trt), network, compute, slot_len, by_lengths=by_lengths)
     lowering.finish(llama(lowering, opened.config, source))
     source.require_all_used()
     return Written(Program.load(record(trt, network).save()), source.handed)

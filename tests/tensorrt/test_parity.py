@@ -201,12 +201,21 @@ def float8_rows(x: torch.Tensor) -> torch.Tensor:
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
-@pytest.mark.parametrize(("family", "compute", "weight_format"), CASES)
+@pytest.mark.parametrize(
+    ("family", "compute", "weight_format", "attention"),
+    [(*case, "mask") for case in CASES]
+    + [
+        ("llama", "fp32", "fp32", "lengths"),
+        ("llama", "bf16", "bf16", "lengths"),
+        ("mistral", *["fp32"] * 2, "lengths"),
+    ],
+)
 def test_networks_compute_what_transformers_compute(
-    family: str, compute: str, weight_format: str, checkpoints: dict[str, Path]
+    family: str, compute: str, weight_format: str, attention: str, checkpoints: dict[str, Path]
 ) -> None:
     bound = BOUNDS[compute, weight_format]
-    written = write_network(trt, checkpoints[family], compute, weight_format, SLOT_LEN)
+    by_lengths = attention == "lengths"
+    written = write_network(trt, checkpoints[family], compute, weight_format, SLOT_LEN, by_lengths=by_lengths)
     dialogues = play(written)
     assert len(dialogues) > NUM_SLOTS
     model = reference_model(checkpoints[family])

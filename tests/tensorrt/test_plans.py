@@ -66,8 +66,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
-def compiler_for(capability: tuple[int, int], num_devices: int = 1) -> TensorRTCompiler:
-    target = TensorRTTarget("tensorrt_rtx", capability, None, 2**33, "told", num_devices)
+def compiler_for(capability: tuple[int, int], num_devices: int = 1, *, by_lengths: bool = False) -> TensorRTCompiler:
+    target = TensorRTTarget("tensorrt_rtx", capability, None, 2**33, "told", num_devices, by_lengths)
     return TensorRTCompiler(trt, target)
 
 
@@ -106,6 +106,15 @@ def test_every_family_is_built_for_every_target(
     (plan,) = write(compiler_for(capability), checkpoint, tmp_path)
     assert plan.startswith(MAGIC)
     assert len(plan) > checkpoint.tensors.num_bytes
+
+
+@pytest.mark.parametrize("compute", ["fp16", "bf16"])
+@pytest.mark.parametrize("capability", TARGETS)
+def test_attention_may_be_told_lengths(
+    checkpoints: Checkpoints, tmp_path: Path, compute: str, capability: tuple[int, int]
+) -> None:
+    (plan,) = write(compiler_for(capability, by_lengths=True), checkpoints.get("llama"), tmp_path, compute, None)
+    assert plan.startswith(MAGIC)
 
 
 @pytest.mark.parametrize("formats", [("fp16", None), ("fp16", "int4"), ("bf16", "int8"), ("bf16", "int4")])

@@ -34,6 +34,7 @@ class Asked:
         gpus: the GPUs that the engine will run on.
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
+        attention_lengths: see `TensorRTLowering.by_lengths`.
     """
 
     engine: str | None = None
@@ -41,6 +42,7 @@ class Asked:
     gpus: tuple[int, ...] = ()
     gpu_memory: int | None = None
     tensor_parallel: int = 1
+    attention_lengths: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def choose_compiler(asked: Asked) -> Choice:
         ("--gpu", asked.gpus),
         ("--gpu-memory", asked.gpu_memory),
         ("--tensor-parallel", asked.tensor_parallel > 1),
+        ("--attention lengths", asked.attention_lengths),
     ):
         if value:
             raise PlanError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
@@ -126,6 +129,7 @@ def _tensorrt(asked: Asked, gpus: tuple[Gpu, ...]) -> EngineCompiler:
             free_bytes=free_bytes,
             memory=memory,
             num_devices=asked.tensor_parallel,
+            by_lengths=asked.attention_lengths,
         ),
     )
 

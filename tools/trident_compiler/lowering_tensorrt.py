@@ -29,9 +29,14 @@ class TensorRTLowering:
         compute: format of activations and of the KV cache: fp16, bf16, or fp32.
         slot_len: positions in a slot of the KV cache.
         num_ranks: devices that share the network.
+        by_lengths: attention is told how many positions of a slot are in use, and may leave out the others. There are
+            kernels that read them all the same (NVIDIA/TensorRT-Model-Connect, pull requests 1035 and 1048), so that
+            else a mask says of every position whether it is seen.
     """
 
-    def __init__(self, trt: Any, network: Any, compute: str, slot_len: int, num_ranks: int = 1) -> None:
+    def __init__(
+        self, trt: Any, network: Any, compute: str, slot_len: int, num_ranks: int = 1, *, by_lengths: bool = False
+    ) -> None:
         self._trt = trt
         self._network = network
         self._types = {
@@ -45,6 +50,7 @@ class TensorRTLowering:
         self._compute = self._types[compute]
         self._slot_len = slot_len
         self._num_ranks = num_ranks
+        self._by_lengths = by_lengths
         #: TensorRT reads constants where they are, until the network is compiled.
         self._memory: list[npt.NDArray[Any]] = []
         self._constants: dict[str, Tensor] = {}
@@ -111,15 +117,16 @@ class TensorRTLowering:
         query = self.multiply(query, self._cast(self._number(scale, 4), self._compute))
         keys = self._cached(f"key_cache.{layer}", key)
         values = self._cached(f"value_cache.{layer}", value)
-        windowed = sliding_window is not None and sliding_window < self._slot_len - 1
-        kind = trt.CausalMaskKind.NONE if windowed else trt.CausalMaskKind.LOWER_RIGHT
+        window = min(sliding_window or self._slot_len, self._slot_len)
+        masked = not self._by_lengths or window < self._slot_len - 1
+        kind = trt.CausalMaskKind.NONE if masked else trt.CausalMaskKind.LOWER_RIGHT
         attention = network.add_attention_v2(
             self._by_sequence(query), keys, values, trt.AttentionNormalizationOp.SOFTMAX, kind
         )
         # Only single precision has no fused kernels; where a fused one is missing, the build says so.
         attention.decomposable = self._compute == trt.float32
-        if windowed:
-            attention.mask = self._mask(sliding_window or 0)
+        if masked:
+            attention.mask = self._mask(window)
         else:
             attention.key_value_lengths = self._context_lens
         # [B, heads, Q, head_dim] to [T, heads * head_dim].

@@ -57,6 +57,7 @@ class TensorRTTarget:
         free_bytes: its memory to plan with.
         memory: which memory that is, for people.
         num_devices: such GPUs among which the network is divided.
+        by_lengths: see `TensorRTLowering`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TensorRTTarget:
     free_bytes: int
     memory: str
     num_devices: int = 1
+    by_lengths: bool = False
 
 
 class TensorRTCompiler:
@@ -166,7 +168,7 @@ class TensorRTCompiler:
         for rank in range(self.num_devices):
             source = source_of(Share(rank, self.num_devices))
             network = self._compiler.network()
-            lowering = TensorRTLowering(self._trt, network, precision.compute, caches.slot_len, self.num_devices)
+            lowering = self._lowering(network, precision, caches.slot_len)
             lowering.finish(llama(lowering, config, source))
             source.require_all_used()
             progress.phase("compiling the network", _PROGRESS_STEPS, in_bytes=False)
@@ -190,6 +192,11 @@ class TensorRTCompiler:
             del kept  # what the network's constants read
             progress.reached(num_done)
 
+    def _lowering(self, network: Any, precision: Precision, slot_len: int) -> TensorRTLowering:
+        return TensorRTLowering(
+            self._trt, network, precision.compute, slot_len, self.num_devices, by_lengths=self._target.by_lengths
+        )
+
     def _probe(self, config: ModelConfig, precision: Precision) -> None:
         """Compile one layer's attention and throw it away.
 
@@ -198,7 +205,7 @@ class TensorRTCompiler:
         """
         num_heads, num_kv_heads = config.num_heads // self.num_devices, config.num_kv_heads // self.num_devices
         network = self._compiler.network()
-        net = TensorRTLowering(self._trt, network, precision.compute, _PROBE_POSITIONS)
+        net = self._lowering(network, precision, _PROBE_POSITIONS)
         heads = []
         for name, count in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
             shape = (1, count * config.head_dim)

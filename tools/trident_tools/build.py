@@ -106,6 +106,13 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="GPUs to divide the network among (default 1)"
     )
+    group.add_argument(
+        "--attention",
+        choices=("mask", "lengths"),
+        default="mask",
+        help="how attention on GPUs is kept from what a slot does not hold: by a mask, which is right everywhere, or by"
+        " lengths, which read less and which some kernels ignore: try `make test-gpu` first (default mask)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,7 +131,15 @@ def run(args: argparse.Namespace) -> int:
     )
     checkpoint = open_checkpoint(args.checkpoint)
     memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
-    choice = choose_compiler(Asked(args.engine, args.compute_capability, core.gpu, memory, args.tensor_parallel))
+    asked = Asked(
+        engine=args.engine,
+        capability=args.compute_capability,
+        gpus=core.gpu,
+        gpu_memory=memory,
+        tensor_parallel=args.tensor_parallel,
+        attention_lengths=args.attention == "lengths",
+    )
+    choice = choose_compiler(asked)
     compiler = choice.compiler
     precision = compiler.precision(checkpoint, args.precision, args.weights)
     plan = compiler.plan(checkpoint, precision, wanted)
