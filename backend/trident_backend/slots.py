@@ -159,11 +159,14 @@ class SlotManager:
 
     def _is_dispensable(self, slot: int, num_left: int) -> bool:
         """Whether little or nothing is lost if only a slot's first tokens are left."""
-        if self._known.is_elsewhere(slot):
+        if self._known.is_elsewhere(slot) or (num_left and self._known.is_mostly(slot, num_left)):
             return True
-        replacing = (account for account in self._accounts.values() if account.replaces == slot)
-        lengths = [num_left, *(account.num_found for account in replacing)]
-        return any(num_tokens and self._known.is_mostly(slot, num_tokens) for num_tokens in lengths)
+        replacing = (pair for pair in self._accounts.items() if pair[1].replaces == slot)
+        return any(self._is_replaced(slot, *pair) for pair in replacing)
+
+    def _is_replaced(self, slot: int, sequence: Sequence, account: _Account) -> bool:
+        """Whether a slot holds little but what was found of a sequence."""
+        return self._known.holds(slot, sequence, account.num_found) and self._known.is_mostly(slot, account.num_found)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """See `KVCache.grow`; only what does not fit into a slot fails."""
@@ -203,9 +206,7 @@ class SlotManager:
             self._known.learn(account.slot, sequence, sequence.num_computed_tokens)
         self._moves.end(account.move, is_there=True)
         source, account.replaces = account.replaces, None
-        if source is None or source not in self._free:
-            return
-        if self._known.holds(source, sequence, account.num_found) and self._known.is_mostly(source, account.num_found):
+        if source is not None and source in self._free and self._is_replaced(source, sequence, account):
             self._known.forget(source)
 
     def release(self, sequence: Sequence) -> None:

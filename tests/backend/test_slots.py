@@ -158,6 +158,23 @@ def test_a_slot_that_was_copied_from_is_left_if_most_of_it_is_something_else(num
     assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (num_kept if is_left else 4)
 
 
+def test_a_slot_that_holds_something_else_by_now_is_not_left() -> None:
+    slots = _slots(3)
+    _use(slots, A)
+    _use(slots, B)
+    reader = _admit(slots, [*A, 1])
+    assert slots.grow(reader, 13)
+    others = [_admit(slots, [number] * 8) for number in (7, 8)]
+    for other in others:
+        _compute(slots, other)
+        slots.release(other)
+    reader.num_computed_tokens = 13
+    slots.commit(reader)
+    found = [slots.num_cached(make_sequence(1, [number] * 9, 1)) for number in (7, 8)]
+    assert found == [8, 8]
+    slots.check_integrity([reader])
+
+
 def test_who_was_running_is_left_what_it_has_when_it_goes_before_its_reader_has_computed() -> None:
     slots = _slots()
     owner = _run(slots, A)

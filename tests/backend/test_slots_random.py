@@ -146,7 +146,8 @@ class Model:
                 self.met["sent on"] += 1
                 del self.moving[mover]
                 self.move(mover, moving.values, moving.last_use)
-        alike = [num_left, *(num_found for source, num_found in self.replaces.values() if source == slot)]
+        beginnings = [values(s, num_found) for s, (source, num_found) in self.replaces.items() if source == slot]
+        alike = [num_left, *(len(beginning) for beginning in beginnings if old[: len(beginning)] == beginning)]
         is_elsewhere = any(s != slot and known[: len(old)] == old for s, known in enumerate(self.known))
         if not old or is_elsewhere or any(num_alike and 2 * num_alike >= len(old) for num_alike in alike):
             assert slots_move(self.slots, sequence) is None

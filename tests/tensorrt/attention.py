@@ -85,9 +85,11 @@ def attention(values: Attributes) -> Kernel:
                 raise IndexError(f"{count} keys in a cache of {keys.shape[2]} (sequence {number})")
             seen = None if mask is None else np.broadcast_to(mask, (batch, *mask.shape[1:]))[number]
             if seen is not None and seen.dtype == np.bool_:
-                # What lies behind the last key that anyone sees need not be read.
+                # What lies behind the last key that anyone sees adds nothing, unless nothing times it is NaN.
                 places = np.flatnonzero(seen.reshape(-1, seen.shape[-1]).any(axis=0))
-                count = min(count, int(places[-1]) + 1) if len(places) else 0
+                behind = int(places[-1]) + 1 if len(places) else 0
+                if np.isfinite(decode(contents[number, :, behind:count], kind)).all():
+                    count = min(count, behind)
             result[number] = _attend(
                 queries[number],
                 decode(keys[number, :, :count], kind),

@@ -187,12 +187,32 @@ def test_a_slot_is_copied_as_far_as_asked_and_copies_keep_their_order(
     step(engine, [(second, 1), (first, 1), (third, 12)])
 
 
+def caches() -> list[Floats]:
+    """All keys and values on the GPU, `[slots, kv_heads, slot_len, head_dim]` for each layer's keys or values."""
+    shape = (LIMIT.max_num_seqs, 2, LIMIT.slot_len, 32)
+    size = 4 * int(np.prod(shape))
+    found = [block.memory.view(np.float32).reshape(shape) for block in GPUS.blocks if block.num_bytes == size]
+    assert len(found) == 2 * 3
+    return found
+
+
 @pytest.mark.usefixtures("engine")
 def test_the_cache_begins_as_numbers() -> None:
-    size = LIMIT.max_num_seqs * LIMIT.slot_len * 2 * 32 * 4
-    caches = [block.memory.view(np.float32) for block in GPUS.blocks if block.num_bytes == size]
-    assert len(caches) == 2 * 3
-    assert all(np.isfinite(cache).all() for cache in caches)
+    assert all(np.isfinite(cache).all() for cache in caches())
+
+
+def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence: Callable[..., Sequence]) -> None:
+    """A request may end in NaN, and a mask does not keep NaN out."""
+    other = sequence(30, 0)
+    step(engine, [(other, 12)])
+    for cache in caches():
+        cache[2:5], cache[0, :, 12:-1] = np.nan, np.nan
+    ruined = sequence(20, 4)
+    assert np.isnan(rows_of(engine.execute(pack([(ruined, 8)])))).any()
+    kept, copied, new = other, sequence(30, 2, other.tokens[:9]), sequence(30, 3)
+    copied.num_computed = 9
+    step(engine, [(kept, 4), (copied, 4), (new, 4)], copies=[(0, 0, 12), (0, 2, 9), (3, 3, 0)])
+    step(engine, [(kept, 1), (copied, 1), (new, 1)])
 
 
 def test_a_step_without_wanted_rows_only_writes_the_cache(engine: Engine, sequence: Callable[..., Sequence]) -> None:
@@ -237,6 +257,7 @@ def test_without_graphs_it_says_why_once_and_computes_the_same(
 
 STEP_CALLS = [
     ("cudaMemcpy2DAsync", "cudaMemcpy2DAsync"),
+    ("cudaMemset2DAsync", "cudaMemset2DAsync"),
     ("cudaMemcpyAsync", "cudaMemcpyAsync"),
     ("cudaGraphLaunch", "cudaGraphLaunch"),
     ("set_input_shape", "set_input_shape(token_ids"),

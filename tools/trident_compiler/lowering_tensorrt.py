@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_compiler import weights
-from trident_compiler.quantization import E4M3_MAX
+from trident_compiler.tensorrt_layers import Tensor, TensorRTLayers
+from trident_compiler.tensorrt_products import TensorRTProducts
 from trident_compiler.weights import Weight
-
-Tensor = Any  # the modules come without usable types, and which one is known at run time alone
 
 
 class TensorRTLowering:
@@ -39,21 +37,12 @@ class TensorRTLowering:
     ) -> None:
         self._trt = trt
         self._network = network
-        self._types = {
-            weights.FP32: trt.float32,
-            weights.FP16: trt.float16,
-            weights.BF16: trt.bfloat16,
-            weights.INT8: trt.int8,
-            weights.INT4: trt.int4,
-            weights.FP8: trt.fp8,
-        }
-        self._compute = self._types[compute]
+        self._layers = TensorRTLayers(trt, network)
+        self._products = TensorRTProducts(self._layers, compute)
+        self._compute = self._products.compute
         self._slot_len = slot_len
         self._num_ranks = num_ranks
         self._by_lengths = by_lengths
-        #: TensorRT reads constants where they are, until the network is compiled.
-        self._memory: list[npt.NDArray[Any]] = []
-        self._constants: dict[str, Tensor] = {}
         self._tables: dict[bytes, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
         self._token_ids = self._input("token_ids", (-1, -1))
@@ -62,23 +51,21 @@ class TensorRTLowering:
         self._context_lens = self._input("context_lens", (-1,))
         self._logit_rows = self._input("logit_rows", (-1,))
         self._step_shape = network.add_shape(self._token_ids).get_output(0)
-        self._positions = self._reshape(self._position_ids, (-1, 1))
+        self._positions = self._layers.reshape(self._position_ids, -1, 1)
 
     def finish(self, logits: Tensor) -> None:
         """Make `logits [R, vocab]` the network's output, in float32."""
-        logits = self._cast(logits, self._trt.float32)
-        logits.name = "logits"
-        self._network.mark_output(logits)
+        self._layers.output("logits", self._layers.cast(logits, self._trt.float32))
 
     def embedding(self, table: Weight) -> Tensor:
-        flat = self._reshape(self._token_ids, (-1,))
-        return self._cast(self._network.add_gather(self._plain(table), flat, 0).get_output(0), self._compute)
+        token_ids = self._layers.reshape(self._token_ids, -1)
+        return self._layers.cast(self._layers.gather(self._products.stored(table), token_ids), self._compute)
 
     def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Tensor:
-        product = self._float8_product(x, weight) if weight.format == weights.FP8 else self._product(x, weight)
+        product = self._products.product(x, weight)
         if summed and self._num_ranks > 1:
             product = self._collective(product, self._trt.CollectiveOperation.ALL_REDUCE, self._trt.ReduceOperation.SUM)
-        return product if bias is None else self.add(product, self._vector(bias, 2))
+        return product if bias is None else self.add(product, self._products.vector(bias, 2))
 
     def gathered(self, x: Tensor) -> Tensor:
         if self._num_ranks == 1:
@@ -89,20 +76,18 @@ class TensorRTLowering:
         shuffle = self._network.add_shuffle(stacked)
         shuffle.reshape_dims = (self._num_ranks, -1, part)
         shuffle.second_transpose = self._trt.Permutation((1, 0, 2))
-        return self._reshape(shuffle.get_output(0), (-1, self._num_ranks * part))
+        return self._layers.reshape(shuffle.get_output(0), -1, self._num_ranks * part)
 
     def rms_norm(self, x: Tensor, scale: Weight, epsilon: float) -> Tensor:
-        trt, network = self._trt, self._network
-        rank = len(x.shape)
-        exact = self._cast(x, trt.float32)
-        squares = self.multiply(exact, exact)
-        mean = network.add_reduce(squares, trt.ReduceOperation.AVG, 1 << (rank - 1), True).get_output(0)
-        root = network.add_unary(self.add(mean, self._number(epsilon, rank)), trt.UnaryOperation.SQRT).get_output(0)
-        normed = network.add_elementwise(exact, root, trt.ElementWiseOperation.DIV).get_output(0)
-        return self.multiply(self._cast(normed, self._compute), self._vector(scale, rank))
+        layers, rank = self._layers, len(x.shape)
+        exact = layers.cast(x, self._trt.float32)
+        mean = layers.reduce("AVG", self.multiply(exact, exact), rank - 1, keep=True)
+        root = layers.unary("SQRT", self.add(mean, layers.number(epsilon, rank)))
+        normed = layers.cast(layers.elementwise("DIV", exact, root), self._compute)
+        return self.multiply(normed, self._products.vector(scale, rank))
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
-        return self._reshape(x, (-1, num_heads, 1, x.shape[1] // num_heads))
+        return self._layers.reshape(x, -1, num_heads, 1, x.shape[1] // num_heads)
 
     def rotary(self, x: Tensor, inverse_frequencies: npt.NDArray[np.float32]) -> Tensor:
         cosine, sine = self._rotation(inverse_frequencies)
@@ -114,7 +99,7 @@ class TensorRTLowering:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None
     ) -> Tensor:
         trt, network = self._trt, self._network
-        query = self.multiply(query, self._cast(self._number(scale, 4), self._compute))
+        query = self.multiply(query, self._layers.cast(self._layers.number(scale, 4), self._compute))
         keys = self._cached(f"key_cache.{layer}", key)
         values = self._cached(f"value_cache.{layer}", value)
         window = min(sliding_window or self._slot_len, self._slot_len)
@@ -140,36 +125,13 @@ class TensorRTLowering:
         return self.multiply(x, sigmoid)
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        return self._network.add_elementwise(a, b, self._trt.ElementWiseOperation.PROD).get_output(0)
+        return self._layers.elementwise("PROD", a, b)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return self._network.add_elementwise(a, b, self._trt.ElementWiseOperation.SUM).get_output(0)
+        return self._layers.elementwise("SUM", a, b)
 
     def select_rows(self, x: Tensor) -> Tensor:
-        return self._network.add_gather(x, self._logit_rows, 0).get_output(0)
-
-    def _product(self, x: Tensor, weight: Weight) -> Tensor:
-        operation = self._trt.MatrixOperation
-        return self._network.add_matrix_multiply(
-            x, operation.NONE, self._matrix(weight), operation.TRANSPOSE
-        ).get_output(0)
-
-    def _float8_product(self, x: Tensor, weight: Weight) -> Tensor:
-        """A product of float8 values: each row of x is stretched to their whole range and the product shrunk again, so
-        that nothing need be known of activations beforehand."""
-        trt, network = self._trt, self._network
-        exact = self._cast(x, trt.float32)
-        sizes = network.add_unary(exact, trt.UnaryOperation.ABS).get_output(0)
-        largest = network.add_reduce(sizes, trt.ReduceOperation.MAX, 1 << 1, True).get_output(0)
-        above_zero = network.add_elementwise(largest, self._number(1e-12, 2), trt.ElementWiseOperation.MAX).get_output(
-            0
-        )
-        scale = self.multiply(above_zero, self._number(1 / E4M3_MAX, 2))
-        stretched = network.add_elementwise(exact, scale, trt.ElementWiseOperation.DIV).get_output(0)
-        one = self._cast(self._constant(np.ones((), np.float32), trt.float32, ()), self._compute)
-        rounded = network.add_quantize(self._cast(stretched, self._compute), one, trt.fp8).get_output(0)
-        product = self._product(network.add_dequantize(rounded, one, self._compute).get_output(0), weight)
-        return self._cast(self.multiply(self._cast(product, trt.float32), scale), self._compute)
+        return self._layers.gather(x, self._logit_rows)
 
     def _collective(self, x: Tensor, operation: Any, reduction: Any) -> Tensor:
         """Among all devices."""
@@ -187,89 +149,35 @@ class TensorRTLowering:
         written = self._network.add_kv_cache_update(
             cache, self._by_sequence(update), self._past_lens, self._trt.KVCacheMode.LINEAR
         ).get_output(0)
-        written.name = f"new_{name}"
-        self._network.mark_output(written)
+        self._layers.output(f"new_{name}", written)
         return written
 
     def _by_sequence(self, heads: Tensor) -> Tensor:
         """`[T, heads, 1, head_dim]` as `[B, heads, Q, head_dim]`."""
-        sizes = self._constant(np.array([heads.shape[1], heads.shape[3]], np.int64), self._trt.int64, (2,))
-        shuffle = self._network.add_shuffle(heads)
-        shuffle.set_input(1, self._network.add_concatenation([self._step_shape, sizes]).get_output(0))
+        return self._reshaped_by_sequence(heads, heads.shape[1], heads.shape[3])
+
+    def _reshaped_by_sequence(self, x: Tensor, num_heads: int, width: int) -> Tensor:
+        sizes = self._layers.constant(np.array([num_heads, width], np.int64))
+        shuffle = self._network.add_shuffle(x)
+        shuffle.set_input(1, self._layers.concatenate(self._step_shape, sizes))
         shuffle.second_transpose = self._trt.Permutation((0, 2, 1, 3))
         return shuffle.get_output(0)
 
     def _mask(self, window: int) -> Tensor:
         """`[B, 1, Q, slot_len]`: a token sees itself and the `window - 1` before it."""
         if window not in self._masks:
-            trt, network = self._trt, self._network
-            shuffle = network.add_shuffle(self._position_ids)
-            shuffle.set_input(1, network.add_concatenation([self._step_shape, self._ones()]).get_output(0))
-            shuffle.second_transpose = trt.Permutation((0, 2, 1, 3))
-            own = shuffle.get_output(0)
-            places = np.arange(self._slot_len, dtype=np.int32)
-            first = self._constant(places + np.int32(window), trt.int32, (1, 1, 1, self._slot_len))
-            last = self._constant(places - np.int32(1), trt.int32, (1, 1, 1, self._slot_len))
-            recent = network.add_elementwise(first, own, trt.ElementWiseOperation.GREATER).get_output(0)
-            past = network.add_elementwise(last, own, trt.ElementWiseOperation.LESS).get_output(0)
-            self._masks[window] = network.add_elementwise(recent, past, trt.ElementWiseOperation.AND).get_output(0)
+            layers = self._layers
+            own = self._reshaped_by_sequence(self._position_ids, 1, 1)
+            places = np.arange(self._slot_len, dtype=np.int32).reshape(1, 1, 1, -1)
+            recent = layers.elementwise("GREATER", layers.constant(places + np.int32(window)), own)
+            past = layers.elementwise("LESS", layers.constant(places - np.int32(1)), own)
+            self._masks[window] = layers.elementwise("AND", recent, past)
         return self._masks[window]
-
-    def _ones(self) -> Tensor:
-        return self._constant(np.ones(2, np.int64), self._trt.int64, (2,))
 
     def _rotation(self, inverse_frequencies: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         key = inverse_frequencies.tobytes()
         if key not in self._tables:
             angles = np.arange(self._slot_len, dtype=np.float32)[:, None] * inverse_frequencies[None, :]
-            tables = [
-                self._cast(self._constant(part(angles), self._trt.float32, angles.shape), self._compute)
-                for part in (np.cos, np.sin)
-            ]
-            self._tables[key] = tables[0], tables[1]
+            cosine, sine = (self._layers.constant(part(angles)) for part in (np.cos, np.sin))
+            self._tables[key] = self._layers.cast(cosine, self._compute), self._layers.cast(sine, self._compute)
         return self._tables[key]
-
-    def _vector(self, weight: Weight, rank: int) -> Tensor:
-        """A vector that broadcasts over the last of `rank` axes."""
-        assert weight.format == weights.FP32
-        shape = (1,) * (rank - 1) + weight.shape
-        return self._cast(self._constant(weight.values, self._trt.float32, shape), self._compute)
-
-    def _plain(self, weight: Weight) -> Tensor:
-        """The constant of a weight as it is stored; one for all its uses."""
-        if weight.name not in self._constants:
-            constant = self._constant(weight.values, self._types[weight.format], weight.shape, weight.name)
-            self._constants[weight.name] = constant
-        return self._constants[weight.name]
-
-    def _matrix(self, weight: Weight) -> Tensor:
-        stored = self._plain(weight)
-        if weight.scales is None:
-            return self._cast(stored, self._compute)
-        # One scale for each output channel, or for each block of a row: TensorRT infers the blocks from the shape.
-        shape = weight.scales.shape if weight.scales.shape[1] > 1 else weight.scales.shape[:1]
-        scales = self._cast(self._constant(weight.scales, self._trt.float32, shape), self._compute)
-        layer = self._network.add_dequantize(stored, scales, self._compute)
-        if len(shape) == 1:
-            layer.axis = 0
-        return layer.get_output(0)
-
-    def _number(self, value: float, rank: int) -> Tensor:
-        return self._constant(np.full((1,) * rank, value, np.float32), self._trt.float32, (1,) * rank)
-
-    def _constant(self, values: npt.NDArray[Any], kind: Any, shape: tuple[int, ...], name: str = "") -> Tensor:
-        values = np.ascontiguousarray(values)
-        self._memory.append(values)
-        count = int(np.prod(shape, dtype=np.int64))
-        layer = self._network.add_constant(shape, self._trt.Weights(kind, values.ctypes.data, count))
-        if name:
-            layer.name = name
-        return layer.get_output(0)
-
-    def _cast(self, x: Tensor, kind: Any) -> Tensor:
-        return x if x.dtype == kind else self._network.add_cast(x, kind).get_output(0)
-
-    def _reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        shuffle = self._network.add_shuffle(x)
-        shuffle.reshape_dims = shape
-        return shuffle.get_output(0)

@@ -116,7 +116,7 @@ def masses(layers: SamplingLayers) -> None:
         parts.append(layers.reduce("SUM", layers.reshape(chunked, -1, whole // CHUNK_WIDTH, CHUNK_WIDTH), 2))
     if whole < width:
         parts.append(layers.reduce("SUM", layers.columns(weights, whole, width - whole), 1, keep=True))
-    layers.output("masses", parts[0] if len(parts) == 1 else layers.concatenate(parts))
+    layers.output("masses", parts[0] if len(parts) == 1 else layers.concatenate(*parts, axis=1))
 
 
 @dataclass(frozen=True)

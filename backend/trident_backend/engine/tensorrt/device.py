@@ -116,6 +116,10 @@ class Device:
         """Fill with zeros."""
         self._call("cudaMemsetAsync", address, 0, num_bytes, self._stream)
 
+    def zero_2d(self, address: int, pitch: int, width: int, height: int) -> None:
+        """Fill `height` rows of `width` bytes with zeros; they begin `pitch` bytes apart."""
+        self._call("cudaMemset2DAsync", address, pitch, 0, width, height, self._stream)
+
     def synchronize(self) -> None:
         """Wait for all that was enqueued.
 

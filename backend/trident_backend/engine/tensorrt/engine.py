@@ -82,7 +82,7 @@ class TensorRTEngine:
     def _enqueue(self, batch: StepBatch, calls: StepCalls) -> None:
         runner = self._runner
         for source, target, num_tokens in batch.block_copies.tolist():
-            runner.slots.copy(source, target, num_tokens)
+            runner.slots.begin(source, target, num_tokens)
         inputs = runner.inputs.upload(calls)
         if calls.generation is not None:
             self._graphs.run(calls.generation.shape[0])

@@ -1,6 +1,7 @@
 """The KV cache on the device: one allocation for the keys and one for the values of each layer.
 
-Owns that memory, the addresses of slots, and copies between them. Never knows whose slot is whose.
+Owns that memory, the addresses of slots, copies between them, and that nothing is left in one of who had it before.
+Never knows whose slot is whose.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ class SlotPool:
         try:
             for name, tensor in tensors.items():
                 self._addresses[name] = device.allocate(num_slots * tensor.num_bytes)
-                # What was there before may be NaN, and NaN times nothing is NaN.
                 device.zero(self._addresses[name], num_slots * tensor.num_bytes)
         except BaseException:
             self.close()
@@ -68,17 +68,20 @@ class SlotPool:
             places[name] = places[f"new_{name}"] = address + first_slot * self._tensors[name].num_bytes
         return places
 
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Enqueue the copy of a slot's first tokens to another slot."""
+    def begin(self, source: int, target: int, num_tokens: int) -> None:
+        """Enqueue that a slot holds the first tokens of a slot, which may be itself, and behind them zeros.
+
+        What was there before may be NaN, and a kernel with a mask multiplies with what it masks: NaN times nothing is
+        NaN.
+        """
         for name, address in self._addresses.items():
             tensor = self._tensors[name]
-            self._device.copy_2d(
-                address + target * tensor.num_bytes,
-                address + source * tensor.num_bytes,
-                pitch=tensor.slot_len * tensor.row_bytes,
-                width=num_tokens * tensor.row_bytes,
-                height=tensor.num_heads,
-            )
+            place, pitch = address + target * tensor.num_bytes, tensor.slot_len * tensor.row_bytes
+            width = num_tokens * tensor.row_bytes
+            if source != target and num_tokens:
+                origin = address + source * tensor.num_bytes
+                self._device.copy_2d(place, origin, pitch, width, tensor.num_heads)
+            self._device.zero_2d(place + width, pitch, pitch - width, tensor.num_heads)
 
     def close(self) -> None:
         """Free the memory."""

@@ -181,6 +181,20 @@ def cudaMemsetAsync(devPtr: int, value: int, count: int, stream: int) -> tuple[A
 
 
 @_call
+def cudaMemset2DAsync(devPtr: int, pitch: int, value: int, width: int, height: int, stream: int) -> tuple[Any, ...]:
+    if width > pitch:
+        raise Fault(1, f"rows of {width} bytes, {pitch} bytes apart")
+
+    def work() -> None:
+        places = GPUS.view(devPtr, (height - 1) * pitch + width)
+        for row in range(height):
+            places[row * pitch : row * pitch + width].fill(value)
+
+    GPUS.enqueue(stream, work)
+    return ()
+
+
+@_call
 def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> tuple[Any, ...]:
     found = GPUS.stream(stream)
     if found.captured is not None:
