@@ -28,8 +28,8 @@ SMALL = SlotNeeds(1 << 20, 1 << 20, 1 << 10, 1 << 10, multiple=4, max_position_e
 def test_defaults_fill_the_gpu_with_full_slots() -> None:
     plan = make_slot_plan(Wanted(), NEEDS, 80 << 30)
     assert (plan.max_seq_len, plan.max_num_tokens, plan.kv_kind) == (8192, 2048, KVKind.SLOTS)
-    # One row more than a step has tokens: that of a call from which none is wanted.
-    assert plan.resident_bytes == NEEDS.weights_bytes + NEEDS.fixed_bytes + 2049 * NEEDS.step_token_bytes
+    # One row more than a step has tokens: that of a call from which none is wanted. With each, a mask over a slot.
+    assert plan.resident_bytes == NEEDS.weights_bytes + NEEDS.fixed_bytes + 2049 * (NEEDS.step_token_bytes + 3 * 8192)
     room = (80 << 30) - plan.resident_bytes
     assert plan.max_num_seqs == plan.num_blocks == plan.full_sequences == int(room * 0.9) // (8193 << 17)
     assert plan.block_size == 8192
@@ -75,9 +75,9 @@ def test_the_cache_as_asked() -> None:
         (
             Wanted(),
             15 << 30,
-            r"weights: they take 15.00 GiB, a step of 2048 tokens 2.50 GiB.*15.00 GiB.*--weights int8",
+            r"weights: they take 15.00 GiB, a step of 2048 tokens 2.55 GiB.*15.00 GiB.*--weights int8",
         ),
-        (Wanted(cache=CacheSize(num_bytes=30 << 30)), 24 << 30, r"--kv-cache: 30.00 GiB is more than the 6.50 GiB"),
+        (Wanted(cache=CacheSize(num_bytes=30 << 30)), 24 << 30, r"--kv-cache: 30.00 GiB is more than the 6.45 GiB"),
         (
             Wanted(cache=CacheSize(num_tokens=100), max_seq_len=200),
             24 << 30,

@@ -24,6 +24,8 @@ DEFAULT_MAX_NUM_TOKENS = 2048
 DEFAULT_CACHE_SHARE = 0.9
 #: Sequences are not made shorter than this unless it is asked for.
 _LEAST_SEQ_LEN = 512
+#: For each token of a step and each position of a slot: whether it is seen, and the comparisons that say so.
+_MASK_BYTES = 3
 #: Positions of a slot that hold no token of its sequence.
 SCRATCH_POSITIONS = 1
 
@@ -59,7 +61,9 @@ def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryP
     """
     longest = needs.max_position_embeddings
     max_num_seqs, max_num_tokens = step_limits(wanted, longest, DEFAULT_MAX_NUM_TOKENS)
-    resident = needs.weights_bytes + needs.fixed_bytes + (max_num_tokens + 1) * needs.step_token_bytes
+    max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
+    token_bytes = needs.step_token_bytes + _MASK_BYTES * max_seq_len
+    resident = needs.weights_bytes + needs.fixed_bytes + (max_num_tokens + 1) * token_bytes
     room = free_bytes - resident
     if room < needs.position_bytes * (1 + SCRATCH_POSITIONS):
         raise PlanError(
@@ -70,7 +74,6 @@ def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryP
     least = wanted.max_num_seqs or 1
     cache_bytes = _cache_bytes(wanted.cache, room)
     num_tokens = (wanted.cache and wanted.cache.num_tokens) or cache_bytes // needs.position_bytes
-    max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
     if wanted.max_seq_len is None:
         # The slots that are asked for, one at least, come before the length that is not.
         positions = cache_bytes // needs.position_bytes // least // needs.multiple * needs.multiple
