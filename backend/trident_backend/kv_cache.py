@@ -74,8 +74,9 @@ class KVCache(Protocol):
         ...
 
     def take_copies(self) -> tuple[tuple[int, int, int], ...]:
-        """Blocks to copy before the next step computes, see `StepBatch.block_copies`, for sequences that have grown
-        into what they only shared; each is named once, and until then nobody else computes in what is to be read."""
+        """Blocks to copy before the next step computes, see `StepBatch.block_copies`: for sequences that have grown
+        into what they only shared, and of what makes way for them. Each is named once, and until then nobody computes
+        in what is to be read; their order counts, as what is read may be written by a later one."""
         ...
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:

@@ -13,7 +13,7 @@ from tests.backend.serving import serving
 from trident_backend import batch
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import KVKind
+from trident_backend.engine.protocol import KVKind, StepBatch, StepLogits
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.slots import SlotManager
 from trident_backend.steps import SchedulerOutput
@@ -109,11 +109,14 @@ def test_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_wo
     """To swap two slots takes a third, so of as many conversations as slots the one that was used first may be lost:
     found is what the best cache of one slot less has, and nothing that the best of as many has not."""
     core = _core(num_slots=16)
-    slots_of_steps: list[list[int]] = []
     execute = core._engine.execute
-    monkeypatch.setattr(
-        core._engine, "execute", lambda packed: slots_of_steps.append(packed.block_indices.tolist()) or execute(packed)
-    )
+    slots_of_steps: list[list[int]] = []
+
+    def noting(packed: StepBatch) -> StepLogits:
+        slots_of_steps.append(packed.block_indices.tolist())
+        return execute(packed)
+
+    monkeypatch.setattr(core._engine, "execute", noting)
     rng = random.Random(5)  # noqa: S311 (a test's choice)
     names = list(range(40))
     conversations = {name: [name, 5, 7] * 3 for name in names}

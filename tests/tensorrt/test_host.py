@@ -203,16 +203,18 @@ def test_the_cache_begins_as_numbers() -> None:
 
 def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence: Callable[..., Sequence]) -> None:
     """A request may end in NaN, and a mask does not keep NaN out."""
-    other = sequence(30, 0)
-    step(engine, [(other, 12)])
+    kept = sequence(30, 0)
+    ruined = [sequence(30, slot) for slot in (2, 3, 4)]
+    step(engine, [(kept, 20), *((one, 14) for one in ruined)])
     for cache in caches():
-        cache[2:5], cache[0, :, 12:-1] = np.nan, np.nan
-    ruined = sequence(20, 4)
-    assert np.isnan(rows_of(engine.execute(pack([(ruined, 8)])))).any()
-    kept, copied, new = other, sequence(30, 2, other.tokens[:9]), sequence(30, 3)
-    copied.num_computed = 9
-    step(engine, [(kept, 4), (copied, 4), (new, 4)], copies=[(0, 0, 12), (0, 2, 9), (3, 3, 0)])
-    step(engine, [(kept, 1), (copied, 1), (new, 1)])
+        cache[0, :, 12:20], cache[2:4, :, :14], cache[4, :, 13] = np.nan, np.nan, np.nan
+    others = sequence(20, 1)
+    step(engine, [(others, 1)])  # slots that idle write what they read
+    assert np.isnan(rows_of(engine.execute(pack([(ruined[2], 2)])))).any()
+    copied, new = sequence(30, 2, kept.tokens[:9]), sequence(30, 3)
+    kept.num_computed, copied.num_computed = 12, 9
+    step(engine, [(kept, 4), (copied, 4), (new, 4)], copies=[(0, 2, 9)])
+    step(engine, [(kept, 1), (copied, 1), (new, 1), (others, 1)])
 
 
 def test_a_step_without_wanted_rows_only_writes_the_cache(engine: Engine, sequence: Callable[..., Sequence]) -> None:
@@ -275,7 +277,7 @@ def test_a_call_that_fails_in_a_step_is_named_and_the_next_step_works(
     step(engine, [(first, 20), (second, 10)])
     faults.order(call)
     with pytest.raises(EngineError, match="a step of 2 sequences failed") as failure:
-        engine.execute(pack([(first, 1), (second, 5)], copies=[(1, 3, 4)]))
+        engine.execute(pack([(first, 1), (second, 5)], copies=[(1, 3, 4), (1, 3, 2)]))
     assert text in str(failure.value)
     step(engine, [(first, 1), (second, 5)])
 

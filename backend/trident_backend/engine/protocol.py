@@ -69,8 +69,7 @@ class StepBatch:
         max_context_len: the longest sequence's tokens, cached and new.
         logit_rows: `[R]`, places on the packed axis whose logits are wanted.
         block_copies: `[C, 3]`, blocks to copy before anything is computed, one after another: from which, to which, and
-            how many of its first tokens; what lies behind them belongs to nobody. A slot that a sequence begins in is
-            named too where it stays as it is: from itself.
+            how many of its first tokens; what lies behind them may be copied too.
     """
 
     token_ids: Int32Array

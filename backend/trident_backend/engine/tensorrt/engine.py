@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 
+import numpy as np
+
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
@@ -82,7 +84,10 @@ class TensorRTEngine:
     def _enqueue(self, batch: StepBatch, calls: StepCalls) -> None:
         runner = self._runner
         for source, target, num_tokens in batch.block_copies.tolist():
-            runner.slots.begin(source, target, num_tokens)
+            runner.slots.copy(source, target, num_tokens)
+        ends = batch.past_lens + np.diff(batch.subsequence_begins)
+        for slot, start, end in zip(batch.block_indices.tolist(), batch.past_lens.tolist(), ends.tolist(), strict=True):
+            runner.slots.write(slot, start, end)
         inputs = runner.inputs.upload(calls)
         if calls.generation is not None:
             self._graphs.run(calls.generation.shape[0])

@@ -53,6 +53,8 @@ class SlotPool:
         self._device = device
         self._tensors = tensors
         self._addresses: dict[str, int] = {}
+        #: Of each slot, how many of its first positions may be other than zero; the last one may be in any case.
+        self._num_written = [0] * num_slots
         try:
             for name, tensor in tensors.items():
                 self._addresses[name] = device.allocate(num_slots * tensor.num_bytes)
@@ -68,20 +70,40 @@ class SlotPool:
             places[name] = places[f"new_{name}"] = address + first_slot * self._tensors[name].num_bytes
         return places
 
-    def begin(self, source: int, target: int, num_tokens: int) -> None:
-        """Enqueue that a slot holds the first tokens of a slot, which may be itself, and behind them zeros.
-
-        What was there before may be NaN, and a kernel with a mask multiplies with what it masks: NaN times nothing is
-        NaN.
-        """
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Enqueue the copy of a slot's first tokens to another slot, where nothing else is left."""
+        num_written = self._num_written[target]
+        self._num_written[target] = max(num_written, num_tokens)
         for name, address in self._addresses.items():
             tensor = self._tensors[name]
-            place, pitch = address + target * tensor.num_bytes, tensor.slot_len * tensor.row_bytes
-            width = num_tokens * tensor.row_bytes
-            if source != target and num_tokens:
-                origin = address + source * tensor.num_bytes
-                self._device.copy_2d(place, origin, pitch, width, tensor.num_heads)
-            self._device.zero_2d(place + width, pitch, pitch - width, tensor.num_heads)
+            self._device.copy_2d(
+                address + target * tensor.num_bytes,
+                address + source * tensor.num_bytes,
+                pitch=tensor.slot_len * tensor.row_bytes,
+                width=num_tokens * tensor.row_bytes,
+                height=tensor.num_heads,
+            )
+        self.cut(target, num_tokens)
+
+    def write(self, slot: int, start: int, end: int) -> None:
+        """A call will write these positions: enqueue that nothing is left behind the first of them."""
+        self.cut(slot, start)
+        self._num_written[slot] = end
+
+    def cut(self, slot: int, num_tokens: int) -> None:
+        """Enqueue zeros behind a slot's first tokens, wherever it was written.
+
+        What was there may be NaN, and a kernel with a mask multiplies with what it masks: NaN times nothing is NaN.
+        """
+        end = self._num_written[slot]
+        if num_tokens < end:
+            for name, address in self._addresses.items():
+                tensor = self._tensors[name]
+                pitch, row = tensor.slot_len * tensor.row_bytes, tensor.row_bytes
+                place = address + slot * tensor.num_bytes
+                for first, last in ((num_tokens, end), (tensor.slot_len - 1, tensor.slot_len)):
+                    self._device.zero_2d(place + first * row, pitch, (last - first) * row, tensor.num_heads)
+            self._num_written[slot] = num_tokens
 
     def close(self) -> None:
         """Free the memory."""
