@@ -33,7 +33,7 @@ BENCH ?= compare
 bench: .venv/.set-up-bench
 	.venv/bin/python -m tests.benchmarks.$(BENCH)
 
-# What runs on an NVIDIA GPU alone; where there is none, both say so before anything is installed. See docs/tensorrt.md.
+# What runs on an NVIDIA GPU alone; where there is none, both say so before they install TensorRT. See docs/tensorrt.md.
 test-gpu: .venv/.set-up-bench
 	@.venv/bin/python -m tests.gpu.hardware
 	.venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[tensorrt]"
@@ -45,7 +45,7 @@ bench-gpu: .venv/.set-up-bench
 	.venv/bin/python -m tests.benchmarks.gpu
 
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
-	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) \
+	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) --engine openvino \
 		--preprocessing-instances 1 --postprocessing-instances 1
 
 # Runs each time and touches the stamp only when it has changed something.

@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 from trident_ensemble import layout
 from trident_ensemble.errors import ConfigError
 
+#: Far more than a machine has; what is beyond is a slip of the hand.
+_MOST_GPUS = 1024
+
 Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySettings")
 
 
@@ -63,10 +66,12 @@ def _parse_weight(item: str) -> tuple[str, float]:
 
 
 def _parse_gpus(text: str) -> tuple[int, ...]:
-    items = [item for item in text.split(",") if item]
-    if not all(item.isdecimal() for item in items) or len(set(items)) < len(items):
-        raise ValueError(f"must be numbers of GPUs, each once, such as 0 or 0,1, not {text!r}")
-    return tuple(int(item) for item in items)
+    items = text.split(",") if text else []
+    if all(item.isdecimal() and len(item) <= len(str(_MOST_GPUS)) for item in items):
+        numbers = tuple(int(item) for item in items)
+        if len(set(numbers)) == len(numbers) and max(numbers, default=0) < _MOST_GPUS:
+            return numbers
+    raise ValueError(f"must be numbers of GPUs below {_MOST_GPUS}, each once, such as 0 or 0,1, not {text!r}")
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,16 @@ class UnarySettings:
     max_concurrent_requests: int = 256
 
 
-def check_limits(settings: CoreSettings, max_num_seqs: int, max_num_tokens: int) -> None:
-    """Hold the settings against an engine's limits.
+def check_limits(
+    settings: CoreSettings, max_num_seqs: int, max_num_tokens: int, *, computes_guesses_alone: bool = False
+) -> None:
+    """Hold the settings against an engine.
+
+    Args:
+        settings: of a core.
+        max_num_seqs: the engine's.
+        max_num_tokens: the engine's.
+        computes_guesses_alone: a stream that guesses takes a pass of its own, as it does where there are KV slots.
 
     Raises:
         ConfigError: they do not go together.
@@ -148,6 +161,11 @@ def check_limits(settings: CoreSettings, max_num_seqs: int, max_num_tokens: int)
         raise ConfigError(
             f"parameters.token_budget: must be from {max_num_seqs} (max_num_seqs) to {max_num_tokens} "
             f"(max_num_tokens), not {settings.token_budget}"
+        )
+    if settings.max_draft_tokens and computes_guesses_alone:
+        raise ConfigError(
+            f"parameters.max_draft_tokens: must be 0, not {settings.max_draft_tokens}: this engine's KV cache has "
+            "slots, and each stream that guesses would take a pass of its own through the network"
         )
 
 

@@ -17,7 +17,8 @@ from tests.checkpoints import edit_json, make_checkpoint
 from trident_backend.engine.artifact import Generation
 from trident_compiler.checkpoint import open_checkpoint
 from trident_compiler.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
-from trident_compiler.weights import FP32, WeightSource
+from trident_compiler.weight_formats import FP32
+from trident_compiler.weights import WeightSource
 from trident_ensemble.errors import CheckpointError
 
 

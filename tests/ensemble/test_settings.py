@@ -16,6 +16,7 @@ from trident_ensemble.settings import (
     CoreSettings,
     TextSettings,
     UnarySettings,
+    check_limits,
     parse_parameters,
     render_parameters,
 )
@@ -128,3 +129,10 @@ def test_a_model_is_named_plainly(text: str) -> None:
 def test_an_unknown_key_names_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match=r"parameters\.max_queue_sise: unknown; known are .*max_queue_size"):
         parse_parameters(CoreSettings, _wrapped({"max_queue_sise": "4"}))
+
+
+def test_guesses_are_refused_where_each_takes_a_pass_of_its_own() -> None:
+    check_limits(CoreSettings(max_draft_tokens=3), 4, 64)
+    check_limits(CoreSettings(), 4, 64, computes_guesses_alone=True)
+    with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3: .*slots"):
+        check_limits(CoreSettings(max_draft_tokens=3), 4, 64, computes_guesses_alone=True)

@@ -70,8 +70,8 @@ def repository_of(
         if key not in built:
             folder = tmp_path_factory.mktemp("built") / "repository"
             built[key] = build(
-                checkpoint_of(family), folder, *words, "--max-num-seqs", str(MAX_NUM_SEQS),
-                "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-seq-len", str(MAX_SEQ_LEN),
+                checkpoint_of(family), folder, "--max-num-seqs", str(MAX_NUM_SEQS),
+                "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-seq-len", str(MAX_SEQ_LEN), *words,
             )  # fmt: skip
         return built[key]
 

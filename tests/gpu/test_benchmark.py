@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     **SHAPES["1b"], "vocab_size": 500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2,
 }  # fmt: skip
+LIMITS = ("--max-seq-len", "256", "--max-num-seqs", "8")
 
 
 @pytest.mark.skipif(not hardware.cuda_missing(), reason="there is a GPU")
@@ -60,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small shape, and its repository."""
     folder = tmp_path_factory.mktemp("small")
     make_checkpoint(folder / "checkpoint", SMALL)
-    build(folder / "checkpoint", folder / "repository", "--max-seq-len", "256", "--max-num-seqs", "8")
+    build(folder / "checkpoint", folder / "repository", "--engine", "openvino", *LIMITS)
     return folder
 
 

@@ -21,7 +21,8 @@ from trident_backend.engine.protocol import KVKind
 from trident_ensemble.errors import ArtifactError, PlanError
 
 pytestmark = pytest.mark.gpu
-SLACK = 64 << 20  # what CUDA and TensorRT keep for themselves
+#: What CUDA and TensorRT keep for themselves.
+SLACK = 64 << 20
 
 
 def test_the_manifest_names_compiler_and_gpu(repository_of: Build, compiler: str) -> None:
@@ -44,10 +45,11 @@ def test_an_engine_is_loaded_and_frees_what_it_took(repository_of: Build) -> Non
 
 
 def test_too_little_memory_is_refused_with_the_numbers(repository_of: Build) -> None:
-    repository = repository_of("llama")
+    # Slots of 200 MB, several times what is left.
+    repository = repository_of("llama", "fp16", None, "--max-num-seqs", "64", "--max-seq-len", "2048")
     with loaded(repository):
         pass
-    with _occupied(_free_bytes() - (2 << 20)):
+    with _occupied(_free_bytes() - SLACK):
         with pytest.raises(PlanError, match="free memory"):
             load_engine(engine_folder(repository))
     with loaded(repository) as engine:

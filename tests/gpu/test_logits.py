@@ -69,7 +69,8 @@ def test_graphs_change_nothing(repository_of: Build, monkeypatch: pytest.MonkeyP
     with loaded(repository) as engine:
         without = mixed_steps(engine)
     for (_, one), (_, other) in zip(with_graphs, without, strict=True):
-        np.testing.assert_array_equal(one, other)
+        # With and without a graph TensorRT-RTX may run different kernels, which add up in another order.
+        np.testing.assert_allclose(one, other, atol=TOLERANCE * np.abs(other).max())
 
 
 def test_chunks_equal_the_whole(repository_of: Build) -> None:

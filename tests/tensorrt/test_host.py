@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float32]
 #: fp32 in another order; the logits are up to 6.
 TOLERANCE = 1e-4
 LIMIT = Limit()
+#: CUDA's number for it.
+OUT_OF_MEMORY = 2
 
 
 class Sequence:
@@ -215,6 +217,20 @@ def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence
     kept.num_computed, copied.num_computed = 12, 9
     step(engine, [(kept, 4), (copied, 4), (new, 4)], copies=[(0, 2, 9)])
     step(engine, [(kept, 1), (copied, 1), (new, 1), (others, 1)])
+
+
+def test_nothing_is_left_in_a_slot_where_more_is_copied_than_was_written(
+    engine: Engine, sequence: Callable[..., Sequence]
+) -> None:
+    """A slot that idles writes what it reads behind everything else."""
+    kept, ruined = sequence(30, 0), sequence(30, 2)
+    step(engine, [(kept, 20), (ruined, 6)])
+    for cache in caches():
+        cache[2, :, :6] = np.nan
+    step(engine, [(sequence(20, 3), 1)])
+    copied = sequence(30, 2, kept.tokens[:12])
+    copied.num_computed = 12
+    step(engine, [(copied, 4)], copies=[(0, 2, 12)])
 
 
 def test_a_step_without_wanted_rows_only_writes_the_cache(engine: Engine, sequence: Callable[..., Sequence]) -> None:
@@ -414,4 +430,10 @@ def test_a_compiler_that_is_not_installed_is_named_with_its_remedy(
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ArtifactError, match="needs tensorrt, which is not installed: pip install tensorrt"):
+        load_engine(folder)
+
+
+def test_memory_that_runs_out_while_loading_says_what_to_change(folder: Path) -> None:
+    faults.order("cudaMalloc", 3, code=OUT_OF_MEMORY)
+    with pytest.raises(PlanError, match=r"cudaMalloc failed.*--max-num-seqs"):
         load_engine(folder)

@@ -87,7 +87,7 @@ def test_an_overlay_changes_one_file_and_touches_nothing(repository: Path, tmp_p
 def test_a_budget_that_the_engine_cannot_keep_is_refused_before_anything_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--max-num-seqs", "8", "--max-num-tokens", "64", "--token-budget", "65", "--quiet"]
+    words = ["--engine", "openvino", "--max-num-seqs", "8", "--max-num-tokens", "64", "--token-budget", "65", "--quiet"]
     assert main(["build", str(DEMO), "--repository", str(tmp_path / "models"), *words]) == 1
     assert "parameters.token_budget: must be from 8 (max_num_seqs) to 64 (max_num_tokens)" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()

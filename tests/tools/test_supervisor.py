@@ -20,14 +20,19 @@ from trident_tools.triton_log import last_errors
 from trident_tools.triton_server import Listen
 from trident_tools.triton_status import TritonStatus
 
-#: Keeps one stub of core_0_0 alive as long as the file `restart` exists, and reaps the dead.
+#: Keeps one stub of core_0_0 alive as long as the file `restart` exists, and reaps the dead. One more is there for a
+#: second, as when Triton asks a model for its configuration.
 _SERVER = """
 import pathlib, subprocess, sys, time
 words = ["/backends/python/triton_python_backend_stub", sys.argv[1], "memory", "core_0_0", "DEFAULT"]
 stub = None
+asked = subprocess.Popen([*words[:3], "core", "DEFAULT"], executable=sys.executable)
+asking_until = time.monotonic() + 1
 while True:
     if stub is None or (stub.poll() is not None and pathlib.Path(sys.argv[2]).exists()):
         stub = subprocess.Popen(words, executable=sys.executable)
+    if asked.poll() is None and time.monotonic() > asking_until:
+        asked.kill()
     time.sleep(0.05)
 """
 
@@ -73,7 +78,7 @@ def only_stub(server: ServerProcess, other_than: int = 0) -> int:
     while time.monotonic() < deadline:
         watch.discover()
         for stub in watch.living():
-            if stub.pid != other_than:
+            if stub.pid != other_than and stub.serves:
                 assert stub.place == ("core", "1", "core_0_0")
                 return stub.pid
         time.sleep(0.05)
@@ -104,6 +109,43 @@ def test_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
     with pytest.raises(ServerError, match=rf"model 'core', instance core_0_0: its process \(pid {pid}\) died"):
         watcher.watch()
     assert time.monotonic() - began < 4
+
+
+class ReadyOnce(Status):
+    """Is ready when it is asked for the second time, and then loses a stub at once."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        super().__init__()
+        self._server = server
+        self.victim = 0
+
+    def is_ready(self) -> bool:
+        if self.victim:
+            os.kill(self.victim, signal.SIGKILL)
+            return True
+        self.victim = only_stub(self._server)
+        return False
+
+
+def test_a_stub_that_dies_as_soon_as_its_model_is_ready_is_a_failure(server: ServerProcess) -> None:
+    status = ReadyOnce(server)
+    watcher = supervisor(server, status, 10)
+    assert watcher.wait_until_ready()
+    with pytest.raises(ServerError, match=rf"instance core_0_0: its process \(pid {status.victim}\) died"):
+        watcher.watch()
+
+
+def test_a_stub_that_was_asked_for_its_models_configuration_may_end(server: ServerProcess) -> None:
+    watch = StubWatch(server.pid)
+    deadline = time.monotonic() + 10
+    while all(stub.serves for stub in watch.living()):
+        assert time.monotonic() < deadline
+        watch.discover()
+    watcher = supervisor(server, Status(), 3)
+    only_stub(server)
+    watcher._check()
+    watcher.watch()
+    assert all(stub.serves for stub in watch.living())
 
 
 def test_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerProcess) -> None:

@@ -15,15 +15,15 @@ import openvino as ov
 from openvino import opset15 as ops
 
 from trident_backend.engine import openvino_attention
-from trident_compiler import weights
+from trident_compiler import weight_formats
 from trident_compiler.weights import Weight
 
 Node = Any  # openvino's Python classes come without usable types
 _OPENVINO_TYPES = {
-    weights.BF16: ov.Type.bf16,
-    weights.FP16: ov.Type.f16,
-    weights.FP32: ov.Type.f32,
-    weights.INT8: ov.Type.i8,
+    weight_formats.BF16: ov.Type.bf16,
+    weight_formats.FP16: ov.Type.f16,
+    weight_formats.FP32: ov.Type.f32,
+    weight_formats.INT8: ov.Type.i8,
 }
 
 
@@ -157,17 +157,17 @@ class OpenVINOLowering:
         return _constant(weight.scales)
 
     def _vector(self, weight: Weight) -> Node:
-        assert weight.format == weights.FP32
+        assert weight.format == weight_formats.FP32
         return self._stored(weight)
 
     def _matrix(self, weight: Weight) -> Node:
         """A matrix as the plugin recognises it: stored values behind the operations that decompress them."""
-        if weight.format == weights.INT4:
+        if weight.format == weight_formats.INT4:
             return self._int4_matrix(weight)
         stored = self._stored(weight)
-        if weight.format == weights.FP32:
+        if weight.format == weight_formats.FP32:
             return stored
-        if weight.format == weights.INT8:
+        if weight.format == weight_formats.INT8:
             return ops.multiply(ops.convert(stored, ov.Type.f32), self._scales(weight))
         return ops.convert(stored, ov.Type.f32)
 

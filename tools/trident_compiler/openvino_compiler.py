@@ -24,7 +24,8 @@ from trident_compiler.model_config import ModelConfig
 from trident_compiler.plan import MemoryPlan, Needs, Wanted, make_plan
 from trident_compiler.progress import Progress
 from trident_compiler.sharding import WHOLE
-from trident_compiler.weights import BF16, FP16, FP32, INT4, INT8, QUANTIZED, Weight, WeightSource, estimated_bytes
+from trident_compiler.weight_formats import BF16, FP16, FP32, INT4, INT8, QUANTIZED, estimated_bytes
+from trident_compiler.weights import Weight, WeightSource
 from trident_ensemble import layout
 from trident_ensemble.errors import PlanError
 

@@ -21,9 +21,11 @@ DEFAULT_MAX_SEQ_LEN = 8192
 DEFAULT_CACHE_SHARE = 0.4
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b", re.IGNORECASE)
-_TOKENS = re.compile(r"(\d+)\s*(?:t|tokens?)", re.IGNORECASE)
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?)?b", re.IGNORECASE)
+_TOKENS = re.compile(r"(\d{1,15})\s*(?:t|tokens?)", re.IGNORECASE)
+_SHARE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*%")
+#: Sequences and tokens are counted in int32.
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[
     ):
         if value is not None and value < 1:
             raise PlanError(f"{option}: must be at least 1, not {value}")
+        if value is not None and value > _MOST:
+            raise PlanError(f"{option}: must be at most {_MOST}")
     if wanted.max_seq_len is not None and wanted.max_seq_len > longest:
         raise PlanError(f"--max-seq-len: {wanted.max_seq_len} is more than the checkpoint's {longest} positions")
     max_num_tokens = wanted.max_num_tokens or max(default_num_tokens, wanted.max_num_seqs or 0)

@@ -73,7 +73,9 @@ def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryP
         )
     least = wanted.max_num_seqs or 1
     cache_bytes = _cache_bytes(wanted.cache, room)
-    num_tokens = (wanted.cache and wanted.cache.num_tokens) or cache_bytes // needs.position_bytes
+    num_tokens = cache_bytes // needs.position_bytes
+    if wanted.cache is not None and wanted.cache.num_tokens is not None:
+        num_tokens = wanted.cache.num_tokens
     if wanted.max_seq_len is None:
         # The slots that are asked for, one at least, come before the length that is not.
         positions = cache_bytes // needs.position_bytes // least // needs.multiple * needs.multiple

@@ -7,6 +7,7 @@ compiler the builder. Never reads a checkpoint's files.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,18 @@ from trident_compiler.sampling_networks import sampling_networks
 from trident_compiler.sharding import Share, check_division
 from trident_compiler.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
 from trident_compiler.tensorrt_profiles import Caches, profiles
-from trident_compiler.weights import BF16, FP8, FP16, FP32, QUANTIZED, Weight, estimated_bytes
+from trident_compiler.weight_formats import BF16, FP8, FP16, FP32, INT4, QUANTIZED, estimated_bytes
+from trident_compiler.weights import Weight
 from trident_ensemble import layout
 from trident_ensemble.errors import CheckpointError, PlanError
 
-#: The first compute capabilities with products in these formats.
+#: The first compute capabilities with products in these formats, and with TensorRT's sums over devices.
 _FIRST_BF16: Capability = (8, 0)
+_FIRST_INT4: Capability = (8, 0)
 _FIRST_FP8: Capability = (8, 9)
+_FIRST_DIVIDED: Capability = (8, 0)
+#: How TensorRT's words begin to be about attention, and not about memory, files or this program's mistakes.
+_ABOUT_ATTENTION = re.compile(r"attention|(?:dedicated|fused) kernel", re.IGNORECASE)
 _KV_FORMATS = {FP16: "f16", BF16: "bf16"}
 #: CUDA's context, kernels, and work space of products and of attention.
 _FIXED_BYTES = 1 << 29
@@ -77,10 +83,15 @@ class TensorRTCompiler:
         built_for: the target.
 
     Raises:
-        PlanError: the module cannot build for it.
+        PlanError: the module cannot build for it, or such GPUs cannot share a network.
     """
 
     def __init__(self, trt: Any, built_for: TensorRTTarget) -> None:
+        if built_for.num_devices > 1 and built_for.capability < _FIRST_DIVIDED:
+            raise PlanError(
+                f"--tensor-parallel {built_for.num_devices}: {target(built_for.capability)} cannot share a network, "
+                "which begins with sm_80; build for one GPU"
+            )
         self._trt = trt
         self._target = built_for
         self._compiler = NetworkCompiler(trt, built_for.capability, built_for.ordinal)
@@ -96,11 +107,17 @@ class TensorRTCompiler:
             stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
             compute = FP16 if stored == {"F16"} or capability < _FIRST_BF16 else BF16
         if compute not in _KV_FORMATS:
-            raise PlanError(f"--precision {compute}: TensorRT computes in bf16 or fp16")
+            raise PlanError(
+                f"--precision {compute}: TensorRT computes in bf16 or fp16; --engine openvino computes in fp32"
+            )
         if compute == BF16 and capability < _FIRST_BF16:
             raise PlanError(f"--precision bf16: {self.compiler.target} cannot compute in bfloat16; use fp16")
         if weight_format in {BF16, FP16} and weight_format != compute:
             raise PlanError(f"--weights {weight_format}: weights of 16 bits are as the computation, which is {compute}")
+        if weight_format == INT4 and capability < _FIRST_INT4:
+            raise PlanError(
+                f"--weights int4: {self.compiler.target} has no products with int4, which begin with sm_80; use int8"
+            )
         if weight_format == FP8 and capability < _FIRST_FP8:
             raise PlanError(
                 f"--weights fp8: {self.compiler.target} has no products in float8, which begin with sm_89; use int8"
@@ -202,6 +219,7 @@ class TensorRTCompiler:
 
         Raises:
             CheckpointError: there are no kernels for it.
+            PlanError: it cannot be compiled for another reason.
         """
         num_heads, num_kv_heads = config.num_heads // self.num_devices, config.num_kv_heads // self.num_devices
         network = self._compiler.network()
@@ -218,10 +236,13 @@ class TensorRTCompiler:
             try:
                 self._compiler.compile(network, profiles(caches, 2, _PROBE_POSITIONS - 1), Path(folder) / "probe.plan")
             except PlanError as error:
+                if not _ABOUT_ATTENTION.search(str(error)):
+                    raise
+                shared = "" if self.num_devices == 1 else f", shared by --tensor-parallel {self.num_devices}"
                 raise CheckpointError(
-                    f"config.json: head_dim = {config.head_dim}, num_attention_heads = {config.num_heads}, "
-                    f"num_key_value_heads = {config.num_kv_heads}: {self.compiler.name} {self.compiler.version} has no "
-                    f"attention of this kind in {precision.compute} for {self.compiler.target}: {error}"
+                    f"config.json: head_dim = {config.head_dim}, num_attention_heads = {num_heads}, "
+                    f"num_key_value_heads = {num_kv_heads}{shared}: {self.compiler.name} {self.compiler.version} has "
+                    f"no attention of this kind in {precision.compute} for {self.compiler.target}: {error}"
                 ) from None
 
 

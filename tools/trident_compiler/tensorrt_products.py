@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trident_compiler import weights
+from trident_compiler import weight_formats
 from trident_compiler.quantization import E4M3_MAX
 from trident_compiler.tensorrt_layers import Tensor, TensorRTLayers
 from trident_compiler.weights import Weight
@@ -24,12 +24,12 @@ class TensorRTProducts:
     def __init__(self, layers: TensorRTLayers, compute: str) -> None:
         trt = layers.trt
         self._types = {
-            weights.FP32: trt.float32,
-            weights.FP16: trt.float16,
-            weights.BF16: trt.bfloat16,
-            weights.INT8: trt.int8,
-            weights.INT4: trt.int4,
-            weights.FP8: trt.fp8,
+            weight_formats.FP32: trt.float32,
+            weight_formats.FP16: trt.float16,
+            weight_formats.BF16: trt.bfloat16,
+            weight_formats.INT8: trt.int8,
+            weight_formats.INT4: trt.int4,
+            weight_formats.FP8: trt.fp8,
         }
         self.compute = self._types[compute]
         self._layers = layers
@@ -45,13 +45,13 @@ class TensorRTProducts:
 
     def vector(self, weight: Weight, rank: int) -> Tensor:
         """A vector that broadcasts over the last of `rank` axes."""
-        assert weight.format == weights.FP32
+        assert weight.format == weight_formats.FP32
         shape = (1,) * (rank - 1) + weight.shape
         return self._layers.cast(self._layers.constant(weight.values.reshape(shape)), self.compute)
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
         """`x @ weight.T` of `x [T, in]` and `weight [out, in]`."""
-        return self._float8_product(x, weight) if weight.format == weights.FP8 else self._product(x, weight)
+        return self._float8_product(x, weight) if weight.format == weight_formats.FP8 else self._product(x, weight)
 
     def _product(self, x: Tensor, weight: Weight) -> Tensor:
         operation = self._layers.trt.MatrixOperation

@@ -16,11 +16,9 @@ import numpy.typing as npt
 from trident_compiler import quantization
 from trident_compiler.sharding import WHOLE, Share, Split
 from trident_compiler.tensor_files import StoredTensor, TensorFiles
+from trident_compiler.weight_formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
 from trident_ensemble.errors import CheckpointError
 
-#: Formats of stored values; the first three are plain, the others come with scales.
-BF16, FP16, FP32, INT8, INT4, FP8 = "bf16", "fp16", "fp32", "int8", "int4", "fp8"
-QUANTIZED = (INT8, INT4, FP8)
 _ROW_SCALED = (INT8, FP8)
 _PLAIN = {"BF16": BF16, "F16": FP16, "F32": FP32}
 #: Buffers that old checkpoints carry and that follow from the configuration.
@@ -71,7 +69,8 @@ class WeightSource:
         uniform: every plain matrix takes `plain_format`, however it is stored; scales are rounded to it, int4 has no
             zero points, and rows of quantized matrices cannot be looked up, so that a tied table comes in two formats.
         share: the device's share of the network; sizes are asked for as the whole has them, and what is split is
-            handed out in part, with the very values that the whole would have.
+            handed out in part, with the very values that the whole would have; but for int4 of cut rows, whose groups
+            are those of a part's length (see `row_format`).
         on_weight: called with the stored bytes of each tensor when it has been prepared.
     """
 
@@ -115,7 +114,7 @@ class WeightSource:
 
     def head(self, name: str, vocab_size: int, hidden_size: int, split: Split | None = None) -> Weight:
         """The `[vocab, hidden]` output projection."""
-        wanted = _head_format(self._matrix_format, self._plain_format)
+        wanted = head_format(self._matrix_format, self._plain_format)
         return self._weight(name, (vocab_size, hidden_size), wanted, split)
 
     def vector(self, name: str, size: int, split: Split | None = None) -> Weight:
@@ -176,8 +175,7 @@ class WeightSource:
             return self._used[part_name]
         stored = self._stored(name, shape)
         width = shape[1] // self._share.num_ranks if split is Split.IN else shape[1]
-        if wanted == INT4 and quantization.group_size(width) is None:
-            wanted = INT8
+        wanted = row_format(wanted, width)
         convert = self._quantized if wanted in QUANTIZED else self._plain
         # A scale of a whole row is found before the row is cut.
         whole = split is None or (split is Split.IN and wanted in _ROW_SCALED)
@@ -226,32 +224,3 @@ class WeightSource:
         self._used[weight.name] = weight
         self._on_weight(stored.values.nbytes)
         return weight
-
-
-def _head_format(matrix_format: str, plain_format: str) -> str:
-    return {INT4: INT8, FP8: plain_format}.get(matrix_format, matrix_format)
-
-
-def estimated_bytes(
-    tensors: TensorFiles, matrix_format: str, *, tied: bool, uniform: bool = False, num_devices: int = 1
-) -> int:
-    """About what the weights will take on each device, known before any is read; `WeightSource` says which format goes
-    where."""
-    bits = {FP32: 32.0, BF16: 16.0, FP16: 16.0, INT8: 8.1, INT4: 4.4, FP8: 8.1}
-    head = bits[_head_format(matrix_format, BF16)]
-    total = 0.0
-    for name, tensor in tensors.items():
-        if tensor.values.ndim != 2:
-            total += tensor.values.size * 4
-        elif matrix_format in QUANTIZED and name.endswith("embed_tokens.weight") and not tied:
-            total += tensor.values.size * 2
-        elif name.endswith("embed_tokens.weight"):
-            # Divided, or quantized where rows of it cannot be looked up, the head is not the same constant.
-            rows = 16 if uniform and matrix_format in QUANTIZED else head
-            apart = tied and (num_devices > 1 or rows != head)
-            total += tensor.values.size * (rows + head / num_devices if apart else head) / 8
-        elif name == "lm_head.weight":
-            total += tensor.values.size * head / 8 / num_devices
-        else:
-            total += tensor.values.size * bits[matrix_format] / 8 / num_devices
-    return int(total)

@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
     plan = compiler.plan(checkpoint, precision, wanted)
     if compiler.compiler.name != OPENVINO:
         core = replace(core, gpu=core.gpu or tuple(range(compiler.num_devices)))
-    check_limits(core, plan.max_num_seqs, plan.max_num_tokens)
+    has_slots = plan.kv_kind is KVKind.SLOTS
+    check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
     _print_plan(console, checkpoint, choice, precision, plan)
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:

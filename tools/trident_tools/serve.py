@@ -18,6 +18,7 @@ from typing import IO
 from rich.console import Console
 
 from trident_backend.engine.artifact import Manifest
+from trident_backend.engine.protocol import KVKind
 from trident_ensemble import layout
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_ensemble.errors import ServerError
@@ -103,7 +104,12 @@ def _serve(
         laid_over = folder / "repository"
         laid_over.mkdir()
         settings = core_settings(args, served_settings(repository))
-        check_limits(settings, manifest.limits.max_num_seqs, manifest.limits.max_num_tokens)
+        check_limits(
+            settings,
+            manifest.limits.max_num_seqs,
+            manifest.limits.max_num_tokens,
+            computes_guesses_alone=manifest.kv_cache.kind == KVKind.SLOTS.value,
+        )
         repository = overlay(repository, laid_over, settings)
     command = server_command(server, repository, backends, listen, EXIT_TIMEOUT_S)
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}

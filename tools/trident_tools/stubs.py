@@ -36,6 +36,11 @@ class Stub:
     instance: str
 
     @property
+    def serves(self) -> bool:
+        """Whether it is an instance; Triton starts one more while a model loads, to ask for its configuration."""
+        return self.instance != self.model
+
+    @property
     def place(self) -> tuple[str, str, str]:
         """What a successor of this process would fill."""
         return self.model, self.version, self.instance
@@ -72,8 +77,8 @@ class StubWatch:
         return [stub for stub in self._known.values() if _runs(stub)]
 
     def fallen(self) -> list[Stub]:
-        """The known stubs that have gone and whose place nobody has taken, as a reload does."""
-        dead = [stub for stub in self._known.values() if not _runs(stub)]
+        """The known instances that have gone and whose place nobody has taken, as a reload does."""
+        dead = [stub for stub in self._known.values() if stub.serves and not _runs(stub)]
         if dead:
             self.discover()
         taken = {stub.place for stub in self.living()}

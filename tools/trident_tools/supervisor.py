@@ -93,13 +93,16 @@ class Supervisor:
         Raises:
             ServerError: the server ended.
         """
-        while not self._status.is_ready():
+        while True:
+            # One that dies as soon as its model is ready must have been known before.
+            self._stubs.discover()
+            if self._status.is_ready():
+                return True
             if self._process.exit_status() is not None:
                 raise ServerError(f"tritonserver ended while loading ({_ending(self._process)})")
             if self._signals.count:
                 return False
             time.sleep(_POLL_S)
-        return True
 
     def watch(self) -> None:
         """Return when a stop is asked for.

@@ -20,6 +20,10 @@ from trident_ensemble.errors import ArtifactError, EngineError
 Bytes = npt.NDArray[np.uint8]
 
 
+class DeviceMemoryError(EngineError):
+    """There was too little memory on the GPU."""
+
+
 class Device:
     """A GPU and a stream on it; used by one thread at a time.
 
@@ -170,7 +174,8 @@ class Device:
         status, *results = getattr(self._cuda, name)(*arguments)
         if status != self._cuda.cudaError_t.cudaSuccess:
             _, text = self._cuda.cudaGetErrorString(status)
-            raise EngineError(f"GPU {self.ordinal}: {name} failed: {text.decode()} ({status.name})")
+            kind = DeviceMemoryError if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation else EngineError
+            raise kind(f"GPU {self.ordinal}: {name} failed: {text.decode()} ({status.name})")
         return results[0] if len(results) == 1 else results or None
 
 

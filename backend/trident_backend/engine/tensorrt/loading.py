@@ -12,7 +12,7 @@ from pathlib import Path
 from trident_backend.engine.artifact import Manifest
 from trident_backend.engine.protocol import Engine, EngineSpec, KVKind
 from trident_backend.engine.tensorrt import input_buffer, logits_buffer, sampling_plans
-from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.device import Device, DeviceMemoryError
 from trident_backend.engine.tensorrt.engine import TensorRTEngine
 from trident_backend.engine.tensorrt.graphs import GenerationGraphs, captured_sizes
 from trident_backend.engine.tensorrt.input_buffer import InputBuffer
@@ -67,6 +67,13 @@ def load_part(folder: Path, manifest: Manifest, rank: int, ordinal: int, join: J
         PlanError: the GPU has too little free memory.
         EngineError: the GPU or TensorRT failed.
     """
+    try:
+        return _load_part(folder, manifest, rank, ordinal, join)
+    except DeviceMemoryError as error:  # beside what is known beforehand, contexts, graphs and NCCL take some
+        raise PlanError(f"{error}; {_REMEDY}") from None
+
+
+def _load_part(folder: Path, manifest: Manifest, rank: int, ordinal: int, join: Join | None) -> TensorRTEngine:
     module = import_runtime(manifest.compiler)
     path = folder / layout.plan_file(rank, manifest.tensor_parallel)
     with ExitStack() as stack:
@@ -78,8 +85,6 @@ def load_part(folder: Path, manifest: Manifest, rank: int, ordinal: int, join: J
         plan = Plan(path, device, module)
         stack.callback(plan.close)
         network = read_layout(plan, manifest)
-        if not (folder / layout.SAMPLING_FOLDER).is_dir():
-            raise ArtifactError(f"{layout.SAMPLING_FOLDER}: the plans that sampling runs are missing; build again")
         sampling = sampling_plans.load(folder / layout.SAMPLING_FOLDER, device, module)
         stack.callback(sampling.close)
         check_sampling(sampling, manifest)

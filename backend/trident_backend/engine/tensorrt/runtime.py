@@ -55,5 +55,5 @@ def _first(names: tuple[str, ...]) -> Any:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
-                raise  # it is there, and something that it needs is not
+                raise ArtifactError(f"{name}: something that it needs is missing: {error}") from None
     return None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
+from trident_ensemble.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -24,6 +25,8 @@ Arrays = dict[str, Array]
 #: What no array is for: the step's logits, and the rows as a plan changed them.
 _LOGITS, _CHANGED = "logits", "changed"
 _ALIGNMENT = 256
+#: Beside those of the largest, which are there in any sizes.
+_NEEDED = frozenset({"likeliest", "masses", "equals", "read", "write", "allow"})
 _TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "uint8": np.uint8}
 
 
@@ -106,6 +109,7 @@ class SamplingPlans:
         if self._is_busy:
             self.device.synchronize()
         for key, array in inputs.items():
+            assert array.dtype == _TYPES[operation.inputs[key].dtype], f"{key} of {name}"
             self._view(places[key], array.dtype, array.shape)[...] = array
         self.device.upload(self._area, self._pinned[:end])
         self._is_busy = True
@@ -141,9 +145,11 @@ def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
         runtime_module: see `Plan`.
 
     Raises:
-        ArtifactError: one of them cannot be read.
+        ArtifactError: one of them is missing or cannot be read.
         EngineError: no memory.
     """
+    if missing := _NEEDED - {path.stem for path in folder.glob("*.plan")}:
+        raise ArtifactError(f"{folder.name}: {min(missing)}.plan, which sampling runs, is missing; build again")
     with ExitStack() as stack:
         plans = {}
         for path in sorted(folder.glob("*.plan")):

@@ -72,8 +72,8 @@ class SlotPool:
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Enqueue the copy of a slot's first tokens to another slot, where nothing else is left."""
-        num_written = self._num_written[target]
-        self._num_written[target] = max(num_written, num_tokens)
+        self.cut(target, 0)
+        self._num_written[target] = num_tokens
         for name, address in self._addresses.items():
             tensor = self._tensors[name]
             self._device.copy_2d(
@@ -83,7 +83,6 @@ class SlotPool:
                 width=num_tokens * tensor.row_bytes,
                 height=tensor.num_heads,
             )
-        self.cut(target, num_tokens)
 
     def write(self, slot: int, start: int, end: int) -> None:
         """A call will write these positions: enqueue that nothing is left behind the first of them."""
