@@ -6,7 +6,7 @@ Owns the turns, the figures of each round and what they come to. Never starts a 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -35,8 +35,8 @@ class Load:
         return [rng.choices(range(self.vocab_size), k=self.prompt_tokens) for _ in range(self.num_users)]
 
 
-def run_rounds(url: str, baseline: TransformersBaseline | None, load: Load, num_rounds: int) -> list[Figures]:
-    """The figures of each round; one more comes first and is not counted.
+def run_rounds(url: str, baseline: TransformersBaseline | None, load: Load, num_rounds: int) -> Iterator[Figures]:
+    """The figures of each round, as soon as it has ended; one more comes first and is not counted.
 
     Args:
         url: of the server, for gRPC.
@@ -44,7 +44,6 @@ def run_rounds(url: str, baseline: TransformersBaseline | None, load: Load, num_
         load: what both are asked.
         num_rounds: how often.
     """
-    rounds = []
     for number in range(num_rounds + 1):
         prompts = load.prompts(number)
         figures: Figures = {}
@@ -63,8 +62,8 @@ def run_rounds(url: str, baseline: TransformersBaseline | None, load: Load, num_
         # Each round begins with the other, so that a drift of the machine's speed favours neither.
         for turn in turns[number % 2 :] + turns[: number % 2]:
             turn()
-        rounds.append(figures)
-    return rounds[1:]
+        if number:
+            yield figures
 
 
 def summarize(rounds: list[Figures]) -> dict[str, tuple[float, float, float]]:

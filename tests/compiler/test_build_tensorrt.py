@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints import make_checkpoint
 from trident_backend.engine.artifact import read_manifest, verify_files
 from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.gpu import Gpus
 from trident_compiler.sampling_networks import sampling_networks
 from trident_compiler.weights import Weight, WeightSource
 from trident_ensemble import layout
@@ -58,7 +59,6 @@ def test_the_command_writes_a_whole_repository(checkpoint: Path, tmp_path: Path)
     assert cache.block_bytes == 2 * 2 * 2 * 128 * 16 * 2  # keys and values, layers, heads, positions, features, bytes
     plan = (engine / "network.plan").read_bytes()
     assert plan.startswith(b"vtrt")
-    assert len(plan) > open_checkpoint(checkpoint).tensors.num_bytes
     sampling = {path.stem for path in (engine / layout.SAMPLING_FOLDER).glob("*.plan")}
     assert sampling == {network.name for network in sampling_networks(400, 64)}
     config = (target / "core" / "config.pbtxt").read_text()
@@ -72,6 +72,39 @@ def test_the_command_writes_a_whole_repository(checkpoint: Path, tmp_path: Path)
     ):
         assert line in outcome.stdout
     assert not (engine / layout.NETWORK_FILE).exists()
+
+
+def test_the_plan_holds_the_layers_of_the_checkpoint(tmp_path: Path) -> None:
+    wide: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 4096,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }
+    stored, built = [], []
+    for num_layers in (1, 3):
+        checkpoint = make_checkpoint(tmp_path / str(num_layers), "llama", num_hidden_layers=num_layers, **wide)
+        target = tmp_path / f"repository {num_layers}"
+        trident_build(checkpoint, "--repository", target, *FOR_ADA, *SMALL, "--quiet")
+        stored.append(open_checkpoint(checkpoint).tensors.num_bytes)
+        built.append((target / "core" / "1" / "network.plan").stat().st_size)
+    assert 0 <= (built[1] - built[0]) - (stored[1] - stored[0]) < (stored[1] - stored[0]) // 4
+
+
+def test_matrices_that_int4_does_not_fit_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 2}
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", intermediate_size=96, **heads)
+    options = (checkpoint, "--repository", tmp_path / "repository", *FOR_ADA, *SMALL, "--weights", "int4")
+    trident_build(*options)
+    assert "precision bf16, int4 weights, bf16 KV cache" in capsys.readouterr().out
+    trident_build(*options, "--tensor-parallel", "2")
+    told = "int4 weights (2 of 14 matrices in int8: their parts of rows are no multiple of 32), bf16 KV cache"
+    assert told in capsys.readouterr().out
+
+
+def test_an_engine_serves_on_the_gpu_that_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    trident_build(checkpoint, "--repository", tmp_path / "r", *FOR_ADA, *SMALL, "--gpu", "3", "--quiet")
+    assert "gpus: 3" in (tmp_path / "r" / "core" / "config.pbtxt").read_text()
 
 
 def test_two_devices_have_two_plans_and_two_gpus(tmp_path: Path) -> None:
@@ -92,7 +125,7 @@ def test_two_devices_have_two_plans_and_two_gpus(tmp_path: Path) -> None:
 def test_without_a_gpu_the_engine_is_for_this_cpu_and_the_plan_says_why(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trident_compiler.compiler_choice.gpus_at_hand", lambda: ())
+    monkeypatch.setattr("trident_compiler.compiler_choice.gpus_at_hand", lambda: Gpus((), "no NVIDIA GPU found"))
     trident_build(checkpoint, "--repository", tmp_path / "repository", "--kv-cache", "2048t")
     printed = capsys.readouterr().out
     assert "engine    openvino 20" in printed

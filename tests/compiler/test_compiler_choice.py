@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +16,15 @@ from tests.checkpoints import make_checkpoint
 from trident_compiler import compiler_choice, gpu
 from trident_compiler.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import Asked, choose_compiler
-from trident_compiler.gpu import Gpu, gpus_at_hand
+from trident_compiler.gpu import Gpu, Gpus, gpus_at_hand
+from trident_compiler.network_compiler import NetworkCompiler
 from trident_compiler.plan import Wanted
 from trident_ensemble.errors import PlanError
 
 rtx: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
-ADA, HOPPER = Gpu(0, (8, 9), 20 << 30), Gpu(0, (9, 0), 100 << 30)
+ADA, HOPPER = Gpu(0, (8, 9)), Gpu(0, (9, 0))
+NONE = "no NVIDIA GPU found"
 
 
 class FullTensorRT(ModuleType):
@@ -36,10 +40,12 @@ class FullTensorRT(ModuleType):
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`machine(gpus, modules)`: what is there."""
+    """`machine(gpus, modules)`: what is there; GPU n has n + 1 GiB free."""
 
     def has(gpus: tuple[Gpu, ...], *modules: str) -> None:
-        monkeypatch.setattr(compiler_choice, "gpus_at_hand", lambda: gpus)
+        monkeypatch.setattr(compiler_choice, "gpus_at_hand", lambda: Gpus(gpus, "" if gpus else NONE))
+        monkeypatch.setattr(compiler_choice, "free_bytes", lambda ordinal: (ordinal + 1) << 30)
+        monkeypatch.setattr(gpu, "select", lambda _: None)
         for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
             there = {"tensorrt": FullTensorRT("tensorrt")}.get(name, rtx) if name in modules else None
             monkeypatch.setitem(sys.modules, name, there)
@@ -88,16 +94,21 @@ def test_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None
         ((ADA,), (), {"engine": "tensorrt"}, "--engine tensorrt: it is not installed; pip install"),
         ((ADA,), ("tensorrt",), {"capability": "8.6", "gpu_memory": 1}, "--compute-capability: TensorRT-RTX .*pip"),
         ((), ("tensorrt_rtx",), {"capability": "89", "gpu_memory": 1}, "--compute-capability: '89'"),
+        ((), ("tensorrt_rtx",), {"capability": "9" * 5000 + ".0", "gpu_memory": 1}, "--compute-capability: '999"),
         ((), ("tensorrt_rtx",), {"capability": "9.0", "gpu_memory": 1}, r"8\.9, .*not 9\.0"),
         ((), (), {"gpus": (0,)}, r"--gpu: .*OpenVINO's.*no NVIDIA GPU found"),
         ((), (), {"gpu_memory": 1}, "--gpu-memory: .*--engine tensorrt"),
         ((), (), {"engine": "openvino", "capability": "8.9"}, r"--compute-capability: .*as asked"),
         ((), (), {"tensor_parallel": 2}, "--tensor-parallel: .*OpenVINO's"),
         ((ADA,), ("tensorrt",), {"gpus": (1,)}, "--gpu: there is no GPU 1; this machine has 1"),
-        ((ADA,), ("tensorrt",), {"tensor_parallel": 2}, "--gpu: there is no GPU 1"),
+        ((ADA,), ("tensorrt",), {"tensor_parallel": 2}, "--gpu-memory: 2 such GPUs are wanted and 1 are here"),
+        ((ADA,), ("tensorrt",), {"tensor_parallel": 0}, "--tensor-parallel: must be at least 1, not 0"),
+        ((), (), {"engine": "openvino", "tensor_parallel": -1}, "--tensor-parallel: must be at least 1, not -1"),
+        ((), ("tensorrt_rtx",), {"capability": "7.5", "gpu_memory": 1, "tensor_parallel": 2}, "sm_75 .* sm_80"),
+        ((HOPPER,), ("tensorrt_rtx",), {"capability": "8.6", "gpus": (0,)}, "--gpu: GPU 0 is sm_90.*--gpu-memory"),
         ((ADA,), ("tensorrt",), {"gpus": (0,), "tensor_parallel": 2}, "--gpu: names 1 GPUs for --tensor-parallel 2"),
         (
-            (ADA, Gpu(1, (8, 6), 1)),
+            (ADA, Gpu(1, (8, 6))),
             ("tensorrt",),
             {"gpus": (0, 1), "tensor_parallel": 2},
             "--gpu: GPU 1 is sm_86, the engine would be for sm_89",
@@ -113,49 +124,163 @@ def test_what_cannot_be_built_here_is_refused(
 
 
 def test_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None:
-    machine((ADA, Gpu(1, (8, 9), 3 << 30), Gpu(2, (8, 9), 5 << 30)), "tensorrt_rtx")
+    machine((ADA, Gpu(1, (8, 9)), Gpu(2, (8, 9))), "tensorrt_rtx")
     two = choose_compiler(Asked(gpus=(2, 1), tensor_parallel=2)).compiler
     assert two.num_devices == 2
     assert two.memory == "free on GPU 2 and on GPU 1"
     heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
     checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", **heads))
     plan = two.plan(checkpoint, two.precision(checkpoint, None, None), Wanted())
-    assert plan.free_bytes == 3 << 30
+    assert plan.free_bytes == 2 << 30
+
+
+def test_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:
+    machine((HOPPER, Gpu(1, (8, 9)), Gpu(2, (9, 0)), Gpu(3, (8, 9))), "tensorrt", "tensorrt_rtx")
+    choice = choose_compiler(Asked(capability="8.9"))
+    assert (choice.gpus, choice.compiler.memory) == ((1,), "free on GPU 1")
+    assert choice.compiler.compiler.name == "tensorrt", "the GPU is here, so that the better compiler can be used"
+    assert choose_compiler(Asked(capability="8.9", tensor_parallel=2)).gpus == (1, 3)
+    assert choose_compiler(Asked(tensor_parallel=2)).gpus == (0, 2)
+    machine((HOPPER, Gpu(1, (8, 9))), "tensorrt_rtx")
+    assert chosen(capability="8.9")[0] == "tensorrt_rtx"
+
+
+def test_of_equal_gpus_the_named_one_builds(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine((ADA, Gpu(1, (8, 9))), "tensorrt")
+    selected: list[int] = []
+    monkeypatch.setattr(gpu, "select", selected.append)
+    for memory in (None, 1 << 30):
+        assert choose_compiler(Asked(capability="8.9", gpus=(1,), gpu_memory=memory)).gpus == (1,)
+    assert selected == [1, 1]
+
+
+def test_gpus_elsewhere_are_named_for_serving_alone(machine: Any) -> None:
+    machine((HOPPER,), "tensorrt", "tensorrt_rtx_bindings")
+    for gpus in ((0,), (5,)):
+        choice = choose_compiler(Asked(capability="8.6", gpu_memory=1 << 30, gpus=gpus))
+        assert choice.compiler.compiler.target == "sm_86"
+        assert choice.gpus == gpus
+    two = choose_compiler(Asked(capability="8.6", gpu_memory=1 << 30, tensor_parallel=2))
+    assert two.gpus == (0, 1)
+    assert choose_compiler(Asked(engine="openvino")).gpus == ()
+
+
+def test_nothing_is_asked_of_gpus_for_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> Gpus:
+        raise AssertionError
+
+    monkeypatch.setattr(compiler_choice, "gpus_at_hand", asked)
+    assert chosen(engine="openvino") == ("openvino", "cpu", "as asked")
+
+
+#: Some of what CUDA answers.
+Status = IntEnum(
+    "Status",
+    {
+        "cudaSuccess": 0,
+        "cudaErrorMemoryAllocation": 2,
+        "cudaErrorInsufficientDriver": 35,
+        "cudaErrorNoDevice": 100,
+        "cudaErrorSystemNotReady": 802,
+    },
+)
 
 
 class Cuda(ModuleType):
-    """As much of CUDA as is asked about GPUs."""
+    """As much of CUDA as is asked about GPUs; `failing` gives what a call answers instead."""
 
-    def __init__(self, count: int | None) -> None:
+    cudaError_t = Status  # noqa: N815
+
+    def __init__(self, count: int, driver: int = 13000, **failing: Status) -> None:
         super().__init__("cuda.bindings.runtime")
-        self.cudaError_t = type("E", (), {"cudaSuccess": 0})
         names = {"cudaDevAttrComputeCapabilityMajor": 0, "cudaDevAttrComputeCapabilityMinor": 1}
         self.cudaDeviceAttr = type("A", (), names)
-        self._count = count
+        self.selected: list[int] = []
         self._present = 0
+        self._answers: dict[str, Callable[..., tuple[Any, ...]]] = {
+            "cudaGetDeviceCount": lambda: (count,),
+            "cudaDriverGetVersion": lambda: (driver,),
+            "cudaDeviceGetAttribute": lambda kind, ordinal: ((8, 6 + 3 * ordinal)[kind],),
+            "cudaSetDevice": self._select,
+            "cudaMemGetInfo": lambda: ((self._present + 1) << 30, 1 << 40),
+            "cudaGetErrorString": lambda status: (f"the words of {status:d}".encode(),),
+        }
+        self._failing = failing
 
-    def cudaGetDeviceCount(self) -> tuple[int, int | None]:  # noqa: N802
-        return (35, None) if self._count is None else (0, self._count)
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.__dict__.get("_answers", {}):
+            raise AttributeError(name)
+        if name in self._failing:
+            return lambda *_: (self._failing[name], None)
+        return lambda *arguments: (Status.cudaSuccess, *self._answers[name](*arguments))
 
-    def cudaDeviceGetAttribute(self, kind: int, ordinal: int) -> tuple[int, int]:  # noqa: N802
-        return 0, (8, 6 + 3 * ordinal)[kind]
-
-    def cudaSetDevice(self, ordinal: int) -> tuple[int]:  # noqa: N802
+    def _select(self, ordinal: int) -> tuple[()]:
         self._present = ordinal
-        return (0,)
-
-    def cudaMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
-        return 0, (self._present + 1) << 30, 1 << 40
+        self.selected.append(ordinal)
+        return ()
 
 
-def test_gpus_are_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda(2))
-    assert gpus_at_hand() == (Gpu(0, (8, 6), 1 << 30), Gpu(1, (8, 9), 2 << 30))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda(None))
-    assert gpus_at_hand() == ()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    assert gpus_at_hand() == ()
+def test_gpus_are_asked_of_cuda_and_only_the_chosen_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(3)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    assert gpus_at_hand() == Gpus((Gpu(0, (8, 6)), Gpu(1, (8, 9)), Gpu(2, (8, 12))))
+    assert cuda.selected == []
+    assert gpu.free_bytes(1) == 2 << 30
+    assert cuda.selected == [1]
     assert gpu.target((12, 0)) == "sm_120"
+
+
+@pytest.mark.parametrize("call", ["cudaSetDevice", "cudaMemGetInfo"])
+def test_a_gpu_that_does_not_answer_is_named(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(2, **{call: Status.cudaErrorMemoryAllocation})
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    with pytest.raises(PlanError, match=f"GPU 1 cannot be used: {call}: the words of 2"):
+        gpu.free_bytes(1)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda(1, cudaDeviceGetAttribute=Status.cudaErrorNoDevice))
+    with pytest.raises(PlanError, match="GPU 0 cannot be used: cudaDeviceGetAttribute: the words of 100"):
+        gpus_at_hand()
+
+
+OLD, BUSY = Status.cudaErrorInsufficientDriver, Status.cudaErrorSystemNotReady
+
+
+@pytest.mark.parametrize(
+    ("cuda", "has_node", "why"),
+    [
+        (None, False, NONE),
+        (None, True, "there is an NVIDIA GPU, but cuda-python cannot be imported"),
+        (Cuda(0), True, NONE),
+        (Cuda(0, cudaGetDeviceCount=Status.cudaErrorNoDevice), True, NONE),
+        (Cuda(0, driver=0, cudaGetDeviceCount=OLD), False, NONE),
+        (Cuda(0, driver=0, cudaGetDeviceCount=OLD), True, "driver is too old for CUDA 13, which takes driver 580"),
+        (Cuda(0, driver=12040, cudaGetDeviceCount=OLD), False, "driver 580 or later"),
+        (Cuda(0, cudaGetDeviceCount=BUSY), True, "no NVIDIA GPU can be used: cudaGetDeviceCount: the words of 802"),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(
+    cuda: Cuda | None, has_node: bool, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setattr(gpu, "_DEVICE_NODE", tmp_path if has_node else tmp_path / "none")
+    name, _, said = chosen()
+    assert name == "openvino"
+    assert why in said
+    with pytest.raises(PlanError, match=f"--engine tensorrt: .*{why}.*--compute-capability 8.9"):
+        chosen(engine="tensorrt")
+
+
+def test_the_builder_is_made_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(3)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    present: list[int] = []
+
+    class Watched(FullTensorRT):
+        def Builder(self, logger: Any) -> Any:  # noqa: N802
+            present.append(cuda.selected[-1])
+            return rtx.Builder(logger)
+
+    NetworkCompiler(Watched("tensorrt"), (8, 9), 1)
+    assert present == [1]
 
 
 def test_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -> None:

@@ -29,10 +29,30 @@ def test_sizes(text: str, expected: CacheSize) -> None:
     assert parse_cache_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "2", "2G", "-1GiB", "0%", "101%", "lots", "1e9B"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "2G", "-1GiB", "0%", "101%", "lots", "1e9B", *("9" * 5000 + unit for unit in ("t", "B", "%"))]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(PlanError, match="--kv-cache"):
         parse_cache_size(text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "option"),
+    [
+        (Wanted(max_num_seqs=10**400), "--max-num-seqs"),
+        (Wanted(max_num_tokens=10**400), "--max-num-tokens"),
+        (Wanted(max_seq_len=2**31), "--max-seq-len"),
+    ],
+)
+def test_limits_that_no_int32_holds_are_refused(wanted: Wanted, option: str) -> None:
+    with pytest.raises(PlanError, match=f"{option}: must be at most 2147483647"):
+        make_plan(wanted, NEEDS, FREE)
+
+
+def test_a_cache_of_no_token_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"--kv-cache: .* holds 0 tokens"):
+        make_plan(Wanted(cache=CacheSize(num_tokens=0)), NEEDS, FREE)
 
 
 def test_the_cache_as_asked() -> None:

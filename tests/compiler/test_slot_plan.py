@@ -83,6 +83,7 @@ def test_the_cache_as_asked() -> None:
             24 << 30,
             "--kv-cache: 1 slots of 200 tokens.*100 tok",
         ),
+        (Wanted(cache=CacheSize(num_tokens=0)), 24 << 30, "--kv-cache: 1 slots of 512 tokens.* and 0 tokens"),
         (Wanted(max_seq_len=200_000), 24 << 30, "--max-seq-len: 200000 .* 131072"),
         (Wanted(max_num_seqs=0), 24 << 30, "--max-num-seqs"),
         (Wanted(max_num_seqs=64, max_num_tokens=32), 24 << 30, "--max-num-tokens: 32 .* 64"),
@@ -97,13 +98,16 @@ def test_sizes_of_memory() -> None:
     assert parse_bytes("--gpu-memory", "24GiB") == 24 << 30
     with pytest.raises(PlanError, match="--gpu-memory: '24' is no size"):
         parse_bytes("--gpu-memory", "24")
+    for digits in (400, 5000):
+        with pytest.raises(PlanError, match=r"--gpu-memory: .* is no size"):
+            parse_bytes("--gpu-memory", "9" * digits + "GiB")
 
 
 optional = st.none() | st.integers(1, 5_000)
 caches = (
     st.none()
     | st.builds(CacheSize, num_bytes=st.integers(0, 2**34))
-    | st.builds(CacheSize, num_tokens=st.integers(1, 2**20))
+    | st.builds(CacheSize, num_tokens=st.integers(0, 2**20))
     | st.builds(CacheSize, share=st.just(0.7))
 )
 

@@ -150,7 +150,9 @@ def test_serving_on_another_gpu_moves_the_instance() -> None:
     assert [list(group.gpus) for group in moved.instance_group] == [[1]]
 
 
-@pytest.mark.parametrize("text", ["first", "0,0", "-1", "0;1", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["first", "0,0", "00,0", "-1", "0;1", "1.5", ",", "0,", "1024", "99999999999", "9" * 5000]
+)
 def test_a_gpu_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"parameters.gpu: .*numbers of GPUs"):
         parse_parameters(CoreSettings, {"gpu": {"string_value": text}})

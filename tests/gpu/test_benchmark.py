@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from transformers import LlamaConfig
 
+from tests.benchmarks import gpu, gpu_parts
 from tests.benchmarks.gpu_checkpoint import SHAPES, make_checkpoint, reading
 from tests.benchmarks.gpu_decode import generation_step, step_seconds
+from tests.benchmarks.gpu_record import Record
 from tests.benchmarks.gpu_rounds import Load, parity, run_rounds, summarize
 from tests.benchmarks.gpu_transformers import TransformersBaseline
+from tests.benchmarks.load import Bench
 from tests.e2e.build import build
 from tests.e2e.server import serve
 from tests.engine.driver import DrivenSequence, Driver, whole
@@ -72,14 +78,53 @@ def test_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
     with TransformersBaseline(folder / "checkpoint", "cpu", 128, 2048) as baseline:
         close = parity(Driver(engine).whole(tokens), baseline.logits(tokens))
         with serve(folder / "repository", tmp_path / "log") as server:
-            rounds = run_rounds(server.grpc, baseline, load, num_rounds=2)
-            alone = run_rounds(server.grpc, None, load, num_rounds=1)
+            rounds = list(run_rounds(server.grpc, baseline, load, num_rounds=2))
+            alone = list(run_rounds(server.grpc, None, load, num_rounds=1))
     assert close["mean difference / standard deviation"] < 0.05
     assert close["share of tokens with the same likeliest successor"] > 0.8
     assert len(rounds) == 2
     ratio, least, most = summarize(rounds)["trident / transformers, tokens/s"]
     assert 0 < least <= ratio <= most
     assert not any("transformers" in name for name in summarize(alone))
+
+
+def test_a_part_that_fails_is_named_and_nothing_measured_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    record = Record({"gpu": "none"}, file)
+    with record.part("first"):
+        record.outcome["first"] = 1
+        raise ValueError("no [room]")
+    with record.part("second"):
+        record.outcome["second"] = 2
+        assert "second" not in json.loads(file.read_text())
+    expected = {"gpu": "none", "left out": {"first": "ValueError: no [room]"}, "first": 1, "second": 2}
+    assert record.outcome == json.loads(file.read_text()) == expected
+    with suppress(KeyboardInterrupt), record.part("third"):
+        record.outcome["third"] = 3
+        raise KeyboardInterrupt
+    assert json.loads(file.read_text())["third"] == 3
+
+
+def test_all_parts_are_tried_and_what_there_is_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(hardware, "gpu_name", lambda: "a GPU")
+    monkeypatch.setattr(gpu_parts, "make_checkpoint", lambda *_: LlamaConfig(**SMALL))
+    for name in ("copy_bandwidth", "load_engine", "serve"):
+        monkeypatch.setattr(gpu_parts, name, fail)
+    monkeypatch.setattr(Bench, "run", fail)
+    args = gpu._parser().parse_args(["--json", str(tmp_path / "bench.json")])
+    failing = gpu_parts.run_parts(args, tmp_path, Console())
+    assert len(failing["left out"]) == 1
+    monkeypatch.setattr(gpu_parts, "_build", lambda *_: {"seconds": 3, "plan bytes": 2**30})
+    outcome = gpu_parts.run_parts(args, tmp_path, Console())
+    assert list(outcome["left out"]) == ["generation steps", "logits", "deployment", "trident bench"]
+    assert set(outcome["left out"].values()) == {"OSError: no such thing"}
+    assert "built in 3 s, plans of 1.00 GiB" in capsys.readouterr().out
+    assert json.loads((tmp_path / "bench.json").read_text()) == outcome
 
 
 def test_a_generation_step_computes_the_last_token_of_its_contexts(folder: Path) -> None:

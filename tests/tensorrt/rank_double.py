@@ -45,7 +45,6 @@ class SumPart:
         if conduct == "dies in the first run":
             os._exit(5)
         self._communicator.collective("ALL_REDUCE", "SUM", np.zeros(1, np.float32))
-        self.is_closed = False
 
     def execute(self, batch: StepBatch) -> Any:
         """The sum over all ranks, `[1, 1]`."""
@@ -56,7 +55,12 @@ class SumPart:
 
     def close(self) -> None:
         """Nothing to free."""
-        self.is_closed = True
+        if self._conduct == "stops in closing":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif self._conduct == "dies in closing":
+            os._exit(5)
+        elif self._conduct == "fails in closing":
+            raise EngineError("cudaFree failed")
 
     def _misbehave(self) -> None:
         if self._conduct == "is killed":

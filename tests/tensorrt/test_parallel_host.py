@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import torch
 from tests.backend.doubles import Client
 from tests.backend.serving import make_service
 from tests.checkpoints import make_checkpoint, reference_model
-from tests.tensorrt.double import communicators
+from tests.tensorrt.double import communicators, faults
 from tests.tensorrt.double.engines import Limit, build, installed
 from tests.tensorrt.double.gpu import GPUS
+from tests.tensorrt.rank_processes import LIMIT_S, Call, limited, no_ranks_left, pids, ranks_of, until
 from tests.tensorrt.test_host import pack, rows_of
-from tests.tensorrt.test_parallel_ranks import children, gone
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import StepBatch
-from trident_ensemble.errors import ArtifactError, EngineLostError
+from trident_backend.engine.tensorrt.parallel import ParallelEngine
+from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
 
 _ROOT = Path(__file__).parents[2]
 _DOUBLES = _ROOT / "tests" / "tensorrt" / "double"
@@ -55,15 +57,39 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The doubles here and in the other processes; nothing may be left, neither memory nor processes."""
+    """The doubles here and in the other processes; no process may be left."""
     monkeypatch.syspath_prepend(str(_ROOT))
     monkeypatch.syspath_prepend(str(_DOUBLES))
     monkeypatch.setenv("DOUBLE_GPUS", str(NUM_RANKS))
     monkeypatch.setitem(sys.modules, "nccl.core", communicators)
-    with installed():
+    with installed(), no_ranks_left():
         yield
-        assert GPUS.leaks() == []
-    assert gone(lambda: children(os.getpid()) == set())
+
+
+@pytest.fixture
+def nothing_leaks() -> Iterator[None]:
+    """All memory is free again: not so where a GPU still waits for a rank that is gone."""
+    yield
+    assert GPUS.leaks() == []
+
+
+@contextmanager
+def loaded(folder: Path, gpus: tuple[int, ...] = ()) -> Iterator[ParallelEngine]:
+    """An engine that is closed whatever happens, in a limited time."""
+    before = threading.enumerate()
+    engine, _ = limited(lambda: load_engine(folder, gpus))
+    assert isinstance(engine, ParallelEngine)
+    try:
+        yield engine
+    finally:
+        if ranks_of(os.getpid()).intersection(pids(engine)):
+            limited(engine.close)
+        # What the end of the process does to a GPU that waits for a rank that is gone.
+        engine._communicator._communicator.abort()
+        for thread in set(threading.enumerate()).difference(before):
+            if thread.name == "trident-leader-gpu":
+                thread.join(LIMIT_S)
+                assert not thread.is_alive()
 
 
 def generate(engine: Any, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -95,85 +121,92 @@ def a_step() -> StepBatch:
     return pack([(Sequence([1, 2, 3], 0), 3)])  # type: ignore[list-item]
 
 
-def test_two_gpus_generate_what_transformers_does(folder: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("gpus", [(), (1, 0)])
+@pytest.mark.usefixtures("nothing_leaks")
+def test_two_gpus_generate_what_transformers_does(gpus: tuple[int, ...], folder: Path, checkpoint: Path) -> None:
     prompts = [[5, 17, 60, 33, 200, 7, 91], [18, 44], [9] * 11]
-    engine, manifest = load_engine(folder)
-    try:
-        assert manifest.tensor_parallel == NUM_RANKS
-        assert len(children(os.getpid())) == NUM_RANKS - 1
-        tokens = generate(engine, prompts, 8)
-    finally:
-        engine.close()
+    with loaded(folder, gpus) as engine:
+        assert ranks_of(os.getpid()) >= set(pids(engine))
+        assert len(pids(engine)) == NUM_RANKS - 1
+        tokens = limited(lambda: generate(engine, prompts, 8))
     model = reference_model(checkpoint)
     assert tokens == [expected(model, prompt, 8) for prompt in prompts]
 
 
+@pytest.mark.usefixtures("nothing_leaks")
 def test_slots_are_copied_on_every_gpu(folder: Path) -> None:
-    engine, _ = load_engine(folder)
-    try:
+    with loaded(folder) as engine:
         prefix = Sequence([5, 17, 60, 33, 200, 7], 0)
-        engine.execute(pack([(prefix, 6)]))  # type: ignore[list-item]
+        limited(lambda: engine.execute(pack([(prefix, 6)])))  # type: ignore[list-item]
         own, borrowed = Sequence([*prefix.tokens, 8, 9], 0), Sequence([*prefix.tokens, 8, 9], 3)
         own.num_computed = borrowed.num_computed = 6
-        logits = rows_of(engine.execute(pack([(own, 2), (borrowed, 2)], copies=[(0, 3, 6)])))  # type: ignore[list-item]
+        both = pack([(own, 2), (borrowed, 2)], copies=[(0, 3, 6)])  # type: ignore[list-item]
+        logits = limited(lambda: rows_of(engine.execute(both)))
         np.testing.assert_allclose(logits[:2], logits[2:], atol=1e-5)
-    finally:
-        engine.close()
 
 
 def test_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> None:
-    engine, _ = load_engine(folder)
-    (pid,) = children(os.getpid())
-    os.kill(pid, signal.SIGSTOP)  # the leader now waits in a collective for good
-    failures: list[BaseException] = []
-
-    def execute() -> None:
-        try:
-            engine.execute(a_step())
-        except EngineLostError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=execute)
-    thread.start()
-    time.sleep(0.5)
-    assert thread.is_alive()
-    os.kill(pid, signal.SIGKILL)
-    thread.join(10)
-    assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(failures[0])
-    with pytest.raises(EngineLostError, match="SIGKILL"):
-        engine.execute(a_step())
-    engine.close()
+    with loaded(folder) as engine:
+        (pid,) = pids(engine)
+        os.kill(pid, signal.SIGSTOP)  # the leader now waits in a collective for good
+        waiting = Call(lambda: engine.execute(a_step()))
+        time.sleep(0.5)
+        assert waiting.is_running()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\) ended with signal SIGKILL"):
+            waiting.outcome(2)
+        with pytest.raises(EngineLostError, match="SIGKILL"):
+            limited(lambda: engine.execute(a_step()))
+        limited(engine.close, 5)  # though the GPU still waits
 
 
 def test_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: Path) -> None:
-    engine, _ = load_engine(folder)
-    died: list[BaseException] = []
-    service = make_service(engine, on_fatal=died.append)
-    clients = [Client() for _ in range(9)]  # more than run at a time
-    for number, client in enumerate(clients):
-        service.submit({"input_ids": [3 + number, 4], "max_tokens": 50, "stream": True}, client)
-    assert gone(lambda: any(client.chunks for client in clients))
-    (pid,) = children(os.getpid())
-    os.kill(pid, signal.SIGKILL)
-    assert gone(lambda: bool(died))
-    assert isinstance(died[0], EngineLostError)
-    for client in clients:
-        assert client.done.wait(5)
-        assert client.num_finals == 1
-        assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(client.errors[0])
-    engine.close()
+    with loaded(folder) as engine:
+        died: list[BaseException] = []
+        service = make_service(engine, on_fatal=died.append)
+        clients = [Client() for _ in range(9)]  # more than run at a time
+        for number, client in enumerate(clients):
+            service.submit({"input_ids": [3 + number, 4], "max_tokens": 50, "stream": True}, client)
+        assert until(lambda: any(client.chunks for client in clients))
+        os.kill(*pids(engine), signal.SIGKILL)
+        assert until(lambda: bool(died))
+        assert isinstance(died[0], EngineLostError)
+        for client in clients:
+            assert client.done.wait(5)
+            assert client.num_finals == 1
+            assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(client.errors[0])
+        limited(service.stop, 10)
+
+
+def test_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> None:
+    with loaded(folder) as engine:
+        (pid,) = pids(engine)
+        os.kill(pid, signal.SIGSTOP)
+        closing = Call(engine.close)
+        time.sleep(0.5)
+        assert closing.is_running()
+        os.kill(pid, signal.SIGKILL)
+        closing.outcome(5)
+
+
+@pytest.mark.parametrize("fault", ["is_stream_capturable", "cudaStreamBeginCapture", "a captured stream"])
+def test_a_graph_that_one_rank_cannot_capture_ends_the_loading(fault: str, folder: Path) -> None:
+    faults.order(fault)  # on the leader's GPU alone
+    with pytest.raises(EngineError, match="no CUDA graph for 6 sequences, where all GPUs need one"):
+        limited(lambda: load_engine(folder))
 
 
 def test_a_gpu_that_fails_in_one_rank_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOUBLE_GPUS", "1")
     GPUS.num_devices = NUM_RANKS  # the other process sees fewer than the leader
     with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\): GPU 1 cannot be used: .*cudaSetDevice"):
-        load_engine(folder)
+        limited(lambda: load_engine(folder))
 
 
+@pytest.mark.usefixtures("nothing_leaks")
 def test_the_leaders_own_gpu_may_be_missing(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="GPU 7 cannot be used"):
-        load_engine(folder, (7, 1))
+        limited(lambda: load_engine(folder, (7, 1)))
 
 
 def test_the_number_of_gpus_is_the_manifests(folder: Path) -> None:

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import pytest
 from tests.backend.test_artifact import MANIFEST
 from tests.tensorrt.double import communicators
 from tests.tensorrt.rank_double import CUE, load_well
+from tests.tensorrt.rank_processes import Call, is_running, limited, no_ranks_left, pids, ranks_of, until
 from trident_backend.engine.artifact import write_manifest
 from trident_backend.engine.protocol import StepBatch
-from trident_backend.engine.tensorrt import nccl
+from trident_backend.engine.tensorrt import nccl, parallel
 from trident_backend.engine.tensorrt.parallel import ParallelEngine, load_leader
 from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
 
@@ -37,21 +38,8 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_orphans() -> Iterator[None]:
-    before = children(os.getpid())
-    yield
-    assert gone(lambda: children(os.getpid()) == before), "processes are left"
-
-
-def children(pid: int) -> set[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return {int(child) for task in tasks for child in task.read_text().split()}
-
-
-def gone(is_over: Callable[[], bool], seconds: float = 15) -> bool:
-    end = time.monotonic() + seconds
-    while not is_over() and time.monotonic() < end:
-        time.sleep(0.02)
-    return is_over()
+    with no_ranks_left():
+        yield
 
 
 def lead(folder: Path, num_ranks: int = 2, conduct: str = "well") -> ParallelEngine:
@@ -59,6 +47,21 @@ def lead(folder: Path, num_ranks: int = 2, conduct: str = "well") -> ParallelEng
     write_manifest(folder, manifest)
     command = (sys.executable, "-m", "tests.tensorrt.rank_double", conduct)
     return load_leader(folder, manifest, range(num_ranks), load_well, command)
+
+
+@contextmanager
+def led(folder: Path, num_ranks: int = 2, conduct: str = "well") -> Iterator[ParallelEngine]:
+    """An engine that is closed whatever happens, in a limited time."""
+    engine = limited(lambda: lead(folder, num_ranks, conduct))
+    try:
+        yield engine
+    finally:
+        if ranks_of(os.getpid()).intersection(pids(engine)):
+            limited(engine.close)
+
+
+def run(engine: ParallelEngine, *token_ids: int) -> Any:
+    return limited(lambda: engine.execute(step(*token_ids)))
 
 
 def step(*token_ids: int) -> StepBatch:
@@ -69,13 +72,12 @@ def step(*token_ids: int) -> StepBatch:
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_all_ranks_compute_every_step(num_ranks: int, tmp_path: Path) -> None:
-    engine = lead(tmp_path, num_ranks)
-    factors = num_ranks * (num_ranks + 1) // 2
-    for number in range(50):
-        logits: Any = engine.execute(step(number, 3))
-        assert logits.item() == (number + 3) * factors
-    assert len(children(os.getpid())) == num_ranks - 1
-    engine.close()
+    with led(tmp_path, num_ranks) as engine:
+        factors = num_ranks * (num_ranks + 1) // 2
+        for number in range(50):
+            assert run(engine, number, 3).item() == (number + 3) * factors
+        assert ranks_of(os.getpid()) >= set(pids(engine))
+        assert len(pids(engine)) == num_ranks - 1
 
 
 @pytest.mark.parametrize(
@@ -90,38 +92,88 @@ def test_all_ranks_compute_every_step(num_ranks: int, tmp_path: Path) -> None:
 def test_a_rank_that_falls_in_a_step_ends_the_engine(
     conduct: str, problem: str, num_ranks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    engine = lead(tmp_path, num_ranks, conduct)
-    engine.execute(step(1))
-    for _ in range(2):
-        with pytest.raises(EngineLostError, match=problem):
-            engine.execute(step(CUE))
+    with led(tmp_path, num_ranks, conduct) as engine:
+        run(engine, 1)
+        for _ in range(2):
+            with pytest.raises(EngineLostError, match=problem):
+                run(engine, CUE)
     if conduct == "is killed":
         assert "rank 1 (GPU 1): my last words" in capfd.readouterr().err
-    engine.close()
 
 
 def test_a_rank_killed_between_steps_ends_the_engine(tmp_path: Path) -> None:
-    engine = lead(tmp_path)
-    engine.execute(step(1))
-    (pid,) = children(os.getpid())
-    os.kill(pid, signal.SIGKILL)
-    assert gone(lambda: engine._ranks.has_failed)
-    with pytest.raises(EngineLostError, match="SIGKILL"):
-        engine.execute(step(2))
-    engine.close()
+    with led(tmp_path) as engine:
+        run(engine, 1)
+        os.kill(*pids(engine), signal.SIGKILL)
+        assert until(lambda: engine._ranks.has_failed)
+        with pytest.raises(EngineLostError, match="SIGKILL"):
+            run(engine, 2)
 
 
 def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = lead(tmp_path, 3)
-
     def fail(_batch: StepBatch) -> None:
         raise EngineError("cudaMemcpyAsync failed")
 
-    monkeypatch.setattr(engine._part, "execute", fail)
-    with pytest.raises(EngineLostError, match="rank 0: cudaMemcpyAsync failed"):
-        engine.execute(step(1))
-    assert gone(lambda: not any(is_running(pid) for pid in children(os.getpid())))
-    engine.close()
+    with led(tmp_path, 3) as engine:
+        monkeypatch.setattr(engine._part, "execute", fail)
+        with pytest.raises(EngineLostError, match="rank 0: cudaMemcpyAsync failed"):
+            run(engine, 1)
+        assert until(lambda: not any(map(is_running, pids(engine))))
+
+
+def test_who_waits_for_a_rank_that_is_gone_hears_of_it_at_once(tmp_path: Path) -> None:
+    with led(tmp_path, 2, "hangs") as engine:
+        waiting = Call(lambda: engine.execute(step(CUE)))
+        time.sleep(0.3)
+        assert waiting.is_running()
+        began = time.monotonic()
+        os.kill(*pids(engine), signal.SIGKILL)
+        with pytest.raises(EngineLostError, match="SIGKILL"):
+            waiting.outcome()
+        assert time.monotonic() - began < 1
+        # The GPU still waits, and nothing can be freed.
+        began = time.monotonic()
+        limited(engine.close)
+        assert time.monotonic() - began < 5
+
+
+def test_a_process_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(_timeout: float) -> int:
+        time.sleep(_timeout)
+        raise subprocess.TimeoutExpired("a rank", _timeout)
+
+    with led(tmp_path) as engine:
+        (rank,) = engine._ranks._reached
+        with monkeypatch.context() as patch:
+            patch.setattr(rank.process, "wait", wait)
+            os.kill(rank.process.pid, signal.SIGKILL)
+            with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\) is gone, but its process does not end"):
+                limited(lambda: engine.execute(step(1)), 5)
+
+
+@pytest.mark.parametrize("conduct", ["stops in closing", "dies in closing", "fails in closing"])
+def test_a_rank_that_does_not_close_well_is_not_waited_for(
+    conduct: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_CLOSE_S", 1.0)
+    with led(tmp_path, 3, conduct) as engine:
+        run(engine, 1)
+        began = time.monotonic()
+        limited(engine.close)
+        assert time.monotonic() - began < 6
+        assert not any(map(is_running, pids(engine)))
+
+
+def test_a_rank_imports_nothing_from_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "queue", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "engine").mkdir()
+    with led(Path("engine")) as engine:  # whose place each rank must find, too
+        assert run(engine, 1, 2).item() == 9
+        (pid,) = pids(engine)
+        assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +191,7 @@ def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_a_rank_that_cannot_start_is_named(conduct: str, problem: str, num_ranks: int, tmp_path: Path) -> None:
     with pytest.raises(EngineLostError, match=problem):
-        lead(tmp_path, num_ranks, conduct)
+        limited(lambda: lead(tmp_path, num_ranks, conduct))
 
 
 def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> None:
@@ -159,24 +211,14 @@ def test_a_command_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
-    engine = lead(tmp_path, 2, "hangs")
-    caught: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            engine.execute(step(CUE))
-        except EngineLostError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    time.sleep(0.3)
-    (pid,) = children(os.getpid())
-    engine._ranks.fail("rank 0: told to")
-    assert gone(lambda: not is_running(pid), 5)
-    thread.join(5)
-    assert "told to" in str(caught[0])
-    engine.close()
+    with led(tmp_path, 2, "hangs") as engine:
+        waiting = Call(lambda: engine.execute(step(CUE)))
+        time.sleep(0.3)
+        (pid,) = pids(engine)
+        engine._ranks.fail("rank 0: told to")
+        assert until(lambda: not is_running(pid), 5)
+        with pytest.raises(EngineLostError, match="told to"):
+            waiting.outcome(5)
 
 
 def test_missing_bindings_of_nccl_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,28 +255,23 @@ _LEADER = """
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_ranks_never_outlive_their_leader(conduct: str, how: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(_LEADER), str(tmp_path), conduct]
-    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as leader:
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as leader:
         assert leader.stdout is not None
-        assert leader.stdout.readline() == "ready\n"
-        ranks = children(leader.pid)
-        assert len(ranks) == 2
-        leader.send_signal(how)
-        leader.wait()
-        assert gone(lambda: not any(is_running(pid) for pid in ranks), 5)
+        try:
+            assert limited(leader.stdout.readline) == "ready\n"
+            ranks = ranks_of(leader.pid)
+            assert len(ranks) == 2
+            leader.send_signal(how)
+            leader.wait(10)
+            assert until(lambda: not any(map(is_running, ranks)), 5)
+        finally:
+            leader.kill()
 
 
 def test_ctrl_c_is_the_leaders_business(tmp_path: Path) -> None:
-    engine = lead(tmp_path)
-    (pid,) = children(os.getpid())
-    for which in (signal.SIGINT, signal.SIGTERM):
-        os.kill(pid, which)
-    for _ in range(3):
-        engine.execute(step(1))
-    engine.close()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    with led(tmp_path) as engine:
+        for which in (signal.SIGINT, signal.SIGTERM):
+            os.kill(*pids(engine), which)
+        for _ in range(3):
+            run(engine, 1)

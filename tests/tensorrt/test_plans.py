@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +47,14 @@ PLAN = MemoryPlan(
     block_bytes=0,
     num_blocks=4,
 )
+#: A layer whose weights are more than its kernels, of which a plan has about 1.5 MB for each.
+WIDE = {"hidden_size": 512, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
 #: How TensorRT's plans begin.
 MAGIC = b"vtrt"
 
 
 class Checkpoints:
-    """Checkpoints of one layer, made once."""
+    """Checkpoints of one layer, or as many as asked for, made once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,7 +62,7 @@ class Checkpoints:
     def get(self, name: str, **changes: Any) -> Checkpoint:
         folder = self._folder / name
         if not folder.exists():
-            make_checkpoint(folder, name.partition(" ")[0], num_hidden_layers=1, **changes)
+            make_checkpoint(folder, name.partition(" ")[0], **{"num_hidden_layers": 1, **changes})
         return open_checkpoint(folder)
 
 
@@ -105,7 +110,26 @@ def test_every_family_is_built_for_every_target(
     checkpoint = checkpoints.get(family, **({"sliding_window": None} if " " in family else {}))
     (plan,) = write(compiler_for(capability), checkpoint, tmp_path)
     assert plan.startswith(MAGIC)
-    assert len(plan) > checkpoint.tensors.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("formats", "bits"),
+    [((None, None), 16), (("fp16", "int8"), 8), (("bf16", "int8"), 8), (("fp16", "int4"), 4), ((None, "fp8"), 8)],
+)
+def test_a_plan_grows_with_the_weights_of_its_layers(
+    checkpoints: Checkpoints, tmp_path: Path, formats: tuple[str | None, str | None], bits: int
+) -> None:
+    sizes = []
+    for num_layers in (1, 3):
+        checkpoint = checkpoints.get(f"llama of {num_layers} layers", num_hidden_layers=num_layers, **WIDE)
+        folder = tmp_path / str(num_layers)
+        folder.mkdir()
+        (plan,) = write(compiler_for(ADA), checkpoint, folder, *formats)
+        sizes.append(len(plan))
+    # Queries and output, keys and values, and the feed-forward's three.
+    num_values = 512 * (2 * 512 + 2 * 128 + 3 * 4096)
+    least = 2 * num_values * bits // 8
+    assert least <= sizes[1] - sizes[0] < 1.5 * least
 
 
 @pytest.mark.parametrize("compute", ["fp16", "bf16"])
@@ -117,7 +141,9 @@ def test_attention_may_be_told_lengths(
     assert plan.startswith(MAGIC)
 
 
-@pytest.mark.parametrize("formats", [("fp16", None), ("fp16", "int4"), ("bf16", "int8"), ("bf16", "int4")])
+@pytest.mark.parametrize(
+    "formats", [("fp16", None), ("fp16", "int8"), ("fp16", "int4"), ("bf16", "int8"), ("bf16", "int4")]
+)
 @pytest.mark.parametrize("capability", TARGETS)
 def test_weights_are_kept_in_their_format(
     checkpoints: Checkpoints, tmp_path: Path, formats: tuple[str, str | None], capability: tuple[int, int]
@@ -163,7 +189,8 @@ def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: 
         (AMPERE, (None, "fp8"), "--weights fp8: sm_80 .* sm_89"),
         ((8, 6), (None, "fp8"), "--weights fp8: sm_86"),
         (ADA, ("fp16", "fp8"), "--precision bf16"),
-        (ADA, ("fp32", None), "--precision fp32"),
+        (TURING, ("fp16", "int4"), "--weights int4: sm_75 .* sm_80; use int8"),
+        (ADA, ("fp32", None), "--precision fp32: .*; --engine openvino computes in fp32"),
         (ADA, ("bf16", "fp16"), "--weights fp16: .* bf16"),
     ],
 )
@@ -192,6 +219,35 @@ def test_attention_without_kernels_is_refused_before_any_weight_is_read(checkpoi
         compiler.plan(wide, precision, WANTED)
     # TensorRT is none the worse for it.
     compiler.plan(checkpoints.get("llama"), precision, WANTED)
+
+
+def test_attention_is_refused_with_the_heads_of_each_device(checkpoints: Checkpoints) -> None:
+    wide = checkpoints.get("llama of wide heads, 8", head_dim=512, num_attention_heads=8, num_key_value_heads=4)
+    compiler = compiler_for(ADA, num_devices=2)
+    with pytest.raises(
+        CheckpointError,
+        match=r"num_attention_heads = 8, num_key_value_heads = 4, 4 and 2 on each of --tensor-parallel 2: ",
+    ):
+        compiler.plan(wide, compiler.precision(wide, None, None), WANTED)
+
+
+def test_another_failure_of_the_probe_is_not_laid_to_the_checkpoint(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, checkpoint = compiler_for(ADA), checkpoints.get("llama")
+    precision = compiler.precision(checkpoint, None, None)
+
+    def full(*_: Any) -> None:
+        raise PlanError("probe.plan: cannot be written: No space left on device")
+
+    monkeypatch.setattr(NetworkCompiler, "compile", full)
+    with pytest.raises(PlanError, match=r"^probe\.plan: cannot be written"):
+        compiler.plan(checkpoint, precision, WANTED)
+
+
+def test_devices_that_cannot_share_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"--tensor-parallel 2: sm_75 .* sm_80"):
+        compiler_for(TURING, num_devices=2)
 
 
 def test_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> None:
@@ -306,6 +362,73 @@ def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"TensorRT cannot build the network: .*[Oo]ptimization profile"):
         compiler.compile(network, [], tmp_path / "x.plan")
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """As on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1 << 14])
+def test_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_bytes: int) -> None:
+    compiler = NetworkCompiler(trt, ADA, None)
+    network, profile, kept = chain(compiler, 4)
+    with (
+        files_of_at_most(num_bytes),
+        pytest.raises(PlanError, match=r"^x\.plan: cannot be written: .*File too large"),
+    ):
+        compiler.compile(network, [profile], tmp_path / "x.plan")
+    assert not list(tmp_path.iterdir())
+    compiler.compile(network, [profile], tmp_path / "x.plan")
+    assert len(kept) == 4
+
+
+def test_a_plan_in_no_folder_is_refused(tmp_path: Path) -> None:
+    compiler = NetworkCompiler(trt, ADA, None)
+    network, profile, kept = chain(compiler, 1)
+    with pytest.raises(PlanError, match=r"^x\.plan: cannot be written: .*No such file"):
+        compiler.compile(network, [profile], tmp_path / "gone" / "x.plan")
+    assert len(kept) == 1
+
+
+class Flawed:
+    """A file that fails: when it is written to, when it is closed, or by losing what it was given."""
+
+    def __init__(self, fails: str) -> None:
+        self._fails = fails
+
+    def __enter__(self) -> Flawed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fails == "close":
+            raise OSError(5, "Input/output error")
+
+    def write(self, piece: bytes) -> int:
+        if self._fails == "write":
+            raise OSError(28, "No space left on device")
+        return len(piece)
+
+
+@pytest.mark.parametrize(("fails", "words"), [("write", "No space left"), ("close", "Input/output"), ("", "0 of its")])
+def test_a_failed_write_is_never_taken_for_success(
+    tmp_path: Path, fails: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = NetworkCompiler(trt, ADA, None)
+    network, profile, kept = chain(compiler, 1)
+    path = tmp_path / "x.plan"
+    path.touch()
+    monkeypatch.setattr(Path, "open", lambda *_: Flawed(fails))
+    with pytest.raises(PlanError, match=rf"^x\.plan: cannot be written: .*{words}"):
+        compiler.compile(network, [profile], path)
+    assert not path.exists()
+    assert len(kept) == 1
 
 
 def test_each_device_has_a_plan_of_its_share(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -8,11 +8,16 @@ import queue
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,9 @@ from tests.tools.deployment import (
     make_repository,
     wait_ready,
 )
+from trident_backend.engine.artifact import Compiler, read_manifest, write_manifest
+from trident_ensemble.errors import ServerError
+from trident_tools.preflight import check_gpus
 
 PROMPT = "x" * 30  # three seconds of streaming
 
@@ -180,6 +188,69 @@ def refusal(*arguments: object) -> str:
     result = subprocess.run(command("serve", *arguments), capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stderr
+
+
+def test_a_core_that_dies_as_soon_as_it_is_ready_ends_the_server(tmp_path: Path) -> None:
+    with deploy(make_repository(tmp_path / "repository")) as deployment:
+        deadline = time.monotonic() + 60
+        while not is_ready(deployment):
+            assert time.monotonic() < deadline, deployment.text
+            time.sleep(0.01)
+        (victim,) = deployment.stubs("core")
+        os.kill(victim, signal.SIGKILL)
+        assert deployment.wait(15) == 1
+        assert f"model 'core', instance core_0: its process (pid {victim}) died" in deployment.text
+
+
+def test_gpus_are_refused_by_an_engine_for_cpus(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path / "repository")
+    said = refusal("--repository", repository, "--gpu", "0")
+    assert "--gpu: the engine was compiled by none for CPUs" in said
+    assert "--engine tensorrt" in said
+
+
+def make_gpu_repository(folder: Path, num_gpus: int) -> Path:
+    """One whose manifest speaks of an engine for GPUs."""
+    engine = make_repository(folder) / "core" / "1"
+    compiler = Compiler("tensorrt", "11.0", "sm_89")
+    write_manifest(engine, replace(read_manifest(engine), compiler=compiler, tensor_parallel=num_gpus))
+    return folder
+
+
+def test_an_engine_for_gpus_is_not_served_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    said = refusal("--repository", make_gpu_repository(tmp_path / "repository", 1))
+    assert "the engine was compiled for a GPU (sm_89), and CUDA finds none here" in said
+    assert "--gpus all" in said
+    assert len(said.splitlines()) == 1
+
+
+class Cuda(ModuleType):
+    """CUDA's runtime as far as it is asked here: two GPUs."""
+
+    cudaError_t = Enum("cudaError_t", {"cudaSuccess": 0})  # noqa: N815 (CUDA's name)
+
+    def cudaGetDeviceCount(self) -> tuple[Any, int]:  # noqa: N802
+        return self.cudaError_t(0), 2
+
+
+@pytest.mark.parametrize(
+    ("num_parts", "gpus", "wrong"),
+    [
+        (1, (), None), (1, (1,), None), (2, (), None), (2, (1, 0), None),
+        (1, (2,), "there is no GPU 2; CUDA finds 2 here"),
+        (3, (), "there is no GPU 2"),
+        (1, (0, 1), "--tensor-parallel 1, so it takes 1 GPU, not 2"),
+        (2, (0,), "--tensor-parallel 2, so it takes 2 GPUs, not 1"),
+    ],
+)  # fmt: skip
+def test_an_engine_is_served_on_as_many_gpus_as_it_was_built_for(
+    num_parts: int, gpus: tuple[int, ...], wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda("cuda.bindings.runtime"))
+    manifest = read_manifest(make_gpu_repository(tmp_path / "repository", num_parts) / "core" / "1")
+    with nullcontext() if wrong is None else pytest.raises(ServerError, match=wrong):
+        check_gpus(gpus, manifest)
 
 
 def test_port_in_use_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trident_compiler.compiler import EngineCompiler
-from trident_compiler.gpu import Capability, Gpu, gpus_at_hand, target
+from trident_compiler.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand, target
 from trident_compiler.machine import this_machine
 from trident_ensemble.errors import PlanError
 
@@ -21,7 +21,7 @@ OPENVINO, TENSORRT = "openvino", "tensorrt"
 _MODULES = (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt_rtx"), ("tensorrt_rtx", "tensorrt_rtx_bindings"))
 _INSTALL = "pip install 'trident-llm[tensorrt]'"
 _INSTALL_RTX = "pip install 'trident-llm[tensorrt-rtx]'"
-_CAPABILITY = re.compile(r"(\d+)\.(\d)")
+_CAPABILITY = re.compile(r"(\d{1,3})\.(\d)")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Asked:
     Args:
         engine: openvino or tensorrt.
         capability: a GPU's compute capability to build for, such as `8.9`.
-        gpus: the GPUs that the engine will run on.
+        gpus: the GPUs that the engine will run on; they may be another machine's where both `capability` and
+            `gpu_memory` are given.
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
         attention_lengths: see `TensorRTLowering.by_lengths`.
@@ -47,10 +48,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Choice:
-    """A compiler, and why it was chosen, for people."""
+    """A compiler, and why it was chosen.
+
+    Args:
+        compiler: which.
+        why: for people.
+        gpus: those that will serve the engine; none where CPUs will.
+    """
 
     compiler: EngineCompiler
     why: str
+    gpus: tuple[int, ...] = ()
 
 
 def choose_compiler(asked: Asked) -> Choice:
@@ -59,10 +67,23 @@ def choose_compiler(asked: Asked) -> Choice:
     Raises:
         PlanError: what was asked for cannot be built here.
     """
-    gpus = gpus_at_hand()
-    engine, why = (asked.engine, "as asked") if asked.engine else _best(asked, gpus)
-    if engine == TENSORRT:
-        return Choice(_tensorrt(asked, gpus), why)
+    if asked.tensor_parallel < 1:
+        raise PlanError(f"--tensor-parallel: must be at least 1, not {asked.tensor_parallel}")
+    if asked.engine == OPENVINO:
+        return _openvino(asked, "as asked")
+    here = gpus_at_hand()
+    if asked.engine == TENSORRT:
+        return _tensorrt(asked, here, "as asked")
+    if asked.capability:
+        return _tensorrt(asked, here, "--compute-capability names a GPU")
+    if not here.found:
+        return _openvino(asked, here.why_none)
+    if _module() is None:
+        return _openvino(asked, f"there is an NVIDIA GPU, but no TensorRT; for it: {_INSTALL}")
+    return _tensorrt(asked, here, None)
+
+
+def _openvino(asked: Asked, why: str) -> Choice:
     for option, value in (
         ("--compute-capability", asked.capability),
         ("--gpu", asked.gpus),
@@ -72,20 +93,10 @@ def choose_compiler(asked: Asked) -> Choice:
     ):
         if value:
             raise PlanError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
-    return Choice(_openvino(), why)
+    return Choice(_openvino_compiler(), why)
 
 
-def _best(asked: Asked, gpus: tuple[Gpu, ...]) -> tuple[str, str]:
-    if asked.capability:
-        return TENSORRT, "--compute-capability names a GPU"
-    if not gpus:
-        return OPENVINO, "no NVIDIA GPU found"
-    if _module() is None:
-        return OPENVINO, f"there is an NVIDIA GPU, but no TensorRT; for it: {_INSTALL}"
-    return TENSORRT, f"this machine's GPU is {target(gpus[0].capability)}"
-
-
-def _openvino() -> EngineCompiler:
+def _openvino_compiler() -> EngineCompiler:
     try:
         from trident_compiler.openvino_compiler import OpenVINOCompiler  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -95,57 +106,66 @@ def _openvino() -> EngineCompiler:
     return OpenVINOCompiler(this_machine())
 
 
-def _tensorrt(asked: Asked, gpus: tuple[Gpu, ...]) -> EngineCompiler:
+def _tensorrt(asked: Asked, here: Gpus, why: str | None) -> Choice:
+    """Without a reason it is the GPU that is built for."""
     from trident_compiler.tensorrt_compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
-    if not asked.capability and not gpus:
+    if not asked.capability and not here.found:
         raise PlanError(
-            "--engine tensorrt: no NVIDIA GPU found here to build for; name one with --compute-capability 8.9 and "
-            "--gpu-memory 24GiB, or build where the GPU is (cuda-python must be installed there)"
-        )
-    found = _module(rtx=asked.capability is not None)
-    if found is None:
-        raise PlanError(
-            f"--compute-capability: TensorRT-RTX builds for GPUs elsewhere, and is not installed; {_INSTALL_RTX}"
-            if asked.capability
-            else f"--engine tensorrt: it is not installed; {_INSTALL} or {_INSTALL_RTX}"
+            f"--engine tensorrt: {here.why_none}; build where the GPU is, or name one with --compute-capability 8.9 "
+            "and --gpu-memory 24GiB"
         )
     if asked.gpus and len(asked.gpus) != asked.tensor_parallel:
         raise PlanError(f"--gpu: names {len(asked.gpus)} GPUs for --tensor-parallel {asked.tensor_parallel}")
-    name, trt = found
-    capability = None if asked.capability is None else _parse(asked.capability)
-    chosen = _gpus(asked, gpus, capability)
-    if not chosen and asked.gpu_memory is None:
+    capability = _parse(asked.capability) if asked.capability else None
+    chosen = _gpus(asked, here.found, capability)
+    found = _module(rtx=not chosen)
+    if found is None:
         raise PlanError(
-            "--gpu-memory: no such GPU is here, so its memory must be told, less what others use of it, such as 24GiB"
+            f"--engine tensorrt: it is not installed; {_INSTALL} or {_INSTALL_RTX}"
+            if chosen
+            else f"--compute-capability: TensorRT-RTX builds for GPUs elsewhere, and is not installed; {_INSTALL_RTX}"
         )
-    free_bytes, memory = _memory(asked, chosen)
-    return TensorRTCompiler(
-        trt,
-        TensorRTTarget(
-            name=name,
-            capability=capability or chosen[0].capability,
-            ordinal=chosen[0].ordinal if chosen else None,
-            free_bytes=free_bytes,
-            memory=memory,
-            num_devices=asked.tensor_parallel,
-            by_lengths=asked.attention_lengths,
-        ),
+    name, trt = found
+    num_bytes, memory = _memory(asked, chosen)
+    built_for = TensorRTTarget(
+        name=name,
+        capability=capability or chosen[0].capability,
+        ordinal=chosen[0].ordinal if chosen else None,
+        free_bytes=num_bytes,
+        memory=memory,
+        num_devices=asked.tensor_parallel,
+        by_lengths=asked.attention_lengths,
+    )
+    all_here = len(chosen) == asked.tensor_parallel
+    serving = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
+    return Choice(
+        TensorRTCompiler(trt, built_for),
+        why or f"this machine's GPU is {target(built_for.capability)}",
+        asked.gpus or serving,
     )
 
 
-def _gpus(asked: Asked, gpus: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
-    """The GPUs here that are built for, those named or the first ones; none where they are elsewhere."""
-    if not gpus or (capability is not None and not asked.gpus and gpus[0].capability != capability):
-        return []
-    numbers = asked.gpus or tuple(range(asked.tensor_parallel))
-    if missing := [number for number in numbers if number >= len(gpus)]:
-        raise PlanError(f"--gpu: there is no GPU {missing[0]}; this machine has {len(gpus)}, counted from 0")
-    chosen = [gpus[number] for number in numbers]
+def _gpus(asked: Asked, here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
+    """The GPUs here that are built for: those named, or the first ones of the kind. Fewer than asked for, or none,
+    where they are elsewhere."""
+    if asked.gpus and here and (capability is None or asked.gpu_memory is None):
+        return _named(asked.gpus, here, capability)
+    wanted = capability or here[0].capability
+    alike = [gpu for gpu in here if gpu.capability == wanted]
+    return sorted(alike, key=lambda gpu: gpu.ordinal not in asked.gpus)[: asked.tensor_parallel]
+
+
+def _named(numbers: tuple[int, ...], here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
+    if missing := [number for number in numbers if number >= len(here)]:
+        raise PlanError(f"--gpu: there is no GPU {missing[0]}; this machine has {len(here)}, counted from 0")
+    chosen = [here[number] for number in numbers]
     wanted = capability or chosen[0].capability
     if other := [gpu for gpu in chosen if gpu.capability != wanted]:
+        elsewhere = "; for a GPU elsewhere give --gpu-memory" if capability else ""
         raise PlanError(
             f"--gpu: GPU {other[0].ordinal} is {target(other[0].capability)}, the engine would be for {target(wanted)}"
+            f"{elsewhere}"
         )
     return chosen
 
@@ -154,8 +174,13 @@ def _memory(asked: Asked, chosen: list[Gpu]) -> tuple[int, str]:
     """Bytes to plan with on each GPU, and which they are, for people."""
     if asked.gpu_memory is not None:
         return asked.gpu_memory, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"
+    if len(chosen) < asked.tensor_parallel:
+        raise PlanError(
+            f"--gpu-memory: {asked.tensor_parallel} such GPUs are wanted and {len(chosen)} are here, so their memory "
+            "must be told, less what others use of it, such as 24GiB"
+        )
     numbers = " and on GPU ".join(str(gpu.ordinal) for gpu in chosen)
-    return min(gpu.free_bytes for gpu in chosen), f"free on GPU {numbers}"
+    return min(free_bytes(gpu.ordinal) for gpu in chosen), f"free on GPU {numbers}"
 
 
 def _parse(text: str) -> Capability:

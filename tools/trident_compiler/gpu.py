@@ -114,11 +114,11 @@ def _without_cuda_python(error: ImportError) -> str:
 
 
 def _why_unusable(cuda: Any, status: Any) -> str:
-    if status == cuda.cudaError_t.cudaErrorInsufficientDriver:
+    if status.name == "cudaErrorInsufficientDriver":
         # It says the same where there is no driver at all.
         if cuda.cudaDriverGetVersion()[1] or _DEVICE_NODE.exists():
             return f"the NVIDIA driver is too old for CUDA 13, which takes driver {_FIRST_DRIVER} or later"
         return _NONE_FOUND
-    if status == cuda.cudaError_t.cudaErrorNoDevice:
+    if status.name == "cudaErrorNoDevice":
         return _NONE_FOUND
     return f"no NVIDIA GPU can be used: cudaGetDeviceCount: {_words(cuda, status)}"

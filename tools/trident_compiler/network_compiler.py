@@ -48,6 +48,7 @@ class NetworkCompiler:
         self._named_target = _named_target(trt, capability, ordinal)
         self._errors = _errors(trt)
         self._logger = _logger(trt)
+        self._select()
         self._builder = trt.Builder(self._logger)
         self._builder.error_recorder = self._errors
 
@@ -73,34 +74,50 @@ class NetworkCompiler:
             on_share: told how much of the work is done, 0 to 1; called from another thread.
 
         Raises:
-            PlanError: TensorRT cannot build it; gives its own words.
+            PlanError: TensorRT cannot build it; gives its own words. Or the plan cannot be written.
         """
         config = self._config(profiles)
         monitor = build_progress.monitor(self._trt, on_share)
         config.progress_monitor = monitor
         self._errors.clear()
-        built = False
         try:
-            built = self._in_a_thread(network, config, path, monitor)
-        finally:
-            if not built:
-                path.unlink(missing_ok=True)
+            self._write(network, config, path, monitor)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _write(self, network: Any, config: Any, path: Path, monitor: Any) -> None:
+        try:
+            with path.open("wb") as file:
+                writer = _writer(self._trt, file.write)
+                built = self._in_a_thread(network, config, writer, monitor)
+            num_bytes = path.stat().st_size
+        except OSError as error:
+            raise _cannot_be_written(path, error) from None
+        if writer.error is not None:
+            raise _cannot_be_written(path, writer.error)
         if not built:
             raise PlanError(f"TensorRT cannot build the network: {self._errors.cause()}")
+        if num_bytes != writer.num_bytes:
+            raise _cannot_be_written(path, f"{num_bytes} of its {writer.num_bytes} bytes arrived")
 
-    def _in_a_thread(self, network: Any, config: Any, path: Path, monitor: Any) -> bool:
+    def _in_a_thread(self, network: Any, config: Any, writer: Any, monitor: Any) -> bool:
         """Python handles Ctrl-C in the main thread, which must not be inside of TensorRT then."""
-        with path.open("wb") as file, ThreadPoolExecutor(1) as executor:
-            outcome = executor.submit(self._build, network, config, _writer(self._trt, file.write))
+        with ThreadPoolExecutor(1) as executor:
+            outcome = executor.submit(self._build, network, config, writer)
             try:
                 return _wait(outcome)
             except BaseException:
                 monitor.give_up()
                 raise
 
-    def _build(self, network: Any, config: Any, writer: Any) -> bool:
+    def _select(self) -> None:
+        """TensorRT takes the calling thread's GPU for the one to build for."""
         if self._ordinal is not None:
             gpu.select(self._ordinal)
+
+    def _build(self, network: Any, config: Any, writer: Any) -> bool:
+        self._select()
         return bool(self._builder.build_serialized_network_to_stream(network, config, writer))
 
     def _config(self, profiles: Sequence[Profile]) -> Any:
@@ -135,6 +152,10 @@ def _named_target(trt: Any, capability: Capability, ordinal: int | None) -> Any:
             f"{capability[1]}; build on a machine with that GPU, with TensorRT"
         )
     return None
+
+
+def _cannot_be_written(path: Path, why: object) -> PlanError:
+    return PlanError(f"{path.name}: cannot be written: {why}")
 
 
 def _wait(outcome: Future[bool]) -> bool:
@@ -195,12 +216,22 @@ def _errors(trt: Any) -> Any:
 
 def _writer(trt: Any, write: Callable[[bytes], int]) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
-        """Passes the plan's bytes on."""
+        """Passes the plan's bytes on, and keeps account: TensorRT may take an exception here for success."""
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
+            self.num_bytes = 0
+            self.error: OSError | None = None
 
         def write(self, piece: bytes) -> int:
-            return write(piece)
+            if self.error is not None:
+                return 0
+            try:
+                written = write(piece)
+            except OSError as error:
+                self.error = error
+                return 0
+            self.num_bytes += len(piece)
+            return written
 
     return Writer()

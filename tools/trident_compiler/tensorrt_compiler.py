@@ -1,7 +1,7 @@
 """Engines for NVIDIA GPUs, by TensorRT or TensorRT-RTX: precisions, memory, and a plan file of one network.
 
-Owns what the target can compute and what its memory must hold; the lowering beside it owns the layers, and the network
-compiler the builder. Never reads a checkpoint's files.
+Owns what the target's memory must hold and how a folder comes of a checkpoint; the lowering beside it owns the layers,
+and the network compiler the builder. Never reads a checkpoint's files.
 """
 
 from __future__ import annotations
@@ -29,20 +29,17 @@ from trident_compiler.sampling_networks import MAX_ROWS as SAMPLED_ROWS
 from trident_compiler.sampling_networks import sampling_networks
 from trident_compiler.sharding import Share, check_division
 from trident_compiler.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
+from trident_compiler.tensorrt_precision import tensorrt_precision
 from trident_compiler.tensorrt_profiles import Caches, profiles
-from trident_compiler.weight_formats import BF16, FP8, FP16, FP32, INT4, QUANTIZED, estimated_bytes
+from trident_compiler.weight_formats import FP32, QUANTIZED, estimated_bytes
 from trident_compiler.weights import Weight
 from trident_ensemble import layout
 from trident_ensemble.errors import CheckpointError, PlanError
 
-#: The first compute capabilities with products in these formats, and with TensorRT's sums over devices.
-_FIRST_BF16: Capability = (8, 0)
-_FIRST_INT4: Capability = (8, 0)
-_FIRST_FP8: Capability = (8, 9)
+#: The first compute capability with TensorRT's sums over devices.
 _FIRST_DIVIDED: Capability = (8, 0)
 #: How TensorRT's words begin to be about attention, and not about memory, files or this program's mistakes.
 _ABOUT_ATTENTION = re.compile(r"attention|(?:dedicated|fused) kernel", re.IGNORECASE)
-_KV_FORMATS = {FP16: "f16", BF16: "bf16"}
 #: CUDA's context, kernels, and work space of products and of attention.
 _FIXED_BYTES = 1 << 29
 #: Bytes; every address that is bound to an input must be a multiple, and so each slot of a layer's keys or values.
@@ -100,31 +97,8 @@ class TensorRTCompiler:
         self.num_devices = built_for.num_devices
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
-        """See `EngineCompiler`; compute is bf16 or fp16, by default as the checkpoint, and bf16 for fp32. Weights are
-        16 bits as the computation, or int8, int4 or fp8."""
-        capability = self._target.capability
-        if compute is None:
-            stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
-            compute = FP16 if stored == {"F16"} or capability < _FIRST_BF16 else BF16
-        if compute not in _KV_FORMATS:
-            raise PlanError(
-                f"--precision {compute}: TensorRT computes in bf16 or fp16; --engine openvino computes in fp32"
-            )
-        if compute == BF16 and capability < _FIRST_BF16:
-            raise PlanError(f"--precision bf16: {self.compiler.target} cannot compute in bfloat16; use fp16")
-        if weight_format in {BF16, FP16} and weight_format != compute:
-            raise PlanError(f"--weights {weight_format}: weights of 16 bits are as the computation, which is {compute}")
-        if weight_format == INT4 and capability < _FIRST_INT4:
-            raise PlanError(
-                f"--weights int4: {self.compiler.target} has no products with int4, which begin with sm_80; use int8"
-            )
-        if weight_format == FP8 and capability < _FIRST_FP8:
-            raise PlanError(
-                f"--weights fp8: {self.compiler.target} has no products in float8, which begin with sm_89; use int8"
-            )
-        if weight_format == FP8 and compute == FP16:
-            raise PlanError("--weights fp8: sums of float8 products can exceed float16; use --precision bf16")
-        return Precision(compute, weight_format or compute, _KV_FORMATS[compute])
+        """See `EngineCompiler` and `tensorrt_precision`."""
+        return tensorrt_precision(checkpoint, compute, weight_format, self._target.capability)
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
         """See `EngineCompiler`; TensorRT is asked to compile the checkpoint's attention."""
@@ -238,11 +212,12 @@ class TensorRTCompiler:
             except PlanError as error:
                 if not _ABOUT_ATTENTION.search(str(error)):
                     raise
-                shared = "" if self.num_devices == 1 else f", shared by --tensor-parallel {self.num_devices}"
+                each = f", {num_heads} and {num_kv_heads} on each of --tensor-parallel {self.num_devices}"
                 raise CheckpointError(
-                    f"config.json: head_dim = {config.head_dim}, num_attention_heads = {num_heads}, "
-                    f"num_key_value_heads = {num_kv_heads}{shared}: {self.compiler.name} {self.compiler.version} has "
-                    f"no attention of this kind in {precision.compute} for {self.compiler.target}: {error}"
+                    f"config.json: head_dim = {config.head_dim}, num_attention_heads = {config.num_heads}, "
+                    f"num_key_value_heads = {config.num_kv_heads}{each if self.num_devices > 1 else ''}: "
+                    f"{self.compiler.name} {self.compiler.version} has no attention of this kind in "
+                    f"{precision.compute} for {self.compiler.target}: {error}"
                 ) from None
 
 

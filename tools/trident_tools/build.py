@@ -12,28 +12,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from trident_backend.engine.artifact import Manifest, Precision, read_manifest
+from trident_backend.engine.artifact import Manifest, read_manifest
 from trident_backend.engine.protocol import KVKind
-from trident_compiler import slot_plan, weights
-from trident_compiler.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.compiler_choice import OPENVINO, TENSORRT, Asked, Choice, choose_compiler
+from trident_compiler import slot_plan
+from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.compiler_choice import OPENVINO, TENSORRT, Asked, choose_compiler
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.plan import (
     DEFAULT_CACHE_SHARE,
     DEFAULT_MAX_NUM_SEQS,
     DEFAULT_MAX_NUM_TOKENS,
     DEFAULT_MAX_SEQ_LEN,
-    MemoryPlan,
     Wanted,
     parse_bytes,
     parse_cache_size,
     size,
 )
 from trident_compiler.repository import ENGINE_VERSION, install, staging
+from trident_compiler.weight_formats import QUANTIZED
 from trident_ensemble.errors import ArtifactError
 from trident_ensemble.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.core_options import add_core_options, core_settings
+from trident_tools.plan_lines import plan_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=("bf16", "fp16", *weights.QUANTIZED),
+        choices=("bf16", "fp16", *QUANTIZED),
         help="format of the weights; fp16 and fp8 on GPUs (default: as the checkpoint)",
     )
     limits = parser.add_argument_group("limits")
@@ -143,11 +144,11 @@ def run(args: argparse.Namespace) -> int:
     compiler = choice.compiler
     precision = compiler.precision(checkpoint, args.precision, args.weights)
     plan = compiler.plan(checkpoint, precision, wanted)
-    if compiler.compiler.name != OPENVINO:
-        core = replace(core, gpu=core.gpu or tuple(range(compiler.num_devices)))
+    core = replace(core, gpu=choice.gpus)
     has_slots = plan.kv_kind is KVKind.SLOTS
     check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
-    _print_plan(console, checkpoint, choice, precision, plan)
+    for name, text in plan_lines(checkpoint, choice, precision, plan):
+        console.print(f"{name:<9} {text}", markup=False)
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:
         engine = staged / ENGINE_VERSION
@@ -218,32 +219,3 @@ def describe(manifest: Manifest) -> str:
         f"{architecture.family}, {architecture.num_layers} layers, {precision.compute}, {precision.weights} weights, "
         f"built by {manifest.compiler.name} {manifest.compiler.version}"
     )
-
-
-def _print_plan(
-    console: Console, checkpoint: Checkpoint, choice: Choice, precision: Precision, plan: MemoryPlan
-) -> None:
-    config, compiler = checkpoint.config, choice.compiler.compiler
-    on_cpu = plan.kv_kind is KVKind.BLOCKS
-    resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
-    parts = "blocks" if on_cpu else "slots"
-    lines = (
-        ("model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"),
-        ("engine", f"{compiler.name} {compiler.version} for {'this CPU' if on_cpu else compiler.target}: {choice.why}"),
-        ("precision", f"{precision.compute}, {precision.weights} weights, {precision.kv_cache} KV cache"),
-        ("memory", f"{size(plan.free_bytes)} {choice.compiler.memory}"),
-        ("weights", f"{size(plan.weights_bytes)}, {resident} {size(plan.resident_bytes)}"),
-        (
-            "KV cache",
-            f"{size(plan.cache_bytes)}: {plan.num_blocks} {parts} of {plan.block_size} tokens, "
-            f"{plan.cache_tokens} tokens, {plan.full_sequences} sequences of full length",
-        ),
-        (
-            "limits",
-            f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
-        ),
-    )
-    for name, text in lines:
-        console.print(f"{name:<9} {text}", markup=False)
-    for setting in checkpoint.not_served:
-        console.print(f"not used  {setting} of generation_config.json: not served yet", markup=False)

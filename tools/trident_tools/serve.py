@@ -25,7 +25,7 @@ from trident_ensemble.errors import ServerError
 from trident_ensemble.settings import check_limits
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
 from trident_tools.overlay import overlay, served_settings
-from trident_tools.preflight import check_ports, check_repository
+from trident_tools.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
 from trident_tools.server_process import ServerProcess
 from trident_tools.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
 from trident_tools.triton_log import last_errors
@@ -100,9 +100,7 @@ def _serve(
     compose_backends(server, backends)
     notice = folder / "drain"
     repository = args.repository.resolve()
-    if asks_for_settings(args):
-        laid_over = folder / "repository"
-        laid_over.mkdir()
+    if asks_for_settings(args) or runs_on_gpus(manifest):
         settings = core_settings(args, served_settings(repository))
         check_limits(
             settings,
@@ -110,7 +108,11 @@ def _serve(
             manifest.limits.max_num_tokens,
             computes_guesses_alone=manifest.kv_cache.kind == KVKind.SLOTS.value,
         )
-        repository = overlay(repository, laid_over, settings)
+        check_gpus(settings.gpu, manifest)
+        if asks_for_settings(args):
+            laid_over = folder / "repository"
+            laid_over.mkdir()
+            repository = overlay(repository, laid_over, settings)
     command = server_command(server, repository, backends, listen, EXIT_TIMEOUT_S)
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
     began = time.monotonic()

@@ -2,7 +2,7 @@
 
 Rank 0 listens where the unique id says; of each collective all others send it their arrays, and it sends the result
 back. As with NCCL, whoever waits for a rank that is gone waits until the communicator is aborted, and then gets
-something, but no result and no error.
+something, but no result and no error; and who uses a communicator after that uses memory that was freed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tests.tensorrt.collectives import combined
+from tests.tensorrt.double.gpu import Fault
 from tests.tensorrt.number_formats import Array
 
 _ID_BYTES = 128
@@ -85,7 +86,9 @@ class Communicator:
         self.abort()
 
     def collective(self, operation: str, reduction: str, array: Array) -> Array:
-        """What this rank gets; junk after an abort."""
+        """What this rank gets; junk if it is aborted meanwhile."""
+        if self._aborted.is_set():
+            raise Fault(700, "a collective of a communicator that was aborted")
         try:
             if self.rank:
                 _send(self._peers[0], operation, array)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ class GenerationGraphs:
         plan: of the network.
         sizes: ascending.
         bind: the same for the same size at any time; it may run as soon as this is made.
+
+    Raises:
+        EngineError: TensorRT or the device failed; or the plan is a part of a network, and cannot be captured.
     """
 
     def __init__(self, device: Device, plan: Plan, sizes: tuple[int, ...], bind: Binder) -> None:
@@ -51,11 +55,6 @@ class GenerationGraphs:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def num_graphs(self) -> int:
-        """How many sizes are captured."""
-        return len(self._graphs)
 
     def padded(self, num_seqs: int) -> int:
         """The size of the call that so many sequences take."""
@@ -76,12 +75,18 @@ class GenerationGraphs:
             self._contexts.pop().close()
 
     def _capture_all(self) -> None:
+        log, began = logging.getLogger(__name__), time.monotonic()
         # The largest first: what it needs beyond the plan's memory, the others find.
         for size in reversed(self._sizes):
             reason = self._capture(size)
-            if reason:
-                logging.getLogger(__name__).warning("no CUDA graph for %d sequences or fewer: %s", size, reason)
-                return
+            if not reason:
+                continue
+            if self._plan.communicator is not None:
+                # NCCL wants a call captured by all ranks or by none, and the others do not know of this.
+                raise EngineError(f"no CUDA graph for {size} sequences, where all GPUs need one: {reason}")
+            log.warning("no CUDA graph for %d sequences or fewer: %s", size, reason)
+            break
+        log.info("captured %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - began)
 
     def _capture(self, size: int) -> str:
         """Capture one size; why not, if not."""

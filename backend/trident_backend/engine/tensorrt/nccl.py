@@ -33,12 +33,8 @@ class Communicator:
         capsule: object = new(self._communicator.ptr, _CAPSULE_NAME, None)
         return capsule
 
-    def abort(self) -> None:
-        """End what runs and whatever waits for other ranks; from any thread. Nothing can be done with it after."""
-        self._communicator.abort()
-
     def close(self) -> None:
-        """Free it. Every rank must, at about the same time."""
+        """Free it, when nothing uses it. Every rank must, at about the same time: it waits for them."""
         self._communicator.destroy()
 
 

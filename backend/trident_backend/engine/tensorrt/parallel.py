@@ -2,14 +2,16 @@
 
 Owns the order in which the ranks load, join, step and end. The leader sends each step to the other ranks and computes
 its own part; the network's collectives, run by TensorRT through NCCL, keep them together, and the leader's logits are
-whole. No launcher is needed: the leader starts the ranks itself. Ranks on other machines are out of scope.
+whole. A GPU that waits for a rank that is gone waits for good, and NCCL's way out is none while TensorRT may use the
+communicator: the thread that waits is left, the step fails, and the end of the process takes it along. No launcher is
+needed: the leader starts the ranks itself. Ranks on other machines are out of scope.
 """
 
 from __future__ import annotations
 
-import threading
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -17,10 +19,13 @@ from trident_backend.engine.artifact import Manifest, read_manifest
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
-from trident_backend.engine.tensorrt.ranks import COMMAND, Ranks
+from trident_backend.engine.tensorrt.rank import COMMAND
+from trident_backend.engine.tensorrt.ranks import Ranks
+from trident_backend.engine.tensorrt.watched_thread import WatchedThread
 from trident_ensemble.errors import EngineError
 
-_WATCH_S = 0.1
+#: Seconds that the leader has to free its GPU; and if a rank has failed, as it may wait for it.
+_CLOSE_S, _CLOSE_FAILED_S = 10.0, 2.0
 
 
 class Joinable(Protocol):
@@ -43,12 +48,18 @@ class ParallelEngine:
     Args:
         part: of the leader.
         ranks: all others, ready for steps.
+        thread: the part was loaded on it.
+        device: the leader's.
         communicator: of the leader.
     """
 
-    def __init__(self, part: Engine, ranks: Ranks, communicator: nccl.Communicator) -> None:
+    def __init__(
+        self, part: Engine, ranks: Ranks, thread: WatchedThread, device: Joinable, communicator: nccl.Communicator
+    ) -> None:
         self._part = part
         self._ranks = ranks
+        self._thread = thread
+        self._device = device
         self._communicator = communicator
 
     @property
@@ -64,7 +75,9 @@ class ParallelEngine:
         """
         try:
             self._ranks.broadcast(pack_batch(batch))
-            logits = self._part.execute(batch)
+            logits = self._thread.run(lambda: self._part.execute(batch), self._ranks.check)
+            # Sampling waits for no other GPU, and runs on the caller's thread, which has a GPU of its own choice.
+            self._device.select()
         except EngineError as error:
             # The others may be in the middle of the same step, and wait for what will not come.
             self._ranks.fail(f"rank 0: {error}")
@@ -74,12 +87,25 @@ class ParallelEngine:
         return logits
 
     def close(self) -> None:
-        """Free what all ranks hold, and end their processes."""
+        """Free what all ranks hold, and end their processes.
+
+        Takes a limited time: what a GPU does not give back in it, the end of the process frees.
+        """
         self._ranks.stop()
-        self._part.close()
-        if not self._ranks.has_failed:
-            self._communicator.close()
+        has_failed = self._ranks.has_failed
+        check, seconds = (_nothing, _CLOSE_FAILED_S) if has_failed else (self._ranks.check, _CLOSE_S)
+        try:
+            self._thread.run(self._free, check, seconds)
+        except EngineError as error:
+            logging.getLogger(__name__).warning("GPU memory is left to the end of the process: %s", error)
+            self._ranks.fail(f"rank 0: {error}")  # it waits for a rank, or a rank for it
+        self._thread.stop()
         self._ranks.end()
+
+    def _free(self) -> None:
+        self._part.close()
+        if not self._ranks.has_failed:  # it waits for all of them
+            self._communicator.close()
 
 
 class RankPart:
@@ -122,27 +148,28 @@ def load_leader(
         EngineError: a rank failed; says which, and why.
     """
     ranks = Ranks(folder, ordinals, command)
-    joined: list[nccl.Communicator] = []
+    thread = WatchedThread("trident-leader-gpu")
+    joined: list[tuple[Joinable, nccl.Communicator]] = []
 
     def join(device: Joinable) -> object:
         ranks.wait_for(Kind.LOADED)
         unique_id = nccl.make_unique_id()
         ranks.broadcast(Message(Kind.JOIN, unique_id))
-        joined.append(_join_watched(ranks, device, len(ordinals), unique_id))
-        ranks.on_failure(joined[0].abort)
-        return joined[0].capsule
+        joined.append((device, _join(device, len(ordinals), 0, unique_id)))
+        return joined[0][1].capsule
 
     try:
-        part = load_part(folder, manifest, 0, ordinals[0], join)
+        part = thread.run(lambda: load_part(folder, manifest, 0, ordinals[0], join), ranks.check)
         ranks.wait_for(Kind.READY)
     except BaseException as error:
         failed_before = ranks.has_failed
         ranks.fail(f"rank 0: {error}")
         ranks.end()
+        _leave(thread)
         if failed_before:  # and what happened to the leader is what came of it
             ranks.check()
         raise
-    return ParallelEngine(part, ranks, joined[0])
+    return ParallelEngine(part, ranks, thread, *joined[0])
 
 
 def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], bytes], load_part: PartLoader) -> RankPart:
@@ -164,27 +191,25 @@ def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], byt
     joined: list[nccl.Communicator] = []
 
     def join(device: Joinable) -> object:
-        shared = unique_id()
-        device.select()
-        joined.append(nccl.join(manifest.tensor_parallel, rank, shared))
+        joined.append(_join(device, manifest.tensor_parallel, rank, unique_id()))
         return joined[0].capsule
 
     part = load_part(folder, manifest, rank, ordinal, join)
     return RankPart(part, joined[0])
 
 
-def _join_watched(ranks: Ranks, device: Joinable, num_ranks: int, unique_id: bytes) -> nccl.Communicator:
-    """Join as rank 0, or stop waiting when another rank cannot; the thread that waits then ends with the process."""
-    future: Future[nccl.Communicator] = Future()
+def _join(device: Joinable, num_ranks: int, rank: int, unique_id: bytes) -> nccl.Communicator:
+    """Join the others; NCCL takes the calling thread's GPU."""
+    device.select()
+    return nccl.join(num_ranks, rank, unique_id)
 
-    def run() -> None:
-        try:
-            device.select()
-            future.set_result(nccl.join(num_ranks, 0, unique_id))
-        except BaseException as error:
-            future.set_exception(error)
 
-    threading.Thread(target=run, name="trident-join", daemon=True).start()
-    while not wait([future], _WATCH_S).done:
-        ranks.check()
-    return future.result()
+def _leave(thread: WatchedThread) -> None:
+    """Let what was begun end by itself, as far as it does not wait for others; the rest ends with the process."""
+    with suppress(EngineError):
+        thread.run(_nothing, _nothing, _CLOSE_FAILED_S)
+    thread.stop()
+
+
+def _nothing() -> None:
+    """Nothing to look at, nothing to do."""

@@ -1,0 +1,115 @@
+"""One rank as its leader sees it: a process and the socket to it.
+
+Owns both, and where the process finds what it imports. Never waits without a limit: a process that holds a GPU may take
+its time to end, or not end at all.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from trident_backend.engine.tensorrt.messages import Channel
+from trident_ensemble.errors import EngineError
+
+#: How a rank is started; the descriptor of its socket comes last.
+COMMAND = (sys.executable, "-m", "trident_backend.engine.tensorrt.rank_process")
+#: Seconds that a killed process has to end, and what it wrote last to arrive.
+_KILLED_S = 1.0
+_LAST_LINES = 5
+
+
+class Rank:
+    """One rank other than the leader: its process and its socket.
+
+    Args:
+        rank: its number.
+        ordinal: its GPU.
+        command: starts it; gets the descriptor of its socket as last word.
+
+    Raises:
+        EngineError: the process cannot be started.
+    """
+
+    def __init__(self, rank: int, ordinal: int, command: Sequence[str]) -> None:
+        self.name = f"rank {rank} (GPU {ordinal})"
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  our own module
+                [*command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+                cwd=os.sep,
+            )
+        except OSError as error:
+            self.channel.close()
+            raise EngineError(f"{self.name} cannot be started: {error}") from None
+        finally:
+            theirs.close()
+        self._last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+        self._log = threading.Thread(target=self._copy_log, name=f"trident-log-{rank}", daemon=True)
+        self._log.start()
+
+    def obituary(self, status: int | None) -> str:
+        """How the process ended, by what `end` has returned, and what it said last."""
+        if status is None:
+            ended = "is gone, but its process does not end"
+        else:
+            ended = "ended with " + (f"signal {_signal_name(-status)}" if status < 0 else f"exit status {status}")
+        said = f"; it said last: {' | '.join(self._last_lines)}" if self._last_lines else ""
+        return f"{self.name} {ended}{said}"
+
+    def end(self, seconds: float) -> int | None:
+        """Close the socket, which ends the process, and return its status.
+
+        Args:
+            seconds: until the process is killed.
+
+        Returns:
+            its status; None if not even that has ended it yet.
+        """
+        self.channel.close()
+        status = self.wait(seconds)
+        if status is None:
+            self.process.kill()
+            status = self.wait(_KILLED_S)
+        self._log.join(_KILLED_S)
+        return status
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait so long for the process's end, and return its status; None if it has not ended."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _copy_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as log:
+            for line in log:
+                text = line.decode(errors="backslashreplace").rstrip()
+                self._last_lines.append(text)
+                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+
+
+def _environment() -> dict[str, str]:
+    """What the leader imports, the rank finds where the leader does, and nowhere else: not where it happens to run."""
+    places = (str(Path(place).absolute()) for place in sys.path if place)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)

@@ -1,0 +1,53 @@
+"""What `trident build` is about to do, in lines for people.
+
+Owns their words. Never decides or prints anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trident_backend.engine.artifact import Precision
+from trident_backend.engine.protocol import KVKind
+from trident_compiler.checkpoint import Checkpoint
+from trident_compiler.compiler_choice import Choice
+from trident_compiler.plan import MemoryPlan, size
+from trident_compiler.weight_formats import count_matrices
+
+
+def plan_lines(
+    checkpoint: Checkpoint, choice: Choice, precision: Precision, plan: MemoryPlan
+) -> Iterator[tuple[str, str]]:
+    """What each line is about, and its text."""
+    config, compiler = checkpoint.config, choice.compiler.compiler
+    on_cpu = plan.kv_kind is KVKind.BLOCKS
+    resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
+    parts = "blocks" if on_cpu else "slots"
+    target = "this CPU" if on_cpu else compiler.target
+    yield "model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"
+    yield "engine", f"{compiler.name} {compiler.version} for {target}: {choice.why}"
+    weights = _weights(checkpoint, choice, precision)
+    yield "precision", f"{precision.compute}, {weights}, {precision.kv_cache} KV cache"
+    yield "memory", f"{size(plan.free_bytes)} {choice.compiler.memory}"
+    yield "weights", f"{size(plan.weights_bytes)}, {resident} {size(plan.resident_bytes)}"
+    yield (
+        "KV cache",
+        f"{size(plan.cache_bytes)}: {plan.num_blocks} {parts} of {plan.block_size} tokens, "
+        f"{plan.cache_tokens} tokens, {plan.full_sequences} sequences of full length",
+    )
+    yield (
+        "limits",
+        f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
+    )
+    for setting in checkpoint.not_served:
+        yield "not used", f"{setting} of generation_config.json: not served yet"
+
+
+def _weights(checkpoint: Checkpoint, choice: Choice, precision: Precision) -> str:
+    compiler = choice.compiler
+    num_all, num_wider = count_matrices(checkpoint.tensors, compiler.formats(precision).matrix, compiler.num_devices)
+    text = f"{precision.weights} weights"
+    if not num_wider:
+        return text
+    rows = "rows are" if compiler.num_devices == 1 else "parts of rows are"
+    return f"{text} ({num_wider} of {num_all} matrices in int8: their {rows} no multiple of 32)"
