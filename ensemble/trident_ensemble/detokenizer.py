@@ -12,7 +12,7 @@ of a tokenizer with byte fallback, a whole run of byte tokens, because one inval
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from trident_ensemble.errors import ArtifactError
 
 TOKENIZER_FILE = "tokenizer.json"
 _Utf8Decoder = getincrementaldecoder("utf-8")
+_FIRST_SURROGATE = b"\xed\xa0"
 
 
 class Detokenizer(Protocol):
@@ -74,8 +75,18 @@ class ByteLevelDetokenizer:
         """See `Detokenizer`."""
         spelled = self._without_special if skip_special_tokens else self._with_special
         decoder = _Utf8Decoder("replace")
-        decoder.decode(b"".join([spelled[token_id] for token_id in context_ids]))
-        return decoder.decode(b"".join([spelled[token_id] for token_id in new_ids]), is_last)
+        _decode(decoder, b"".join([spelled[token_id] for token_id in context_ids]))
+        text = _decode(decoder, b"".join([spelled[token_id] for token_id in new_ids]))
+        return text + decoder.decode(b"", True) if is_last else text
+
+
+def _decode(decoder: IncrementalDecoder, spelled: bytes) -> str:
+    """All but an incomplete character; Python's decoder also keeps half of a surrogate, which never becomes one."""
+    text = decoder.decode(spelled)
+    pending = decoder.getstate()[0]
+    if len(pending) == 2 and pending >= _FIRST_SURROGATE and pending[:1] == _FIRST_SURROGATE[:1]:
+        text += decoder.decode(b"", True)
+    return text
 
 
 class _OpenTokens(dict[int, bool]):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders
 from tests.mistral_tokenizers import REAL
 from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
-from trident_ensemble.anchors import anchor_table, context_start
+from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET, anchor_table, context_start
 from trident_ensemble.detokenizer import Detokenizer, load_detokenizer, make_detokenizer
 from trident_ensemble.errors import ArtifactError, CheckpointError
 
@@ -230,3 +230,14 @@ def test_a_decoder_that_cannot_be_streamed_is_refused(decoder: decoders.Decoder,
     tokenizer.decoder = decoder
     with pytest.raises(CheckpointError, match=f"stage {stage} of"):
         make_detokenizer(tokenizer)
+
+
+def test_half_a_surrogate_never_becomes_a_character_and_leaves_at_once() -> None:
+    tokenizer = tokenizer_of("byte_level_bytes")
+    spelled = {byte: tokenizer.get_vocab()[character] for character, byte in BYTE_LEVEL_ALPHABET.items()}
+    first, second, third = (spelled[byte] for byte in b"\xed\xbd\x80")
+    detokenizer = make_detokenizer(tokenizer)
+    assert detokenizer.text([], [first], is_last=False) == ""
+    assert detokenizer.text([first], [second], is_last=False) == "\ufffd\ufffd"
+    assert detokenizer.text([first, second], [third], is_last=False) == "\ufffd"
+    assert tokenizer.decode([first, second, third]) == "\ufffd\ufffd\ufffd"
