@@ -25,8 +25,7 @@ def pids(engine: ParallelEngine) -> list[int]:
 
 def ranks_of(pid: int) -> set[int]:
     """A process's children that are ranks, or were; it may have others."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return {child for task in tasks for child in map(int, _read(task).split()) if _is_rank(child)}
+    return {child for child in _children(pid) if _is_rank(child)}
 
 
 def is_running(pid: int) -> bool:
@@ -76,9 +75,14 @@ class Call(Generic[_Result]):
 @contextmanager
 def no_ranks_left() -> Iterator[None]:
     """Whatever happens within leaves no process of a rank."""
-    before = ranks_of(os.getpid())
+    before = _children(os.getpid())  # others may end meanwhile
     yield
     assert until(lambda: ranks_of(os.getpid()) <= before), "processes are left"
+
+
+def _children(pid: int) -> set[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return {child for task in tasks for child in map(int, _read(task).split())}
 
 
 def _is_rank(pid: int) -> bool:
