@@ -438,3 +438,9 @@ def test_each_device_has_a_plan_of_its_share(checkpoints: Checkpoints, tmp_path:
     assert first.startswith(MAGIC)
     assert second.startswith(MAGIC)
     assert first != second
+
+
+def test_plans_may_be_captured_in_graphs() -> None:
+    """TensorRT-RTX refuses to capture what allocates memory of its own."""
+    config = NetworkCompiler(trt, AMPERE, None)._config([])
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

@@ -123,6 +123,9 @@ class NetworkCompiler:
     def _config(self, profiles: Sequence[Profile]) -> Any:
         config = self._builder.create_builder_config()
         config.profiling_verbosity = self._trt.ProfilingVerbosity.NONE
+        # TensorRT-RTX asks for it where runs are captured in CUDA graphs; TensorRT does without.
+        if (flag := getattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)) is not None:
+            config.set_flag(flag)
         if self._named_target is not None:
             config.num_compute_capabilities = 1
             config.set_compute_capability(self._named_target, 0)
