@@ -287,7 +287,8 @@ def test_every_refusal_is_counted() -> None:
 def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
     """The sequence has ended before; what is left of it can never be sent."""
     settings = CoreSettings(pause_after_ms=300, abandon_after_ms=300)
-    with serving(MockEngine(SPEC), settings) as service:
+    # Slow enough for a first chunk to leave before the last token is there.
+    with serving(MockEngine(SPEC, step_seconds=0.02), settings) as service:
         client = Client()
         fields = {"input_ids": [4], "max_tokens": 9, "ignore_eos": True, "stream": True, "flow_control": True}
         service.submit(fields, client)

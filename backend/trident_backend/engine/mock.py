@@ -45,8 +45,7 @@ class MockEngine:
         assert len(batch.token_ids) <= spec.max_num_tokens
         assert len(batch.past_lens) <= spec.max_num_seqs
         self.num_steps += 1
-        if self._step_seconds:
-            time.sleep(self._step_seconds)
+        time.sleep(self._step_seconds)  # 0 lets other threads run, as an engine does
         if self.fail_next:
             self.fail_next = False
             self._cache[batch.block_copies[:, 1]] = _JUNK
