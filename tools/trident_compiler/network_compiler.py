@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,10 @@ def _wait(outcome: Future[bool]) -> bool:
                 raise
 
 
+@cache
 def _logger(trt: Any) -> Any:
+    """One for the process: TensorRT keeps the first that it is given and speaks to it for ever."""
+
     class Silent(trt.ILogger):  # type: ignore[misc]
         """What matters is in the recorder of errors; without a logger TensorRT would write to the terminal."""
 
@@ -183,7 +187,10 @@ def _logger(trt: Any) -> Any:
     return Silent()
 
 
+@cache
 def _errors(trt: Any) -> Any:
+    """One for the process: builders and networks speak to it as long as they live, and do not keep it alive."""
+
     class Errors(trt.IErrorRecorder):  # type: ignore[misc]
         """What TensorRT says has gone wrong; it may say so from several threads."""
 

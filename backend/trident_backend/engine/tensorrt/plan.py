@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Plan:
         self.communicator: object = None
         self._trt = runtime_module
         self._messages = _error_recorder(runtime_module)
-        self._runtime = runtime_module.Runtime(runtime_module.Logger(runtime_module.Logger.WARNING))
+        self._runtime = runtime_module.Runtime(_logger(runtime_module))
         self._runtime.error_recorder = self._messages
         self._engine = _deserialize(path, self._runtime)
         if self._engine is None:
@@ -187,6 +188,12 @@ def _create_context(trt: Any, engine: Any, fixed_shapes: bool) -> Any:
     config.set_execution_context_allocation_strategy(user_managed)
     config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_shapes else kinds.NONE
     return engine.create_execution_context(config)
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """One for the process: TensorRT keeps the first that it is given and speaks to it for ever."""
+    return trt.Logger(trt.Logger.WARNING)
 
 
 def _error_recorder(trt: Any) -> Any:
