@@ -244,13 +244,20 @@ class Acknowledging(Client):
         self.delay = delay
         self.last_acknowledged = 0
         self.postprocessing = Acknowledger(0)
+        self._sending = threading.Lock()
 
     def send(self, response: Response) -> None:
-        super().send(response)
-        if self.alive:
-            time.sleep(self.delay)
-            self.last_acknowledged = response.header.acknowledgement
-            self.postprocessing.acknowledge(*_acknowledgement(response))
+        with self._sending:
+            super().send(response)
+            if self.alive:
+                time.sleep(self.delay)
+                self.last_acknowledged = response.header.acknowledgement
+                self.postprocessing.acknowledge(*_acknowledgement(response))
+
+    def leave(self) -> None:
+        """Acknowledge nothing that comes from now on; what is being sent now is acknowledged first."""
+        with self._sending:
+            self.alive = False
 
 
 def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
@@ -261,7 +268,7 @@ def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_f
         fields = {"max_tokens": 60, "stream": True, "flow_control": True}
         service.submit({"input_ids": [1], **fields}, gone)
         until(lambda: len(gone.chunks) > 2)
-        gone.alive = False
+        gone.leave()
         until(lambda: service.stats.num_paused == 1)
         steps = engine.num_steps
         time.sleep(0.05)
@@ -288,7 +295,7 @@ def test_a_client_reported_gone_ends_at_once() -> None:
         gone = Acknowledging()
         service.submit({"input_ids": [1], "max_tokens": 60, "stream": True, "flow_control": True}, gone)
         until(lambda: len(gone.chunks) > 2)
-        gone.alive = False
+        gone.leave()
         until(lambda: gone.chunks[-1].header.acknowledgement != gone.last_acknowledged)
         table_id, slot, acknowledgement = _acknowledgement(gone.chunks[-1])
         gone.postprocessing.acknowledge(table_id, slot, acknowledgement | GONE)
