@@ -116,7 +116,9 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
 def main() -> None:
     """Resolve everything together, then write it layer by layer."""
     parser = argparse.ArgumentParser(prog="make lock", description=__doc__)
-    parser.add_argument("--upgrade", action="store_true", help="take the newest of everything that pyproject.toml allows")
+    parser.add_argument(
+        "--upgrade", action="store_true", help="take the newest of everything that pyproject.toml allows"
+    )
     args = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = layers(project)
@@ -178,7 +180,7 @@ def _compile(work: Path, requirements: Iterable[str], output: Path, *options: st
         str(_UV), "pip", "compile", "pyproject.toml", "--universal", "--python-version", f"3.{MINORS[0]}",
         "--no-python-downloads", "--no-header", "--quiet", "--output-file", str(output), *options,
     ]  # fmt: skip
-    subprocess.run(command, cwd=work, check=True)
+    subprocess.run(command, cwd=work, check=True)  # noqa: S603 (our own command)
     return output.read_text(encoding="utf-8")
 
 
