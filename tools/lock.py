@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,11 @@ def main() -> None:
             written[layer_name] = [pin for pin in found if pin not in below]
         server = _packages(_compile(work, (WHEEL,), work / "pylock.server.toml", "--no-deps"))
     LOCKS.mkdir(exist_ok=True)
-    torch, cuda = _split_torch(written.pop("torch"))
-    for layer_name, found in {**written, "torch": torch, "torch-cuda": cuda, "tritonserver": server}.items():
+    torch = written.pop("torch")
+    cuda = [pin for pin in torch if pin.name.startswith(("torch", "nvidia-", "cuda-", "triton"))]
+    written["test"] = sorted({*written["test"], *torch} - {*cuda}, key=lambda pin: (pin.name, pin.minors))
+    _check_cpu_build(cuda)
+    for layer_name, found in {**written, "torch-cuda": cuda, "tritonserver": server}.items():
         path = LOCKS / f"{layer_name}.txt"
         path.write_text(
             f"# Written by `make lock`; see docs/dependencies.md.\n{''.join(f'{pin}{chr(10)}' for pin in found)}",
@@ -242,24 +245,14 @@ def _tags(minor: int, architecture: str) -> frozenset[Tag]:
     )
 
 
-def _split_torch(pins: list[Pin]) -> tuple[list[Pin], list[Pin]]:
-    """Return torch with what every build of it needs, and what only PyPI's build, which is for CUDA, needs beside.
-
-    A build for CPUs comes from another index under the same version. Its hashes, put into locks/torch.txt by hand, are
-    kept until the version changes.
-    """
-    cuda = [pin for pin in pins if pin.name.startswith(("nvidia-", "cuda-", "triton"))]
-    path = LOCKS / "torch.txt"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    torch = []
+def _check_cpu_build(pins: list[Pin]) -> None:
+    """Say when locks/torch-cpu.txt, which is kept by hand, is of another version than the build that PyPI has."""
+    path = LOCKS / "torch-cpu.txt"
     for pin in pins:
-        kept = re.search(rf"^torch=={re.escape(pin.version)}[ \\]*\n((?:    --hash.*\n)+)", old, re.MULTILINE)
-        if pin.name == "torch" and kept:
-            hashes = {*pin.hashes, *re.findall(r"sha256:(\w+)", kept[1])}
-            torch.append(replace(pin, hashes=tuple(sorted(hashes))))
-        elif pin not in cuda:
-            torch.append(pin)
-    return torch, cuda
+        if pin.name == "torch" and f"torch=={pin.version}+cpu " not in path.read_text(encoding="utf-8"):
+            print(
+                f"{path.relative_to(ROOT)} is not of torch {pin.version}: change it by hand, see docs/dependencies.md"
+            )
 
 
 if __name__ == "__main__":

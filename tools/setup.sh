@@ -65,10 +65,12 @@ pip --require-hashes "${requirements[@]/%/.txt}"
 # tritonserver's wheel: nothing it depends on is needed.
 pip --require-hashes --no-deps --requirement locks/tritonserver.txt
 if [ "$1" != serve ]; then
-    pip --require-hashes --no-deps --requirement locks/torch.txt
-    # PyPI's build is for CUDA and needs its libraries; a build for CPUs, where pip's configuration has one, does not.
-    $venv -c 'import importlib.metadata as m, sys; sys.exit("+cpu" not in m.version("torch"))' ||
+    # PyPI has the build for CUDA, of some GB with its libraries. Where pip is configured to know the one for CPUs too,
+    # that will do.
+    pip --require-hashes --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || {
+        echo "set-up: pip knows no index with PyTorch for CPUs: taking the build for CUDA, about 3 GB"
         pip --require-hashes --no-deps --requirement locks/torch-cuda.txt
+    }
 fi
 pip --no-deps --editable .
 echo "$state" >"$stamp"

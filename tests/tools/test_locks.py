@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 #: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
 SERVE = ("build", "base", "openvino")
-TEST = (*SERVE, "test", "torch")
+TEST = (*SERVE, "test", "torch-cuda")
 GPU = (*TEST, "tensorrt")
 IMAGE = ("build", "base", "tensorrt")
 #: The extras that each holds, beside the project's own dependencies.
@@ -127,11 +127,19 @@ def test_what_locked_packages_need_is_locked_too(names: tuple[str, ...]) -> None
     assert {name: missing for name, given in known.items() if (missing := unmet(given, versions, python))} == {}
 
 
+def test_both_builds_of_torch_are_of_one_version() -> None:
+    (cpu,) = lines("torch-cpu")
+    (cuda,) = (line for line in lines("torch-cuda") if line.startswith("torch=="))
+    assert cpu.split(" ")[0] == cuda.split(" ")[0] + "+cpu"
+
+
 def test_set_up_and_the_image_install_these_locks_and_nothing_else() -> None:
     script = (ROOT / "tools" / "setup.sh").read_text(encoding="utf-8")
     sets = dict(re.findall(r"^    (\w+)\) locks=\((.*)\) ;;$", script, re.MULTILINE))
-    torch = (*TEST[:-1],)
-    assert sets == {"serve": " ".join(SERVE), "test": " ".join(torch), "gpu": " ".join((*torch, "tensorrt"))}
+    for name, expected in {"serve": SERVE, "test": TEST, "gpu": GPU}.items():
+        assert set(sets[name].split()) == {*expected} - {"torch-cuda"}
+    for build in ("cpu", "cuda"):
+        assert f"--require-hashes --no-deps --requirement locks/torch-{build}.txt" in script
     image = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     for text in (script, image):
         installs = re.findall(r"^ *(?:pip|RUN .*pip install|.*&& .*pip install) (.*)$", text, re.MULTILINE)
