@@ -10,7 +10,7 @@ REPOSITORY := model_repository
 ENGINE := $(REPOSITORY)/core/1/engine.json
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py backend/*/engine/*.py)
 
-.PHONY: serve test check bench test-gpu bench-gpu FORCE
+.PHONY: serve test check bench test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:
 
 serve: $(ENGINE)
@@ -33,23 +33,27 @@ check: .venv/.set-up-test
 # BENCH=scheduling, load, soak, sampling or guided: see tests/benchmarks.
 BENCH ?= compare
 
-bench: .venv/.set-up-bench
+bench: .venv/.set-up-test
 	.venv/bin/python -m tests.benchmarks.$(BENCH)
 
 # What runs on an NVIDIA GPU alone; where there is none, both say so before they install TensorRT. See docs/tensorrt.md.
-test-gpu: .venv/.set-up-bench
+test-gpu: .venv/.set-up-test
 	@.venv/bin/python -m tests.gpu.hardware
-	.venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[tensorrt]"
+	@tools/setup.sh gpu
 	.venv/bin/python -m pytest tests/gpu
 
-bench-gpu: .venv/.set-up-bench
+bench-gpu: .venv/.set-up-test
 	@.venv/bin/python -m tests.gpu.hardware
-	.venv/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[tensorrt]"
+	@tools/setup.sh gpu
 	.venv/bin/python -m tests.benchmarks.gpu
 
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 	.venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) --engine openvino \
 		--preprocessing-instances 1 --postprocessing-instances 1
+
+# Brings locks/ into line with pyproject.toml; UPGRADE=1 takes the newest of everything. See docs/dependencies.md.
+lock: .venv/.set-up-test
+	.venv/bin/python tools/lock.py $(if $(UPGRADE),--upgrade)
 
 # Runs each time and touches the stamp only when it has changed something.
 .venv/.set-up-%: FORCE

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with what `serve`, `test` or `bench` needs; quick when there is nothing to do.
+# Makes .venv with what `serve`, `test` (and bench) or `gpu` needs; quick when there is nothing to do.
 # A new .venv is made by $PYTHON, or by the first of python3 and python3.12, .11, .10, .13 that will do.
+# What is installed is locked in locks/: see docs/dependencies.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,15 +11,15 @@ die() {
 }
 
 case "${1:-}" in
-    serve) extras=openvino,server,bench ;;
-    test) extras=openvino,server,bench,test,check ;;
-    bench) extras=openvino,server,bench,test,compare ;;
-    *) die "usage: tools/setup.sh serve|test|bench" ;;
+    serve) locks=(build base openvino) ;;
+    test) locks=(build base openvino test) ;;
+    gpu) locks=(build base openvino test tensorrt) ;;
+    *) die "usage: tools/setup.sh serve|test|gpu" ;;
 esac
 
 venv=.venv/bin/python
 stamp=.venv/.set-up-$1
-state="$PWD $(cat pyproject.toml tools/setup.sh | sha256sum)"
+state="$PWD $(cat pyproject.toml tools/setup.sh locks/*.txt | sha256sum)"
 
 supported() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
@@ -51,13 +52,25 @@ supported "$python" || die "PYTHON=$python is not a Python 3.10 to 3.13"
 
 quiet=()
 [ -t 1 ] || quiet=(--quiet)
+# What has no wheel is built with what locks/build.txt holds; its programs are looked for on PATH.
 pip() {
-    $venv -m pip --disable-pip-version-check install "${quiet[@]}" "$@"
+    PATH="$PWD/.venv/bin:$PATH" $venv -m pip --disable-pip-version-check install "${quiet[@]}" --no-build-isolation "$@"
 }
 
 echo "set-up: installing into .venv (Python $(version "$python"); minutes the first time, nothing afterwards)"
 $venv -c 'import pip' 2>/dev/null || "$python" -m venv --clear .venv
-pip --editable ".[$extras]"
+pip --require-hashes --requirement locks/build.txt
+requirements=("${locks[@]/#/--requirement=locks/}")
+pip --require-hashes "${requirements[@]/%/.txt}"
 # tritonserver's wheel: nothing it depends on is needed.
-pip --no-deps nvidia-pytriton==0.7.0
+pip --require-hashes --no-deps --requirement locks/tritonserver.txt
+if [ "$1" != serve ]; then
+    # PyPI has the build for CUDA, of some GB with its libraries. Where pip is configured to know the one for CPUs too,
+    # that will do.
+    pip --require-hashes --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || {
+        echo "set-up: pip knows no index with PyTorch for CPUs: taking the build for CUDA, about 3 GB"
+        pip --require-hashes --no-deps --requirement locks/torch-cuda.txt
+    }
+fi
+pip --no-deps --editable .
 echo "$state" >"$stamp"

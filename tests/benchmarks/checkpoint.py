@@ -13,11 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 32000
-_MAX_LENGTH = 2048
+NUM_LAYERS = 12
+MAX_LENGTH = 2048
 _SEED = 20250101
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, num_layers: int = NUM_LAYERS) -> None:
     """Write a Llama of 12 layers x 768 (12 heads, 4 KV heads, FF 2048, 125 million parameters) in bf16 safetensors.
 
     Token `n` is the word `wn`, no token is special and none ends the text: a prompt of N words has N tokens. The same
@@ -28,10 +29,10 @@ def make_checkpoint(folder: Path) -> None:
         vocab_size=VOCAB_SIZE,
         hidden_size=768,
         intermediate_size=2048,
-        num_hidden_layers=12,
+        num_hidden_layers=num_layers,
         num_attention_heads=12,
         num_key_value_heads=4,
-        max_position_embeddings=_MAX_LENGTH,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -48,4 +49,4 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel({f"▁w{token}": token for token in range(VOCAB_SIZE)}, unk_token="▁w0"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.Metaspace()
     words.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=_MAX_LENGTH)
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=MAX_LENGTH)

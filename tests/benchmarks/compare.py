@@ -20,7 +20,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.checkpoint import make_checkpoint
+from tests.benchmarks.checkpoint import MAX_LENGTH, NUM_LAYERS, VOCAB_SIZE, make_checkpoint
 from tests.benchmarks.engine_loop import EngineLoopBench
 from tests.benchmarks.genai_baseline import GenaiBaseline
 from tests.benchmarks.served import run_served
@@ -28,12 +28,11 @@ from tests.e2e.build import build
 from tests.e2e.server import serve
 from trident_compiler.machine import this_machine
 
-VOCABULARY = 32000
 MAX_NUM_TOKENS = 1024
 _FASTER = "bf16" if this_machine().fast_bf16 else "fp32"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run all three in turn and show medians and ratios."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -41,10 +40,12 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=_FASTER, help="of all three")
+    parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="of the network")
     parser.add_argument("--skip-genai", action="store_true", help="leave out the comparison with openvino-genai")
     parser.add_argument("--build-option", action="append", default=[], help="a further option of `trident build`")
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    _check(parser, args)
     console = Console()
     with tempfile.TemporaryDirectory() as name:
         rounds = _measure(args, Path(name), console)
@@ -57,13 +58,25 @@ def main() -> None:
         args.json.write_text(json.dumps({"machine": _machine(), "figures": figures, "rounds": rounds}, indent=2))
 
 
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be measured: `outside_share` is of steps that generate, and these follow a first token."""
+    least = {"rounds": 1, "sequences": 1, "prompt_tokens": 1, "output_tokens": 2, "layers": 1}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            parser.error(f"--{name.replace('_', '-')} must be at least {value}")
+    if args.prompt_tokens + args.output_tokens > MAX_LENGTH:
+        parser.error(f"--prompt-tokens and --output-tokens must be at most {MAX_LENGTH} together")
+
+
 def _measure(args: argparse.Namespace, work: Path, console: Console) -> list[dict[str, float]]:
     checkpoint = work / "checkpoint"
-    make_checkpoint(checkpoint)
-    cache_tokens = 2 * args.sequences * (args.prompt_tokens + args.output_tokens)
+    make_checkpoint(checkpoint, args.layers)
+    # Twice what the sequences fill, and room for one of the greatest length, which a plan asks for.
+    cache_tokens = max(2 * args.sequences * (args.prompt_tokens + args.output_tokens), MAX_LENGTH)
     repository = build(
         checkpoint, work / "repository", "--precision", args.precision, "--kv-cache", f"{cache_tokens} tokens",
-        "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-num-seqs", "128", "--max-seq-len", "2048", *args.build_option,
+        "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-num-seqs", "128", "--max-seq-len", str(MAX_LENGTH),
+        *args.build_option,
     )  # fmt: skip
     loop = EngineLoopBench(repository / "core" / "1")
     genai = None
@@ -74,7 +87,7 @@ def _measure(args: argparse.Namespace, work: Path, console: Console) -> list[dic
     with serve(repository, work / "log") as server:
         for number in range(args.rounds + 1):
             rng = random.Random(number)  # noqa: S311 (prompts, not secrets)
-            prompts = [rng.choices(range(VOCABULARY), k=args.prompt_tokens) for _ in range(args.sequences)]
+            prompts = [rng.choices(range(VOCAB_SIZE), k=args.prompt_tokens) for _ in range(args.sequences)]
             texts = [" ".join(f"w{token}" for token in prompt) for prompt in prompts]
             figures: dict[str, float] = {}
 

@@ -5,9 +5,9 @@ Owns the way from a Llama checkpoint to the network openvino-genai runs, and the
 openvino-genai wants a stateful network in OpenVINO's format: scaled dot product attention over a cache that is hidden
 in variables and reordered by a `beam_idx` input; at load it turns those into paged attention. `optimum-intel` exports
 that, but its 2.2.0 wants transformers older than 5.6, so it cannot live in the environment under test. Hence the same
-steps here, with what `trident-llm[bench,test]` installs and nothing more: transformers' own layers are traced by torch,
-converted by `openvino.convert_model`, and the cache becomes state. Weights are stored as f16 and the products run in
-bf16, as in Trident's engine. No tokenizer is needed: requests are token ids.
+steps here, with what `trident-llm[bench,test]` installs and nothing more: a Llama of transformers' parts is traced by
+torch, converted by `openvino.convert_model`, and the cache becomes state. Weights are stored as f16 and the products
+run in bf16, as in Trident's engine. No tokenizer is needed: requests are token ids.
 """
 
 from __future__ import annotations
@@ -83,20 +83,12 @@ class GenaiBaseline:
         return seconds, [list(handle.read_all()[0].generated_ids) for handle in handles]
 
 
-class _Cache:
-    """What a layer asks of transformers' cache, over plain tensors `[batch, kv_heads, length, head_dim]`."""
-
-    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
-        self.tensors = list(tensors)
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        for index, new in ((2 * layer, key), (2 * layer + 1, value)):
-            self.tensors[index] = torch.cat((self.tensors[index], new), dim=2)
-        return self.tensors[2 * layer], self.tensors[2 * layer + 1]
-
-
 class _StatelessLlama(torch.nn.Module):
-    """transformers' Llama with the cache as further inputs and outputs: key, value of layer 0, of layer 1, ..."""
+    """Llama with the cache as further inputs and outputs: key, value of layer 0, of layer 1, ...
+
+    transformers holds the weights and computes norms, rotary angles and feed-forward. What its layers ask of a cache
+    changes between its releases, so attention is written out here.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -108,12 +100,37 @@ class _StatelessLlama(torch.nn.Module):
         columns = torch.arange(attention_mask.shape[1])
         rows = columns[past[0].shape[2] :]
         visible = (columns <= rows[:, None]) & attention_mask.to(torch.bool)[:, None, None, :]
-        cache, body = _Cache(past), self.network.model
+        body = self.network.model
         hidden = body.embed_tokens(input_ids)
-        rotary = body.rotary_emb(hidden, position_ids)
-        for layer in body.layers:
-            hidden = layer(hidden, attention_mask=visible, position_embeddings=rotary, past_key_values=cache)
-        return self.network.lm_head(body.norm(hidden)), *cache.tensors
+        cos, sin = (angles.unsqueeze(1) for angles in body.rotary_emb(hidden, position_ids))
+        present: list[torch.Tensor] = []
+        for index, layer in enumerate(body.layers):
+            attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+            query, key, value = (
+                project(normed).view(*normed.shape[:2], -1, attention.head_dim).transpose(1, 2)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            key = torch.cat((past[2 * index], _rotate(key, cos, sin)), dim=2)
+            value = torch.cat((past[2 * index + 1], value), dim=2)
+            present += [key, value]
+            groups = attention.num_key_value_groups
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                _rotate(query, cos, sin), _repeat(key, groups), _repeat(value, groups), attn_mask=visible
+            )
+            hidden = hidden + attention.o_proj(attended.transpose(1, 2).reshape(*normed.shape[:2], -1))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return self.network.lm_head(body.norm(hidden)), *present
+
+
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = heads[..., : heads.shape[-1] // 2], heads[..., heads.shape[-1] // 2 :]
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _repeat(heads: torch.Tensor, times: int) -> torch.Tensor:
+    """One KV head for each query head: `[batch, kv_heads, ...]` to `[batch, kv_heads * times, ...]`."""
+    batch, num_heads, length, head_dim = heads.shape
+    return heads[:, :, None].expand(batch, num_heads, times, length, head_dim).reshape(batch, -1, length, head_dim)
 
 
 def convert_llama(checkpoint: Path) -> Any:

@@ -184,8 +184,12 @@ def test_model_that_fails_to_load_is_explained_in_few_lines(tmp_path: Path) -> N
 
 
 def refusal(*arguments: object) -> str:
-    """What `trident serve` says when it will not start."""
-    result = subprocess.run(command("serve", *arguments), capture_output=True, text=True, check=False, timeout=60)
+    """What `trident serve` says when it will not start; its ports are free unless the arguments name others."""
+    http, grpc_port, metrics = free_ports(3)
+    ports = ("--http-port", http, "--grpc-port", grpc_port, "--metrics-port", metrics)
+    result = subprocess.run(
+        command("serve", *ports, *arguments), capture_output=True, text=True, check=False, timeout=60
+    )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stderr
 

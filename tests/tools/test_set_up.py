@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from trident_tools.main import COMMANDS, main
-from trident_tools.triton_server import WHEEL
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +70,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", "tools/setup.sh", "tools/check_python.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "locks", tmp_path / "locks")
     (tmp_path / "bin").mkdir()
     for program in ("bash", "cat", "sha256sum", "dirname"):
         (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
@@ -110,18 +110,17 @@ def test_finished_set_up_does_nothing_until_something_changes(checkout: Path) ->
     fake_python(checkout / ".venv" / "bin", "3.11").rename(checkout / ".venv" / "bin" / "python")
     assert set_up(checkout).returncode != 0  # the fake cannot install
     state = subprocess.run(
-        ["bash", "-c", 'echo "$PWD $(cat pyproject.toml tools/setup.sh | sha256sum)"'],
+        ["bash", "-c", 'echo "$PWD $(cat pyproject.toml tools/setup.sh locks/*.txt | sha256sum)"'],
         cwd=checkout, capture_output=True, check=True,
     )  # fmt: skip
     (checkout / ".venv" / ".set-up-serve").write_bytes(state.stdout)
     assert set_up(checkout).returncode == 0
-    with (checkout / "pyproject.toml").open("a", encoding="utf-8") as file:
-        file.write("# changed\n")
-    assert set_up(checkout).returncode != 0
-
-
-def test_the_wheel_is_the_same_everywhere() -> None:
-    assert WHEEL in (ROOT / "tools" / "setup.sh").read_text(encoding="utf-8")
+    for name in ("pyproject.toml", "locks/test.txt"):
+        before = (checkout / name).read_text(encoding="utf-8")
+        (checkout / name).write_text(f"{before}# changed\n", encoding="utf-8")
+        assert set_up(checkout).returncode != 0
+        (checkout / name).write_text(before, encoding="utf-8")
+    assert set_up(checkout).returncode == 0
 
 
 def test_dockerfile_copies_what_exists_and_calls_what_exists() -> None:

@@ -1,0 +1,29 @@
+"""The tests can interrupt what they start, however they are started themselves."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_child_can_be_interrupted() -> None:
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == -signal.SIGINT
+        finally:
+            child.kill()
+
+
+def test_so_it_can_where_the_tests_are_started_with_interrupts_ignored() -> None:
+    this = f"{Path(__file__).relative_to(ROOT)}::{test_a_child_can_be_interrupted.__name__}"
+    words = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-m", "pytest", "-q", this]
+    outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr

@@ -1,0 +1,148 @@
+"""That locks/ holds what pyproject.toml asks for, on every Python it is for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from trident_tools.triton_server import WHEEL
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+#: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
+SERVE = ("build", "base", "openvino")
+TEST = (*SERVE, "test", "torch-cuda")
+GPU = (*TEST, "tensorrt")
+IMAGE = ("build", "base", "tensorrt")
+#: The extras that each holds, beside the project's own dependencies.
+EXTRAS = {
+    SERVE: ("openvino", "server", "bench"),
+    TEST: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx"),
+    GPU: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx", "tensorrt"),
+    IMAGE: ("server", "bench", "tensorrt"),
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
+EVERY_SET = pytest.mark.parametrize("names", EXTRAS, ids=["serve", "test", "gpu", "image"])
+
+
+@cache
+def lines(name: str) -> tuple[str, ...]:
+    """The entries of one lock, each in one line."""
+    text = (ROOT / "locks" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
+    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def environment(python: str) -> dict[str, str]:
+    """Linux on x86_64 with this Python, as markers see it."""
+    return {
+        **{name: str(value) for name, value in default_environment().items()},
+        "platform_machine": "x86_64", "python_version": python, "python_full_version": f"{python}.9",
+        "sys_platform": "linux",
+    }  # fmt: skip
+
+
+def locked(names: tuple[str, ...], python: str) -> dict[str, Version]:
+    """What these locks install on this Python; no package has two versions."""
+    versions: dict[str, Version] = {}
+    for name in names:
+        for line in lines(name):
+            requirement = Requirement(line.split(" --hash")[0])
+            if requirement.marker is None or requirement.marker.evaluate(environment(python)):
+                (pin,) = requirement.specifier
+                assert pin.operator == "==", line
+                version = Version(pin.version)
+                assert versions.setdefault(canonicalize_name(requirement.name), version) == version, line
+    return versions
+
+
+def unmet(requirements: list[str], versions: dict[str, Version], python: str, extra: str = "") -> list[str]:
+    """The requirements that hold on this Python and that these versions do not meet."""
+    wanted = map(Requirement, requirements)
+    return [
+        str(one)
+        for one in wanted
+        if (one.marker is None or one.marker.evaluate({**environment(python), "extra": extra}))
+        and not (
+            (version := versions.get(canonicalize_name(one.name))) and one.specifier.contains(version, prereleases=True)
+        )
+    ]
+
+
+@EVERY_PYTHON
+@EVERY_SET
+def test_each_requirement_is_locked_at_a_version_that_meets_it(names: tuple[str, ...], python: str) -> None:
+    project = PROJECT["project"]
+    requirements = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
+    for extra in EXTRAS[names]:
+        requirements += project["optional-dependencies"][extra]
+    assert unmet(requirements, locked(names, python), python) == []
+
+
+def test_every_extra_is_locked() -> None:
+    assert {extra for extras in EXTRAS.values() for extra in extras} == set(PROJECT["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.stem)
+def test_each_line_is_one_version_with_hashes_and_no_place(path: Path) -> None:
+    assert lines(path.stem)
+    for line in lines(path.stem):
+        assert re.fullmatch(r"[a-z0-9.-]+==[^ ;]+( ; python_version [^-]+?)?( +--hash=sha256:[0-9a-f]{64})+", line), (
+            line
+        )
+    assert "://" not in path.read_text(encoding="utf-8")
+
+
+@cache
+def needs(name: str) -> tuple[Version, list[str]] | None:
+    """The version of a package that is installed here, and its requirements."""
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return Version(package.version), package.requires or []
+
+
+@EVERY_SET
+def test_what_locked_packages_need_is_locked_too(names: tuple[str, ...]) -> None:
+    """As far as the packages at hand tell: those that are installed here in the locked version."""
+    python = f"3.{sys.version_info.minor}"
+    versions = locked(names, python)
+    known = {name: found[1] for name in versions if (found := needs(name)) and found[0] == versions[name]}
+    assert len(known) > len(versions) / 2
+    assert {name: missing for name, given in known.items() if (missing := unmet(given, versions, python))} == {}
+
+
+def test_both_builds_of_torch_are_of_one_version() -> None:
+    (cpu,) = lines("torch-cpu")
+    (cuda,) = (line for line in lines("torch-cuda") if line.startswith("torch=="))
+    assert cpu.split(" ")[0] == cuda.split(" ")[0] + "+cpu"
+
+
+def test_set_up_and_the_image_install_these_locks_and_nothing_else() -> None:
+    script = (ROOT / "tools" / "setup.sh").read_text(encoding="utf-8")
+    sets = dict(re.findall(r"^    (\w+)\) locks=\((.*)\) ;;$", script, re.MULTILINE))
+    for name, expected in {"serve": SERVE, "test": TEST, "gpu": GPU}.items():
+        assert set(sets[name].split()) == {*expected} - {"torch-cuda"}
+    for build in ("cpu", "cuda"):
+        assert f"--require-hashes --no-deps --requirement locks/torch-{build}.txt" in script
+    image = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    for text in (script, image):
+        installs = re.findall(r"^ *(?:pip|RUN .*pip install|.*&& .*pip install) (.*)$", text, re.MULTILINE)
+        assert installs
+        assert all("--require-hashes" in install or "--no-deps" in install for install in installs)
+    assert [line.split(" ")[0] for line in lines("tritonserver")] == [WHEEL]
