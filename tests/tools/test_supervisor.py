@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import ServerError
+from trident_ensemble.errors import ServerDiedError, ServerError
+from trident_tools.memory_kills import MemoryKills
+from trident_tools.process_ending import describe_ending
 from trident_tools.server_process import ServerProcess
 from trident_tools.stubs import StubWatch
 from trident_tools.supervisor import Signals, Supervisor
-from trident_tools.triton_log import last_errors
+from trident_tools.triton_log import TritonLog
 from trident_tools.triton_server import Listen
 from trident_tools.triton_status import TritonStatus
 
@@ -211,10 +213,96 @@ def test_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
         "error: creating server: Internal - failed to load all models\n",
         encoding="utf-8",
     )
-    assert last_errors(log) == [
+    assert TritonLog(log).last_errors() == [
         "ERROR: first At: model.py(3): initialize",
         "second",
         "creating server: Internal - failed to load all models",
     ]
-    assert last_errors(log, limit=1) == ["creating server: Internal - failed to load all models"]
-    assert last_errors(tmp_path / "none") == []
+    assert TritonLog(log).last_errors(1) == ["creating server: Internal - failed to load all models"]
+    assert TritonLog(tmp_path / "none").last_errors() == []
+
+
+def test_log_of_a_crash_is_told_by_what_the_runtime_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("the log of another server\n", encoding="utf-8")
+    of_this = TritonLog(log)
+    of_this.begin()
+    assert of_this.last_lines() == []
+    with log.open("a", encoding="utf-8") as file:
+        file.write(
+            'I1121 05:07:37.446358 28957 model_lifecycle.cc:472] "loading: core:1"\n'
+            "terminate called after throwing an instance of 'boost::interprocess::lock_exception'\n"
+            "  what():  boost::interprocess::lock_exception\n"
+            "\nSignal (6) received.\n"
+        )
+    assert of_this.last_errors() == [
+        "terminate called after throwing an instance of 'boost::interprocess::lock_exception'",
+        "what(): boost::interprocess::lock_exception",
+    ]
+    assert of_this.last_lines(1) == ["Signal (6) received."]
+    assert of_this.tells_of_transient_failure()
+    assert TritonLog(None).tells_of_transient_failure() is None
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) -> None:
+    watcher = supervisor(server, Status(), 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(server.pid, signal.SIGSTOP)  # or it asks after the stub, as Triton does not
+    os.kill(pid, how)
+    with pytest.raises(ServerDiedError, match=rf"\(pid {pid}\) died \(killed by {how.name}\)") as caught:
+        watcher.watch()
+    assert caught.value.ready_s is None
+
+
+def test_a_death_for_lack_of_memory_is_called_that(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryKills, "have_happened", lambda _self: True)
+    watcher = supervisor(server, Status(), 10)
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match=r"SIGKILL\); the kernel has ended .* for lack of memory") as caught:
+        watcher.watch()
+    assert caught.value.has_crashed
+
+
+def test_killing_returns_when_the_whole_group_has_gone(server: ServerProcess) -> None:
+    pid = only_stub(server)
+    server.kill()
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_how_processes_end_in_words() -> None:
+    assert [describe_ending(code) for code in (0, 70, -9, -40)] == [
+        "exit status 0", "exit status 70", "killed by SIGKILL", "killed by signal 40",
+    ]  # fmt: skip
+
+
+def test_a_stub_that_dies_while_it_loads_is_not_waited_for(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trident_tools.supervisor._CONFIRM_LOADING_S", 0.5)
+    status = Status()
+    monkeypatch.setattr(status, "is_ready", lambda: False)
+    watcher = supervisor(server, status, 10)
+    only_stub(server)
+    watch = StubWatch(server.pid)
+    watch.discover()
+    stubs = watch.living()
+    watcher._stubs.discover()
+    os.kill(server.pid, signal.SIGSTOP)  # it takes no note of them, as Triton where a stub has not read its model
+    for stub in stubs:
+        os.kill(stub.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match=r"died while loading \(killed by SIGKILL\)") as caught:
+        watcher.wait_until_ready()
+    assert caught.value.has_crashed
+    assert caught.value.ready_s is None
+
+
+def test_a_stub_that_triton_ended_itself_is_no_failure_of_loading(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trident_tools.supervisor._CONFIRM_LOADING_S", 0.2)
+    status = Status()
+    monkeypatch.setattr(status, "is_ready", lambda: False)
+    assert not supervisor(server, status, 2).wait_until_ready()
