@@ -256,6 +256,22 @@ def test_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) ->
     assert caught.value.ready_s is None
 
 
+def test_a_server_that_dies_of_its_stubs_death_is_not_taken_for_the_cause(server: ServerProcess) -> None:
+    watcher = supervisor(server, Status(), 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(server.pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    until_over = time.monotonic() + 10
+    while not watcher._suspects:
+        assert time.monotonic() < until_over
+        watcher._check()
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError) as caught:
+        watcher.watch()
+    assert f"(pid {pid}) died (killed by SIGKILL); tritonserver died after it (killed by SIGKILL)" in str(caught.value)
+
+
 def test_a_death_for_lack_of_memory_is_called_that(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryKills, "have_happened", lambda _self: True)
     watcher = supervisor(server, Status(), 10)

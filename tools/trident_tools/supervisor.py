@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import NamedTuple
 
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import ServerDiedError
@@ -60,6 +61,13 @@ class Signals:
         self.count += 1
 
 
+class _Suspect(NamedTuple):
+    """What is known of a stub that has gone: since when it is missed, and how it ended if Triton has left its remains."""
+
+    since: float
+    exit_code: int | None
+
+
 class Supervisor:
     """Of one server.
 
@@ -90,7 +98,7 @@ class Supervisor:
         self._say = say
         self._stubs = StubWatch(process.pid)
         self._next_discovery = 0.0
-        self._suspects: dict[Stub, float] = {}
+        self._suspects: dict[Stub, _Suspect] = {}
         self._memory_kills = MemoryKills()
         self._ready_since: float | None = None
 
@@ -204,8 +212,10 @@ class Supervisor:
     def _confirmed(self, fallen: list[Stub], seconds: float) -> list[Stub]:
         """Those that have been seen fallen for so long, without a break."""
         now = time.monotonic()
-        self._suspects = {stub: self._suspects.get(stub, now) for stub in fallen}
-        return [stub for stub, since in self._suspects.items() if now - since >= seconds]
+        self._suspects = {
+            stub: self._suspects.get(stub) or _Suspect(now, self._stubs.exit_code(stub)) for stub in fallen
+        }
+        return [stub for stub, suspect in self._suspects.items() if now - suspect.since >= seconds]
 
     def _ready_models(self) -> set[tuple[str, str]] | None:
         """None when the server does not answer: then a death counts as a failure."""
@@ -215,11 +225,16 @@ class Supervisor:
             return None
 
     def _end_of_server(self, what: str) -> ServerDiedError:
-        return self._death(what, self._process.exit_status(), f"it was pid {self._process.pid}")
+        exit_code = self._process.exit_status()
+        assert exit_code is not None
+        # Of a stub that is killed the server often dies too, by a lock that the stub held.
+        for stub in self._suspects:
+            return self._end_of_stub(stub, "died", f"{what} after it ({describe_ending(exit_code)})")
+        return self._death(what, exit_code, f"it was pid {self._process.pid}")
 
     def _end_of_stub(self, stub: Stub, what: str, consequence: str) -> ServerDiedError:
         whose = f"model {stub.model!r}, instance {stub.instance}: its process (pid {stub.pid})"
-        return self._death(f"{whose} {what}", self._stubs.exit_code(stub), consequence)
+        return self._death(f"{whose} {what}", self._suspects[stub].exit_code, consequence)
 
     def _death(self, what: str, exit_code: int | None, remark: str) -> ServerDiedError:
         """The error for a death: what died, how if that is known, and whether memory had run out."""
