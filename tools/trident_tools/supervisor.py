@@ -62,7 +62,7 @@ class Signals:
 
 
 class _Suspect(NamedTuple):
-    """What is known of a stub that has gone: since when it is missed, and how it ended if Triton has left its remains."""
+    """What is known of a stub that has gone: since when, and how it ended where Triton has taken no note of it."""
 
     since: float
     exit_code: int | None
