@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.build import build
 from tests.e2e.clients import events, grpc_stream, make_inputs
-from tests.e2e.server import Server, post, serve, until
+from tests.e2e.server import Server, get, post, serve, until
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 WAYS = ("generate", "generate_stream", "infer, HTTP", "infer, gRPC", "gRPC stream")
@@ -304,6 +304,9 @@ def _draining(client: Client) -> Outcomes:
         client.server.process.send_signal(signal.SIGTERM)
         until(lambda: "Draining" in _log(client.server), 20, "the notice")
         outcomes = client.each_way(GOOD)
+        # Whoever balances loads sends nothing more here, and what is on its way ends well.
+        assert get(client.server, "/v2/health/ready") == 400
+        assert get(client.server, "/v2/health/live") == 200
         assert running.result(60) == Outcome("OK")
     assert client.server.process.wait(60) == 0
     return outcomes
@@ -345,6 +348,15 @@ def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_the_table_and_the_situations_are_the_same() -> None:
     assert {row.situation for row in read_table()} == set(SITUATIONS)
+
+
+def test_nobody_else_controls_the_models(client: Client) -> None:
+    status, text = post(client.server, "/v2/repository/models/core/unload", {})
+    assert (status, "restricted" in text) == (403, True)
+    with grpcclient.InferenceServerClient(client.server.grpc) as stranger:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            stranger.unload_model("core")
+    assert client.generate_text()
 
 
 @pytest.mark.parametrize("row", read_table(), ids=lambda row: row.situation)

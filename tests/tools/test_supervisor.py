@@ -43,7 +43,8 @@ class Status(TritonStatus):
     """A server whose ready models the test decides; None: it does not answer."""
 
     def __init__(self) -> None:
-        super().__init__(Listen("127.0.0.1", 1, 2, 3))
+        super().__init__(Listen("127.0.0.1", 1, 2, 3), {})
+        self.is_withdrawn = False
         self.ready: set[tuple[str, str]] | None = {("core", "1")}
         self.active: list[int] = []
 
@@ -51,6 +52,10 @@ class Status(TritonStatus):
         if self.ready is None:
             raise OSError("no answer")
         return self.ready
+
+    def withdraw(self) -> None:
+        self.is_withdrawn = True
+        raise OSError("and that it cannot be is no reason not to drain")
 
     def num_active_requests(self) -> int:
         return self.active.pop(0) if self.active else 0
@@ -99,7 +104,15 @@ class Stop(Signals):
 
 
 def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Path | None = None) -> Supervisor:
-    return Supervisor(server, status, DrainNotice(notice), Stop(seconds), drain_timeout_s=30, say=lambda _line: None)
+    return Supervisor(
+        server,
+        status,
+        DrainNotice(notice),
+        Stop(seconds),
+        drain_timeout_s=30,
+        say=lambda _line: None,
+        withdraw_readiness=status.withdraw,
+    )
 
 
 def test_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
@@ -198,6 +211,7 @@ def test_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProc
     assert server.exit_status() is None
     assert watcher.drain() == 0
     assert notice.exists()
+    assert status.is_withdrawn
     assert not status.active
     assert server.exit_status() == -signal.SIGTERM
 

@@ -26,6 +26,7 @@ from trident_ensemble.errors import ServerError
 from trident_ensemble.settings import check_limits
 from trident_tools.container import runs_in_container
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
+from trident_tools.model_control import ModelControl
 from trident_tools.overlay import overlay, served_settings
 from trident_tools.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
 from trident_tools.restarts import Restarts
@@ -147,18 +148,26 @@ def _starter(
             laid_over = folder / "repository"
             laid_over.mkdir()
             repository = overlay(repository, laid_over, settings)
-    command = [*server_command(server, repository, backends, listen, EXIT_TIMEOUT_S), *args.triton_option]
+    control_folder = folder / "control"
+    control_folder.mkdir()
+    control = ModelControl(control_folder, listen)
+    command = [
+        *server_command(server, repository, backends, listen, EXIT_TIMEOUT_S),
+        *control.options(sorted(model.name for model in repository.iterdir() if model.is_dir())),
+        *args.triton_option,
+    ]
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
 
     def start(log: IO[bytes] | None) -> Supervisor:
         check_ports(listen)
         return Supervisor(
             ServerProcess(command, environment, log),
-            TritonStatus(listen),
+            TritonStatus(listen, control.headers),
             DrainNotice(notice),
             signals,
             drain_timeout_s=args.drain_timeout,
             say=console.print,
+            withdraw_readiness=control.withdraw_readiness,
         )
 
     return start

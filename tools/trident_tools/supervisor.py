@@ -4,8 +4,9 @@ Owns the decisions: when a death is a failure, when draining is over, when patie
 never prints; it tells `say` what happens.
 
 Triton refuses the inner steps of ensemble requests in flight once it has been asked to stop, and does not end while a
-client holds a gRPC stream open. Hence the order of draining: give notice (the core refuses what is new), wait until the
-core holds nothing, ask Triton to stop, wait until the models' processes have left, and wait no longer.
+client holds a gRPC stream open. Hence the order of draining: withdraw the server's readiness, give notice (the core
+refuses what is new), wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left,
+and wait no longer.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Supervisor:
         signals: of this process.
         drain_timeout_s: requests in flight get so long once a stop is asked for.
         say: takes one line on what happens.
+        withdraw_readiness: has the server say that it is not ready; raises OSError where it cannot.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Supervisor:
         *,
         drain_timeout_s: float,
         say: Callable[[str], None],
+        withdraw_readiness: Callable[[], None],
     ) -> None:
         self._process = process
         self._status = status
@@ -96,6 +99,7 @@ class Supervisor:
         self._signals = signals
         self._drain_timeout_s = drain_timeout_s
         self._say = say
+        self._withdraw_readiness = withdraw_readiness
         self._stubs = StubWatch(process.pid)
         self._next_discovery = 0.0
         self._suspects: dict[Stub, _Suspect] = {}
@@ -141,6 +145,10 @@ class Supervisor:
         Raises:
             ServerDiedError: the server died before they finished.
         """
+        try:
+            self._withdraw_readiness()
+        except OSError as error:
+            self._say(f"It goes on calling itself ready: {error}")
         self._notice.give()
         deadline = time.monotonic() + self._drain_timeout_s
         quiet_since: float | None = None
