@@ -21,7 +21,7 @@ _HEADER = "trident-control"
 _MODEL = "draining"
 _CONFIG = f"""\
 name: "{_MODEL}"
-backend: "none"
+backend: "not_ready_while_draining"
 input [{{ name: "none" data_type: TYPE_INT32 dims: [1] }}]
 output [{{ name: "none" data_type: TYPE_INT32 dims: [1] }}]
 """
