@@ -286,12 +286,16 @@ def _killed(client: Client) -> Outcomes:
         running |= {way: pool.submit(call) for way, call in calls.items() if way not in running}
         until(lambda: server.num_active == len(calls), 20, "the requests to be there")
         victim = _core_of(server)
+        maps = Path(f"/proc/{victim}/maps").read_text(encoding="utf-8").split()
+        memory = {Path(word) for word in maps if word.startswith("/dev/shm/")}  # noqa: S108
+        assert any("trident-" in path.name for path in memory)
         os.kill(victim, signal.SIGKILL)
         outcomes = {way: outcome.result(30) for way, outcome in running.items()}
     until(lambda: "Ready again after" in _log(server), 120, "the server to be up again")
     assert re.search(rf"model 'core', .*\(pid {victim}\) died \(killed by SIGKILL\)", _log(server))
     assert "Starting it again in 1 s." in _log(server)
     assert client.generate_text() == before
+    assert not any(path.exists() for path in memory)
     until(lambda: server.num_active == 0, 20, "the request to have gone")
     return outcomes
 

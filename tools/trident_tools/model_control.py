@@ -18,7 +18,7 @@ from trident_ensemble import layout
 from trident_tools.triton_server import Listen, local_address
 
 _HEADER = "trident-control"
-_MODEL = "draining"
+_MODEL = "trident-draining"
 _CONFIG = f"""\
 name: "{_MODEL}"
 backend: "not_ready_while_draining"
