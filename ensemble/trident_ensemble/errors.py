@@ -14,6 +14,7 @@
     ├── EngineError           the compiled engine failed during a step
     │   └── EngineLostError   it cannot compute any other step either
     └── ServerError           tritonserver cannot be found, started or kept alive
+        └── ServerDiedError   it had been started, and died
 
 Owns no text beyond the prefix; whoever raises says what was wrong and what the limit is. Never catches anything.
 """
@@ -87,6 +88,21 @@ class EngineLostError(EngineError):
 
 class ServerError(TridentError):
     """tritonserver is missing, did not become ready, or died."""
+
+
+class ServerDiedError(ServerError):
+    """tritonserver, or the process of a model in it, has died.
+
+    Args:
+        message: what died, and how.
+        ready_s: seconds for which the server had been ready; None if it never was.
+        has_crashed: what died was ended by a signal, not by an exit status of its own.
+    """
+
+    def __init__(self, message: str, *, ready_s: float | None, has_crashed: bool) -> None:
+        super().__init__(message)
+        self.ready_s = ready_s
+        self.has_crashed = has_crashed
 
 
 #: The names are attributes of `triton_python_backend_utils.TritonError`; the first match of an error's class wins.

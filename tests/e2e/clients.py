@@ -77,7 +77,7 @@ def make_inputs(module: Any, fields: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def grpc_stream(url: str, inputs: list[Any], model: str = "ensemble") -> Iterator[Iterator[Any]]:
+def grpc_stream(url: str, inputs: list[Any], model: str = "ensemble", request_id: str = "") -> Iterator[Iterator[Any]]:
     """An open gRPC stream: its results as they come; leaving the block cancels what is left of it.
 
     Raises:
@@ -88,7 +88,7 @@ def grpc_stream(url: str, inputs: list[Any], model: str = "ensemble") -> Iterato
     client.start_stream(callback=lambda result, error: results.put((result, error)))
 
     def read() -> Iterator[Any]:
-        client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        client.async_stream_infer(model, inputs, request_id=request_id, enable_empty_final_response=True)
         while True:
             result, error = results.get(timeout=120)
             if error is not None:

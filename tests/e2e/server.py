@@ -125,6 +125,16 @@ def until(condition: object, seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+def get(server: Server, path: str) -> int:
+    """GET: the status."""
+    try:
+        with urllib.request.urlopen(server.url(path), timeout=10) as reply:
+            status: int = reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    return status
+
+
 def post(server: Server, path: str, payload: object) -> tuple[int, str]:
     """POST JSON (or raw bytes): the status and the body, whatever the status is."""
     data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()

@@ -41,10 +41,16 @@ class SumPart:
         self.spec = SPEC
         self._factor = rank + 1
         self._conduct = conduct
+        if conduct == "stops in loading":
+            os.kill(os.getpid(), signal.SIGSTOP)
         self._communicator = Communicator.of(join(FakeDevice()))
+        if conduct == "hangs in joining":
+            time.sleep(600)
         if conduct == "dies in the first run":
             os._exit(5)
         self._communicator.collective("ALL_REDUCE", "SUM", np.zeros(1, np.float32))
+        if conduct == "hangs when it is loaded":
+            time.sleep(600)
 
     def execute(self, batch: StepBatch) -> Any:
         """The sum over all ranks, `[1, 1]`."""

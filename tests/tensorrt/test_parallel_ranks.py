@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ import pytest
 from tests.backend.test_artifact import MANIFEST
 from tests.tensorrt.double import communicators
 from tests.tensorrt.rank_double import CUE, load_well
-from tests.tensorrt.rank_processes import Call, is_running, limited, no_ranks_left, pids, ranks_of, until
+from tests.tensorrt.rank_processes import LIMIT_S, Call, is_running, limited, no_ranks_left, pids, ranks_of, until
 from trident_backend.engine.artifact import write_manifest
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.engine.tensorrt import nccl, parallel
 from trident_backend.engine.tensorrt.parallel import ParallelEngine, load_leader
+from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
 
 _ROOT = Path(__file__).parents[2]
@@ -197,6 +199,61 @@ def test_a_rank_imports_nothing_from_where_it_was_started(tmp_path: Path, monkey
 def test_a_rank_that_cannot_start_is_named(conduct: str, problem: str, num_ranks: int, tmp_path: Path) -> None:
     with pytest.raises(EngineLostError, match=problem):
         limited(lambda: lead(tmp_path, num_ranks, conduct))
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "conduct", "problem"),
+    [
+        (3, "stops in loading", r"^rank 1 \(GPU 1\) did not load within 8 s"),
+        (
+            2, "hangs in joining",
+            r"^rank 0 \(GPU 0\) and rank 1 \(GPU 1\) did not become ready for steps within 8 s; one of them hangs",
+        ),
+        (2, "hangs when it is loaded", r"^rank 1 \(GPU 1\) did not become ready for steps within 8 s"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_hangs_while_it_loads_is_not_waited_for(
+    num_ranks: int, conduct: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_LOADING_S", 8.0)
+    monkeypatch.setattr(parallel, "_LOADING_GRACE_S", 0.5)
+    before = ranks_of(os.getpid())
+    with pytest.raises(EngineLostError, match=problem):
+        limited(lambda: lead(tmp_path, num_ranks, conduct))
+    assert not any(map(is_running, ranks_of(os.getpid()) - before))
+
+
+def test_a_leader_that_hangs_while_it_loads_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_LOADING_S", 1.0)
+    monkeypatch.setattr(parallel, "_LOADING_GRACE_S", 0.2)
+    manifest = replace(MANIFEST, tensor_parallel=2)
+    write_manifest(tmp_path, manifest)
+    over = threading.Event()
+
+    def hang(*_arguments: Any) -> Any:
+        over.wait(LIMIT_S)
+
+    command = (sys.executable, "-m", "tests.tensorrt.rank_double", "well")
+    with pytest.raises(EngineLostError, match=r"^rank 0 \(GPU 4\) did not load within 1 s"):
+        limited(lambda: load_leader(tmp_path, manifest, [4, 5], hang, command))
+    over.set()
+
+
+def test_the_time_for_loading_grows_with_the_plans(tmp_path: Path) -> None:
+    assert parallel._loading_limit_s(tmp_path, 2) == 300
+    for rank in range(2):
+        with (tmp_path / layout.plan_file(rank, 2)).open("wb") as plan:
+            plan.truncate(8_000_000_000)  # sparse
+    assert parallel._loading_limit_s(tmp_path, 2) == 300 + 320
+
+
+def test_a_rank_that_hangs_in_a_step_ends_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with led(tmp_path, 2, "hangs") as engine:
+        run(engine, 1)
+        monkeypatch.setattr(parallel, "_STEP_S", 1.0)
+        with pytest.raises(EngineLostError, match=r"rank 0: the GPU has not come back for 1 s"):
+            run(engine, CUE)
+        assert until(lambda: not any(map(is_running, pids(engine))), 5)
 
 
 def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> None:

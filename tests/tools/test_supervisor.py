@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import ServerError
+from trident_ensemble.errors import ServerDiedError, ServerError
+from trident_tools.memory_kills import MemoryKills
+from trident_tools.process_ending import describe_ending
 from trident_tools.server_process import ServerProcess
 from trident_tools.stubs import StubWatch
 from trident_tools.supervisor import Signals, Supervisor
-from trident_tools.triton_log import last_errors
+from trident_tools.triton_log import TritonLog
 from trident_tools.triton_server import Listen
 from trident_tools.triton_status import TritonStatus
 
@@ -41,7 +43,8 @@ class Status(TritonStatus):
     """A server whose ready models the test decides; None: it does not answer."""
 
     def __init__(self) -> None:
-        super().__init__(Listen("127.0.0.1", 1, 2, 3))
+        super().__init__(Listen("127.0.0.1", 1, 2, 3), {})
+        self.is_withdrawn = False
         self.ready: set[tuple[str, str]] | None = {("core", "1")}
         self.active: list[int] = []
 
@@ -49,6 +52,10 @@ class Status(TritonStatus):
         if self.ready is None:
             raise OSError("no answer")
         return self.ready
+
+    def withdraw(self) -> None:
+        self.is_withdrawn = True
+        raise OSError("and that it cannot be is no reason not to drain")
 
     def num_active_requests(self) -> int:
         return self.active.pop(0) if self.active else 0
@@ -97,7 +104,15 @@ class Stop(Signals):
 
 
 def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Path | None = None) -> Supervisor:
-    return Supervisor(server, status, DrainNotice(notice), Stop(seconds), drain_timeout_s=30, say=lambda _line: None)
+    return Supervisor(
+        server,
+        status,
+        DrainNotice(notice),
+        Stop(seconds),
+        drain_timeout_s=30,
+        say=lambda _line: None,
+        withdraw_readiness=status.withdraw,
+    )
 
 
 def test_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
@@ -196,6 +211,7 @@ def test_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProc
     assert server.exit_status() is None
     assert watcher.drain() == 0
     assert notice.exists()
+    assert status.is_withdrawn
     assert not status.active
     assert server.exit_status() == -signal.SIGTERM
 
@@ -211,10 +227,112 @@ def test_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
         "error: creating server: Internal - failed to load all models\n",
         encoding="utf-8",
     )
-    assert last_errors(log) == [
+    assert TritonLog(log).last_errors() == [
         "ERROR: first At: model.py(3): initialize",
         "second",
         "creating server: Internal - failed to load all models",
     ]
-    assert last_errors(log, limit=1) == ["creating server: Internal - failed to load all models"]
-    assert last_errors(tmp_path / "none") == []
+    assert TritonLog(log).last_errors(1) == ["creating server: Internal - failed to load all models"]
+    assert TritonLog(tmp_path / "none").last_errors() == []
+
+
+def test_log_of_a_crash_is_told_by_what_the_runtime_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("the log of another server\n", encoding="utf-8")
+    of_this = TritonLog(log)
+    of_this.begin()
+    assert of_this.last_lines() == []
+    with log.open("a", encoding="utf-8") as file:
+        file.write(
+            'I1121 05:07:37.446358 28957 model_lifecycle.cc:472] "loading: core:1"\n'
+            "terminate called after throwing an instance of 'boost::interprocess::lock_exception'\n"
+            "  what():  boost::interprocess::lock_exception\n"
+            "\nSignal (6) received.\n"
+        )
+    assert of_this.last_errors() == [
+        "terminate called after throwing an instance of 'boost::interprocess::lock_exception'",
+        "what(): boost::interprocess::lock_exception",
+    ]
+    assert of_this.last_lines(1) == ["Signal (6) received."]
+    assert of_this.tells_of_transient_failure()
+    assert TritonLog(None).tells_of_transient_failure() is None
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) -> None:
+    watcher = supervisor(server, Status(), 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(server.pid, signal.SIGSTOP)  # or it asks after the stub, as Triton does not
+    os.kill(pid, how)
+    with pytest.raises(ServerDiedError, match=rf"\(pid {pid}\) died \(killed by {how.name}\)") as caught:
+        watcher.watch()
+    assert caught.value.ready_s is None
+
+
+def test_a_server_that_dies_of_its_stubs_death_is_not_taken_for_the_cause(server: ServerProcess) -> None:
+    watcher = supervisor(server, Status(), 10)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(server.pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    until_over = time.monotonic() + 10
+    while not watcher._suspects:
+        assert time.monotonic() < until_over
+        watcher._check()
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError) as caught:
+        watcher.watch()
+    assert f"(pid {pid}) died (killed by SIGKILL); tritonserver died after it (killed by SIGKILL)" in str(caught.value)
+
+
+def test_a_death_for_lack_of_memory_is_called_that(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryKills, "have_happened", lambda _self: True)
+    watcher = supervisor(server, Status(), 10)
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match=r"SIGKILL\); the kernel has ended .* for lack of memory") as caught:
+        watcher.watch()
+    assert caught.value.has_crashed
+
+
+def test_killing_returns_when_the_whole_group_has_gone(server: ServerProcess) -> None:
+    pid = only_stub(server)
+    server.kill()
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_how_processes_end_in_words() -> None:
+    assert [describe_ending(code) for code in (0, 70, -9, -40)] == [
+        "exit status 0", "exit status 70", "killed by SIGKILL", "killed by signal 40",
+    ]  # fmt: skip
+
+
+def test_a_stub_that_dies_while_it_loads_is_not_waited_for(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trident_tools.supervisor._CONFIRM_LOADING_S", 0.5)
+    status = Status()
+    monkeypatch.setattr(status, "is_ready", lambda: False)
+    watcher = supervisor(server, status, 10)
+    only_stub(server)
+    watch = StubWatch(server.pid)
+    watch.discover()
+    stubs = watch.living()
+    watcher._stubs.discover()
+    os.kill(server.pid, signal.SIGSTOP)  # it takes no note of them, as Triton where a stub has not read its model
+    for stub in stubs:
+        os.kill(stub.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match=r"died while loading \(killed by SIGKILL\)") as caught:
+        watcher.wait_until_ready()
+    assert caught.value.has_crashed
+    assert caught.value.ready_s is None
+
+
+def test_a_stub_that_triton_ended_itself_is_no_failure_of_loading(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trident_tools.supervisor._CONFIRM_LOADING_S", 0.2)
+    status = Status()
+    monkeypatch.setattr(status, "is_ready", lambda: False)
+    assert not supervisor(server, status, 2).wait_until_ready()

@@ -10,8 +10,9 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,12 +24,16 @@ from trident_ensemble import layout
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_ensemble.errors import ServerError
 from trident_ensemble.settings import check_limits
+from trident_tools.container import runs_in_container
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
+from trident_tools.model_control import ModelControl
 from trident_tools.overlay import overlay, served_settings
 from trident_tools.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
+from trident_tools.restarts import Restarts
 from trident_tools.server_process import ServerProcess
+from trident_tools.serving import Serving
 from trident_tools.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
-from trident_tools.triton_log import last_errors
+from trident_tools.triton_log import TritonLog
 from trident_tools.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 from trident_tools.triton_status import TritonStatus
 
@@ -50,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for requests in flight after a signal (default: %(default)g)",
     )
+    parser.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        help="start a server that died again, after 1, 2, 4 ... 60 s; without it, or with --no-restart, the command "
+        "ends with an error (default: on if standard output or error is a terminal and this is no container, by "
+        "/.dockerenv, /run/.containerenv, KUBERNETES_SERVICE_HOST or `container`; off elsewhere, where whatever runs "
+        "the command starts it again)",
+    )
     add_core_options(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--verbose", action="store_true", help="show tritonserver's log here")
@@ -59,32 +72,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; returns 0 after a clean drain.
+    """Serve until a signal; return 0 after a clean drain.
 
     Raises:
         TridentError: the repository or a port will not do, or the server could not be started or kept alive.
     """
     listen = Listen(args.host, args.http_port, args.grpc_port, args.metrics_port)
     manifest = check_repository(args.repository)
-    check_ports(listen)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
+        start = _starter(args, listen, manifest, console=console, signals=signals, folder=folder)
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
+        serving = Serving(
+            partial(start, log),
+            Restarts(is_enabled=_restarts(args.restart)),
+            signals,
+            TritonLog(None if log is None else Path(log.name)),
+            loading=partial(_loading, args, console),
+            announce=lambda seconds: console.print(_announcement(args.repository, listen, manifest, seconds)),
+            say=console.print,
+            complain=_complain,
+        )
         failed = True
         try:
-            status = _serve(args, listen, manifest, console=console, signals=signals, folder=folder, log=log)
+            status = serving.run()
             failed = False
-        except ServerError as error:
-            raise _explained(error, log) from None
         finally:
-            if log is not None and args.log_file is None and not (failed and Path(log.name).stat().st_size):
-                Path(log.name).unlink()
+            if log is not None and args.log_file is None:
+                # The log of a server that died is worth keeping, also when the next one ended well.
+                is_wanted = (failed or serving.num_starts > 1) and Path(log.name).stat().st_size
+                if not is_wanted:
+                    Path(log.name).unlink()
         return status
 
 
-def _serve(
+def _restarts(asked: bool | None) -> bool:
+    """Whether a server that dies is started again: as asked, else where nobody but a person at a terminal would."""
+    if asked is not None:
+        return asked
+    return (sys.stdout.isatty() or sys.stderr.isatty()) and not runs_in_container(os.environ)
+
+
+def _complain(text: str) -> None:
+    print(f"trident serve: {text}", file=sys.stderr, flush=True)
+
+
+def _starter(
     args: argparse.Namespace,
     listen: Listen,
     manifest: Manifest,
@@ -92,8 +127,8 @@ def _serve(
     console: Console,
     signals: Signals,
     folder: Path,
-    log: IO[bytes] | None,
-) -> int:
+) -> Callable[[IO[bytes] | None], Supervisor]:
+    """Prepare what all servers of this command have in common; return what starts one, given its log."""
     server = find_server()
     backends = folder / "backends"
     backends.mkdir()
@@ -113,34 +148,38 @@ def _serve(
             laid_over = folder / "repository"
             laid_over.mkdir()
             repository = overlay(repository, laid_over, settings)
-    command = server_command(server, repository, backends, listen, EXIT_TIMEOUT_S)
+    control_folder = folder / "control"
+    control_folder.mkdir()
+    control = ModelControl(control_folder, listen)
+    command = [
+        *server_command(server, repository, backends, listen, EXIT_TIMEOUT_S),
+        *control.options(sorted(model.name for model in repository.iterdir() if model.is_dir())),
+        *args.triton_option,
+    ]
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
-    began = time.monotonic()
-    process = ServerProcess([*command, *args.triton_option], environment, log)
-    status = TritonStatus(listen)
-    supervisor = Supervisor(
-        process, status, DrainNotice(notice), signals, drain_timeout_s=args.drain_timeout, say=console.print
-    )
-    try:
-        loading = f"Loading {args.repository} ..."
-        if console.is_terminal and not args.verbose:
-            with console.status(loading):
-                ready = supervisor.wait_until_ready()
-        else:
-            console.print(loading)
-            ready = supervisor.wait_until_ready()
-        if not ready:
-            console.print("Stopped before it was ready.")
-            supervisor.stop()
-            return 0
-        console.print(_announcement(args.repository, listen, manifest, time.monotonic() - began))
-        supervisor.watch()
-        console.print("Draining: requests in flight finish, new ones are refused.")
-        outcome = supervisor.drain()
-        console.print("Stopped.")
-        return outcome
-    finally:
-        supervisor.clean_up()
+
+    def start(log: IO[bytes] | None) -> Supervisor:
+        check_ports(listen)
+        return Supervisor(
+            ServerProcess(command, environment, log),
+            TritonStatus(listen, control.headers),
+            DrainNotice(notice),
+            signals,
+            drain_timeout_s=args.drain_timeout,
+            say=console.print,
+            withdraw_readiness=control.withdraw_readiness,
+        )
+
+    return start
+
+
+def _loading(args: argparse.Namespace, console: Console) -> AbstractContextManager[object]:
+    """Show that a server loads: at a terminal for as long as it does."""
+    text = f"Loading {args.repository} ..."
+    if console.is_terminal and not args.verbose:
+        return console.status(text)
+    console.print(text)
+    return nullcontext()
 
 
 def _open_log(path: Path | None) -> IO[bytes]:
@@ -151,14 +190,6 @@ def _open_log(path: Path | None) -> IO[bytes]:
         return path.open("wb")
     except OSError as error:
         raise ServerError(f"--log-file {path}: cannot be written: {error.strerror or error}") from error
-
-
-def _explained(error: ServerError, log: IO[bytes] | None) -> ServerError:
-    """The error, with what tritonserver logged about it."""
-    if log is None or Path(log.name).stat().st_size == 0:
-        return error
-    lines = [str(error), *(f"  {line}" for line in last_errors(Path(log.name))), f"The whole log: {log.name}"]
-    return ServerError("\n".join(lines))
 
 
 def _announcement(repository: Path, listen: Listen, manifest: Manifest, seconds: float) -> str:

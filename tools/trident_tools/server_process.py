@@ -12,13 +12,17 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from trident_ensemble.errors import ServerError
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
+_PROC = Path("/proc")
+#: What the kernel may take to end processes that have been killed: one that holds an engine has much memory to free.
+_GONE_S = 20.0
 
 
 class ServerProcess:
@@ -76,7 +80,28 @@ class ServerProcess:
         return self.exit_status() is not None
 
     def kill(self) -> None:
-        """End it and every process of its group, at once."""
+        """End it and every process of its group, at once; return when their memory, GPUs and ports are free again.
+
+        A process that the kernel does not end in a limited time is left.
+        """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + _GONE_S
+        while any(_members(self._process.pid)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 2)
+        # Where this process is the first of a container, the server's orphans have become its children.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-self._process.pid, os.WNOHANG)[0]:
+                pass
+
+
+def _members(group: int) -> Iterator[int]:
+    """The processes of a group that have not ended yet."""
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if fields[0] not in "ZX" and int(fields[2]) == group:
+            yield int(folder.name)

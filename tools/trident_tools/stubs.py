@@ -7,12 +7,16 @@ stubs, which of them have gone, and the shared memory that they leave behind whe
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
 _STUB = "triton_python_backend_stub"
+#: Fields of /proc/PID/stat, counted from the state, which is the third. The last is there once a process has ended and
+#: its parent has not asked after it.
+_PARENT, _STARTED, _WAIT_STATUS = 1, 19, 49
 #: Triton's own regions and the core's acknowledgement tables, as /proc/PID/maps lists them.
 _SHARED_MEMORY = re.compile(r"\s(/dev/shm/(?:triton_\w+_shm_region_|trident-)\S+)$", re.MULTILINE)
 
@@ -60,6 +64,8 @@ class StubWatch:
 
     def discover(self) -> None:
         """Learn of new stubs and of the shared memory in use; about 15 microseconds for each process of the machine."""
+        # The server maps what it shares with a stub before there is one.
+        self._note_shared_memory(self._server_pid)
         for folder in _PROC.glob("[0-9]*"):
             pid = int(folder.name)
             status = _status(pid)
@@ -68,9 +74,7 @@ class StubWatch:
             stub = _stub(pid, status[1])
             if stub is not None:
                 self._known[pid] = stub
-                with contextlib.suppress(OSError):
-                    maps = (folder / "maps").read_text(encoding="utf-8", errors="replace")
-                    self._shared_memory.update(map(Path, _SHARED_MEMORY.findall(maps)))
+                self._note_shared_memory(pid)
 
     def living(self) -> list[Stub]:
         """The known stubs that run."""
@@ -89,20 +93,51 @@ class StubWatch:
         if self._known.get(stub.pid) == stub:
             del self._known[stub.pid]
 
+    def fallen_while_loading(self) -> list[Stub]:
+        """Return the known stubs that ended with an error, and whose model has no other.
+
+        Triton takes note of the stubs that it ends itself, and gives a model its next one at once.
+        """
+        loading = {stub.model for stub in self.living()}
+        return [
+            stub
+            for stub in self._known.values()
+            if stub.model not in loading and not _runs(stub) and self.exit_code(stub)
+        ]
+
+    @staticmethod
+    def exit_code(stub: Stub) -> int | None:
+        """Return how a stub that has gone ended, as `subprocess` has it; None where Triton has taken note of it."""
+        fields = _stat(stub.pid)
+        if fields is None or int(fields[_STARTED]) != stub.started:
+            return None
+        return os.waitstatus_to_exitcode(int(fields[_WAIT_STATUS]))
+
     def remove_shared_memory(self) -> None:
         """Remove what the stubs left in /dev/shm; only for a server that has ended."""
         for path in self._shared_memory:
             with contextlib.suppress(OSError):
                 path.unlink()
 
+    def _note_shared_memory(self, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            maps = (_PROC / str(pid) / "maps").read_text(encoding="utf-8", errors="replace")
+            self._shared_memory.update(map(Path, _SHARED_MEMORY.findall(maps)))
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state on; None when there is no such process, not even its remains."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
 
 def _status(pid: int) -> tuple[int, int] | None:
     """Parent and start time of a running process; None when it does not run (any more)."""
-    try:
-        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else (int(fields[_PARENT]), int(fields[_STARTED]))
 
 
 def _runs(stub: Stub) -> bool:

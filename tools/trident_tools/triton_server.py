@@ -21,6 +21,7 @@ from trident_ensemble import layout
 from trident_ensemble.errors import ServerError
 
 WHEEL = "nvidia-pytriton==0.7.0"
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (names of addresses, nothing is bound)
 _STUB = "triton_python_backend_stub"
 _PYTHON_BACKEND = "python"
 _BACKEND_MODEL = '''"""The Triton backend `trident`; everything is in the package."""
@@ -56,6 +57,11 @@ class Listen:
     http_port: int
     grpc_port: int
     metrics_port: int
+
+
+def local_address(host: str) -> str:
+    """Return the address at which this machine reaches a server that listens on `host`."""
+    return _ANY.get(host, host)
 
 
 def find_server() -> TritonServer:

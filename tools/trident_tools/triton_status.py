@@ -8,20 +8,26 @@ from __future__ import annotations
 import http.client
 import json
 import re
+from collections.abc import Mapping
 
-from trident_tools.triton_server import Listen
+from trident_tools.triton_server import Listen, local_address
 
 _TIMEOUT_S = 2.0
 _ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (names of addresses, nothing is bound)
 
 
 class TritonStatus:
-    """Asks one server."""
+    """Asks one server.
 
-    def __init__(self, listen: Listen) -> None:
+    Args:
+        listen: where it listens.
+        headers: what opens its repository's index.
+    """
+
+    def __init__(self, listen: Listen, headers: Mapping[str, str]) -> None:
         self._listen = listen
-        self._host = _ANY.get(listen.host, listen.host)
+        self._headers = headers
+        self._host = local_address(listen.host)
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are loaded."""
@@ -63,7 +69,7 @@ class TritonStatus:
     def _ask(self, method: str, port: int, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, port, timeout=_TIMEOUT_S)
         try:
-            connection.request(method, path)
+            connection.request(method, path, headers=dict(self._headers))
             response = connection.getresponse()
             return response.status, response.read()
         finally:

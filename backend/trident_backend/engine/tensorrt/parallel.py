@@ -10,6 +10,7 @@ needed: the leader starts the ranks itself. Ranks on other machines are out of s
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +22,21 @@ from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
 from trident_backend.engine.tensorrt.rank import COMMAND
 from trident_backend.engine.tensorrt.ranks import Ranks
+from trident_backend.engine.tensorrt.time_limit import TimeLimit
 from trident_backend.engine.tensorrt.watched_thread import WatchedThread
+from trident_ensemble import layout
 from trident_ensemble.errors import EngineError
 
 #: Seconds that the leader has to free its GPU; and if a rank has failed, as it may wait for it.
 _CLOSE_S, _CLOSE_FAILED_S = 10.0, 2.0
+#: Loading has a limit that no machine worth serving on needs: so many seconds for what does not depend on the size
+#: (processes, imports, NCCL, graphs, and with TensorRT-RTX the compilation of kernels), and one more for so many bytes
+#: of plans, which is what a slow network disk brings.
+_LOADING_S, _LOADING_BYTES_PER_S = 300.0, 50e6
+#: The leader itself is left a little later, so that a rank that did not load is known by then.
+_LOADING_GRACE_S = 5.0
+#: A step takes milliseconds, of the largest network seconds.
+_STEP_S = 120.0
 
 
 class Joinable(Protocol):
@@ -71,11 +82,12 @@ class ParallelEngine:
         """Compute one step on all GPUs. See `Engine.execute`.
 
         Raises:
-            EngineLostError: a rank has failed; no step can be computed any more.
+            EngineLostError: a rank has failed, or a step has not ended in two minutes, because a rank hangs; no step
+                can be computed any more.
         """
         try:
             self._ranks.broadcast(pack_batch(batch))
-            logits = self._thread.run(lambda: self._part.execute(batch), self._ranks.check)
+            logits = self._thread.run(lambda: self._part.execute(batch), self._ranks.check, _STEP_S)
             # Sampling waits for no other GPU, and runs on the caller's thread, which has a GPU of its own choice.
             self._device.select()
         except EngineError as error:
@@ -145,31 +157,48 @@ def load_leader(
     Raises:
         ArtifactError: the parts do not fit the GPUs, or NCCL is missing.
         PlanError: a GPU has too little free memory.
-        EngineError: a rank failed; says which, and why.
+        EngineError: a rank failed, or did not load in time; says which, and why.
     """
+    limit = TimeLimit(_loading_limit_s(folder, len(ordinals)))
     ranks = Ranks(folder, ordinals, command)
     thread = WatchedThread("trident-leader-gpu")
     joined: list[tuple[Joinable, nccl.Communicator]] = []
+    are_joining = threading.Event()
 
     def join(device: Joinable) -> object:
-        ranks.wait_for(Kind.LOADED)
+        ranks.wait_for(Kind.LOADED, limit)
         unique_id = nccl.make_unique_id()
         ranks.broadcast(Message(Kind.JOIN, unique_id))
+        are_joining.set()
         joined.append((device, _join(device, len(ordinals), 0, unique_id)))
         return joined[0][1].capsule
 
     try:
-        part = thread.run(lambda: load_part(folder, manifest, 0, ordinals[0], join), ranks.check)
-        ranks.wait_for(Kind.READY)
+        part = thread.run(
+            lambda: load_part(folder, manifest, 0, ordinals[0], join), ranks.check, limit.seconds + _LOADING_GRACE_S
+        )
+        ranks.wait_for(Kind.READY, limit)
     except BaseException as error:
         failed_before = ranks.has_failed
-        ranks.fail(f"rank 0: {error}")
+        hanging = _hanging(ranks, ordinals[0], limit, are_joining=are_joining.is_set())
+        ranks.fail(hanging or f"rank 0: {error}")
         ranks.end()
         _leave(thread)
-        if failed_before:  # and what happened to the leader is what came of it
+        if failed_before or hanging:  # and what happened to the leader is what came of it
             ranks.check()
         raise
     return ParallelEngine(part, ranks, thread, *joined[0])
+
+
+def _hanging(ranks: Ranks, ordinal: int, limit: TimeLimit, *, are_joining: bool) -> str:
+    """Who may hang when the time for loading is over; empty before that."""
+    if limit.left_s():
+        return ""
+    leader = f"rank 0 (GPU {ordinal})"
+    if not are_joining:
+        return f"{leader} did not load within {limit.seconds:.0f} s"
+    names = " and ".join([leader, *ranks.not_ready()])
+    return f"{names} did not become ready for steps within {limit.seconds:.0f} s; one of them hangs"
 
 
 def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], bytes], load_part: PartLoader) -> RankPart:
@@ -196,6 +225,12 @@ def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], byt
 
     part = load_part(folder, manifest, rank, ordinal, join)
     return RankPart(part, joined[0])
+
+
+def _loading_limit_s(folder: Path, num_ranks: int) -> float:
+    """How long all ranks together may take to load; they read from one disk."""
+    plans = (folder / layout.plan_file(rank, num_ranks) for rank in range(num_ranks))
+    return _LOADING_S + sum(plan.stat().st_size for plan in plans if plan.is_file()) / _LOADING_BYTES_PER_S
 
 
 def _join(device: Joinable, num_ranks: int, rank: int, unique_id: bytes) -> nccl.Communicator:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 from trident_backend.engine.tensorrt.messages import Kind, Message
 from trident_backend.engine.tensorrt.rank import COMMAND, Rank
+from trident_backend.engine.tensorrt.time_limit import TimeLimit
 from trident_ensemble.errors import EngineError, EngineLostError
 
 #: Seconds that ranks have to end after they were told to.
 _END_S = 10.0
 #: Seconds that a rank has to end once its socket has.
 _LAST_S = 1.0
+#: What a rank that sends no message of a kind has not done.
+_DEEDS = {Kind.LOADED: "load", Kind.READY: "become ready for steps"}
 
 
 class Ranks:
@@ -65,15 +68,27 @@ class Ranks:
                 self.fail(f"{rank.name}: {error}")
         self.check()
 
-    def wait_for(self, kind: Kind) -> None:
+    def wait_for(self, kind: Kind, limit: TimeLimit) -> None:
         """Wait until all of them have sent this kind of message.
 
+        Args:
+            kind: LOADED or READY.
+            limit: after which those that have not sent it count as failed.
+
         Raises:
-            EngineLostError: one of them has failed.
+            EngineLostError: one of them has failed, or has not sent it in time; names it.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or all(each == kind for each in self._reached.values()))
+            self._changed.wait_for(lambda: self._failure or not self._missing(kind), limit.left_s())
+            missing = self._missing(kind)
+        if missing:
+            self.fail(f"{' and '.join(missing)} did not {_DEEDS[kind]} within {limit.seconds:.0f} s")
         self.check()
+
+    def not_ready(self) -> list[str]:
+        """Return the names of those that are not ready for steps."""
+        with self._changed:
+            return self._missing(Kind.READY)
 
     @property
     def has_failed(self) -> bool:
@@ -123,6 +138,10 @@ class Ranks:
         for rank in self._reached:
             if rank.end(_LAST_S) is None:
                 logging.getLogger(__name__).warning("%s does not end, though it was killed", rank.name)
+
+    def _missing(self, kind: Kind) -> list[str]:
+        """The names of those whose last message is of another kind."""
+        return [rank.name for rank, reached in self._reached.items() if reached != kind]
 
     def _start(self, folder: Path, number: int, ordinal: int, command: Sequence[str]) -> None:
         rank = Rank(number, ordinal, command)
