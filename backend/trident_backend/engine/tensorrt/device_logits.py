@@ -6,14 +6,14 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, TokenIds
+from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
 from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, SamplingPlans
 
 
@@ -98,6 +98,17 @@ class DeviceLogits:
             self._change("write", block, {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])})
             start = end
 
+    def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
+        """See `StepLogits.penalise`; all pairs go to the device."""
+        repetitions = np.array([each.repetition for each in penalties], np.float32)
+        at, ids, lengths = _pairs(rows, [each.seen_ids for each in penalties])
+        if ids.size:
+            values, factors = self.read(at, ids), np.repeat(repetitions, lengths)
+            self.write(at, ids, np.where(values < 0, values * factors, values / factors))
+        at, ids, _ = _pairs(rows, [each.counted_ids for each in penalties])
+        if ids.size:
+            self.write(at, ids, self.read(at, ids) - np.concatenate([each.offsets for each in penalties]))
+
     def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
         """See `StepLogits.allow`."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
@@ -134,6 +145,12 @@ class DeviceLogits:
             device.download(array[begin:end], self._address + int(places[begin]) * self._plans.vocab_size * 4)
         device.synchronize()
         return HostLogits(array, NumpyKernels())
+
+
+def _pairs(rows: Indices, token_ids: Sequence[TokenIds]) -> tuple[Indices, TokenIds, list[int]]:
+    """Rows and token ids, pair by pair, and how many pairs each row has."""
+    lengths = [len(ids) for ids in token_ids]
+    return np.repeat(rows, lengths), np.concatenate(token_ids), lengths
 
 
 def _runs(places: Int32Array) -> list[tuple[int, int]]:
