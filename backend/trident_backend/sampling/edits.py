@@ -67,7 +67,7 @@ class Edits:
             masks: of those rows whose sequence has a guide.
 
         Returns:
-            what has been moved, the earliest edit first: by penalties where log probabilities are wanted, and by biases.
+            what was moved, the earliest edit first: by penalties where log probabilities are wanted, and by biases.
         """
         moved = []
         penalised: list[int] = []
