@@ -81,7 +81,7 @@ class BlockManager:
         assert sequence not in self._accounts
         if shares_prompt(sequence) and sequence.parent in self._accounts:
             num_cached = sequence.num_prompt_tokens - 1
-            shared = sequence.parent.block_table[: self.blocks_for(num_cached)]
+            shared = sequence.parent.block_table[: self.blocks_for(num_cached)].tolist()
         else:
             shared = self._find_prefix(sequence)
             num_cached = len(shared) * self.block_size

@@ -78,7 +78,7 @@ def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
 
 def test_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
     sequence = sequence_of(SamplingParams(frequency_penalty=0.5), list(range(60)), [61, 61])
-    looked_at = []
+    looked_at: list[RowPenalties] = []
 
     class Noting(HostLogits):
         def penalise(self, rows: Indices, penalties: Tables[RowPenalties]) -> None:
