@@ -20,14 +20,14 @@ _KEY_BITS = (1 << _NGRAM * _ID_BITS) - 1
 
 
 class IndexRoom:
-    """How many n-grams the sequences that share it may keep. One takes about 130 bytes.
+    """How many n-grams the sequences that share it may keep. One takes about 110 bytes.
 
     Args:
         num_ngrams: of all sequences together, at most.
         max_half: of one sequence in each half of its index, at most.
     """
 
-    def __init__(self, num_ngrams: int = 262_144, max_half: int = 16_384) -> None:
+    def __init__(self, num_ngrams: int = 262_144, max_half: int = 32_768) -> None:
         self.num_left = num_ngrams
         self.max_half = max_half
 
