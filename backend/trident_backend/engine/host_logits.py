@@ -104,18 +104,20 @@ class HostLogits:
         self.array[rows, ids] = values
 
     def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
-        """See `StepLogits.penalise`; row by row, so that what is read is still in the caches when it is written."""
-        for row, (repetition, seen_ids, counted_ids, offsets) in zip(rows.tolist(), penalties, strict=True):
-            logits = self.array[row]
-            if seen_ids.size:
+        """See `StepLogits.penalise`; of many tokens row by row, so that those read are in the caches when written."""
+        for row, (repetition, seen_ids, _, _) in zip(rows.tolist(), penalties, strict=True):
+            if len(seen_ids):
+                logits = self.array[row]
                 values = logits.take(seen_ids, mode="wrap")
                 products = values * repetition
                 values /= repetition
                 # Whatever its sign, a logit's product and quotient lie on either side of it.
-                (np.minimum if repetition >= 1 else np.maximum)(values, products, out=values)
+                (np.minimum if repetition >= 1 else np.maximum)(values, products, values)
                 logits[seen_ids] = values
-            if counted_ids.size:
-                logits[counted_ids] -= offsets
+        lengths = [len(each.counted_ids) for each in penalties]
+        if any(lengths):
+            pairs = np.repeat(rows, lengths), np.concatenate([each.counted_ids for each in penalties])
+            self.array[pairs] -= np.concatenate([each.offsets for each in penalties])
 
     def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
         """See `StepLogits.allow`; run by run of adjacent rows."""

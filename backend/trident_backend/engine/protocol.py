@@ -90,7 +90,7 @@ class RowPenalties(NamedTuple):
     Args:
         repetition: divides the logits of `seen_ids` from 0 on, and multiplies those below.
         seen_ids: `[n]`, none where `repetition` is 1.
-        counted_ids: `[m]`, all of them in `seen_ids` unless that is empty.
+        counted_ids: `[m]`, all of them in `seen_ids` where `repetition` is not 1.
         offsets: `[m]`, what is then taken off the logits of `counted_ids`.
     """
 
@@ -102,7 +102,7 @@ class RowPenalties(NamedTuple):
     @property
     def ids(self) -> TokenIds:
         """The tokens whose logits change."""
-        return self.seen_ids if self.seen_ids.size else self.counted_ids
+        return self.seen_ids if len(self.seen_ids) else self.counted_ids
 
 
 class StepLogits(Protocol):

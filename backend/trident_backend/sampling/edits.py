@@ -119,25 +119,22 @@ def penalises(params: SamplingParams) -> bool:
 
 
 def _penalties(row: Row) -> RowPenalties:
-    """A row's penalties as of now; what has been counted before is not counted again."""
-    sequence, params, draft_ids = row.sequence, row.sequence.sampling, row.draft_ids
+    """A row's penalties; what has been counted before is not counted again."""
+    sequence = row.sequence
     counts = sequence.token_counts
     if counts is None:
-        counts = sequence.token_counts = TokenCounts(sequence.token_ids[: sequence.num_prompt_tokens])
+        params = sequence.sampling
+        counts = sequence.token_counts = TokenCounts(
+            sequence.token_ids[: sequence.num_prompt_tokens],
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
     counts.follow(sequence.token_ids)
-    seen_ids = counts.seen(draft_ids) if params.repetition_penalty != 1 else _NO_IDS
-    counted_ids, offsets = _NO_IDS, _NO_OFFSETS
-    if params.presence_penalty != 0 or params.frequency_penalty != 0:
-        counted_ids, times = counts.counted(draft_ids)
-        offsets = np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * times
-    return RowPenalties(np.float32(params.repetition_penalty), seen_ids, counted_ids, offsets)
+    return counts.penalties(row.draft_ids)
 
 
 def _pairs(parts: Iterable[tuple[int, TokenIds]]) -> tuple[Indices, TokenIds]:
     """Rows and token ids, pair by pair."""
     numbers, ids = zip(*parts, strict=True)
     return np.repeat(np.array(numbers, np.intp), [len(part) for part in ids]), np.concatenate(ids)
-
-
-_NO_IDS = np.empty(0, np.int64)
-_NO_OFFSETS = np.empty(0, np.float32)

@@ -1,6 +1,6 @@
-"""Which tokens stand in one sequence, and how often in its output.
+"""Which tokens stand in one sequence and how often in its output, in the form in which penalties are made of them.
 
-Owns the counts, kept as arrays that change by one token at a time as the sequence grows. Never changes a logit.
+Owns that form: arrays that change by one token at a time as the sequence grows. Never changes a logit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-TokenIds = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
+from trident_backend.engine.protocol import RowPenalties, TokenIds
+
 Number = TypeVar("Number", np.int64, np.float32)
 
 
@@ -21,16 +21,27 @@ class TokenCounts:
 
     Args:
         prompt: its first tokens; they are seen, but not counted.
+        repetition: see `SamplingParams`, as the next two.
+        presence: what a token that the output has is penalised by.
+        frequency: the same for every time that it stands there.
     """
 
-    def __init__(self, prompt: Tokens[int]) -> None:
+    def __init__(
+        self, prompt: Tokens[int], repetition: float = 1.0, presence: float = 0.0, frequency: float = 0.0
+    ) -> None:
+        self._repetition, self._presence, self._frequency = (
+            np.float32(each) for each in (repetition, presence, frequency)
+        )
+        self._repeats, self._counts_output = repetition != 1, presence != 0 or frequency != 0
         #: Ascending, so that an output's token is found in it by bisection, and the logits are read in order.
-        self._prompt_ids: TokenIds = np.unique(np.array(prompt, np.int64))
+        self._prompt_ids: TokenIds = np.unique(np.array(prompt if self._repeats else (), np.int64))
         self._num_tokens = len(prompt)
-        self._places: dict[int, int] = {}
         self._seen_ids, self._num_seen = self._prompt_ids, len(self._prompt_ids)
+        #: Where the output's tokens stand among those counted, and how often each was.
+        self._places: dict[int, int] = {}
+        self._counts: list[int] = []
         self._counted_ids: TokenIds = np.empty(0, np.int64)
-        self._counts: FloatArray = np.empty(0, np.float32)
+        self._offsets: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
     def follow(self, token_ids: Tokens[int]) -> None:
         """Count the output's new tokens; those counted before cost nothing.
@@ -43,40 +54,44 @@ class TokenCounts:
             if place is None:
                 place = self._add(token_id)
             self._counts[place] += 1
+            if self._counts_output:
+                self._offsets[place] = self._offset(self._counts[place])
         self._num_tokens = len(token_ids)
 
-    def seen(self, draft_ids: Tokens[int] = ()) -> TokenIds:
-        """Return the different tokens of prompt and output, `[n]`, in the order in which they were first seen.
+    def penalties(self, draft_ids: Tokens[int] = ()) -> RowPenalties:
+        """Return the penalties of the next token.
 
         Args:
-            draft_ids: guessed tokens, taken for further output.
+            draft_ids: guessed tokens before it, taken for further output.
 
         Returns:
-            where there are no guesses a view that holds until the sequence grows.
+            where there are no guesses, views that hold until the sequence grows.
         """
-        ids = self._seen_ids[: self._num_seen]
-        new = [token_id for token_id in dict.fromkeys(draft_ids) if not self._is_seen(token_id)]
-        return np.concatenate([ids, np.array(new, np.int64)]) if new else ids
+        num_counted = len(self._counts)
+        penalties = RowPenalties(
+            self._repetition,
+            self._seen_ids[: self._num_seen],
+            self._counted_ids[:num_counted],
+            self._offsets[:num_counted],
+        )
+        return self._after(draft_ids, penalties) if draft_ids else penalties
 
-    def counted(self, draft_ids: Tokens[int] = ()) -> tuple[TokenIds, FloatArray]:
-        """Return the different tokens of the output and how often each stands there, both `[n]`.
-
-        Args:
-            draft_ids: guessed tokens, taken for further output.
-
-        Returns:
-            ids in the order in which they were first counted, and counts; where there are no guesses both are views
-            that hold until the sequence grows.
-        """
-        num_counted = len(self._places)
-        ids, counts = self._counted_ids[:num_counted], self._counts[:num_counted]
-        if draft_ids:
+    def _after(self, draft_ids: Tokens[int], penalties: RowPenalties) -> RowPenalties:
+        """The penalties after some guesses, in arrays of their own."""
+        _, seen_ids, counted_ids, offsets = penalties
+        if self._repeats:
+            new = [token_id for token_id in dict.fromkeys(draft_ids) if not self._is_seen(token_id)]
+            seen_ids = np.concatenate([seen_ids, np.array(new, np.int64)])
+        if self._counts_output:
             new = [token_id for token_id in dict.fromkeys(draft_ids) if token_id not in self._places]
-            places = self._places | {token_id: num_counted + index for index, token_id in enumerate(new)}
-            ids = np.concatenate([ids, np.array(new, np.int64)])
-            counts = np.concatenate([counts, np.zeros(len(new), np.float32)])
-            np.add.at(counts, [places[token_id] for token_id in draft_ids], 1)
-        return ids, counts
+            counted_ids = np.concatenate([counted_ids, np.array(new, np.int64)])
+            offsets = np.concatenate([offsets, np.zeros(len(new), np.float32)])
+            places = {token_id: len(self._counts) + index for index, token_id in enumerate(new)}
+            for token_id in set(draft_ids):
+                place = self._places.get(token_id)
+                known = 0 if place is None else self._counts[place]
+                offsets[places[token_id] if place is None else place] = self._offset(known + draft_ids.count(token_id))
+        return RowPenalties(self._repetition, seen_ids, counted_ids, offsets)
 
     def _is_seen(self, token_id: int) -> bool:
         return token_id in self._places or self._is_in_prompt(token_id)
@@ -86,15 +101,20 @@ class TokenCounts:
         return place < len(self._prompt_ids) and int(self._prompt_ids[place]) == token_id
 
     def _add(self, token_id: int) -> int:
-        """A token that the output has for the first time."""
-        if not self._is_in_prompt(token_id):
+        """A token that the output has for the first time: where it stands among those counted."""
+        if self._repeats and not self._is_in_prompt(token_id):
             self._seen_ids = _with_room(self._seen_ids, self._num_seen)
             self._seen_ids[self._num_seen] = token_id
             self._num_seen += 1
-        place = self._places[token_id] = len(self._places)
-        self._counted_ids, self._counts = _with_room(self._counted_ids, place), _with_room(self._counts, place)
-        self._counted_ids[place], self._counts[place] = token_id, 0
+        place = self._places[token_id] = len(self._counts)
+        self._counts.append(0)
+        if self._counts_output:
+            self._counted_ids, self._offsets = _with_room(self._counted_ids, place), _with_room(self._offsets, place)
+            self._counted_ids[place] = token_id
         return place
+
+    def _offset(self, count: int) -> np.float32:
+        return self._presence + self._frequency * np.float32(count)
 
 
 def _with_room(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
