@@ -21,7 +21,7 @@ def test_at_every_time_they_are_those_of_the_whole(prompt: list[int], steps: lis
         token_ids += output
         counts.follow(token_ids)
         for guessed in (drafts, []):
-            repetition, seen_ids, counted_ids, offsets = counts.penalties(guessed)
+            repetition, seen_ids, counted_ids, offsets, _ = counts.penalties(guessed)
             assert repetition == 1.5
             assert sorted(seen_ids.tolist()) == sorted({*token_ids, *guessed})
             assert len(set(counted_ids.tolist())) == len(counted_ids)
@@ -35,9 +35,10 @@ def test_tokens_that_are_not_penalised_are_not_named(repetition: float, frequenc
     counts = TokenCounts([1, 2], repetition, 0.0, frequency)
     counts.follow([1, 2, 3])
     for drafts in ((), (3, 4)):
-        _, seen_ids, counted_ids, _ = counts.penalties(drafts)
+        _, seen_ids, counted_ids, _, history = counts.penalties(drafts)
         assert seen_ids.tolist() == ([1, 2, 3, *drafts[1:]] if repetition != 1 else [])
         assert counted_ids.tolist() == ([3, *drafts[1:]] if frequency else [])
+        assert history is (None if drafts else counts)
 
 
 def test_many_tokens_are_counted_in_arrays_that_grow() -> None:
@@ -45,7 +46,7 @@ def test_many_tokens_are_counted_in_arrays_that_grow() -> None:
     counts = TokenCounts(token_ids[:3], 2.0, 0.0, 1.0)
     for end in range(4, len(token_ids) + 1):
         counts.follow(token_ids[:end])
-    _, seen_ids, counted_ids, offsets = counts.penalties()
+    _, seen_ids, counted_ids, offsets, _ = counts.penalties()
     assert sorted(seen_ids.tolist()) == list(range(700))
     assert dict(zip(counted_ids.tolist(), offsets.tolist(), strict=True)) == Counter(token_ids[3:])
 

@@ -105,7 +105,7 @@ class HostLogits:
 
     def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
         """See `StepLogits.penalise`; of many tokens row by row, so that those read are in the caches when written."""
-        for row, (repetition, seen_ids, _, _) in zip(rows.tolist(), penalties, strict=True):
+        for row, (repetition, seen_ids, *_) in zip(rows.tolist(), penalties, strict=True):
             if len(seen_ids):
                 logits = self.array[row]
                 values = logits.take(seen_ids, mode="wrap")

@@ -84,6 +84,19 @@ class StepBatch:
     block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 3), np.int32))
 
 
+class PenaltyHistory(Protocol):
+    """A sequence whose penalties are kept between steps where its logits are; it is told from others by identity."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens of output the penalties are made of."""
+        ...
+
+    def since(self, num_output_tokens: int) -> dict[int, float]:
+        """Return what is taken off the logits of the tokens that came after the output's first `num_output_tokens`."""
+        ...
+
+
 class RowPenalties(NamedTuple):
     """How the tokens that have come before change one row of logits. No array holds a token twice.
 
@@ -92,12 +105,14 @@ class RowPenalties(NamedTuple):
         seen_ids: `[n]`, none where `repetition` is 1.
         counted_ids: `[m]`, all of them in `seen_ids` where `repetition` is not 1.
         offsets: `[m]`, what is then taken off the logits of `counted_ids`.
+        history: whose penalties they are; None where guesses are taken for output.
     """
 
     repetition: np.float32
     seen_ids: TokenIds
     counted_ids: TokenIds
     offsets: FloatArray
+    history: PenaltyHistory | None
 
     @property
     def ids(self) -> TokenIds:

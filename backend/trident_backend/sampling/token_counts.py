@@ -35,7 +35,8 @@ class TokenCounts:
         self._repeats, self._counts_output = repetition != 1, presence != 0 or frequency != 0
         #: Ascending, so that an output's token is found in it by bisection, and the logits are read in order.
         self._prompt_ids: TokenIds = np.unique(np.array(prompt if self._repeats else (), np.int64))
-        self._num_tokens = len(prompt)
+        self._num_prompt_tokens = len(prompt)
+        self._output: list[int] = []
         self._seen_ids, self._num_seen = self._prompt_ids, len(self._prompt_ids)
         #: Where the output's tokens stand among those counted, and how often each was.
         self._places: dict[int, int] = {}
@@ -49,14 +50,27 @@ class TokenCounts:
         Args:
             token_ids: all of the sequence's.
         """
-        for token_id in token_ids[self._num_tokens :]:
+        new = token_ids[self._num_prompt_tokens + len(self._output) :]
+        for token_id in new:
             place = self._places.get(token_id)
             if place is None:
                 place = self._add(token_id)
             self._counts[place] += 1
             if self._counts_output:
                 self._offsets[place] = self._offset(self._counts[place])
-        self._num_tokens = len(token_ids)
+        self._output += new
+
+    @property
+    def num_output_tokens(self) -> int:
+        """See `PenaltyHistory.num_output_tokens`."""
+        return len(self._output)
+
+    def since(self, num_output_tokens: int) -> dict[int, float]:
+        """See `PenaltyHistory.since`."""
+        tokens = dict.fromkeys(self._output[num_output_tokens:])
+        if not self._counts_output:
+            return dict.fromkeys(tokens, 0.0)
+        return {token_id: float(self._offsets[self._places[token_id]]) for token_id in tokens}
 
     def penalties(self, draft_ids: Tokens[int] = ()) -> RowPenalties:
         """Return the penalties of the next token.
@@ -73,12 +87,13 @@ class TokenCounts:
             self._seen_ids[: self._num_seen],
             self._counted_ids[:num_counted],
             self._offsets[:num_counted],
+            self,
         )
         return self._after(draft_ids, penalties) if draft_ids else penalties
 
     def _after(self, draft_ids: Tokens[int], penalties: RowPenalties) -> RowPenalties:
         """The penalties after some guesses, in arrays of their own."""
-        _, seen_ids, counted_ids, offsets = penalties
+        _, seen_ids, counted_ids, offsets, _ = penalties
         if self._repeats:
             new = [token_id for token_id in dict.fromkeys(draft_ids) if not self._is_seen(token_id)]
             seen_ids = np.concatenate([seen_ids, np.array(new, np.int64)])
@@ -91,7 +106,7 @@ class TokenCounts:
                 place = self._places.get(token_id)
                 known = 0 if place is None else self._counts[place]
                 offsets[places[token_id] if place is None else place] = self._offset(known + draft_ids.count(token_id))
-        return RowPenalties(self._repetition, seen_ids, counted_ids, offsets)
+        return RowPenalties(self._repetition, seen_ids, counted_ids, offsets, None)
 
     def _is_seen(self, token_id: int) -> bool:
         return token_id in self._places or self._is_in_prompt(token_id)
