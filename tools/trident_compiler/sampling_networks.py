@@ -163,9 +163,9 @@ def write(layers: SamplingLayers) -> None:
 
 
 def penalise(layers: SamplingLayers) -> None:
-    """`changed`: the rows named, changed by those rows of `table` float32 `[T, V]` that `places` int32 `[N]` name. Where
-    that is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions` float32 `[N]`,
-    and have taken off what the table has."""
+    """`changed`: the rows named, changed by the rows of `table` float32 `[T, V]` that `places` int32 `[N]` name. Where
+    the table is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions` float32
+    `[N]`, and have taken off what the table has."""
     rows, repetitions = layers.rows(), layers.column("repetitions")
     table = layers.network.add_input("table", layers.trt.float32, (-1, layers.vocab_size))
     offsets = layers.gather(table, layers.input("places", layers.trt.int32))
