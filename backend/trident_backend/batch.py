@@ -5,20 +5,23 @@ Owns the packing. Never decides what is computed, never changes a sequence.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
-from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.protocol import Int32Array, StepBatch
 from trident_backend.steps import SchedulerOutput
 
 
 def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
     """All chunks of a step on one axis; see `StepBatch` for shapes."""
     token_ids: list[int] = []
-    block_indices: list[int] = []
+    tables: list[array[int]] = []
     num_blocks: list[int] = []
     past_lens: list[int] = []
     new_lens: list[int] = []
-    first_rows: list[tuple[int, int]] = []
+    first_rows: list[int] = []
+    num_rows: list[int] = []
     for sequence, num_new_tokens, completes, draft_ids, num_scored in output.chunks:
         start = sequence.num_computed_tokens
         if num_new_tokens == 1:
@@ -28,13 +31,18 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
         token_ids.extend(draft_ids)
         new_len = num_new_tokens + len(draft_ids)
         needed = -(-(start + new_len) // block_size)
-        block_indices.extend(sequence.block_table[:needed])
+        table = sequence.block_table
+        tables.append(table if len(table) == needed else table[:needed])
         num_blocks.append(needed)
         past_lens.append(start)
         new_lens.append(new_len)
         # The scored rows begin at the chunk's first token; whatever else is wanted ends at its last.
-        first_rows.append((len(token_ids) - new_len, num_scored))
-        first_rows.append((len(token_ids) - 1 - len(draft_ids), 1 + len(draft_ids) if completes else 0))
+        if num_scored:
+            first_rows.append(len(token_ids) - new_len)
+            num_rows.append(num_scored)
+        if completes:
+            first_rows.append(len(token_ids) - 1 - len(draft_ids))
+            num_rows.append(1 + len(draft_ids))
     past, new = np.array(past_lens, np.int32), np.array(new_lens, np.int32)
     begins = _offsets(new)
     return StepBatch(
@@ -42,22 +50,23 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
         position_ids=np.arange(begins[-1], dtype=np.int32) + np.repeat(past - begins[:-1], new),
         past_lens=past,
         subsequence_begins=begins,
-        block_indices=np.array(block_indices, np.int32),
+        # The tables' bytes one after another: however long they are, no number in them is looked at.
+        block_indices=np.frombuffer(bytearray().join(tables), np.int32),
         block_indices_begins=_offsets(np.array(num_blocks, np.int32)),
         max_context_len=int((past + new).max()),
-        logit_rows=_runs(first_rows),
+        logit_rows=_runs(np.array(first_rows, np.int32), np.array(num_rows, np.int32)),
         block_copies=np.array(output.block_copies, np.int32).reshape(-1, 3),
     )
 
 
-def _offsets(lengths: np.ndarray[tuple[int], np.dtype[np.int32]]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _offsets(lengths: Int32Array) -> Int32Array:
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
-def _runs(runs: list[tuple[int, int]]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _runs(firsts: Int32Array, lengths: Int32Array) -> Int32Array:
     """All runs of places, each given by its first and its length, after one another."""
-    firsts, lengths = np.array(runs, np.int32).T
-    shifts = np.repeat(firsts - _offsets(lengths)[:-1], lengths)
-    return (shifts + np.arange(len(shifts), dtype=np.int32)).astype(np.int32)
+    places: Int32Array = np.repeat(firsts - _offsets(lengths)[:-1], lengths)
+    places += np.arange(len(places), dtype=np.int32)
+    return places

@@ -81,7 +81,7 @@ class BlockManager:
         assert sequence not in self._accounts
         if shares_prompt(sequence) and sequence.parent in self._accounts:
             num_cached = sequence.num_prompt_tokens - 1
-            shared = sequence.parent.block_table[: self.blocks_for(num_cached)]
+            shared = sequence.parent.block_table[: self.blocks_for(num_cached)].tolist()
         else:
             shared = self._find_prefix(sequence)
             num_cached = len(shared) * self.block_size
@@ -112,8 +112,9 @@ class BlockManager:
             return []
         num_blocks = prompt_scores.max_cached_tokens(sequence) // self.block_size
         found: list[int] = []
-        for digest in block_digests(sequence, num_blocks, self.block_size)[:num_blocks]:
-            block = self._by_digest.get(digest)
+        for index in range(num_blocks):
+            # One at a time: of a prompt that is not known, the first block alone is hashed.
+            block = self._by_digest.get(block_digests(sequence, index + 1, self.block_size)[index])
             if block is None:
                 break
             found.append(block)

@@ -1,7 +1,8 @@
 """Guesses a sequence's next tokens from its own text: what followed the last time that these tokens stood here.
 
-Prompt lookup decoding (Saxena 2023), which needs no draft model. Owns the index of one sequence's n-grams and the
-record of how often its guesses were right. Never decides whether to guess: that is the scheduler's.
+Prompt lookup decoding (Saxena 2023), which needs no draft model. Owns the index of one sequence's n-grams, which is
+made piece by piece and never grows beyond its bounds, and the record of how often its guesses were right. Never decides
+whether to guess or how large a piece is: that is the scheduler's.
 """
 
 from __future__ import annotations
@@ -13,27 +14,77 @@ _NGRAM = 3
 _PRIOR = 0.5
 _MEMORY = 0.9
 _OBLIVION = 0.99
+#: Bits of a token id in the key of an n-gram, and the bits of a whole key.
+_ID_BITS = 32
+_KEY_BITS = (1 << _NGRAM * _ID_BITS) - 1
+
+
+class IndexRoom:
+    """How many n-grams the sequences that share it may keep. One takes about 110 bytes.
+
+    Args:
+        num_ngrams: of all sequences together, at most.
+        max_half: of one sequence in each half of its index, at most.
+    """
+
+    def __init__(self, num_ngrams: int = 262_144, max_half: int = 32_768) -> None:
+        self.num_left = num_ngrams
+        self.max_half = max_half
 
 
 class PromptLookup:
     """The n-grams of one growing sequence.
 
+    The index has two halves. When the newer one is full, or nothing is left of the room, the older one is forgotten and
+    the newer takes its place. So a long text's last n-grams are known, `max_half` of them at least while there is room.
+
+    Args:
+        room: shared with other sequences; by default it has one of its own.
+
     Attributes:
         acceptance: estimated probability that a guessed token is right, given that those before it were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: IndexRoom | None = None) -> None:
         self.acceptance = _PRIOR
-        self._places: dict[tuple[int, ...], int] = {}
-        self._num_indexed = _NGRAM
+        self._room = IndexRoom() if room is None else room
+        #: Where the text goes on after the last n-gram of each key.
+        self._older: dict[int, int] = {}
+        self._newer: dict[int, int] = {}
+        #: The first n-gram that is not indexed ends here.
+        self._next = _NGRAM
+
+    def index(self, token_ids: Rows[int], num_ngrams: int) -> int:
+        """Index the next n-grams of the text.
+
+        Args:
+            token_ids: the text so far.
+            num_ngrams: how many at most.
+
+        Returns:
+            how many were indexed: fewer where the text has no more, or the room has none left.
+        """
+        first = self._next
+        # The n-gram at the very end is left out: it is the one looked up.
+        end = min(len(token_ids), first + num_ngrams)
+        while self._next < end:
+            if not self._room.num_left or len(self._newer) >= self._room.max_half:
+                self._forget_older()
+            most = min(end - self._next, self._room.num_left, self._room.max_half - len(self._newer))
+            if not most:
+                break
+            self._add(token_ids, most)
+        return self._next - first
 
     def propose(self, token_ids: Rows[int], num_tokens: int) -> list[int]:
-        """Up to `num_tokens` tokens that may come next; none if the last n-gram is new."""
-        # The n-gram at the very end is left out: it is the one looked up.
-        for end in range(self._num_indexed, len(token_ids)):
-            self._places[tuple(token_ids[end - _NGRAM : end])] = end
-        self._num_indexed = max(self._num_indexed, len(token_ids))
-        place = self._places.get(tuple(token_ids[-_NGRAM:]))
+        """Guess up to `num_tokens` tokens that may come next; none if the last n-gram is new.
+
+        None either before all of the text is indexed, so that a guess does not depend on how far that has come.
+        """
+        place = None
+        if _NGRAM <= len(token_ids) <= self._next:
+            key = _key(token_ids[-_NGRAM:])
+            place = self._newer.get(key) or self._older.get(key)
         if place is None:
             self.passed()
             return []
@@ -50,3 +101,30 @@ class PromptLookup:
     def passed(self) -> None:
         """A step without a guess: what is known is slowly forgotten, so that a text that changes is tried again."""
         self.acceptance += (1 - _OBLIVION) * (_PRIOR - self.acceptance)
+
+    def close(self) -> None:
+        """Forget the text, and leave its room to others."""
+        self._forget_older()
+        self._forget_older()
+
+    def _forget_older(self) -> None:
+        self._room.num_left += len(self._older)
+        self._older, self._newer = self._newer, {}
+
+    def _add(self, token_ids: Rows[int], count: int) -> None:
+        """Index so many; there is room for all of them, should all be new."""
+        first, newer = self._next, self._newer
+        num_before = len(newer)
+        key = _key(token_ids[first - _NGRAM : first - 1])
+        for end, token_id in enumerate(token_ids[first - 1 : first - 1 + count], first):
+            key = (key << _ID_BITS | token_id) & _KEY_BITS
+            newer[key] = end
+        self._next += count
+        self._room.num_left -= len(newer) - num_before
+
+
+def _key(token_ids: Rows[int]) -> int:
+    key = 0
+    for token_id in token_ids:
+        key = key << _ID_BITS | token_id
+    return key

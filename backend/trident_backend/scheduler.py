@@ -17,7 +17,6 @@ from trident_backend.fairness import FairQueue
 from trident_backend.first_token import FirstTokenEstimate
 from trident_backend.kv_cache import KVCache
 from trident_backend.prompt_chunks import PromptChunks
-from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.prompt_order import PromptOrder
 from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import FinishReason, Sequence
@@ -76,7 +75,7 @@ class Scheduler:
                 return
             self._deadlines.add(sequence)
         if self._settings.max_draft_tokens:
-            sequence.lookup = PromptLookup()
+            self._speculation.begin(sequence)
         self.waiting.enter(sequence)
         self.waiting.push(sequence)
 
@@ -121,6 +120,8 @@ class Scheduler:
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
         num_context_tokens = size.num_tokens - streams
+        if self._settings.max_draft_tokens:
+            self._speculation.index_prompts(chunks[streams:])
         if self._settings.max_draft_tokens and streams:
             size = self._speculation.extend(chunks, size, streams)
             for chunk in chunks[:streams]:
@@ -225,7 +226,7 @@ class Scheduler:
         if reason is FinishReason.CANCELLED and error is None:
             reason = outcomes.last_look(sequence, reason)
         sequence.finish_reason, sequence.error = reason, error
-        sequence.lookup = None
+        self._speculation.end(sequence)
         self._ended.append(sequence)
         if sequence in self.waiting:
             self.waiting.remove(sequence)

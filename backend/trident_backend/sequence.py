@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trident_backend.block_table import BlockTable
 from trident_backend.guide import Guide
 from trident_backend.prompt_lookup import PromptLookup
 from trident_backend.sampling.choices import TokenLogProbs
@@ -133,7 +134,7 @@ class Sequence:
     token_counts: TokenCounts | None = None
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
-    block_table: list[int] = field(default_factory=list)
+    block_table: BlockTable = field(default_factory=BlockTable)
     block_digests: list[bytes] = field(default_factory=list)
     paused: bool = False
     finish_reason: FinishReason | None = None

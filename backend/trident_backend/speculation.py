@@ -1,7 +1,8 @@
 """Lets streams guess ahead, where that pays.
 
-Owns the choice of who guesses how far in a step. Never makes a guess (a sequence's `PromptLookup` does) and never
-judges one: a guess is right when the sampler chooses it, so that what comes out is what would have come out without.
+Owns the choice of who guesses how far in a step, and of how much of which text is indexed in it. Never makes a guess (a
+sequence's `PromptLookup` does) and never judges one: a guess is right when the sampler chooses it, so that what comes
+out is what would have come out without.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 
 from trident_backend.kv_cache import KVCache
+from trident_backend.prompt_lookup import IndexRoom, PromptLookup
+from trident_backend.sequence import Sequence
 from trident_backend.step_budget import StepBudget
 from trident_backend.step_time import StepSize, StepTimeModel
 from trident_backend.steps import ScheduledChunk
@@ -35,6 +38,24 @@ class Speculation:
         self._max_draft_tokens = max_draft_tokens
         self._step_times = step_times
         self._num_steps_without = 0
+        self._index_room = IndexRoom()
+
+    def begin(self, sequence: Sequence) -> None:
+        """Let a new sequence guess."""
+        sequence.lookup = PromptLookup(self._index_room)
+
+    def end(self, sequence: Sequence) -> None:
+        """Give back what its guesses needed."""
+        if sequence.lookup is not None:
+            sequence.lookup.close()
+            sequence.lookup = None
+
+    def index_prompts(self, chunks: list[ScheduledChunk]) -> None:
+        """Index some more of the prompts that a step computes, so that they are known when their streams begin."""
+        num_left = MAX_INDEXED
+        for sequence, *_ in chunks:
+            if sequence.lookup is not None and num_left:
+                num_left -= sequence.lookup.index(sequence.token_ids, num_left)
 
     def extend(self, chunks: list[ScheduledChunk], size: StepSize, num_streams: int) -> StepSize:
         """Replace those of the first `num_streams` chunks that guess; returns the size of the step with the guesses."""
@@ -47,6 +68,8 @@ class Speculation:
         if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1 and not explores:
             return size
         per_token = step_time.per_token + step_time.per_row
+        # What streams may have got since the last step, and some of what is still to be indexed of longer texts.
+        num_left = MAX_INDEXED + num_streams * (1 + self._max_draft_tokens)
         for index in range(num_streams):
             sequence = chunks[index].sequence
             lookup, num_tokens = sequence.lookup, len(sequence.token_ids)
@@ -57,6 +80,7 @@ class Speculation:
             if most <= 0:
                 lookup.passed()
                 continue
+            num_left -= lookup.index(sequence.token_ids, num_left)
             draft_ids = tuple(lookup.propose(sequence.token_ids, most))
             if draft_ids and self._kv_cache.grow(sequence, num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
@@ -75,3 +99,6 @@ def worthwhile(acceptance: float, threshold: float, most: int) -> int:
 
 
 _EXPLORE_EVERY = 32
+#: N-grams that a step indexes of texts which are not indexed yet, some tenths of a millisecond's work: of prompts, and
+#: again of streams.
+MAX_INDEXED = 1024

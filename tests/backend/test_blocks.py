@@ -176,6 +176,16 @@ def test_only_computed_blocks_are_found() -> None:
     assert _num_found(blocks, [*A, 1]) == 4
 
 
+def test_no_more_of_a_prompt_is_hashed_than_can_be_known() -> None:
+    """A long prompt that nobody has computed costs the loop one block's digest, not all of them."""
+    blocks = BlockManager(num_blocks=24, block_size=4)
+    _use(blocks, [*A, 1])
+    for prompt, num_found, num_hashed in ((B * 4, 0, 1), ([*A[:8], *B * 3], 8, 3), ([*A, 1], 12, 3)):
+        sequence = make_sequence(0, prompt, 1)
+        assert blocks.num_cached(sequence) == num_found
+        assert len(sequence.block_digests) == num_hashed
+
+
 def test_the_least_recently_used_goes_first_and_tails_before_heads() -> None:
     blocks = BlockManager(num_blocks=7, block_size=4)
     _use(blocks, [*A, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import takewhile
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.backend.doubles import SPEC, TimedEngine, add, expected_output, linear, make_core, make_sequence, run_to_end
 from trident_backend.core import EngineCore
-from trident_backend.prompt_lookup import PromptLookup
+from trident_backend.prompt_lookup import IndexRoom, PromptLookup
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.speculation import worthwhile
 from trident_backend.step_time import StepSize
@@ -24,6 +25,7 @@ from trident_ensemble.settings import CoreSettings
 NARROW = replace(SPEC, vocab_size=3)
 BASE_BOUND, TOKEN_BOUND = linear(0.01, 1e-5), linear(0.0, 0.001)
 PERIOD = 7
+PIECES = st.integers(1, 20)
 
 
 @pytest.fixture
@@ -148,20 +150,130 @@ def test_guesses_keep_to_the_token_budget_and_to_max_tokens() -> None:
     assert most >= 3
 
 
+def _by_search(text: list[int], num_tokens: int, first: int = 0) -> list[int]:
+    """What followed the last earlier occurrence of the last three tokens, from the place `first` on."""
+    ends = [end for end in range(first + 3, len(text)) if text[end - 3 : end] == text[-3:]]
+    if len(text) < 3 or not ends:
+        return []
+    grown = list(text)
+    for index in range(num_tokens):
+        grown.append(grown[ends[-1] + index])
+    return grown[len(text) :]
+
+
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 2), min_size=3, max_size=40), st.integers(1, 6))
-def test_a_guess_continues_the_last_earlier_occurrence(text: list[int], num_tokens: int) -> None:
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 6), st.lists(st.tuples(st.integers(0, 40), PIECES)))
+def test_a_guess_continues_the_last_earlier_occurrence(
+    text: list[int], num_tokens: int, growth: list[tuple[int, int]]
+) -> None:
+    """However the text has grown, and in whatever pieces it was indexed."""
     lookup = PromptLookup()
-    # Growing by parts and at once give the same index.
-    lookup.propose(text[: len(text) // 2], 1)
-    ends = [end for end in range(3, len(text)) if text[end - 3 : end] == text[-3:]]
-    expected = []
-    if ends:
-        grown = list(text)
-        for index in range(num_tokens):
-            grown.append(grown[ends[-1] + index])
-        expected = grown[len(text) :]
-    assert lookup.propose(text, num_tokens) == expected
+    for length, num_ngrams in sorted(growth):
+        assert lookup.index(text[:length], num_ngrams) <= num_ngrams
+    num_left = len(text)
+    while num := lookup.index(text, 5):
+        num_left -= num
+    assert num_left >= 0
+    assert lookup.propose(text, num_tokens) == _by_search(text, num_tokens)
+
+
+def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
+    text, lookup = [1, 2, 3, 4] * 10, PromptLookup()
+    lookup.index(text, len(text) - 3 - 1)
+    assert lookup.propose(text, 2) == []
+    assert lookup.index(text, 5) == 1
+    assert lookup.propose(text, 2) == [1, 2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=200), st.integers(1, 12), PIECES)
+def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, piece: int) -> None:
+    """All of the last `max_half` n-grams at least, never more than twice as many."""
+    room = IndexRoom(num_ngrams=1000, max_half=max_half)
+    lookup = PromptLookup(room)
+    while lookup.index(text, piece):
+        assert 1000 - room.num_left <= 2 * max_half
+    guess = lookup.propose(text, 3)
+    recent = _by_search(text, 3, first=max(0, len(text) - 3 - max_half))
+    assert guess in (recent, _by_search(text, 3))
+    assert guess == recent or not recent
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30), PIECES), max_size=60))
+def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tuple[int, int, int]]) -> None:
+    rng = random.Random(0)  # noqa: S311 (a test's choice)
+    room = IndexRoom(num_ngrams, max_half=20)
+    lookups = [PromptLookup(room) for _ in range(4)]
+    texts: list[list[int]] = [[] for _ in lookups]
+    for number, num_tokens, piece in history:
+        if number == 4:
+            closed = num_tokens % 4
+            lookups[closed].close()
+            lookups[closed], texts[closed] = PromptLookup(room), []
+            continue
+        texts[number] += [rng.randrange(9) for _ in range(num_tokens)]
+        lookups[number].index(texts[number], piece)
+        assert room.num_left == num_ngrams - sum(len(each._older) + len(each._newer) for each in lookups) >= 0
+        for lookup, text in zip(lookups, texts, strict=True):
+            guess = lookup.propose(text, 1)
+            assert guess in ([], *([text[end]] for end in range(3, len(text)) if text[end - 3 : end] == text[-3:]))
+    for lookup in lookups:
+        lookup.close()
+    assert room.num_left == num_ngrams
+
+
+def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is computed in few steps beside streams that go on guessing, and takes many to be indexed."""
+    monkeypatch.setattr("trident_backend.speculation.MAX_INDEXED", 10)
+    indexed: dict[PromptLookup, list[int]] = {}
+    index = PromptLookup.index
+
+    def counting(lookup: PromptLookup, token_ids: list[int], num_ngrams: int) -> int:
+        num = index(lookup, token_ids, num_ngrams)
+        indexed.setdefault(lookup, []).append(num)
+        return num
+
+    monkeypatch.setattr(PromptLookup, "index", counting)
+    core, _ = make_core(
+        CoreSettings(max_draft_tokens=2),
+        replace(NARROW, num_blocks=200, max_num_tokens=40, max_seq_len=160),
+        BASE_BOUND,
+    )
+    streams = [make_sequence(i, [i, 1, 2, 0], 40) for i in range(3)]
+    add(core, *streams)
+    for _ in range(8):
+        core.step()
+    long = make_sequence(9, [number % 3 for number in range(96)], 32)
+    add(core, long)
+    lookup = long.lookup
+    assert lookup is not None
+    while long.finish_reason is None:
+        before = {each: len(pieces) for each, pieces in indexed.items()}
+        core.step()
+        pieces = [num for each, found in indexed.items() for num in found[before.get(each, 0) :]]
+        # Of prompts, of streams' texts, and what four streams may have got since the last step.
+        assert sum(pieces) <= 10 + 10 + 4 * 3
+    assert max(indexed[lookup]) <= 10 + 4 * 3
+    assert sum(indexed[lookup]) >= 96 - 3
+    assert long.num_accepted_tokens > 0
+    run_to_end(core)
+    assert core.scheduler._speculation._index_room.num_left == IndexRoom().num_left
+
+
+def test_what_a_long_text_takes_is_bounded() -> None:
+    """By what is allocated: 64k n-grams at most are kept, of a text of any length."""
+    rng = random.Random(0)  # noqa: S311 (a test's choice)
+    text = [rng.randrange(100_000) for _ in range(200_000)]
+    lookup = PromptLookup()
+    tracemalloc.start()
+    try:
+        while lookup.index(text, 1024):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 << 20
 
 
 def test_acceptance_follows_what_is_seen_and_forgets_without_guesses() -> None:

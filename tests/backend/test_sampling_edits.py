@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence as Tables
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from tests.backend.test_sampling_reference import edited, next_row, sequence_of
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties
 from trident_backend.guide import RowMasks
 from trident_backend.sampling.edits import Edits
 from trident_backend.sequence import SamplingParams, Sequence
@@ -40,6 +46,69 @@ def test_penalties_follow_a_growing_sequence() -> None:
         _apply([next_row(sequence) for sequence in sequences], edits=edits)
         for sequence in sequences:
             sequence.token_ids += rng.integers(0, 12, rng.integers(0, 4)).tolist()
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.6])
+def test_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) -> None:
+    """Whatever the logit's sign, at both zeros, and where it is banned already."""
+    rng = np.random.default_rng(0)
+    prompt, output = rng.integers(0, VOCAB, 40).tolist(), rng.integers(0, VOCAB, 20).tolist()
+    logits = rng.normal(0, 3, (1, VOCAB)).astype(np.float32)
+    logits[0, [prompt[0], prompt[1], output[0], 7]] = 0.0, -0.0, -np.inf, -1e-38
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), torch.from_numpy(logits))
+    row = next_row(sequence_of(SamplingParams(repetition_penalty=penalty), prompt, output))
+    Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
+    np.testing.assert_array_equal(logits.view(np.int32), expected.numpy().view(np.int32))
+
+
+def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
+    """Neither calls nor lines grow with the prompts: 100 tokens in each or 5000."""
+    params = SamplingParams(repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1)
+    costs = []
+    for num_tokens in (100, 5000):
+        edits, logits = Edits(6000), HostLogits(np.ones((4, 6000), np.float32), NumpyKernels())
+        sequences = [sequence_of(params, list(range(num_tokens)), [1]) for _ in range(4)]
+        edits.apply(logits, [next_row(sequence) for sequence in sequences], None)
+        for sequence in sequences:
+            sequence.token_ids.append(2)
+        rows = [next_row(sequence) for sequence in sequences]
+        costs.append(_num_events(lambda: edits.apply(logits, rows, None)))  # noqa: B023 (called at once)
+    assert costs[0] == costs[1]
+
+
+def test_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
+    sequence = sequence_of(SamplingParams(frequency_penalty=0.5), list(range(60)), [61, 61])
+    looked_at: list[RowPenalties] = []
+
+    class Noting(HostLogits):
+        def penalise(self, rows: Indices, penalties: Tables[RowPenalties]) -> None:
+            looked_at.extend(penalties)
+            super().penalise(rows, penalties)
+
+    logits = np.zeros((1, VOCAB), np.float32)
+    Edits(VOCAB).apply(Noting(logits, NumpyKernels()), [next_row(sequence)], None)
+    assert [penalties.ids.tolist() for penalties in looked_at] == [[61]]
+    assert {token_id: logits[0, token_id] for token_id in np.flatnonzero(logits[0])} == {61: -1.0}
+
+
+def _num_events(work: Callable[[], object]) -> int:
+    """Calls, of Python's and of C's functions, and lines."""
+    count = 0
+
+    def note(*_: object) -> Any:
+        nonlocal count
+        count += 1
+        return note
+
+    before = sys.getprofile(), sys.gettrace()
+    sys.setprofile(note)
+    sys.settrace(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before[0])
+        sys.settrace(before[1])
+    return count
 
 
 @pytest.mark.parametrize(

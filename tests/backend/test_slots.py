@@ -83,7 +83,7 @@ def test_a_slot_is_a_slot() -> None:
     """Whatever is promised, each has one, to its end."""
     slots = _slots(2)
     small, large = _admit(slots, [1]), _admit(slots, [2] * 22)
-    assert (small.block_table, large.block_table) == ([0], [1])
+    assert (small.block_table.tolist(), large.block_table.tolist()) == ([0], [1])
     assert (slots.num_free, slots.num_used) == (0, 2)
     another = make_sequence(2, [3], 1)
     assert slots.admit(another, 2) is None
@@ -116,7 +116,7 @@ def test_what_comes_again_goes_on_in_the_lowest_slot_and_leaves_the_one_it_had()
     _use(slots, A)
     _use(slots, B)
     sequence = _admit(slots, [*A, 1, 2, 3, 4])
-    assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 12)
+    assert (sequence.block_table.tolist(), sequence.num_computed_tokens) == ([0], 12)
     assert _num_found(slots, [*A, 1]) == 12, "others find it meanwhile"
     assert _compute(slots, sequence) == ((0, 2, 12), (3, 0, 12))
     assert _num_found(slots, [*A, 1, 2, 3, 4, 5]) == 16
@@ -130,7 +130,7 @@ def test_what_goes_on_in_its_own_slot_is_not_copied() -> None:
     slots = _slots()
     _use(slots, A)
     sequence = _admit(slots, [*A, 1])
-    assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 12)
+    assert (sequence.block_table.tolist(), sequence.num_computed_tokens) == ([0], 12)
     assert _compute(slots, sequence) == ()
     assert slots.num_reused == 1
     slots.check_integrity([sequence])
@@ -141,7 +141,7 @@ def test_the_rest_of_what_begins_alike_moves_if_it_is_most(num_kept: int, moves:
     slots = _slots()
     _use(slots, [*A, *B][:num_kept])
     sequence = _admit(slots, [*A[:4], 7, 7])
-    assert (sequence.block_table, sequence.num_computed_tokens) == ([0], 4)
+    assert (sequence.block_table.tolist(), sequence.num_computed_tokens) == ([0], 4)
     assert _compute(slots, sequence) == (((0, 3, num_kept),) if moves else ()), "the beginning stays in any case"
     slots.check_integrity([sequence])
     assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (num_kept if moves else 4)
@@ -190,7 +190,7 @@ def test_what_has_nowhere_to_go_is_lost_but_its_beginning_is_used() -> None:
     holder = _run(slots, C)
     assert holder.block_table == [0]
     sequence = _admit(slots, [*A[:4], 7])
-    assert (sequence.block_table, sequence.num_computed_tokens) == ([1], 4)
+    assert (sequence.block_table.tolist(), sequence.num_computed_tokens) == ([1], 4)
     assert _compute(slots, sequence) == ()
     assert slots.num_cached(make_sequence(1, [*A[:4], *B], 1)) == 4, "the rest is overwritten"
     slots.check_integrity([holder, sequence])
@@ -215,7 +215,7 @@ def test_a_free_slot_is_copied_from_though_a_running_sequence_has_less_besides()
     slots.release(last)
     slots.release(other)
     sequence = _admit(slots, [*A[:4], 7])
-    assert (running.block_table, sequence.block_table) == ([0], [1])
+    assert (running.block_table.tolist(), sequence.block_table.tolist()) == ([0], [1])
     assert _compute(slots, sequence) == ((1, 3, 12), (2, 1, 4))
     slots.check_integrity([running, sequence])
 
@@ -280,7 +280,7 @@ def test_a_spare_slot_is_given_to_whoever_comes_and_what_moves_there_is_sent_on_
     assert slots.grow(movers[0], 12)
     assert [mover.block_table for mover in movers] == [[0], [1]]
     third = _admit(slots, [7])
-    assert (third.block_table, slots.num_free) == ([2], 0)
+    assert (third.block_table.tolist(), slots.num_free) == ([2], 0)
     assert slots.take_copies() == ((0, 2, 12),)
     for sequence in (*movers, third):
         _compute(slots, sequence)
@@ -298,7 +298,9 @@ def test_what_is_sent_on_is_copied_from_where_it_is_then(grows_first: bool) -> N
     if grows_first:
         assert slots.grow(first, 5)
     second = _admit(slots, [2] * 5)
-    assert (first.block_table, second.block_table) == ([0], [1]), "which is where the first's was to go"
+    assert (first.block_table.tolist(), second.block_table.tolist()) == ([0], [1]), (
+        "which is where the first's was to go"
+    )
     if not grows_first:
         assert slots.grow(first, 5)
     assert slots.grow(second, 5)
@@ -390,7 +392,7 @@ def test_what_is_to_be_copied_is_given_to_nobody_before() -> None:
     slots.check_integrity([reader])
     assert (slots.num_free, slots.num_used) == (1, 2)
     again = _admit(slots, [*A, 1])
-    assert (again.block_table, again.num_computed_tokens) == ([2], 12), "though it had it all to itself"
+    assert (again.block_table.tolist(), again.num_computed_tokens) == ([2], 12), "though it had it all to itself"
     assert slots.admit(make_sequence(1, C, 2), 14) is None
     slots.check_integrity([reader, again])
     assert _compute(slots, again) == ((0, 2, 12),)

@@ -94,7 +94,7 @@ def test_a_conversation_goes_on_in_its_slot_and_computes_only_what_is_new() -> N
     for turn in range(4):
         add(core, sequence := make_sequence(turn, token_ids, 4))
         output = _checked_step(core)
-        assert (output.block_copies, sequence.block_table) == ((), [0])
+        assert (output.block_copies, sequence.block_table.tolist()) == ((), [0])
         num_tokens.append(output.num_tokens)
         run_to_end(core)
         assert _is_right(sequence)
@@ -181,7 +181,7 @@ def test_whoever_is_paused_before_its_first_step_reads_what_was_there() -> None:
     add(core, reader)
     while owner.finish_reason is None:
         assert _checked_step(core).block_copies == ()
-    assert (reader.num_computed_tokens, reader.block_table) == (8, [1])
+    assert (reader.num_computed_tokens, reader.block_table.tolist()) == (8, [1])
     assert core.kv_cache.num_free == 1
     # Whatever else there is is overwritten meanwhile.
     for number in range(3):

@@ -56,8 +56,14 @@ class Guesser(PromptLookup):
         places = range(start, min(start + num_tokens, len(self.continuation)))
         return [self.continuation[place] ^ (place % 5 == 4) for place in places]
 
+    def index(self, token_ids: Rows[int], num_ngrams: int) -> int:
+        return 0
+
     def judged(self, num_proposed: int, num_accepted: int) -> None:
         """It knows better."""
+
+    def close(self) -> None:
+        """It has nothing to give back."""
 
 
 @pytest.fixture(scope="module")

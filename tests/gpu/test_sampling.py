@@ -11,6 +11,7 @@ from tests.engine.driver import DrivenSequence, Driver, Floats, whole
 from tests.gpu.conftest import MAX_NUM_SEQS, Build, loaded
 from tests.gpu.steps import prompt
 from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, StepLogits
+from trident_backend.sampling.token_counts import TokenCounts
 
 pytestmark = pytest.mark.gpu
 NUM_ROWS = 12
@@ -101,6 +102,22 @@ def test_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> Non
     expected = before.copy()
     expected[ROWS] = np.where(allowed, before[ROWS], -np.inf)
     np.testing.assert_array_equal(whole(logits), expected)
+
+
+def test_tokens_that_came_before_are_penalised(logits: StepLogits) -> None:
+    """In a first step, of which the table knows nothing, and when a token has come since."""
+    prompts = [list(range(row, 300, 3)) for row in range(len(ROWS))]
+    counts = [TokenCounts(token_ids, 1.5, 0.25, 0.5) for token_ids in prompts]
+    for output in ([7], [7, 7, 301]):
+        before = whole(logits)
+        for row, token_ids, each in zip(ROWS, prompts, counts, strict=True):
+            each.follow([*token_ids, *output])
+            seen = sorted({*token_ids, *output})
+            before[row, seen] = np.where(before[row, seen] < 0, before[row, seen] * 1.5, before[row, seen] / 1.5)
+            for token_id in set(output):
+                before[row, token_id] -= 0.25 + 0.5 * output.count(token_id)
+        logits.penalise(ROWS, [each.penalties() for each in counts])
+        np.testing.assert_allclose(whole(logits), before, rtol=1e-6, atol=1e-6)
 
 
 def test_equals_are_found_lowest_first(logits: StepLogits) -> None:

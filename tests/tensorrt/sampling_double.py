@@ -61,6 +61,9 @@ class LateDevice:
     def copy(self, target: int, source: int, num_bytes: int) -> None:
         self.enqueue(lambda: ctypes.memmove(target, source, num_bytes))
 
+    def fill_nan(self, address: int, num_bytes: int) -> None:
+        self.enqueue(lambda: ctypes.memset(address, 0xFF, num_bytes))
+
     def enqueue(self, work: Callable[[], object]) -> None:
         self._queue.append(work)
 

@@ -71,6 +71,7 @@ def sampling_networks(vocab_size: int, max_rows: int) -> tuple[SamplingNetwork, 
     num_rows = min(max_rows, MAX_ROWS)
     rows = ((1,), (num_rows,), (num_rows,))
     pairs = ((1, 2), (1024, 2), (MAX_PAIRS, 2))
+    table = (num_rows, vocab_size)
     num_bytes = -(-vocab_size // 32) * 4
     by_row = {"logits": logits, "rows": rows}
     sizes = sorted({min(size, vocab_size) for size in LARGEST})
@@ -81,6 +82,11 @@ def sampling_networks(vocab_size: int, max_rows: int) -> tuple[SamplingNetwork, 
         ("equals", equals, {**by_row, "values": rows}),
         ("read", read, {"logits": logits, "pairs": pairs}),
         ("write", write, {**by_row, "pairs": pairs, "values": ((1,), (1024,), (MAX_PAIRS,))}),
+        (
+            "penalise",
+            penalise,
+            {**by_row, **dict.fromkeys(("places", "repetitions"), rows), "table": ((1, vocab_size), table, table)},
+        ),
         ("allow", allow, {**by_row, "masks": ((1, num_bytes), (num_rows, num_bytes), (num_rows, num_bytes))}),
     ]
     return tuple(SamplingNetwork(*network, vocab_size) for network in networks)
@@ -154,6 +160,19 @@ def write(layers: SamplingLayers) -> None:
     """`changed`: with `values` float32 `[P]` at `pairs`, whose rows are places in `rows`."""
     pairs, values = layers.input("pairs", layers.trt.int32, 2), layers.input("values", layers.trt.float32)
     layers.output("changed", layers.scatter_pairs(layers.rows(), pairs, values))
+
+
+def penalise(layers: SamplingLayers) -> None:
+    """`changed`: the rows named, changed by the rows of `table` float32 `[T, V]` that `places` int32 `[N]` name. Where
+    the table is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions` float32
+    `[N]`, and have taken off what the table has."""
+    rows, repetitions = layers.rows(), layers.column("repetitions")
+    table = layers.network.add_input("table", layers.trt.float32, (-1, layers.vocab_size))
+    offsets = layers.gather(table, layers.input("places", layers.trt.int32))
+    is_negative = layers.elementwise("LESS", rows, layers.number(0))
+    products, quotients = (layers.elementwise(name, rows, repetitions) for name in ("PROD", "DIV"))
+    penalised = layers.elementwise("SUB", layers.select(is_negative, products, quotients), offsets)
+    layers.output("changed", layers.select(layers.unary("ISNAN", offsets), rows, penalised))
 
 
 def allow(layers: SamplingLayers) -> None:

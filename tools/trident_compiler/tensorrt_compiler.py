@@ -229,5 +229,5 @@ def _step_token_bytes(config: ModelConfig) -> int:
 
 
 def _sampling_bytes(config: ModelConfig) -> int:
-    """Of sampling's work, a few rows of float32 for each row that it takes at a time."""
-    return 16 * SAMPLED_ROWS * config.vocab_size
+    """Of sampling's work, a few rows of float32 for each row that it takes at a time, and of its table of penalties."""
+    return 20 * SAMPLED_ROWS * config.vocab_size

@@ -5,12 +5,13 @@ Owns the choice between computing rows that nobody asked for and copying those t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, TokenIds
+from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
 
 
 class VocabularyKernels(Protocol):
@@ -101,6 +102,22 @@ class HostLogits:
     def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
         """See `StepLogits.write`."""
         self.array[rows, ids] = values
+
+    def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
+        """See `StepLogits.penalise`; of many tokens row by row, so that those read are in the caches when written."""
+        for row, (repetition, seen_ids, *_) in zip(rows.tolist(), penalties, strict=True):
+            if len(seen_ids):
+                logits = self.array[row]
+                values = logits.take(seen_ids, mode="wrap")
+                products = values * repetition
+                values /= repetition
+                # Whatever its sign, a logit's product and quotient lie on either side of it.
+                (np.minimum if repetition >= 1 else np.maximum)(values, products, values)
+                logits[seen_ids] = values
+        lengths = [len(each.counted_ids) for each in penalties]
+        if any(lengths):
+            pairs = np.repeat(rows, lengths), np.concatenate([each.counted_ids for each in penalties])
+            self.array[pairs] -= np.concatenate([each.offsets for each in penalties])
 
     def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
         """See `StepLogits.allow`; run by run of adjacent rows."""

@@ -6,9 +6,10 @@ sampling is made of. Never knows a compiler or a model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,42 @@ class StepBatch:
     block_copies: Int32Array = field(default_factory=lambda: np.empty((0, 3), np.int32))
 
 
+class PenaltyHistory(Protocol):
+    """A sequence whose penalties are kept between steps where its logits are; it is told from others by identity."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens of output the penalties are made of."""
+        ...
+
+    def since(self, num_output_tokens: int) -> dict[int, float]:
+        """Return what is taken off the logits of the tokens that came after the output's first `num_output_tokens`."""
+        ...
+
+
+class RowPenalties(NamedTuple):
+    """How the tokens that have come before change one row of logits. No array holds a token twice.
+
+    Args:
+        repetition: divides the logits of `seen_ids` from 0 on, and multiplies those below.
+        seen_ids: `[n]`, none where `repetition` is 1.
+        counted_ids: `[m]`, all of them in `seen_ids` where `repetition` is not 1.
+        offsets: `[m]`, what is then taken off the logits of `counted_ids`.
+        history: whose penalties they are; None where guesses are taken for output.
+    """
+
+    repetition: np.float32
+    seen_ids: TokenIds
+    counted_ids: TokenIds
+    offsets: FloatArray
+    history: PenaltyHistory | None
+
+    @property
+    def ids(self) -> TokenIds:
+        """The tokens whose logits change."""
+        return self.seen_ids if len(self.seen_ids) else self.counted_ids
+
+
 class StepLogits(Protocol):
     """The logits of a step, `[R, V]`, wherever they lie: what sampling asks of them and does to them. What comes of a
     row depends on that row alone. Rows are named in ascending order, each once, but in `read` and `write`; none at all
@@ -150,6 +187,15 @@ class StepLogits(Protocol):
             rows: `[n]`, ascending; a row stands once for each of its tokens.
             ids: `[n]`; a pair that stands twice has the same value in both places.
             values: `[n]`, or `[]` for all.
+        """
+        ...
+
+    def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
+        """Change the logits of tokens that have come before, in single precision.
+
+        Args:
+            rows: `[n]`.
+            penalties: of each.
         """
         ...
 

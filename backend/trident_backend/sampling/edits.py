@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from trident_backend.engine.protocol import FloatArray, Indices, StepLogits, TokenIds
+from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties, StepLogits, TokenIds
 from trident_backend.guide import RowMasks
 from trident_backend.sampling.fixed_edits import FixedEdits
 from trident_backend.sampling.token_counts import TokenCounts
@@ -67,11 +67,11 @@ class Edits:
             masks: of those rows whose sequence has a guide.
 
         Returns:
-            what penalties and biases have moved, the earliest edit first.
+            what was moved, the earliest edit first: by penalties where log probabilities are wanted, and by biases.
         """
         moved = []
         penalised: list[int] = []
-        counted: list[tuple[TokenIds, TokenIds]] = []
+        penalties: list[RowPenalties] = []
         fixed: list[tuple[int, FixedEdits]] = []
         for number, row in enumerate(rows):
             params = row.sequence.sampling
@@ -79,12 +79,19 @@ class Edits:
                 continue
             if penalises(params):
                 penalised.append(number)
-                counted.append(_counts(row))
+                penalties.append(_penalties(row))
             if params.logit_bias or params.bad_words or params.min_tokens:
                 fixed.append((number, self._fixed_edits(row.sequence)))
         if penalised:
-            params_of = [rows[number].sequence.sampling for number in penalised]
-            moved.append(_penalise(logits, penalised, counted, params_of))
+            moving = [
+                (number, row_penalties.ids)
+                for number, row_penalties in zip(penalised, penalties, strict=True)
+                if rows[number].sequence.sampling.log_probs
+            ]
+            if moving:
+                at, ids = _pairs(moving)
+                moved.append(Moved(at, ids, logits.read(at, ids)))
+            logits.penalise(np.array(penalised, np.intp), penalties)
         biased = [(number, edits) for number, edits in fixed if edits.bias_ids.size]
         if biased:
             at, ids = _pairs((number, edits.bias_ids) for number, edits in biased)
@@ -111,37 +118,23 @@ def penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
-def _counts(row: Row) -> tuple[TokenIds, TokenIds]:
+def _penalties(row: Row) -> RowPenalties:
+    """A row's penalties; what has been counted before is not counted again."""
     sequence = row.sequence
-    if sequence.token_counts is None:
-        sequence.token_counts = TokenCounts(sequence.num_prompt_tokens)
-    sequence.token_counts.see(sequence.token_ids)
-    return sequence.token_counts.after(row.draft_ids)
+    counts = sequence.token_counts
+    if counts is None:
+        params = sequence.sampling
+        counts = sequence.token_counts = TokenCounts(
+            sequence.token_ids[: sequence.num_prompt_tokens],
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
+    counts.follow(sequence.token_ids)
+    return counts.penalties(row.draft_ids)
 
 
 def _pairs(parts: Iterable[tuple[int, TokenIds]]) -> tuple[Indices, TokenIds]:
     """Rows and token ids, pair by pair."""
     numbers, ids = zip(*parts, strict=True)
     return np.repeat(np.array(numbers, np.intp), [len(part) for part in ids]), np.concatenate(ids)
-
-
-def _penalise(
-    logits: StepLogits,
-    numbers: list[int],
-    counted: list[tuple[TokenIds, TokenIds]],
-    params: list[SamplingParams],
-) -> Moved:
-    at, ids = _pairs(zip(numbers, (ids for ids, _ in counted), strict=True))
-    counts = np.concatenate([part for _, part in counted]).astype(np.float32)
-    lengths = [len(ids) for ids, _ in counted]
-    repetition, presence, frequency = (
-        np.repeat(np.array(column, np.float32), lengths)
-        for column in zip(
-            *((p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params), strict=True
-        )
-    )
-    before = logits.read(at, ids)
-    values = np.where(before < 0, before * repetition, before / repetition)
-    values -= np.where(counts > 0, presence + frequency * counts, 0)
-    logits.write(at, ids, values)
-    return Moved(at, ids, before)

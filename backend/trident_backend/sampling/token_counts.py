@@ -1,68 +1,137 @@
-"""Which tokens stand in one sequence, and how often in its output.
+"""Which tokens stand in one sequence and how often in its output, in the form in which penalties are made of them.
 
-Owns the counts, kept up as the sequence grows. Never changes a logit.
+Owns that form: arrays that change by one token at a time as the sequence grows. Never changes a logit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-TokenIds = npt.NDArray[np.int64]
+from trident_backend.engine.protocol import RowPenalties, TokenIds
+
+Number = TypeVar("Number", np.int64, np.float32)
 
 
 class TokenCounts:
-    """Of one sequence, which only grows.
+    """The tokens of one growing sequence.
 
     Args:
-        num_prompt_tokens: its first tokens; they are known, but not counted.
+        prompt: its first tokens; they are seen, but not counted.
+        repetition: see `SamplingParams`, as the next two.
+        presence: what a token that the output has is penalised by.
+        frequency: the same for every time that it stands there.
     """
 
-    def __init__(self, num_prompt_tokens: int) -> None:
-        self._num_prompt_tokens = num_prompt_tokens
-        self._num_seen = 0
-        self._num_known = 0
+    def __init__(
+        self, prompt: Tokens[int], repetition: float = 1.0, presence: float = 0.0, frequency: float = 0.0
+    ) -> None:
+        self._repetition, self._presence, self._frequency = (
+            np.float32(each) for each in (repetition, presence, frequency)
+        )
+        self._repeats, self._counts_output = repetition != 1, presence != 0 or frequency != 0
+        #: Ascending, so that an output's token is found in it by bisection, and the logits are read in order.
+        self._prompt_ids: TokenIds = np.unique(np.array(prompt if self._repeats else (), np.int64))
+        self._num_prompt_tokens = len(prompt)
+        self._output: list[int] = []
+        self._seen_ids, self._num_seen = self._prompt_ids, len(self._prompt_ids)
+        #: Where the output's tokens stand among those counted, and how often each was.
         self._places: dict[int, int] = {}
-        self._ids: TokenIds = np.empty(0, np.int64)
-        self._counts: TokenIds = np.empty(0, np.int64)
+        self._counts: list[int] = []
+        self._counted_ids: TokenIds = np.empty(0, np.int64)
+        self._offsets: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
-    def see(self, token_ids: Tokens[int]) -> None:
-        """Follow the sequence, whose tokens these are; those seen before cost nothing."""
-        prompt = token_ids[self._num_seen : self._num_prompt_tokens]
-        if prompt:
-            self._learn([token_id for token_id in dict.fromkeys(prompt) if token_id not in self._places])
-        for token_id in token_ids[max(self._num_seen, self._num_prompt_tokens) :]:
-            if token_id not in self._places:
-                self._learn([token_id])
-            self._counts[self._places[token_id]] += 1
-        self._num_seen = len(token_ids)
-
-    def after(self, draft_ids: Tokens[int] = ()) -> tuple[TokenIds, TokenIds]:
-        """The different tokens of prompt and output, and how often the output has each.
+    def follow(self, token_ids: Tokens[int]) -> None:
+        """Count the output's new tokens; those counted before cost nothing.
 
         Args:
-            draft_ids: guessed tokens, taken for further output.
+            token_ids: all of the sequence's.
+        """
+        new = token_ids[self._num_prompt_tokens + len(self._output) :]
+        for token_id in new:
+            place = self._places.get(token_id)
+            if place is None:
+                place = self._add(token_id)
+            self._counts[place] += 1
+            if self._counts_output:
+                self._offsets[place] = self._offset(self._counts[place])
+        self._output += new
+
+    @property
+    def num_output_tokens(self) -> int:
+        """See `PenaltyHistory.num_output_tokens`."""
+        return len(self._output)
+
+    def since(self, num_output_tokens: int) -> dict[int, float]:
+        """See `PenaltyHistory.since`."""
+        tokens = dict.fromkeys(self._output[num_output_tokens:])
+        if not self._counts_output:
+            return dict.fromkeys(tokens, 0.0)
+        return {token_id: float(self._offsets[self._places[token_id]]) for token_id in tokens}
+
+    def penalties(self, draft_ids: Tokens[int] = ()) -> RowPenalties:
+        """Return the penalties of the next token.
+
+        Args:
+            draft_ids: guessed tokens before it, taken for further output.
 
         Returns:
-            ids and counts `[n]`, in no order; views that hold until the next call.
+            where there are no guesses, views that hold until the sequence grows.
         """
-        ids, counts = self._ids[: self._num_known], self._counts[: self._num_known]
-        if draft_ids:
-            known = [self._places[token_id] for token_id in draft_ids if token_id in self._places]
-            new = [token_id for token_id in draft_ids if token_id not in self._places]
-            new_ids, new_counts = np.unique(np.array(new, np.int64), return_counts=True)
-            ids, counts = np.concatenate([ids, new_ids]), np.concatenate([counts, new_counts])
-            np.add.at(counts, known, 1)
-        return ids, counts
+        num_counted = len(self._counts)
+        penalties = RowPenalties(
+            self._repetition,
+            self._seen_ids[: self._num_seen],
+            self._counted_ids[:num_counted],
+            self._offsets[:num_counted],
+            self,
+        )
+        return self._after(draft_ids, penalties) if draft_ids else penalties
 
-    def _learn(self, token_ids: list[int]) -> None:
-        end = self._num_known + len(token_ids)
-        if end > len(self._ids):
-            capacity = max(end, 2 * len(self._ids))
-            self._ids, self._counts = (np.resize(array, capacity) for array in (self._ids, self._counts))
-        self._ids[self._num_known : end] = token_ids
-        self._counts[self._num_known : end] = 0
-        self._places.update(zip(token_ids, range(self._num_known, end), strict=True))
-        self._num_known = end
+    def _after(self, draft_ids: Tokens[int], penalties: RowPenalties) -> RowPenalties:
+        """The penalties after some guesses, in arrays of their own."""
+        _, seen_ids, counted_ids, offsets, _ = penalties
+        if self._repeats:
+            new = [token_id for token_id in dict.fromkeys(draft_ids) if not self._is_seen(token_id)]
+            seen_ids = np.concatenate([seen_ids, np.array(new, np.int64)])
+        if self._counts_output:
+            new = [token_id for token_id in dict.fromkeys(draft_ids) if token_id not in self._places]
+            counted_ids = np.concatenate([counted_ids, np.array(new, np.int64)])
+            offsets = np.concatenate([offsets, np.zeros(len(new), np.float32)])
+            places = {token_id: len(self._counts) + index for index, token_id in enumerate(new)}
+            for token_id in set(draft_ids):
+                place = self._places.get(token_id)
+                known = 0 if place is None else self._counts[place]
+                offsets[places[token_id] if place is None else place] = self._offset(known + draft_ids.count(token_id))
+        return RowPenalties(self._repetition, seen_ids, counted_ids, offsets, None)
+
+    def _is_seen(self, token_id: int) -> bool:
+        return token_id in self._places or self._is_in_prompt(token_id)
+
+    def _is_in_prompt(self, token_id: int) -> bool:
+        place = int(self._prompt_ids.searchsorted(token_id))
+        return place < len(self._prompt_ids) and int(self._prompt_ids[place]) == token_id
+
+    def _add(self, token_id: int) -> int:
+        """A token that the output has for the first time: where it stands among those counted."""
+        if self._repeats and not self._is_in_prompt(token_id):
+            self._seen_ids = _with_room(self._seen_ids, self._num_seen)
+            self._seen_ids[self._num_seen] = token_id
+            self._num_seen += 1
+        place = self._places[token_id] = len(self._counts)
+        self._counts.append(0)
+        if self._counts_output:
+            self._counted_ids, self._offsets = _with_room(self._counted_ids, place), _with_room(self._offsets, place)
+            self._counted_ids[place] = token_id
+        return place
+
+    def _offset(self, count: int) -> np.float32:
+        return self._presence + self._frequency * np.float32(count)
+
+
+def _with_room(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
+    """The array, or a longer copy where it is full; so to append costs the same however long it is."""
+    return array if length < len(array) else np.concatenate([array, np.empty(max(16, length // 2), array.dtype)])

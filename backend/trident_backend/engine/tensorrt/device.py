@@ -120,6 +120,10 @@ class Device:
         """Fill with zeros."""
         self._call("cudaMemsetAsync", address, 0, num_bytes, self._stream)
 
+    def fill_nan(self, address: int, num_bytes: int) -> None:
+        """Set every bit, so that all floating-point numbers are NaN."""
+        self._call("cudaMemsetAsync", address, 0xFF, num_bytes, self._stream)
+
     def zero_2d(self, address: int, pitch: int, width: int, height: int) -> None:
         """Fill `height` rows of `width` bytes with zeros; they begin `pitch` bytes apart."""
         self._call("cudaMemset2DAsync", address, pitch, 0, width, height, self._stream)

@@ -6,14 +6,14 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, TokenIds
+from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
 from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, SamplingPlans
 
 
@@ -86,24 +86,31 @@ class DeviceLogits:
 
     def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
         """See `StepLogits.write`."""
-        values = np.broadcast_to(values, rows.shape)
-        chosen, places = np.unique(rows, return_inverse=True)
-        start = 0
-        while start < len(rows):
-            first = places[start]
-            end = int(np.searchsorted(places, first + self._plans.max_chosen))
-            end = min(end, start + self._plans.max_pairs)
-            pairs = np.stack([places[start:end] - first, ids[start:end]], axis=1).astype(np.int32)
-            block = chosen[first : places[end - 1] + 1]
-            self._change("write", block, {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])})
-            start = end
+        self._write(self._address, self._plans.max_rows, self._buffer_rows[rows], ids, values)
+
+    def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
+        """See `StepLogits.penalise`; the device has what came before, so that only what is new goes there."""
+        plans = self._plans
+        try:
+            for part in self._parts(len(rows), min(plans.max_chosen, plans.num_table_rows)):
+                changes = plans.penalty_rows.assign(penalties[part])
+                for row in changes.cleared:
+                    plans.device.fill_nan(plans.table + row * plans.vocab_size * 4, plans.vocab_size * 4)
+                self._write(plans.table, plans.num_table_rows, changes.rows, changes.ids, changes.offsets)
+                repetitions = np.array([each.repetition for each in penalties[part]], np.float32)
+                inputs: Arrays = {"places": changes.places, "repetitions": repetitions}
+                self._change("penalise", self._address, plans.max_rows, self._buffer_rows[rows[part]], inputs)
+        except BaseException:
+            plans.penalty_rows.forget()
+            raise
 
     def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
         """See `StepLogits.allow`."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
         for part in self._parts(len(rows)):
-            self._change("allow", rows[part], {"masks": masks[part]})
+            places = self._buffer_rows[rows[part]]
+            self._change("allow", self._address, self._plans.max_rows, places, {"masks": masks[part]})
 
     def _by_row(self, name: str, rows: Indices, **columns: Array) -> Arrays:
         """Run a plan that finds something for each row, for all of them."""
@@ -113,17 +120,34 @@ class DeviceLogits:
             found.append(self._plans.run(name, self._address, inputs))
         return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
 
-    def _parts(self, num_rows: int) -> Iterator[slice]:
-        for start in range(0, num_rows, self._plans.max_chosen):
-            yield slice(start, min(start + self._plans.max_chosen, num_rows))
+    def _parts(self, num_rows: int, size: int | None = None) -> Iterator[slice]:
+        """Pieces of so many rows, or of as many as a run takes."""
+        size = size or self._plans.max_chosen
+        for start in range(0, num_rows, size):
+            yield slice(start, min(start + size, num_rows))
 
-    def _change(self, name: str, rows: Indices, inputs: Arrays) -> None:
-        """Run a plan that changes rows, and put them back in their place."""
-        places = self._buffer_rows[rows]
-        self._plans.run(name, self._address, {"rows": places, **inputs})
+    def _write(self, address: int, num_rows: int, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
+        """Write pairs of a buffer `[num_rows, V]`; those of one row stand together."""
+        values = np.broadcast_to(values, rows.shape)
+        numbers = np.cumsum(np.diff(rows, prepend=rows[:1]) != 0)
+        chosen = rows[np.diff(numbers, prepend=-1) != 0].astype(np.int32)
+        start = 0
+        while start < len(rows):
+            first = numbers[start]
+            end = int(np.searchsorted(numbers, first + self._plans.max_chosen))
+            end = min(end, start + self._plans.max_pairs)
+            pairs = np.stack([numbers[start:end] - first, ids[start:end]], axis=1).astype(np.int32)
+            block = chosen[first : numbers[end - 1] + 1]
+            inputs = {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])}
+            self._change("write", address, num_rows, block, inputs)
+            start = end
+
+    def _change(self, name: str, address: int, num_rows: int, places: Int32Array, inputs: Arrays) -> None:
+        """Run a plan that changes rows of a buffer, and put them back in their place."""
+        self._plans.run(name, address, {"rows": places, **inputs}, num_rows)
         size = self._plans.vocab_size * 4
         for begin, end in _runs(places):
-            target, source = self._address + int(places[begin]) * size, self._plans.changed + begin * size
+            target, source = address + int(places[begin]) * size, self._plans.changed + begin * size
             self._plans.device.copy(target, source, (end - begin) * size)
 
     def _on_host(self, rows: Indices) -> HostLogits:

@@ -1,7 +1,7 @@
 """The plans of an engine that sampling runs on the device, and the little memory that goes to them and back.
 
-Owns the plans, their limits, the arrays on their way and the rows that are being changed. Knows logits by their address
-alone.
+Owns the plans, their limits, the arrays on their way, the rows that are being changed and the table of penalties. Knows
+logits by their address alone.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.penalty_rows import PenaltyRows
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_ensemble.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-#: What no array is for: the step's logits, and the rows as a plan changed them.
-_LOGITS, _CHANGED = "logits", "changed"
+#: What no array is for: the step's logits, the rows as a plan changed them, and the table of penalties.
+_LOGITS, _CHANGED, _TABLE = "logits", "changed", "table"
+_LARGE = frozenset({_LOGITS, _CHANGED, _TABLE})
 _ALIGNMENT = 256
 #: Beside those of the largest, which are there in any sizes.
-_NEEDED = frozenset({"likeliest", "masses", "equals", "read", "write", "allow"})
+_NEEDED = frozenset({"likeliest", "masses", "equals", "read", "write", "allow", "penalise"})
 _TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "uint8": np.uint8}
 
 
 class _Operation(NamedTuple):
-    """A plan, and its small inputs and outputs; of all outputs the first axis is as long as the input `leader`'s."""
+    """A plan, its small inputs and outputs, and those that stay on the device; of all outputs the first axis is as long
+    as the input `leader`'s."""
 
     plan: Plan
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
+    large: frozenset[str]
     leader: str
-
-    @property
-    def large(self) -> set[str]:
-        """The inputs and outputs that stay on the device."""
-        return self.plan.tensors.keys() - self.inputs.keys() - self.outputs.keys()
 
     @property
     def num_bytes(self) -> int:
@@ -76,6 +75,9 @@ class SamplingPlans:
         #: How many of the largest can be found, ascending.
         self.sizes = sorted(int(name.partition(".")[2]) for name in plans if name.startswith("largest."))
         self.num_equals = self._operations["equals"].outputs["ids"].shape[1]
+        #: Rows of the table of penalties.
+        self.num_table_rows = plans["penalise"].bounds(_TABLE, 0)[1][0]
+        self.penalty_rows = PenaltyRows(self.num_table_rows)
         num_bytes = max(operation.num_bytes for operation in self._operations.values())
         self._pinned = device.pinned(num_bytes)
         #: Whether the device may still be reading the pinned memory.
@@ -86,17 +88,21 @@ class SamplingPlans:
             #: `[max_chosen, V]`, where plans write rows that they change.
             self.changed = device.allocate(self.max_chosen * self.vocab_size * 4)
             stack.callback(device.free, self.changed)
+            #: `[num_table_rows, V]`, the penalties of sequences; `penalty_rows` knows whose are where.
+            self.table = device.allocate(self.num_table_rows * self.vocab_size * 4)
+            stack.callback(device.free, self.table)
             self._resources = stack.pop_all()
         for plan in plans.values():
             self._resources.callback(plan.close)
 
-    def run(self, name: str, logits: int, inputs: Arrays) -> Arrays:
+    def run(self, name: str, logits: int, inputs: Arrays, num_rows: int | None = None) -> Arrays:
         """Run one plan.
 
         Args:
             name: of the plan.
-            logits: address of `[max_rows, V]`.
+            logits: address of `[num_rows, V]`.
             inputs: all others, C-contiguous, within the plan's limits.
+            num_rows: `max_rows` by default.
 
         Returns:
             all outputs but `changed`, which the plan writes to `self.changed`, soon after this returns.
@@ -116,9 +122,13 @@ class SamplingPlans:
         results = operation.results(len(inputs[operation.leader]))
         result_places, result_end = _placed({key: empty.nbytes for key, empty in results.items()}, end)
         addresses = {key: self._area + place for key, place in (places | result_places).items()}
-        addresses |= {key: logits if key == _LOGITS else self.changed for key in operation.large}
+        on_device = {_LOGITS: logits, _CHANGED: self.changed, _TABLE: self.table}
+        addresses |= {key: on_device[key] for key in operation.large}
         shapes = {key: array.shape for key, array in inputs.items()}
-        operation.plan.run({**shapes, _LOGITS: (self.max_rows, self.vocab_size)}, addresses)
+        shapes[_LOGITS] = self.max_rows if num_rows is None else num_rows, self.vocab_size
+        if _TABLE in operation.large:
+            shapes[_TABLE] = self.num_table_rows, self.vocab_size
+        operation.plan.run(shapes, addresses)
         if results:
             self.device.download(self._pinned[end:result_end], self._area + end)
             self.device.synchronize()
@@ -161,10 +171,11 @@ def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
 
 
 def _operation(plan: Plan) -> _Operation:
-    small = {name: info for name, info in plan.tensors.items() if name not in {_LOGITS, _CHANGED}}
+    tensors = plan.tensors
+    small = {name: info for name, info in tensors.items() if name not in _LARGE}
     inputs = {name: info for name, info in small.items() if info.is_input}
     outputs = {name: info for name, info in small.items() if not info.is_input}
-    return _Operation(plan, inputs, outputs, "rows" if "rows" in inputs else "pairs")
+    return _Operation(plan, inputs, outputs, _LARGE & tensors.keys(), "rows" if "rows" in inputs else "pairs")
 
 
 def _size(shape: tuple[int, ...], dtype: str) -> int:
