@@ -20,11 +20,12 @@ from trident_backend.engine.artifact import (
     digest_folder,
     write_manifest,
 )
-from trident_compiler.checkpoint import TOKENIZER_FILE, Checkpoint
+from trident_compiler.checkpoint import Checkpoint
 from trident_compiler.compiler import EngineCompiler
 from trident_compiler.plan import MemoryPlan
 from trident_compiler.progress import Progress
 from trident_compiler.sharding import Share
+from trident_compiler.tokenizer_files import TOKENIZER_FILE
 from trident_compiler.weights import WeightSource
 from trident_ensemble import layout
 from trident_ensemble.anchors import anchor_table
@@ -78,7 +79,7 @@ def build_engine(
     compiler.write(folder, config, source_of, precision=precision, plan=plan, progress=progress)
 
     progress.phase("writing the tokenizer", 0)
-    checkpoint.copy_tokenizer(folder / layout.TOKENIZER_FOLDER)
+    checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
     table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
     np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
 
