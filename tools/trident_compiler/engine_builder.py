@@ -1,11 +1,12 @@
 """From a checkpoint to an engine folder.
 
-Owns the order of the work: weights, network, tokenizer, token table, manifest last. Never decides where the
+Owns the order of the work: weights, network, tokenizer, what is known of it, manifest last. Never decides where the
 folder lies in a repository, plans nothing, and prints nothing: progress goes to whoever asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def build_engine(
     plan: MemoryPlan,
     *,
     compiler: EngineCompiler,
+    describe_text: Callable[[Path], None],
     progress: Progress,
 ) -> Manifest:
     """Write a complete engine into an existing, empty folder.
@@ -48,10 +50,12 @@ def build_engine(
         precision: as the compiler resolved it.
         plan: as the compiler made it.
         compiler: what compiles the network.
+        describe_text: given the engine folder once its tokenizer is there, writes beside it what the text models must
+            know of it.
         progress: told what is going on.
 
     Raises:
-        CheckpointError: the tensors are not those of the architecture.
+        CheckpointError: the tensors are not those of the architecture, or the tokenizer cannot be served.
         PlanError: the compiler refuses the network.
     """
     config = checkpoint.config
@@ -82,6 +86,7 @@ def build_engine(
     checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
     table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
     np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
+    describe_text(folder)
 
     progress.phase("computing digests", 0)
     manifest = Manifest(

@@ -1,8 +1,8 @@
 """Which of two number formats a CPU computes a network faster in: found by trying both.
 
 Owns the decision: what a try consists of, how many there are, and by how much a faster format must be faster. What the
-instructions of a CPU promise was once taken instead, and was wrong by a factor of two. Never compiles a network; that is
-`openvino_probe`'s part.
+instructions of a CPU promise was once taken instead, and was wrong by a factor of two. Never compiles a network; that
+is `openvino_probe`'s part.
 """
 
 from __future__ import annotations

@@ -53,6 +53,13 @@ class TokenizerFiles:
     converted_from: str | None = None
     converted: Any = None
 
+    @property
+    def template_source(self) -> str:
+        """Return where the default chat template stands, for people."""
+        if (self.folder / TEMPLATE_FILE).is_file():
+            return TEMPLATE_FILE
+        return PROCESSOR_TEMPLATE_FILE if self.processor_templates else f"{CONFIG_FILE}: chat_template"
+
     def write(self, target: Path) -> None:
         """Write the tokenizer's files into a new folder."""
         target.mkdir()

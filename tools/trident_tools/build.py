@@ -33,6 +33,7 @@ from trident_compiler.weight_formats import QUANTIZED
 from trident_ensemble.errors import ArtifactError
 from trident_ensemble.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_preprocessing.template_probe import write_template_profiles
 from trident_tools.core_options import add_core_options, core_settings
 from trident_tools.plan_lines import plan_lines
 
@@ -154,7 +155,15 @@ def run(args: argparse.Namespace) -> int:
         engine = staged / ENGINE_VERSION
         engine.mkdir(parents=True)
         with _Bars(console) as bars:
-            build_engine(checkpoint, engine, precision, plan, compiler=compiler, progress=bars)
+            build_engine(
+                checkpoint,
+                engine,
+                precision,
+                plan,
+                compiler=compiler,
+                describe_text=write_template_profiles,
+                progress=bars,
+            )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core)
         install(staged, args.repository, render_repository(settings))
     if replaced is not None:
