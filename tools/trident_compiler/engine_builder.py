@@ -1,6 +1,6 @@
 """From a checkpoint to an engine folder.
 
-Owns the order of the work: weights, network, tokenizer, what is known of it, manifest last. Never decides where the
+Owns the order of the work: tokenizer, what is known of it, weights, network, manifest last. Never decides where the
 folder lies in a repository, plans nothing, and prints nothing: progress goes to whoever asks.
 """
 
@@ -59,6 +59,13 @@ def build_engine(
         PlanError: the compiler refuses the network.
     """
     config = checkpoint.config
+    # First what is done soon: a checkpoint that could not be served is refused before an hour of compiling.
+    progress.phase("checking the tokenizer", 0)
+    checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
+    table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
+    np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
+    describe_text(folder)
+
     formats = compiler.formats(precision)
 
     def source_of(share: Share) -> WeightSource:
@@ -81,12 +88,6 @@ def build_engine(
         )
 
     compiler.write(folder, config, source_of, precision=precision, plan=plan, progress=progress)
-
-    progress.phase("writing the tokenizer", 0)
-    checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
-    table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
-    np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
-    describe_text(folder)
 
     progress.phase("computing digests", 0)
     manifest = Manifest(

@@ -195,7 +195,7 @@ def unit_note(cache: CacheSize | None) -> str:
     """Return what explains `t` to whoever wrote so few of them that they may have meant something else."""
     if cache is None or cache.num_tokens is None:
         return ""
-    return f" (t counts tokens; {cache.num_tokens} tebibytes are {cache.num_tokens}TiB)"
+    return f" (t counts tokens; if tebibytes were meant, write {cache.num_tokens}TiB)"
 
 
 def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[int, int]:

@@ -33,9 +33,9 @@ from trident_compiler.weight_formats import QUANTIZED
 from trident_ensemble.errors import ArtifactError
 from trident_ensemble.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
-from trident_preprocessing.template_probe import write_template_profiles
 from trident_tools.core_options import add_core_options, core_settings
 from trident_tools.plan_lines import plan_lines
+from trident_tools.text_check import check_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +150,11 @@ def run(args: argparse.Namespace) -> int:
     check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
     for name, text in plan_lines(checkpoint, choice, precision, plan):
         console.print(f"{name:<9} {text}", markup=False)
+
+    def describe_text(engine_folder: Path) -> None:
+        for name, text in check_text(checkpoint, engine_folder):
+            console.print(f"{name:<9} {text}", markup=False)
+
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:
         engine = staged / ENGINE_VERSION
@@ -161,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
                 precision,
                 plan,
                 compiler=compiler,
-                describe_text=write_template_profiles,
+                describe_text=describe_text,
                 progress=bars,
             )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core)
