@@ -56,7 +56,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     tensors = TensorFiles(folder)
     tokenizer = read_tokenizer_files(folder)
     end_of_text = read_end_of_text(
-        (raw, generation), (tokenizer.config, tokenizer.special_tokens), tokenizer.tokenizer, config.vocab_size
+        (raw, generation), (tokenizer.config, tokenizer.ends), tokenizer.tokenizer, config.vocab_size
     )
     defaults = read_generation(generation, end_of_text.ids, config.vocab_size)
     return Checkpoint(folder, config, defaults, end_of_text, tokenizer, tensors, not_served(generation))

@@ -39,7 +39,8 @@ class TokenizerFiles:
         folder: the checkpoint's.
         tokenizer: what tokenizer.json says, or would say.
         config: tokenizer_config.json; empty if there is none.
-        special_tokens: special_tokens_map.json, where transformers reads it; else empty.
+        ends: what else names the end-of-text token, where transformers reads it: special_tokens_map.json, or a file
+            that was converted; else empty.
         processor_templates: templates of chat_template.json by name, where the tokenizer has none itself.
         converted_from: the file that was converted; None where there is a tokenizer.json.
         converted: the tokenizer in transformers, where it was converted.
@@ -48,7 +49,7 @@ class TokenizerFiles:
     folder: Path
     tokenizer: Tokenizer
     config: JsonConfig
-    special_tokens: JsonConfig
+    ends: JsonConfig
     processor_templates: dict[str, str]
     converted_from: str | None = None
     converted: Any = None
@@ -89,21 +90,20 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         CheckpointError: a file is missing, cannot be read or cannot be converted; says what to do.
     """
     config = JsonConfig.read_optional(folder / CONFIG_FILE)
-    special_tokens = JsonConfig({}, SPECIAL_TOKENS_FILE)
+    ends = JsonConfig({}, SPECIAL_TOKENS_FILE)
     if config.values.get("added_tokens_decoder") is None:
-        special_tokens = JsonConfig.read_optional(folder / SPECIAL_TOKENS_FILE)
+        ends = JsonConfig.read_optional(folder / SPECIAL_TOKENS_FILE)
     has_template = (folder / TEMPLATE_FILE).is_file() or config.values.get("chat_template") is not None
     templates = {} if has_template else _processor_templates(folder / PROCESSOR_TEMPLATE_FILE)
     path = folder / TOKENIZER_FILE
     if path.is_file():
-        return TokenizerFiles(folder, _read_tokenizer(path), config, special_tokens, templates)
+        return TokenizerFiles(folder, _read_tokenizer(path), config, ends, templates)
     source = convertible_file(folder)
     if source is None:
         raise CheckpointError(f"{path}: missing; save the tokenizer with transformers, which writes this file")
     converted = load_converted(folder, source)
-    return TokenizerFiles(
-        folder, converted.backend_tokenizer, config, special_tokens, templates, source.name, converted
-    )
+    ends = JsonConfig({"eos_token": converted.eos_token}, source.name)
+    return TokenizerFiles(folder, converted.backend_tokenizer, config, ends, templates, source.name, converted)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
