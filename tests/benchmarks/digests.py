@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trident_backend.engine.digests import file_digests
@@ -34,7 +35,7 @@ def main() -> None:
         with path.open("wb") as file:
             for _ in range(args.gib * 64):
                 file.write(os.urandom(1 << 24))
-        ways = {
+        ways: dict[str, Callable[[], object]] = {
             "one core, one chain": lambda: chain(path),
             "one core, pieces": lambda: file_digests([path], threads=1),
             f"{len(os.sched_getaffinity(0))} cores, pieces": lambda: file_digests([path]),

@@ -79,7 +79,7 @@ def test_a_cache_too_small_to_be_meant_is_refused(text: str) -> None:
     cache = parse_cache_size(text)
     needs = Needs(2**27, 2**28, block_size=32, block_bytes=2**25, max_position_embeddings=4096)
     with pytest.raises(
-        PlanError, match="--kv-cache: .*not one sequence of 512.*--max-seq-len for shorter ones"
+        PlanError, match=r"--kv-cache: .*not one sequence of 512.*--max-seq-len for shorter ones"
     ) as said:
         make_plan(Wanted(cache=cache), needs, FREE)
     assert ("t counts tokens; if tebibytes were meant, write" in str(said.value)) == (cache.num_tokens is not None)

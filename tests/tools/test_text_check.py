@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from tests.checkpoints import CHAT_TEMPLATE, edit_json, make_checkpoint
@@ -166,6 +167,14 @@ def test_added_tokens_beyond_the_network_are_told(checkpoint: Path, config: dict
     added = AutoTokenizer.from_pretrained(checkpoint).convert_tokens_to_ids("<|more|>")
     assert added == 400
     assert "beyond the network's vocabulary of 400: 400 '<|more|>'" in check(checkpoint)["warning"]
+
+
+def test_a_class_that_splits_by_its_own_rules_is_told(checkpoint: Path) -> None:
+    edit_json(checkpoint / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    text = "cafe\u0301"
+    as_stored = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"] != as_stored
+    assert "tokenizer_class 'Qwen2Tokenizer' splits" in check(checkpoint)["warning"]
 
 
 def test_a_tokenizer_without_guides_is_told(checkpoint: Path) -> None:

@@ -70,14 +70,14 @@ def read_end_of_text(
         text = _text(config)
         if text is None:
             continue
-        token_id = tokenizer.token_to_id(text)
-        if token_id is None:
+        known: int | None = tokenizer.token_to_id(text)
+        if known is None:
             unknown.append(f"{config.where}: {_TEXT_KEY} = {text!r}")
-        elif token_id >= vocab_size:
-            problem = f"has id {token_id} in tokenizer.json, but the network's vocabulary (config.json: vocab_size)"
+        elif known >= vocab_size:
+            problem = f"has id {known} in tokenizer.json, but the network's vocabulary (config.json: vocab_size)"
             raise config.refuse(_TEXT_KEY, f"{problem} ends at {vocab_size - 1}, so that it could never be generated")
         else:
-            named_by.setdefault(token_id, []).append(config.where)
+            named_by.setdefault(known, []).append(config.where)
     tokens = (
         EndToken(token_id, tokenizer.id_to_token(token_id) or "", tuple(dict.fromkeys(files)))
         for token_id, files in sorted(named_by.items())

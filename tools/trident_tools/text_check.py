@@ -30,6 +30,13 @@ Line = tuple[str, str]
 
 _MAX_SECONDS = 30
 _MAX_NAMED = 3
+#: Texts that pre-tokenizers and normalizers have been seen to differ in.
+_PROBES = (
+    "The trident has three prongs, doesn't it?",
+    " 1234567 + 89 = x_1 ",
+    "naïve cafe\u0301, Привет мир, 東京は日本の首都です",
+    "def step(self):\n\n    return [x ** 2]",
+)
 
 
 def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
@@ -52,6 +59,7 @@ def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
     backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     load_detokenizer(engine_folder)
     lines = [*_check_ids(checkpoint, tokenizer, backend)]
+    lines += _check_splitting(checkpoint, tokenizer, backend)
     lines += _check_templates(checkpoint, engine_folder, tokenizer, backend)
     try:
         read_vocabulary(folder / TOKENIZER_FILE, checkpoint.config.vocab_size)
@@ -108,6 +116,21 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> It
             "warning",
             f"tokens beyond the network's vocabulary of {vocab_size}: {named}{more}; prompts with them are refused",
         )
+
+
+def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
+    """Tell where a class of transformers splits text by rules of its own and not by those of tokenizer.json."""
+    for text in _PROBES:
+        served = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if served != backend.encode(text, add_special_tokens=False).ids:
+            name = checkpoint.tokenizer_files.config.values.get("tokenizer_class")
+            yield (
+                "warning",
+                f"tokenizer_class {name!r} splits {text!r} otherwise than {TOKENIZER_FILE} does, and prompts are split "
+                f"as the class has it; if the model was trained by {TOKENIZER_FILE}, set tokenizer_class to "
+                f'"PreTrainedTokenizerFast" in {CONFIG_FILE}',
+            )
+            return
 
 
 def _check_templates(checkpoint: Checkpoint, engine_folder: Path, tokenizer: Any, backend: Tokenizer) -> list[Line]:
