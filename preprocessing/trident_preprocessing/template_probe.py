@@ -99,20 +99,29 @@ class _Probe:
     def __init__(self, renderer: TemplateRenderer, name: str) -> None:
         self._renderer = renderer
         self._name = name
+        self._prompts: list[str] = []
 
     def profile(self) -> TemplateProfile:
         content = {role: self._content_form(role) for role in ROLES if role != "tool"}
         asked = _message("user", _put(_FIRST, content["user"]))
         as_text, null_content = self._history_forms(asked)
         content["tool"] = self._tool_content_form(asked, as_text, null_content)
-        return TemplateProfile(content, null_content, as_text, self._takes_developer(asked))
+        takes_developer = self._takes_developer(asked)
+        return TemplateProfile(content, null_content, as_text, takes_developer, self._written())
 
     def _render(self, messages: list[Message], tools: Any = None) -> str:
         """The prompt; empty where the template refuses."""
         try:
-            return self._renderer.render(self._name, messages, tools, add_generation_prompt=True)
+            prompt = self._renderer.render(self._name, messages, tools, add_generation_prompt=True)
         except RenderError:
             return ""
+        self._prompts.append(prompt)
+        return prompt
+
+    def _written(self) -> tuple[str, ...]:
+        """In so many words, or put together of pieces and a role."""
+        texts = "\0".join([self._renderer.templates[self._name], *self._prompts])
+        return tuple(token for token in self._renderer.added_tokens if token in texts and not token.isspace())
 
     def _content_form(self, role: str) -> ContentForm:
         def conversation(content: Any) -> list[Message]:

@@ -15,6 +15,7 @@ PLAIN = TemplateProfile(
     null_content=NullForm.NONE,
     arguments_as_text=False,
     takes_developer=False,
+    written=(),
 )
 PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two", "more": 1}]
 
