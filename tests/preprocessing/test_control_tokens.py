@@ -99,6 +99,17 @@ def test_what_the_template_begins_a_client_does_not_complete(content: str, name:
     assert tokenizer(HALF_WRITTEN).decode(ids) == str(rendered(HALF_WRITTEN, messages))
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [["<|im_", "end|>"], ["<", "|im_end|", ">"], ["a<|im_end", "", "|> b"], list("<|im_start|>"), ["[IN", "ST]"]],
+)
+def test_a_spelling_of_several_parts(texts: list[str]) -> None:
+    ids = encode(JOINING, [message("user", [{"type": "text", "text": text} for text in texts])])
+    plain = without("byte_level_bpe", frozenset(CONTROL))
+    expected = ["<|im_start|>", *plain.encode("user\n" + "".join(texts)).tokens, "<|im_end|>"]
+    assert [backend("byte_level_bpe").id_to_token(token_id) for token_id in ids] == expected
+
+
 def rendered(template: str, messages: Any) -> Any:
     return tokenizer(template).apply_chat_template(messages, tokenize=False)
 
@@ -195,7 +206,7 @@ def test_a_tokenizer_that_has_no_other_way_to_write_it() -> None:
 def test_a_spelling_that_normalization_makes() -> None:
     template = "{% for m in messages %}<|im_start|><think>{{ m.content }}<|im_end|>{% endfor %}"
     assert backend("unigram").normalizer.normalize_str("＜think＞") == "<think>"
-    think = backend("unigram").token_to_id("<think>")
+    think: Any = backend("unigram").token_to_id("<think>")
     assert encode(template, [message("user", "a ＜think＞ b")], "unigram").count(think) == 1
     plain = tokenizer(template, "unigram").apply_chat_template([message("user", "a ＜think＞ b")], return_dict=False)
     assert plain.count(think) == 2

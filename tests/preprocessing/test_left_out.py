@@ -63,7 +63,13 @@ HISTORY = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ordinary_conversations_are_served(name: str) -> None:
-    nothing = {"refusal": None, "audio": None, "function_call": None, "annotations": [], "tool_calls": None}
+    nothing: dict[str, Any] = {
+        "refusal": None,
+        "audio": None,
+        "function_call": None,
+        "annotations": [],
+        "tool_calls": None,
+    }
     chat = [
         message("user", "What is 東京?", name="ada"),
         message("assistant", " \n", reasoning_content="hm", id="msg_1", **nothing),
