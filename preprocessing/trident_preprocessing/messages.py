@@ -40,7 +40,9 @@ def parse_messages(text: str) -> list[Message]:
         if not isinstance(message.get("role"), str):
             raise RequestError(FIELD, f"{where}.role must be a text; send {_EXAMPLE}")
         if not _ROLE.fullmatch(message["role"]):
-            problem = f"{where}.role {message['role'][:40]!r} is no role, which has up to 64 letters, digits and _.-; send {_EXAMPLE}"
+            problem = (
+                f"{where}.role {message['role'][:40]!r} is none: 64 letters, digits and _.- at most; send {_EXAMPLE}"
+            )
             raise RequestError(FIELD, problem)
         calls = message.get("tool_calls")
         if message.get("content") is not None or not calls:

@@ -99,20 +99,29 @@ class _Probe:
     def __init__(self, renderer: TemplateRenderer, name: str) -> None:
         self._renderer = renderer
         self._name = name
+        self._prompts: list[str] = []
 
     def profile(self) -> TemplateProfile:
         content = {role: self._content_form(role) for role in ROLES if role != "tool"}
-        asked = _message("user", _put(_FIRST, content["user"]))
+        asked = _message("user", _put("tridentprobeuser", content["user"]))
         as_text, null_content = self._history_forms(asked)
         content["tool"] = self._tool_content_form(asked, as_text, null_content)
-        return TemplateProfile(content, null_content, as_text, self._takes_developer(asked))
+        takes_developer = self._takes_developer(asked)
+        return TemplateProfile(content, null_content, as_text, takes_developer, self._written())
 
     def _render(self, messages: list[Message], tools: Any = None) -> str:
         """The prompt; empty where the template refuses."""
         try:
-            return self._renderer.render(self._name, messages, tools, add_generation_prompt=True)
+            prompt = self._renderer.render(self._name, messages, tools, add_generation_prompt=True)
         except RenderError:
             return ""
+        self._prompts.append(prompt)
+        return prompt
+
+    def _written(self) -> tuple[str, ...]:
+        """In so many words, or put together of pieces and a role."""
+        texts = "\0".join([self._renderer.templates[self._name], *self._prompts])
+        return tuple(token for token in self._renderer.added_tokens if token in texts and not token.isspace())
 
     def _content_form(self, role: str) -> ContentForm:
         def conversation(content: Any) -> list[Message]:
@@ -135,14 +144,16 @@ class _Probe:
         """How a call in the history is put; what most templates take where this one takes no calls at all."""
         text = json.dumps({_NAME: _VALUE})
         prompts = {
-            (as_text, null): self._render(_history(asked, text if as_text else {_NAME: _VALUE}, null))
+            (as_text, null): self._render([asked, _call(text if as_text else {_NAME: _VALUE}, null)])
             for as_text in (False, True)
             for null in NullForm
         }
         of_objects = [prompt for (as_text, _), prompt in prompts.items() if not as_text and _takes_object(prompt)]
         of_texts = [prompt for (as_text, _), prompt in prompts.items() if as_text and text in prompt]
         as_text = bool(of_texts) and not of_objects
-        rendered = {null: prompts[as_text, null] for null in NullForm if _VALUE in prompts[as_text, null]}
+        rendered = {null: prompts[as_text, null] for null in NullForm if prompts[as_text, null]}
+        # A template may leave out all calls; what it makes of the rest is worth a look all the same.
+        rendered = {null: prompt for null, prompt in rendered.items() if _VALUE in prompt} or rendered
         # A template that has not thought of none writes the word.
         fewest = min((prompt.count("None") for prompt in rendered.values()), default=0)
         return as_text, next(
@@ -152,7 +163,7 @@ class _Probe:
     def _tool_content_form(self, asked: Message, as_text: bool, null: NullForm) -> ContentForm:
         arguments = json.dumps({_NAME: _VALUE}) if as_text else {_NAME: _VALUE}
         as_one, as_parts = (
-            self._render([*_history(asked, arguments, null)[:-1], _result(content)])
+            self._render([asked, _call(arguments, null), _result(content)])
             for content in (_FIRST, _parts(_FIRST, _SECOND))
         )
         return _form(as_one, as_parts)
@@ -170,13 +181,13 @@ def _form(of_text: str, of_parts: str) -> ContentForm:
     return ContentForm.TEXT
 
 
-def _history(asked: Message, arguments: Any, null: NullForm) -> list[Message]:
+def _call(arguments: Any, null: NullForm) -> Message:
     function = {"name": "tridentprobefunction", "arguments": arguments}
     calls = [{"id": _CALL_ID, "type": "function", "function": function}]
-    content: dict[str, Any] = {NullForm.NONE: {"content": None}, NullForm.ABSENT: {}, NullForm.EMPTY: {"content": ""}}[
-        null
-    ]
-    return [asked, {"role": "assistant", **content, "tool_calls": calls}, _result("tridentproberesult")]
+    answer: Message = {"role": "assistant", "content": None if null is NullForm.NONE else "", "tool_calls": calls}
+    if null is NullForm.ABSENT:
+        del answer["content"]
+    return answer
 
 
 def _result(content: Any) -> Message:

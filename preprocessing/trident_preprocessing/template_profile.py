@@ -45,12 +45,14 @@ class TemplateProfile:
         null_content: of messages with tool calls.
         arguments_as_text: `function.arguments` of a tool call is taken as JSON text, not as an object.
         takes_developer: the role `developer` means something to it.
+        written: the added tokens of the tokenizer that it writes, special or not.
     """
 
     content: Mapping[str, ContentForm]
     null_content: NullForm
     arguments_as_text: bool
     takes_developer: bool
+    written: tuple[str, ...]
 
 
 def write_profiles(engine_folder: Path, profiles: Mapping[str, TemplateProfile]) -> None:
@@ -82,11 +84,14 @@ def _parse(raw: Any, where: str) -> TemplateProfile:
     for name in ("arguments_as_text", "takes_developer"):
         if not isinstance(raw[name], bool):
             raise ArtifactError(f"{where}.{name}: must be true or false, not {raw[name]!r}; build again")
+    if not isinstance(raw["written"], list) or not all(isinstance(item, str) for item in raw["written"]):
+        raise ArtifactError(f"{where}.written: must be a list of texts; build again")
     return TemplateProfile(
         content={role: _choice(ContentForm, raw["content"][role], f"{where}.content.{role}") for role in ROLES},
         null_content=_choice(NullForm, raw["null_content"], f"{where}.null_content"),
         arguments_as_text=raw["arguments_as_text"],
         takes_developer=raw["takes_developer"],
+        written=tuple(raw["written"]),
     )
 
 

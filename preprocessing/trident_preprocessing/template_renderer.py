@@ -48,6 +48,7 @@ class TemplateRenderer:
         templates = tokenizer.chat_template or {}
         #: The templates' texts by name; empty where the checkpoint has none.
         self.templates: Mapping[str, str] = dict(templates) if isinstance(templates, Mapping) else {DEFAULT: templates}
+        self.added_tokens = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
         self._special_tokens: dict[str, str] = tokenizer.special_tokens_map
         #: Names that clients cannot give as arguments of a template.
         self.reserved_kwargs = _reserved_kwargs(tokenizer)

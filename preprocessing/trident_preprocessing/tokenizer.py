@@ -14,7 +14,7 @@ from trident_ensemble import layout, tensors
 from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import RequestError
 from trident_preprocessing.bad_words import BadWords
-from trident_preprocessing.chat import ChatTemplate, refuse_chat_inputs
+from trident_preprocessing.chat import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
 from trident_preprocessing.checkpoint_tokenizer import open_tokenizer
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.template_profile import TemplateProfile, read_profiles
@@ -71,14 +71,19 @@ class PromptTokenizer:
             if not request.text_input:
                 raise RequestError(field, "empty; send at least one character")
             text = decode_text(field, request.text_input, max_bytes, why)
-            return self._tokenize(field, text, truncation, add_special_tokens=True)
+            add_special_tokens = request.add_special_tokens is not False
+            return self._tokenize(field, text, truncation, add_special_tokens=add_special_tokens)
+        refuse_text_inputs(request)
         field = tensors.MESSAGES.name
-        text = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
+        prompt = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
         try:
-            check_size(field, len(text.encode()), max_bytes, why)
+            check_size(field, len(prompt.encode()), max_bytes, why)
         except UnicodeEncodeError:
             raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
-        return self._tokenize(field, text, truncation, add_special_tokens=False)
+        token_ids = self._chat.encode(prompt)
+        if token_ids is not None:
+            return token_ids if truncation is None else truncation.cut(token_ids)
+        return self._tokenize(field, str(prompt), truncation, add_special_tokens=False)
 
     def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
         # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.

@@ -253,4 +253,4 @@ def test_a_template_that_takes_too_much_is_refused() -> None:
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: maximum recursion depth"):
         prompt_ids("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", CONVERSATION)
     with pytest.raises(RequestError, match=r"^messages: \d+ bytes are more than the engine's longest prompt"):
-        prompt_ids("{{ 'a' * 10 ** 7 }}", CONVERSATION)
+        prompt_ids("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'a' * 10 ** 7 }}", CONVERSATION)

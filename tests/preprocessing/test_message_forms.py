@@ -15,6 +15,7 @@ PLAIN = TemplateProfile(
     null_content=NullForm.NONE,
     arguments_as_text=False,
     takes_developer=False,
+    written=(),
 )
 PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two", "more": 1}]
 
@@ -71,7 +72,11 @@ def test_calls_without_arguments_stay() -> None:
 @pytest.mark.parametrize("sent", [{}, {"content": None}])
 def test_no_content(sent: dict[str, Any]) -> None:
     asked = [{"role": "assistant", "tool_calls": [], "name": None, **sent}]
-    expected = {NullForm.NONE: {"content": None}, NullForm.ABSENT: {}, NullForm.EMPTY: {"content": ""}}
+    expected: dict[NullForm, dict[str, Any]] = {
+        NullForm.NONE: {"content": None},
+        NullForm.ABSENT: {},
+        NullForm.EMPTY: {"content": ""},
+    }
     for null, content in expected.items():
         (message,) = conform(asked, replace(PLAIN, null_content=null))
         assert message == {"role": "assistant", "tool_calls": [], **content}

@@ -46,7 +46,7 @@ def test_a_message_without_content_has_tool_calls() -> None:
         ('[{"role": "user", "content": "a"}, "b"]', r"\[1\] must be an object"),
         ('[{"content": "a"}]', r"\[0\]\.role must be a text"),
         ('[{"role": 3, "content": "a"}]', r"\[0\]\.role must be a text"),
-        ('[{"role": "", "content": "a"}]', r"\[0\]\.role '' is no role"),
+        ('[{"role": "", "content": "a"}]', r"\[0\]\.role '' is none"),
         ('[{"role": "user"}]', r"\[0\]\.content must be a text"),
         ('[{"role": "user", "content": {"text": "a"}}]', r"\[0\]\.content must be a text"),
     ],

@@ -24,6 +24,7 @@ PROFILE = TemplateProfile(
     null_content=NullForm.ABSENT,
     arguments_as_text=True,
     takes_developer=False,
+    written=("<think>", "</think>"),
 )
 
 
@@ -42,6 +43,7 @@ def test_what_is_written_is_read(profiles: dict[str, TemplateProfile], tmp_path:
         (lambda raw: raw.update(null_content=[]), r"default\.null_content: must be one of"),
         (lambda raw: raw.update(arguments_as_text="yes"), r"default\.arguments_as_text: must be true or false"),
         (lambda raw: raw.update(takes_developer=1), r"default\.takes_developer: must be true or false"),
+        (lambda raw: raw.update(written=[1]), r"default\.written: must be a list of texts"),
         (lambda raw: raw["content"].pop("tool"), r"default\.content\.tool: missing"),
         (lambda raw: raw["content"].update(judge="text"), r"default\.content\.judge: unknown"),
         (lambda raw: raw["content"].update(user="html"), r"default\.content\.user: must be one of text, parts, either"),
