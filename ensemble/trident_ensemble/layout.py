@@ -28,6 +28,8 @@ SAMPLING_FOLDER = "sampling"
 TOKENIZER_FOLDER = "tokenizer"
 #: Per token id: what the core must know to cut a stream into chunks that decode exactly.
 TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
+#: What each of the checkpoint's chat templates takes.
+TEMPLATE_PROFILES_FILE = "chat_templates.json"
 
 
 def plan_file(rank: int, num_devices: int) -> str:

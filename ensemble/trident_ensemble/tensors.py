@@ -36,11 +36,17 @@ def _input(name: str, dtype: str, doc: str, dims: tuple[int, ...] = (1,)) -> Ten
 
 
 TEXT_INPUT = _input("text_input", "STRING", "the prompt, UTF-8; or give messages")
+ADD_SPECIAL_TOKENS = _input(
+    "add_special_tokens", "BOOL", "text_input gets the tokenizer's, as a beginning (default true)"
+)
 MESSAGES = _input("messages", "STRING", 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]')
 TOOLS = _input("tools", "STRING", "tools for the chat template, as a JSON list")
 CHAT_TEMPLATE_KWARGS = _input("chat_template_kwargs", "STRING", "further arguments of the chat template, as JSON")
 ADD_GENERATION_PROMPT = _input("add_generation_prompt", "BOOL", "messages end where the answer begins (default true)")
 CONTINUE_FINAL_MESSAGE = _input("continue_final_message", "BOOL", "the answer goes on with the last message")
+SANITIZE_CONTROL_TOKENS = _input(
+    "sanitize_control_tokens", "BOOL", "what messages say is text, never a control token (default true)"
+)
 TRUNCATE_PROMPT_TOKENS = _input("truncate_prompt_tokens", "INT32", "cut a longer prompt to so many tokens")
 TRUNCATION_SIDE = _input("truncation_side", "STRING", "where it is cut: left (default) or right")
 BAD_WORDS = _input("bad_words", "STRING", "texts that must not be generated", (-1,))
@@ -160,8 +166,8 @@ OUTPUT_CHOICES = (
 SCHEDULING_INPUTS = (PRIORITY, TENANT, TIMEOUT_MS, CACHE_SALT, REUSE_CACHE)
 REQUEST_INPUTS = (MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *STOPPING_INPUTS, *OUTPUT_CHOICES, *SCHEDULING_INPUTS, STOP)
 PROMPT_INPUTS = (
-    TEXT_INPUT, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT, CONTINUE_FINAL_MESSAGE,
-    TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
+    TEXT_INPUT, ADD_SPECIAL_TOKENS, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT,
+    CONTINUE_FINAL_MESSAGE, SANITIZE_CONTROL_TOKENS, TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
 )  # fmt: skip
 #: Beside its own, something that is always there: without any input a step would never start, and so never be refused.
 PREPROCESSING_INPUTS = (*PROMPT_INPUTS, MAX_TOKENS, STOP)

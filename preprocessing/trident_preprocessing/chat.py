@@ -7,30 +7,31 @@ too) cannot be bounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from jinja2 import TemplateError
-
-from trident_ensemble import tensors
-from trident_ensemble.errors import RequestError
+from trident_ensemble import layout, tensors
+from trident_ensemble.errors import ArtifactError, RequestError
+from trident_preprocessing.client_text import ClientText, Inputs
+from trident_preprocessing.control_tokens import ControlTokens
+from trident_preprocessing.left_out import refuse_left_out
+from trident_preprocessing.message_forms import Message, conform
 from trident_preprocessing.messages import parse_messages, parse_template_kwargs, parse_tools
 from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.template_probe import probe_profiles
+from trident_preprocessing.template_profile import TemplateProfile
+from trident_preprocessing.template_renderer import RenderError, TemplateRenderer
 from trident_preprocessing.texts import decode_text
 from trident_preprocessing.time_limit import TimeLimit, TimeLimitError
+
+Result = TypeVar("Result")
 
 FIELD = tensors.MESSAGES.name
 #: What goes with messages alone.
 _CHAT_INPUTS = (
     tensors.TOOLS, tensors.CHAT_TEMPLATE_KWARGS, tensors.ADD_GENERATION_PROMPT, tensors.CONTINUE_FINAL_MESSAGE,
+    tensors.SANITIZE_CONTROL_TOKENS,
 )  # fmt: skip
-#: What a template that was written for other messages may raise while it is given these.
-_RENDER_ERRORS = (
-    TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError,
-)  # fmt: skip
-#: Of a template's own words; an error may quote the whole conversation.
-_MAX_ERROR_LENGTH = 300
 _TOO_LARGE = "a conversation for the engine's longest prompt can have"
 
 
@@ -45,20 +46,61 @@ def refuse_chat_inputs(request: PromptRequest) -> None:
             raise RequestError(spec.name, f"goes with {FIELD} alone; {tensors.TEXT_INPUT.name} is taken as it is")
 
 
+def refuse_text_inputs(request: PromptRequest) -> None:
+    """Refuse what only a prompt as it is can have, for a request with messages.
+
+    Raises:
+        RequestError: names it.
+    """
+    if request.add_special_tokens is not None:
+        problem = f"goes with {tensors.TEXT_INPUT.name} alone; of {FIELD}, the chat template writes all special tokens"
+        raise RequestError(tensors.ADD_SPECIAL_TOKENS.name, problem)
+
+
+class RenderedPrompt(str):
+    """The text of a prompt.
+
+    Args:
+        text: all of it.
+        masked: the same with what must stay text made unrecognizable; None where all of it is what it looks like.
+    """
+
+    __slots__ = ("masked",)
+    masked: str | None
+
+    def __new__(cls, text: str, masked: str | None = None) -> RenderedPrompt:
+        prompt = super().__new__(cls, text)
+        prompt.masked = masked
+        return prompt
+
+
 class ChatTemplate:
     """The chat template of one tokenizer, or its several by name: `tool_use` is for messages with tools.
 
     Args:
         tokenizer: of transformers.
-        max_render_seconds: a template that takes longer is given up.
+        profiles: what each template takes, as the engine folder has it; found out here where that is None.
+        max_render_seconds: a template that takes longer for one request is given up.
     """
 
-    def __init__(self, tokenizer: Any, max_render_seconds: float = 10) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        profiles: Mapping[str, TemplateProfile] | None = None,
+        max_render_seconds: float = 10,
+    ) -> None:
+        self._renderer = TemplateRenderer(tokenizer)
+        self._profiles = probe_profiles(self._renderer) if profiles is None else profiles
+        if self._profiles.keys() != self._renderer.templates.keys():
+            found, known = sorted(self._renderer.templates), sorted(self._profiles)
+            raise ArtifactError(f"{layout.TEMPLATE_PROFILES_FILE}: of the templates {known}, not {found}; build again")
+        written = {token for profile in self._profiles.values() for token in profile.written}
+        self._tokens = ControlTokens(tokenizer, written)
+        self._client_text = ClientText(self._tokens)
         self._time_limit = TimeLimit(max_render_seconds)
 
-    def render(self, request: PromptRequest, max_json_bytes: int) -> str:
-        """The prompt for a request with messages, with all the special tokens it shall have written out.
+    def render(self, request: PromptRequest, max_json_bytes: int) -> RenderedPrompt:
+        """Return the prompt for a request with messages, with all the special tokens it shall have written out.
 
         Args:
             request: its truncation is not looked at.
@@ -66,7 +108,7 @@ class ChatTemplate:
 
         Raises:
             RequestError: an input that is not what it must be, a checkpoint without a template, or a template that
-                refuses; names the field.
+                refuses, or leaves something out; names the field.
         """
         assert request.messages is not None
         messages = parse_messages(decode_text(FIELD, request.messages, max_json_bytes, _TOO_LARGE))
@@ -74,35 +116,55 @@ class ChatTemplate:
         if request.tools is not None:
             tools = parse_tools(decode_text(tensors.TOOLS.name, request.tools, max_json_bytes, _TOO_LARGE))
         if request.chat_template_kwargs is not None:
-            field = tensors.CHAT_TEMPLATE_KWARGS.name
-            kwargs = parse_template_kwargs(decode_text(field, request.chat_template_kwargs, max_json_bytes, _TOO_LARGE))
+            text = decode_text(
+                tensors.CHAT_TEMPLATE_KWARGS.name, request.chat_template_kwargs, max_json_bytes, _TOO_LARGE
+            )
+            kwargs = parse_template_kwargs(text, self._renderer.reserved_kwargs)
         continue_final_message = bool(request.continue_final_message)
         if continue_final_message and request.add_generation_prompt:
             problem = "cannot go with add_generation_prompt: the answer begins anew, or goes on; send one of them"
             raise RequestError(tensors.CONTINUE_FINAL_MESSAGE.name, problem)
-        if not self._tokenizer.chat_template:
+        if not self._renderer.templates:
             raise RequestError(FIELD, "the served checkpoint has no chat template; send text_input")
-        self._check_tools(tools)
-        kwargs["add_generation_prompt"] = request.add_generation_prompt is not False and not continue_final_message
-        kwargs["continue_final_message"] = continue_final_message
-        return self._render(messages, tools, kwargs)
+        options = {
+            "add_generation_prompt": request.add_generation_prompt is not False and not continue_final_message,
+            "continue_final_message": continue_final_message,
+        }
+        sanitize = request.sanitize_control_tokens is not False
+        return self._within_limit(lambda: self._render(messages, tools, kwargs, options, sanitize))
 
-    def _check_tools(self, tools: list[dict[str, Any]] | None) -> None:
-        """A template that never reads them would leave them out, and the model would know of none."""
-        templates = self._tokenizer.chat_template
-        texts = templates.values() if isinstance(templates, Mapping) else [templates]
-        if tools is not None and not any("tools" in text for text in texts):
-            raise RequestError(tensors.TOOLS.name, "the checkpoint's chat template takes no tools; leave them out")
+    def encode(self, prompt: RenderedPrompt) -> list[int] | None:
+        """Return the ids of a prompt; None where the tokenizer's own are right, as no client's text is in their way.
 
-    def _render(self, messages: list[dict[str, Any]], tools: Any, kwargs: dict[str, Any]) -> str:
-        render = partial(self._tokenizer.apply_chat_template, messages, tools=tools, tokenize=False, **kwargs)
+        Raises:
+            RequestError: the tokenizer cannot have a text as text alone.
+        """
+        return None if prompt.masked is None else self._tokens.encode(prompt, prompt.masked)
+
+    def _render(
+        self, messages: list[Message], tools: Any, kwargs: dict[str, Any], options: dict[str, bool], sanitize: bool
+    ) -> RenderedPrompt:
+        name = self._renderer.choose(has_tools=tools is not None)
+        roles = [message["role"] for message in messages]
+        messages = conform(messages, self._profiles[name])
+
+        def render(inputs: Inputs) -> str:
+            return self._renderer.render(name, inputs[0], inputs[1], **inputs[2], **options)
+
+        inputs = (messages, tools, kwargs)
+        prompt = render(inputs)
+        refuse_left_out(lambda messages, tools: render((messages, tools, kwargs)), messages, tools, prompt, roles)
+        if not sanitize or self._client_text.is_harmless(inputs):
+            return RenderedPrompt(prompt)
+        return RenderedPrompt(*self._client_text.mask(render, inputs, prompt))
+
+    def _within_limit(self, work: Callable[[], Result]) -> Result:
         try:
-            prompt: str = self._time_limit.run(render)
+            return self._time_limit.run(work)
         except TimeLimitError:
             problem = f"the checkpoint's chat template takes more than {self._time_limit.seconds:g} s for them"
             raise RequestError(FIELD, problem) from None
-        except _RENDER_ERRORS as error:
-            said = str(error) or type(error).__name__
-            said = said if len(said) <= _MAX_ERROR_LENGTH else f"{said[:_MAX_ERROR_LENGTH]}..."
-            raise RequestError(FIELD, f"the checkpoint's chat template refuses them: {said}") from None
-        return prompt
+        except RenderError as error:
+            raise RequestError(FIELD, f"the checkpoint's chat template refuses them: {error}") from None
+        except RecursionError:
+            raise RequestError(FIELD, "nested too deeply") from None

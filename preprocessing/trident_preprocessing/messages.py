@@ -1,12 +1,13 @@
 """Chat messages, tools and template arguments as clients send them: OpenAI's JSON.
 
-Owns what counts as each of them and how it is put for templates. Never renders them; which roles exist and in which
-order is the template's.
+Owns what counts as each of them. Never changes or renders them; which roles exist and in which order is the template's.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from typing import Any
 
 from trident_ensemble import tensors
@@ -16,23 +17,15 @@ Message = dict[str, Any]
 FIELD = tensors.MESSAGES.name
 _EXAMPLE = tensors.MESSAGES.doc.partition(": ")[2]
 _TOOLS_EXAMPLE = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}, ...]'
-#: What stands between two parts of one message, as other servers have it.
-_PART_SEPARATOR = "\n"
-#: The request has inputs of their own for these, or the server answers for them.
-_RESERVED_KWARGS = frozenset({
-    "messages", "conversation", "conversations", "tools", "add_generation_prompt", "continue_final_message",
-    "chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
-    "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs", "self",
-})  # fmt: skip
+_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def parse_messages(text: str) -> list[Message]:
-    """The messages in a JSON text.
+    """Return the messages in a JSON text, as they are.
 
-    Every message is an object with the text `role`. Its `content` is a text or a list of text parts, which become one
-    text; it may be null or absent beside `tool_calls`. Arguments of tool calls that are the JSON text of an object, as
-    OpenAI's API has them, become that object, which is what templates expect. Whatever else a message has is left to
-    the template.
+    Every message is an object with the text `role`, a name of letters, digits and `_.-`: templates write it between
+    the pieces of control tokens. Its `content` is a text or a list of text parts; it may be null or absent beside
+    `tool_calls`. Whatever else a message has is left to the template.
 
     Raises:
         RequestError: not JSON, or not that; says which message.
@@ -46,16 +39,21 @@ def parse_messages(text: str) -> list[Message]:
             raise RequestError(FIELD, f"{where} must be an object with role and content; send {_EXAMPLE}")
         if not isinstance(message.get("role"), str):
             raise RequestError(FIELD, f"{where}.role must be a text; send {_EXAMPLE}")
+        if not _ROLE.fullmatch(message["role"]):
+            problem = (
+                f"{where}.role {message['role'][:40]!r} is none: 64 letters, digits and _.- at most; send {_EXAMPLE}"
+            )
+            raise RequestError(FIELD, problem)
         calls = message.get("tool_calls")
         if message.get("content") is not None or not calls:
-            message["content"] = _text_of(f"{where}.content", message.get("content"))
+            _check_content(f"{where}.content", message.get("content"))
         if calls is not None:
-            _parse_arguments(f"{where}.tool_calls", calls)
+            _check_calls(f"{where}.tool_calls", calls)
     return messages
 
 
 def parse_tools(text: str) -> list[dict[str, Any]] | None:
-    """The tools in a JSON text, as they are; None if there are none.
+    """Return the tools in a JSON text, as they are; None if there are none.
 
     Raises:
         RequestError: not a JSON list of objects.
@@ -70,8 +68,12 @@ def parse_tools(text: str) -> list[dict[str, Any]] | None:
     return tools or None
 
 
-def parse_template_kwargs(text: str) -> dict[str, Any]:
-    """The template's further arguments in a JSON text.
+def parse_template_kwargs(text: str, reserved: Collection[str]) -> dict[str, Any]:
+    """Return the template's further arguments in a JSON text.
+
+    Args:
+        text: as the client sent it.
+        reserved: names that are not the client's to give this way.
 
     Raises:
         RequestError: not a JSON object, or an argument that is not the client's to give this way.
@@ -81,7 +83,7 @@ def parse_template_kwargs(text: str) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise RequestError(field, 'must be an object; send {"enable_thinking": false}, say')
     for name in kwargs:
-        if name in _RESERVED_KWARGS:
+        if name in reserved:
             raise RequestError(field, f"{name} cannot be given here; {_advice(name)}")
     return kwargs
 
@@ -98,12 +100,11 @@ def _parse_json(field: str, text: str, example: str) -> Any:
         raise RequestError(field, f"not JSON ({error}); send {example}") from None
 
 
-def _text_of(where: str, content: Any) -> str:
+def _check_content(where: str, content: Any) -> None:
     if isinstance(content, str):
-        return content
+        return
     if not isinstance(content, list):
         raise RequestError(FIELD, f"{where} must be a text, or a list of text parts; send {_EXAMPLE}")
-    texts: list[str] = []
     for place, part in enumerate(content):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise RequestError(FIELD, f'{where}[{place}] must be a part; send {{"type": "text", "text": "..."}}')
@@ -111,23 +112,8 @@ def _text_of(where: str, content: Any) -> str:
             raise RequestError(FIELD, f"{where}[{place}].type {part['type'][:40]!r} is not served: text alone is")
         if not isinstance(part.get("text"), str):
             raise RequestError(FIELD, f"{where}[{place}].text must be a text")
-        texts.append(part["text"])
-    return _PART_SEPARATOR.join(texts)
 
 
-def _parse_arguments(where: str, calls: Any) -> None:
+def _check_calls(where: str, calls: Any) -> None:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RequestError(FIELD, f"{where} must be a list of objects")
-    for call in calls:
-        function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            function["arguments"] = _object_in(function["arguments"])
-
-
-def _object_in(arguments: str) -> Any:
-    """What a model wrote as arguments need not be JSON; a function without any has the empty text."""
-    try:
-        parsed = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return arguments
-    return parsed if isinstance(parsed, dict) else arguments

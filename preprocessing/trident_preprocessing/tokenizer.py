@@ -6,17 +6,18 @@ never counts tokens against the engine's limits, unless it is asked to cut: that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from trident_ensemble import layout, tensors
 from trident_ensemble.engine_limits import read_max_seq_len
-from trident_ensemble.errors import ArtifactError, RequestError
+from trident_ensemble.errors import RequestError
 from trident_preprocessing.bad_words import BadWords
-from trident_preprocessing.chat import ChatTemplate, refuse_chat_inputs
+from trident_preprocessing.chat import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
+from trident_preprocessing.checkpoint_tokenizer import open_tokenizer
 from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.template_profile import TemplateProfile, read_profiles
 from trident_preprocessing.texts import check_size, decode_text
 from trident_preprocessing.truncation import Truncation, parse_truncation
 
@@ -35,11 +36,12 @@ class PromptTokenizer:
     Args:
         tokenizer: of transformers.
         max_seq_len: the engine's, in tokens.
+        profiles: what its chat templates take, as the engine folder has it; found out here where that is None.
     """
 
-    def __init__(self, tokenizer: Any, max_seq_len: int) -> None:
+    def __init__(self, tokenizer: Any, max_seq_len: int, profiles: Mapping[str, TemplateProfile] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._chat = ChatTemplate(tokenizer)
+        self._chat = ChatTemplate(tokenizer, profiles)
         self._max_seq_len = max_seq_len
         self.bad_words = BadWords(tokenizer)
         longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
@@ -69,14 +71,19 @@ class PromptTokenizer:
             if not request.text_input:
                 raise RequestError(field, "empty; send at least one character")
             text = decode_text(field, request.text_input, max_bytes, why)
-            return self._tokenize(field, text, truncation, add_special_tokens=True)
+            add_special_tokens = request.add_special_tokens is not False
+            return self._tokenize(field, text, truncation, add_special_tokens=add_special_tokens)
+        refuse_text_inputs(request)
         field = tensors.MESSAGES.name
-        text = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
+        prompt = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
         try:
-            check_size(field, len(text.encode()), max_bytes, why)
+            check_size(field, len(prompt.encode()), max_bytes, why)
         except UnicodeEncodeError:
             raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
-        return self._tokenize(field, text, truncation, add_special_tokens=False)
+        token_ids = self._chat.encode(prompt)
+        if token_ids is not None:
+            return token_ids if truncation is None else truncation.cut(token_ids)
+        return self._tokenize(field, str(prompt), truncation, add_special_tokens=False)
 
     def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
         # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
@@ -94,14 +101,9 @@ def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
     """The tokenizer of an engine, with nothing downloaded and no code of the checkpoint's run.
 
     Raises:
-        ArtifactError: the engine folder lacks its manifest or its tokenizer, or they cannot be read.
+        ArtifactError: the engine folder lacks its manifest, its tokenizer or what is known of its templates, or they
+            cannot be read.
     """
     max_seq_len = read_max_seq_len(engine_folder)
-    folder = engine_folder / layout.TOKENIZER_FOLDER
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is missing; build again")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever transformers raises, the load fails with the folder's name
-        raise ArtifactError(f"{folder} cannot be loaded: {error}") from error
-    return PromptTokenizer(tokenizer, max_seq_len)
+    tokenizer = open_tokenizer(engine_folder / layout.TOKENIZER_FOLDER)
+    return PromptTokenizer(tokenizer, max_seq_len, read_profiles(engine_folder))

@@ -19,6 +19,8 @@ from trident_backend.engine.artifact import (
     Limits,
     Manifest,
     Precision,
+    PrecisionChoice,
+    PrecisionTrial,
     digest_folder,
     read_manifest,
     verify_files,
@@ -30,7 +32,9 @@ MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
     architecture=Architecture("llama", 2, 97),
     limits=Limits(4, 16, 64),
-    precision=Precision("bf16", "int8", "u8"),
+    precision=Precision(
+        "bf16", "int8", "u8", PrecisionChoice("1.5 times as fast", "A CPU", (PrecisionTrial("fp32", 3.0, 1.5),))
+    ),
     kv_cache=KVLayout(32, 10, 4096),
     compiler=Compiler("openvino", "2026.4.1"),
     generation=Generation((2, 3), 0.7, 20, 0.8, 0.1, 1.1, 2, ((4,), (5, 6)), ("\nUser:",)),
@@ -73,6 +77,8 @@ def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
         (lambda raw: raw["generation"].update(stop_strings=[7]), r"engine.generation.stop_strings\[0\]"),
         (lambda raw: raw.update(digests=[]), "engine.digests"),
         (lambda raw: raw.update(precision=7), "engine.precision"),
+        (lambda raw: raw["precision"]["choice"].pop("cpu"), "engine.precision.choice.cpu"),
+        (lambda raw: raw["precision"]["choice"].update(trials=[7]), r"engine.precision.choice.trials\[0\]"),
         (lambda raw: raw["limits"].update(max_num_tokens=3), "max_num_tokens: 3 is less than max_num_seqs 4"),
         (lambda raw: raw["kv_cache"].update(num_blocks=1), "num_blocks: the cache holds 32 tokens, max_seq_len is 64"),
         (lambda raw: raw["limits"].update(max_num_seqs=0), "at least 1"),

@@ -26,10 +26,10 @@ from tests.benchmarks.genai_baseline import GenaiBaseline
 from tests.benchmarks.served import run_served
 from tests.e2e.build import build
 from tests.e2e.server import serve
-from trident_compiler.machine import this_machine
+from trident_compiler.openvino_compiler import computes_bf16
 
 MAX_NUM_TOKENS = 1024
-_FASTER = "bf16" if this_machine().fast_bf16 else "fp32"
+_FASTER = "bf16" if computes_bf16() else "fp32"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,6 +37,7 @@ from trident_compiler.machine import this_machine
 from trident_compiler.openvino_compiler import OpenVINOCompiler
 from trident_compiler.plan import Wanted, parse_cache_size
 from trident_compiler.progress import SilentProgress
+from trident_preprocessing.template_probe import write_template_profiles
 
 VOCAB_SIZE = 128_256
 NUM_PROMPT_TOKENS = 1000
@@ -152,7 +153,15 @@ def _step_ms(num_seqs: int, num_rounds: int) -> float:
         wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, cache=cache)
         engine_folder.mkdir()
         plan = compiler.plan(opened, precision, wanted)
-        build_engine(opened, engine_folder, precision, plan, compiler=compiler, progress=SilentProgress())
+        build_engine(
+            opened,
+            engine_folder,
+            precision,
+            plan,
+            compiler=compiler,
+            describe_text=write_template_profiles,
+            progress=SilentProgress(),
+        )
         engine, _ = load_engine(engine_folder)
     rng = np.random.default_rng(0)
     driver = Driver(engine)

@@ -21,6 +21,8 @@ from trident_ensemble import layout
 from trident_ensemble.anchors import anchor_table
 from trident_ensemble.errors import CheckpointError, PlanError
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_preprocessing.template_probe import probe_template
+from trident_preprocessing.template_profile import read_profiles
 from trident_tools import build
 
 
@@ -45,6 +47,8 @@ def test_the_repository_is_complete_and_relocatable(
     engine = target / "core" / "1"
     manifest = read_manifest(engine)
     verify_files(engine, manifest)
+    assert layout.TEMPLATE_PROFILES_FILE in manifest.digests
+    assert read_profiles(engine) == probe_template(engine / layout.TOKENIZER_FOLDER)
     assert manifest.generation.end_ids == (0, 3)
     assert manifest.limits.max_seq_len == 512
     assert manifest.kv_cache.num_blocks * manifest.kv_cache.block_size == 2048

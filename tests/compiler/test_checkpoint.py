@@ -145,8 +145,8 @@ def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("generation", "expected"),
     [
-        ({"eos_token_id": 3}, Generation((3,), 0.0, 0, 1.0)),
-        ({"eos_token_id": [9, 3, 9], "temperature": 0.7, "min_p": 0.2}, Generation((3, 9), 0.0, 0, 1.0)),
+        ({"eos_token_id": 3}, Generation((0, 3), 0.0, 0, 1.0)),
+        ({"eos_token_id": [9, 3, 9], "temperature": 0.7, "min_p": 0.2}, Generation((0, 3, 9), 0.0, 0, 1.0)),
         ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9}, Generation((0,), 0.6, 20, 0.9)),
         ({"do_sample": True, "min_p": 0.05}, Generation((0,), 1.0, 50, 1.0, min_p=0.05)),
         ({"do_sample": True, "min_p": 0}, Generation((0,), 1.0, 50, 1.0)),
@@ -205,5 +205,5 @@ def test_named_chat_templates_come_with_the_tokenizer(checkpoint: Path, tmp_path
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = {"default": "plain", "tool_use": "with {{ tools }}"}
     tokenizer.save_pretrained(checkpoint)
-    open_checkpoint(checkpoint).copy_tokenizer(tmp_path / "copy")
+    open_checkpoint(checkpoint).tokenizer_files.write(tmp_path / "copy")
     assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template == tokenizer.chat_template

@@ -74,6 +74,31 @@ def test_little_memory_shortens_sequences_unless_their_length_was_asked_for() ->
         make_plan(Wanted(max_seq_len=4096), NEEDS, free)
 
 
+@pytest.mark.parametrize("text", ["1t", "1 T", "31 tokens", "511t", "500MB", "1B"])
+def test_a_cache_too_small_to_be_meant_is_refused(text: str) -> None:
+    cache = parse_cache_size(text)
+    needs = Needs(2**27, 2**28, block_size=32, block_bytes=2**25, max_position_embeddings=4096)
+    with pytest.raises(
+        PlanError, match=r"--kv-cache: .*not one sequence of 512.*--max-seq-len for shorter ones"
+    ) as said:
+        make_plan(Wanted(cache=cache), needs, FREE)
+    assert ("t counts tokens; if tebibytes were meant, write" in str(said.value)) == (cache.num_tokens is not None)
+
+
+def test_a_small_cache_that_is_meant_is_built() -> None:
+    wanted = Wanted(max_seq_len=16, cache=CacheSize(num_tokens=16))
+    assert make_plan(wanted, NEEDS, FREE).num_blocks == 1
+    with pytest.raises(PlanError, match=r"holds 16 tokens .*one sequence of 17, .* lower --max-seq-len"):
+        make_plan(Wanted(max_seq_len=17, cache=CacheSize(num_tokens=16)), NEEDS, FREE)
+    short = Needs(2**27, 2**28, block_size=32, block_bytes=2**20, max_position_embeddings=128)
+    assert make_plan(Wanted(cache=CacheSize(num_tokens=128)), short, FREE).max_seq_len == 128
+
+
+def test_sequences_are_no_longer_than_the_tokens_asked_for() -> None:
+    plan = make_plan(Wanted(cache=CacheSize(num_tokens=1000)), NEEDS, FREE)
+    assert (plan.max_seq_len, plan.cache_tokens) == (1000, 1024)
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [

@@ -84,6 +84,7 @@ def test_the_cache_as_asked() -> None:
             "--kv-cache: 1 slots of 200 tokens.*100 tok",
         ),
         (Wanted(cache=CacheSize(num_tokens=0)), 24 << 30, "--kv-cache: 1 slots of 512 tokens.* and 0 tokens"),
+        (Wanted(cache=CacheSize(num_tokens=1)), 24 << 30, "1 slots of 512 tokens.*t counts tokens.*write 1TiB"),
         (Wanted(max_seq_len=200_000), 24 << 30, "--max-seq-len: 200000 .* 131072"),
         (Wanted(max_num_seqs=0), 24 << 30, "--max-num-seqs"),
         (Wanted(max_num_seqs=64, max_num_tokens=32), 24 << 30, "--max-num-tokens: 32 .* 64"),

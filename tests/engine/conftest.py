@@ -20,9 +20,10 @@ from trident_compiler.machine import Machine
 from trident_compiler.openvino_compiler import OpenVINOCompiler
 from trident_compiler.plan import Wanted, parse_cache_size
 from trident_compiler.progress import SilentProgress
+from trident_preprocessing.template_probe import write_template_profiles
 
 BuildAndLoad = Callable[..., Engine]
-MACHINE = Machine(free_bytes=2**30, fast_bf16=False)
+MACHINE = Machine(free_bytes=2**30, cpu="test")
 
 
 def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format: str | None = None) -> Path:
@@ -33,7 +34,15 @@ def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format
     wanted = Wanted(max_num_seqs=16, max_num_tokens=1024, cache=parse_cache_size("8192t"))
     folder.mkdir(parents=True)
     plan = compiler.plan(opened, chosen, wanted)
-    build_engine(opened, folder, chosen, plan, compiler=compiler, progress=SilentProgress())
+    build_engine(
+        opened,
+        folder,
+        chosen,
+        plan,
+        compiler=compiler,
+        describe_text=write_template_profiles,
+        progress=SilentProgress(),
+    )
     return folder
 
 

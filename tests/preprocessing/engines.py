@@ -8,6 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
+from trident_preprocessing.template_probe import probe_profiles
+from trident_preprocessing.template_profile import write_profiles
+from trident_preprocessing.template_renderer import TemplateRenderer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -30,5 +33,6 @@ def make_engine_folder(
     )
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder / "tokenizer")
+    write_profiles(folder, probe_profiles(TemplateRenderer(tokenizer)))
     (folder / "engine.json").write_text(json.dumps({"limits": {"max_seq_len": max_seq_len}}))
     return folder

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.preprocessing.engines import make_engine_folder
 from tests.preprocessing.templates import CHATML, HEADERS, TOOLS
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
 from trident_ensemble.errors import RequestError
 from trident_preprocessing.chat import ChatTemplate
-from trident_preprocessing.messages import parse_template_kwargs
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.tokenizer import PromptTokenizer, load_tokenizer
 
@@ -89,11 +89,28 @@ def test_arguments_reach_the_template() -> None:
 
 
 def test_every_argument_of_transformers_own_is_refused() -> None:
-    """A new one of a later version would otherwise become the client's to give."""
-    for name, parameter in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.items():
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "documents":
-            with pytest.raises(RequestError, match=f"^chat_template_kwargs: {name} cannot be given here"):
-                parse_template_kwargs(json.dumps({name: 1}))
+    """Whatever the installed version has: a new one would otherwise become the client's to give."""
+    names = {
+        name
+        for function in (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    assert {"sanitize_control_tokens", "conversations", "messages", "documents"} <= names | {"messages"}
+    for name in sorted(names - {"documents"} | {"messages", "bos_token", "eos_token"}):
+        with pytest.raises(RequestError, match=f"^chat_template_kwargs: {name} cannot be given here"):
+            prompt_ids(CHATML, CONVERSATION, chat_template_kwargs={name: 1})
+
+
+def test_an_argument_that_a_later_transformers_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = PreTrainedTokenizerBase.apply_chat_template
+
+    def later(self: Any, conversation: Any, *, run_code: str | None = None, **others: Any) -> Any:
+        return applied(self, conversation, run_code=run_code, **others)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", later)
+    with pytest.raises(RequestError, match=r"^chat_template_kwargs: run_code cannot be given here"):
+        prompt_ids(CHATML, CONVERSATION, chat_template_kwargs={"run_code": "a"})
 
 
 def test_tools_and_tool_calls_reach_the_template() -> None:
@@ -236,4 +253,4 @@ def test_a_template_that_takes_too_much_is_refused() -> None:
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: maximum recursion depth"):
         prompt_ids("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", CONVERSATION)
     with pytest.raises(RequestError, match=r"^messages: \d+ bytes are more than the engine's longest prompt"):
-        prompt_ids("{{ 'a' * 10 ** 7 }}", CONVERSATION)
+        prompt_ids("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'a' * 10 ** 7 }}", CONVERSATION)

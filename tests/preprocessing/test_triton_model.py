@@ -163,7 +163,7 @@ def test_bad_requests_harm_no_other(model: Any) -> None:
         ["[INVALID_ARG]", "text_input:"],
         ["[INVALID_ARG]", "text_input:"],
     ]
-    assert "unknown field; known are text_input, messages, tools, " in messages[1]
+    assert "unknown field; known are text_input, add_special_tokens, messages, tools, " in messages[1]
     assert all(response.error().code() == triton.TritonError.INVALID_ARG for response in responses[1:5])
 
 

@@ -15,6 +15,7 @@ from trident_compiler.plan import Wanted
 from trident_compiler.progress import SilentProgress
 from trident_compiler.tensorrt_compiler import TensorRTCompiler, TensorRTTarget
 from trident_ensemble.errors import CheckpointError, PlanError
+from trident_preprocessing.template_probe import write_template_profiles
 
 WANTED = Wanted(max_num_seqs=4, max_num_tokens=32, max_seq_len=64)
 
@@ -49,7 +50,15 @@ def test_each_device_gets_its_plan(
     divided = compiler(num_devices, capability)
     precision = divided.precision(checkpoint, "bf16", weight_format)
     plan = divided.plan(checkpoint, precision, WANTED)
-    build_engine(checkpoint, tmp_path, precision, plan, compiler=divided, progress=SilentProgress())
+    build_engine(
+        checkpoint,
+        tmp_path,
+        precision,
+        plan,
+        compiler=divided,
+        describe_text=write_template_profiles,
+        progress=SilentProgress(),
+    )
     files = {path.name for path in tmp_path.glob("network*")}
     assert files == {f"network.{rank}.plan" for rank in range(num_devices)}
     manifest = read_manifest(tmp_path)

@@ -6,46 +6,40 @@ and never runs anything that a checkpoint brings along.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from trident_backend.engine.artifact import Generation
+from trident_compiler.end_of_text import EndOfText, read_end_of_text
 from trident_compiler.generation_defaults import not_served, read_generation
 from trident_compiler.json_config import JsonConfig
 from trident_compiler.model_config import ModelConfig, read_model_config
 from trident_compiler.tensor_files import TensorFiles
+from trident_compiler.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from trident_ensemble.errors import CheckpointError
-
-TOKENIZER_FILE = "tokenizer.json"
-#: Where transformers saves chat templates beside the default one.
-_NAMED_TEMPLATES = "additional_chat_templates"
-_OPTIONAL_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint; its tensors are mapped, not read.
 
-    `not_served` are the settings of generation_config.json that change what transformers generates and are not applied.
+    Args:
+        folder: where it lies.
+        config: the architecture.
+        generation: what the engine does where a request says nothing.
+        end_of_text: the tokens that end a text, and which files name them.
+        tokenizer_files: the tokenizer and its templates.
+        tensors: the weights.
+        not_served: settings of generation_config.json that change what transformers generates and are not applied.
     """
 
     folder: Path
     config: ModelConfig
     generation: Generation
+    end_of_text: EndOfText
+    tokenizer_files: TokenizerFiles
     tensors: TensorFiles
     not_served: tuple[str, ...] = ()
-
-    def copy_tokenizer(self, target: Path) -> None:
-        """Copy the tokenizer's files into a new folder."""
-        target.mkdir()
-        for name in (TOKENIZER_FILE, *_OPTIONAL_TOKENIZER_FILES):
-            source = self.folder / name
-            if source.is_file():
-                shutil.copyfile(source, target / name)
-        for source in sorted((self.folder / _NAMED_TEMPLATES).glob("*.jinja")):
-            (target / _NAMED_TEMPLATES).mkdir(exist_ok=True)
-            shutil.copyfile(source, target / _NAMED_TEMPLATES / source.name)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -58,11 +52,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
     raw = JsonConfig.read(folder / "config.json")
     config = read_model_config(raw)
-    if not (folder / TOKENIZER_FILE).is_file():
-        raise CheckpointError(
-            f"{folder / TOKENIZER_FILE}: missing; save the tokenizer with transformers, which writes this file"
-        )
-    path = folder / "generation_config.json"
-    generation = JsonConfig.read(path) if path.exists() else JsonConfig({}, path.name)
-    defaults = read_generation(generation, raw, config.vocab_size)
-    return Checkpoint(folder, config, defaults, TensorFiles(folder), not_served(generation))
+    generation = JsonConfig.read_optional(folder / "generation_config.json")
+    tensors = TensorFiles(folder)
+    tokenizer = read_tokenizer_files(folder)
+    end_of_text = read_end_of_text(
+        (raw, generation), (tokenizer.config, tokenizer.ends), tokenizer.tokenizer, config.vocab_size
+    )
+    defaults = read_generation(generation, end_of_text.ids, config.vocab_size)
+    return Checkpoint(folder, config, defaults, end_of_text, tokenizer, tensors, not_served(generation))

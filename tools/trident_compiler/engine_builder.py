@@ -1,11 +1,12 @@
 """From a checkpoint to an engine folder.
 
-Owns the order of the work: weights, network, tokenizer, token table, manifest last. Never decides where the
+Owns the order of the work: tokenizer, what is known of it, weights, network, manifest last. Never decides where the
 folder lies in a repository, plans nothing, and prints nothing: progress goes to whoever asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from trident_backend.engine.artifact import (
     digest_folder,
     write_manifest,
 )
-from trident_compiler.checkpoint import TOKENIZER_FILE, Checkpoint
+from trident_compiler.checkpoint import Checkpoint
 from trident_compiler.compiler import EngineCompiler
 from trident_compiler.plan import MemoryPlan
 from trident_compiler.progress import Progress
 from trident_compiler.sharding import Share
+from trident_compiler.tokenizer_files import TOKENIZER_FILE
 from trident_compiler.weights import WeightSource
 from trident_ensemble import layout
 from trident_ensemble.anchors import anchor_table
@@ -37,6 +39,7 @@ def build_engine(
     plan: MemoryPlan,
     *,
     compiler: EngineCompiler,
+    describe_text: Callable[[Path], None],
     progress: Progress,
 ) -> Manifest:
     """Write a complete engine into an existing, empty folder.
@@ -47,13 +50,22 @@ def build_engine(
         precision: as the compiler resolved it.
         plan: as the compiler made it.
         compiler: what compiles the network.
+        describe_text: given the engine folder once its tokenizer is there, writes beside it what the text models must
+            know of it.
         progress: told what is going on.
 
     Raises:
-        CheckpointError: the tensors are not those of the architecture.
+        CheckpointError: the tensors are not those of the architecture, or the tokenizer cannot be served.
         PlanError: the compiler refuses the network.
     """
     config = checkpoint.config
+    # First what is done soon: a checkpoint that could not be served is refused before an hour of compiling.
+    progress.phase("checking the tokenizer", 0)
+    checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
+    table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
+    np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
+    describe_text(folder)
+
     formats = compiler.formats(precision)
 
     def source_of(share: Share) -> WeightSource:
@@ -76,11 +88,6 @@ def build_engine(
         )
 
     compiler.write(folder, config, source_of, precision=precision, plan=plan, progress=progress)
-
-    progress.phase("writing the tokenizer", 0)
-    checkpoint.copy_tokenizer(folder / layout.TOKENIZER_FOLDER)
-    table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
-    np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
 
     progress.phase("computing digests", 0)
     manifest = Manifest(

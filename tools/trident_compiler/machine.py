@@ -1,4 +1,4 @@
-"""What this machine offers: free memory and the arithmetic its CPU is fast at.
+"""What this machine offers: free memory, and which CPU it has.
 
 Owns the reading of /proc and of the control group's limits. Never decides what to do with it.
 """
@@ -6,6 +6,7 @@ Owns the reading of /proc and of the control group's limits. Never decides what 
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +19,17 @@ class Machine:
 
     Args:
         free_bytes: memory that can still be taken without swapping.
-        fast_bf16: the CPU multiplies bfloat16 matrices in hardware tiles (AMX). Without them its bfloat16 dot
-            products are no faster than fp32, so fp32 is both quicker and exact.
+        cpu: the CPU's model, as its maker calls it. What it is fast at is not told from that, but measured.
     """
 
     free_bytes: int
-    fast_bf16: bool
+    cpu: str
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on, its container's memory limit included."""
-    flags = _line("/proc/cpuinfo", "flags").split()
-    return Machine(min(_available(), _container_room()), "amx_bf16" in flags)
+    """Return the machine this process runs on, its container's memory limit included."""
+    model = _line("/proc/cpuinfo", "model name").strip() or platform.processor() or platform.machine()
+    return Machine(min(_available(), _container_room()), model)
 
 
 def _available() -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 
-from trident_backend.engine.artifact import Compiler, Precision
+from trident_backend.engine.artifact import Compiler, Precision, PrecisionChoice
 from trident_backend.engine.openvino_network import CacheGeometry, cache_geometry, compile_network
 from trident_compiler.checkpoint import Checkpoint
 from trident_compiler.compiler import SourceOf, WeightFormats
@@ -21,7 +22,9 @@ from trident_compiler.families.llama import llama
 from trident_compiler.lowering_openvino import Network, OpenVINOLowering
 from trident_compiler.machine import Machine
 from trident_compiler.model_config import ModelConfig
+from trident_compiler.openvino_probe import CompiledProbe, RandomWeights, probe_config
 from trident_compiler.plan import MemoryPlan, Needs, Wanted, make_plan
+from trident_compiler.precision_trials import Trials, choose, run_trials
 from trident_compiler.progress import Progress
 from trident_compiler.sharding import WHOLE
 from trident_compiler.weight_formats import BF16, FP16, FP32, INT4, INT8, QUANTIZED, estimated_bytes
@@ -34,29 +37,45 @@ RESIDENT_SHARE = 1.5
 _POLL_SECONDS = 0.05
 
 
+#: Tries the more exact and the other precision on a shape, whose tensors are stored in the dtype that is named last.
+Measure = Callable[[ModelConfig, Precision, Precision, str], Trials]
+
+
 class OpenVINOCompiler:
-    """Compiles for this machine's CPU; an `EngineCompiler`."""
+    """Compiles for this machine's CPU; an `EngineCompiler`.
+
+    Args:
+        machine: it.
+        measure: tries precisions; `measure_precisions` by default.
+    """
 
     memory = "free"
     num_devices = 1
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, measure: Measure | None = None) -> None:
         self._machine = machine
+        self._measure = measure or measure_precisions
         self.compiler = Compiler("openvino", ov.__version__.partition("-")[0])
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
-        """See `EngineCompiler`; compute is bf16 or fp32, by default the faster on the machine, and weights are bf16,
-        int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
+        """See `EngineCompiler`; compute is bf16 or fp32, by default what this machine is measured to be faster in, and
+        weights are bf16, int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
         if compute not in {None, "bf16", "fp32"}:
             raise PlanError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
         if weight_format not in {None, BF16, INT8, INT4}:
             raise PlanError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
         if compute == "bf16" and not computes_bf16():
             raise PlanError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
-        compute = compute or ("bf16" if self._machine.fast_bf16 else "fp32")
-        stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
-        as_stored = FP32 if compute == "fp32" and stored == {"F32"} else BF16
-        return Precision(compute, weight_format or as_stored, kv_precision(compute))
+        if compute is not None:
+            return _precision(checkpoint, compute, weight_format, PrecisionChoice("as asked"))
+        if not computes_bf16():
+            reason = "this CPU cannot compute in bfloat16"
+            return _precision(checkpoint, "fp32", weight_format, PrecisionChoice(reason))
+        exact = _precision(checkpoint, "fp32", weight_format, PrecisionChoice())
+        other = _precision(checkpoint, "bf16", weight_format, PrecisionChoice())
+        trials = self._measure(checkpoint.config, exact, other, _stored_dtype(checkpoint))
+        chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
+        return replace(exact if chosen == exact.compute else other, choice=choice)
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
         """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
@@ -74,8 +93,7 @@ class OpenVINOCompiler:
 
     def formats(self, precision: Precision) -> WeightFormats:
         """See `EngineCompiler`."""
-        plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
-        return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)
+        return weight_formats(precision)
 
     def write(
         self,
@@ -93,6 +111,43 @@ class OpenVINOCompiler:
         network = lower(config, source)
         progress.phase("writing the network", source.num_bytes)
         write_network(folder, network, progress.reached)
+
+
+def measure_precisions(config: ModelConfig, exact: Precision, other: Precision, dtype: str) -> Trials:
+    """Try two precisions on a few layers of a model's shape, for some hundred milliseconds.
+
+    Args:
+        config: the model.
+        exact: the more exact precision.
+        other: the other one.
+        dtype: of the tensors as the checkpoint stores them, BF16, F16 or F32.
+    """
+    shape = probe_config(config)
+    probes = []
+    for precision in (exact, other):
+        formats = weight_formats(precision)
+        source = RandomWeights(dtype, formats.matrix, formats.plain, tied=shape.tie_word_embeddings)
+        net = OpenVINOLowering()
+        network = net.network(llama(net, shape, source), shape.vocab_size)
+        probes.append(CompiledProbe(network, precision))
+    return run_trials(*probes)
+
+
+def weight_formats(precision: Precision) -> WeightFormats:
+    """Return how the weights of an engine in such a precision come."""
+    plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
+    return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)
+
+
+def _precision(checkpoint: Checkpoint, compute: str, weight_format: str | None, choice: PrecisionChoice) -> Precision:
+    as_stored = FP32 if compute == "fp32" and _stored_dtype(checkpoint) == "F32" else BF16
+    return Precision(compute, weight_format or as_stored, kv_precision(compute), choice)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """Return the dtype of the matrices: F32 or F16 where all are so, BF16 where any is or they differ."""
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
+    return stored.pop() if len(stored) == 1 else "BF16"
 
 
 def computes_bf16() -> bool:

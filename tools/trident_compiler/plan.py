@@ -17,6 +17,8 @@ from trident_ensemble.errors import PlanError
 DEFAULT_MAX_NUM_TOKENS = 512
 DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_MAX_SEQ_LEN = 8192
+#: Sequences are not made shorter than this unless it is asked for.
+LEAST_SEQ_LEN = 512
 #: Of what weights leave free, when nothing is asked; the rest is for activations, tokenizers, page cache, neighbours.
 DEFAULT_CACHE_SHARE = 0.4
 
@@ -158,14 +160,16 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
             f"more than the {size(free_bytes)} of free memory; {size(room)} is the most"
         )
     num_tokens = num_blocks * needs.block_size
-    if wanted.max_seq_len is None and num_tokens:
-        max_seq_len = min(max_seq_len, num_tokens)
+    if wanted.cache is not None and wanted.cache.num_tokens is not None:
+        num_tokens = wanted.cache.num_tokens
+    if wanted.max_seq_len is None:
+        max_seq_len = max(min(max_seq_len, num_tokens), min(LEAST_SEQ_LEN, max_seq_len))
     if num_tokens < max_seq_len:
         least = blocks_for(max_seq_len, needs.block_size) * needs.block_bytes
         raise PlanError(
             f"--kv-cache: {size(num_blocks * needs.block_bytes)} holds {num_tokens} tokens ({num_blocks} blocks of "
             f"{needs.block_size}), not one sequence of {max_seq_len}, which takes {size(least)}; "
-            "raise --kv-cache or lower --max-seq-len"
+            f"raise --kv-cache or {_shorter(wanted)}{unit_note(wanted.cache)}"
         )
     if wanted.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, num_blocks)
@@ -181,6 +185,17 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
         block_bytes=needs.block_bytes,
         num_blocks=num_blocks,
     )
+
+
+def _shorter(wanted: Wanted) -> str:
+    return "set --max-seq-len for shorter ones" if wanted.max_seq_len is None else "lower --max-seq-len"
+
+
+def unit_note(cache: CacheSize | None) -> str:
+    """Return what explains `t` to whoever wrote so few of them that they may have meant something else."""
+    if cache is None or cache.num_tokens is None:
+        return ""
+    return f" (t counts tokens; if tebibytes were meant, write {cache.num_tokens}TiB)"
 
 
 def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[int, int]:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from trident_backend.engine.protocol import KVKind
 from trident_compiler.plan import (
     DEFAULT_MAX_SEQ_LEN,
+    LEAST_SEQ_LEN,
     CacheSize,
     MemoryPlan,
     Wanted,
     size,
     step_limits,
+    unit_note,
 )
 from trident_ensemble.errors import PlanError
 
@@ -22,8 +24,6 @@ from trident_ensemble.errors import PlanError
 DEFAULT_MAX_NUM_TOKENS = 2048
 #: Of what the rest leaves free, when nothing is asked: what is estimated here may come out larger.
 DEFAULT_CACHE_SHARE = 0.9
-#: Sequences are not made shorter than this unless it is asked for.
-_LEAST_SEQ_LEN = 512
 #: For each token of a step and each position of a slot: whether it is seen, and the comparisons that say so.
 _MASK_BYTES = 3
 #: Positions of a slot that hold no token of its sequence.
@@ -80,7 +80,7 @@ def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryP
         # The slots that are asked for, one at least, come before the length that is not.
         positions = cache_bytes // needs.position_bytes // least // needs.multiple * needs.multiple
         shorter = min(positions - SCRATCH_POSITIONS, num_tokens // least)
-        max_seq_len = max(min(max_seq_len, shorter), min(_LEAST_SEQ_LEN, max_seq_len))
+        max_seq_len = max(min(max_seq_len, shorter), min(LEAST_SEQ_LEN, max_seq_len))
     slot_len = -(-(max_seq_len + SCRATCH_POSITIONS) // needs.multiple) * needs.multiple
     slot_bytes = slot_len * needs.position_bytes
     num_slots = min(cache_bytes // slot_bytes, num_tokens // max_seq_len)
@@ -88,7 +88,7 @@ def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryP
         raise PlanError(
             f"--kv-cache: {least} slots of {max_seq_len} tokens are wanted, each {size(slot_bytes)}; "
             f"{num_slots} fit into {size(cache_bytes)} and {num_tokens} tokens; lower --max-seq-len or --max-num-seqs, "
-            "raise --kv-cache, or quantize the weights (--weights int8 or int4)"
+            f"raise --kv-cache, or quantize the weights (--weights int8 or int4){unit_note(wanted.cache)}"
         )
     num_slots = wanted.max_num_seqs or min(num_slots, max_num_seqs)
     return MemoryPlan(

@@ -6,7 +6,7 @@ time and lets their pages go, so that no more than the converted weights stay in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from trident_compiler import quantization
 from trident_compiler.sharding import WHOLE, Share, Split
-from trident_compiler.tensor_files import StoredTensor, TensorFiles
+from trident_compiler.tensor_files import StoredTensor
 from trident_compiler.weight_formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
 from trident_ensemble.errors import CheckpointError
 
@@ -76,7 +76,7 @@ class WeightSource:
 
     def __init__(
         self,
-        tensors: TensorFiles,
+        tensors: Mapping[str, StoredTensor],
         matrix_format: str,
         plain_format: str,
         *,

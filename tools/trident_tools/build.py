@@ -35,6 +35,7 @@ from trident_ensemble.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.core_options import add_core_options, core_settings
 from trident_tools.plan_lines import plan_lines
+from trident_tools.text_check import check_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,12 +150,25 @@ def run(args: argparse.Namespace) -> int:
     check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
     for name, text in plan_lines(checkpoint, choice, precision, plan):
         console.print(f"{name:<9} {text}", markup=False)
+
+    def describe_text(engine_folder: Path) -> None:
+        for name, text in check_text(checkpoint, engine_folder):
+            console.print(f"{name:<9} {text}", markup=False)
+
     replaced = _replaced(args.repository / ENGINE_VERSION)
     with staging(args.repository) as staged:
         engine = staged / ENGINE_VERSION
         engine.mkdir(parents=True)
         with _Bars(console) as bars:
-            build_engine(checkpoint, engine, precision, plan, compiler=compiler, progress=bars)
+            build_engine(
+                checkpoint,
+                engine,
+                precision,
+                plan,
+                compiler=compiler,
+                describe_text=describe_text,
+                progress=bars,
+            )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core)
         install(staged, args.repository, render_repository(settings))
     if replaced is not None:

@@ -6,18 +6,17 @@ Never compiles, never loads a network.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from trident_backend.engine.digests import file_digests
 from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError
 
-FORMAT_VERSION = 3
-_CHUNK = 1 << 24
+FORMAT_VERSION = 4
 
 Part = TypeVar("Part")
 
@@ -41,13 +40,44 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class PrecisionTrial:
+    """What a few layers of the network's shape took on the machine that built the engine, computed in one format.
+
+    Args:
+        compute: the format.
+        prompt_ms: a prompt's step.
+        decode_ms: a step of one token of each of several sequences.
+    """
+
+    compute: str
+    prompt_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Why an engine computes in its format.
+
+    Args:
+        reason: for people.
+        cpu: the model of the CPU on which the formats were tried; empty where they were not.
+        trials: one a format that was tried.
+    """
+
+    reason: str = ""
+    cpu: str = ""
+    trials: tuple[PrecisionTrial, ...] = ()
+
+
+@dataclass(frozen=True)
 class Precision:
     """Numeric formats: compute bf16, fp16 or fp32; weights fp32, bf16, fp16, int8, int4 or fp8; KV cache u8, bf16, f16
-    or f32."""
+    or f32; and why compute is what it is."""
 
     compute: str
     weights: str
     kv_cache: str
+    choice: PrecisionChoice = PrecisionChoice()
 
 
 @dataclass(frozen=True)
@@ -92,7 +122,7 @@ class Manifest:
     """`engine.json`.
 
     Args:
-        digests: the SHA-256 of every other file of the folder, by its relative POSIX path.
+        digests: of every other file of the folder, by its relative POSIX path; `digests` says what they are.
         tensor_parallel: devices among which the network is divided; each has its own plan.
     """
 
@@ -140,19 +170,11 @@ def _value(hint: Any, raw: Any, where: str) -> Any:
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            sha.update(piece)
-    return sha.hexdigest()
-
-
 def digest_folder(folder: Path) -> dict[str, str]:
-    """The digests of every file below `folder` but the manifest, sorted by relative path."""
+    """Return the digests of every file below `folder` but the manifest, sorted by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.MANIFEST_FILE)
-    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, file_digests(files), strict=True))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -198,16 +220,23 @@ def _check_limits(manifest: Manifest) -> None:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check that every file of the manifest is there and unchanged.
+    """Check that every file of the manifest is there and unchanged; reads all of them, on all cores.
+
+    It is done before anything else looks into a file, so that a damaged one is refused by name and never reaches a
+    compiler's own parser.
 
     Raises:
         ArtifactError: a file is missing or differs, named.
     """
-    for name, expected in manifest.digests.items():
+    for name in manifest.digests:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ArtifactError(f"digests.{name}: leads out of the engine folder")
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             raise ArtifactError(f"digests.{name}: the file is missing")
-        if digest(path) != expected:
+    try:
+        found = file_digests([folder / name for name in manifest.digests])
+    except OSError as error:
+        raise ArtifactError(f"digests: a file cannot be read: {error}") from None
+    for (name, expected), digest in zip(manifest.digests.items(), found, strict=True):
+        if digest != expected:
             raise ArtifactError(f"digests.{name}: the file has changed since the build; build again")
