@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from trident_ensemble import layout
 from trident_ensemble.errors import ArtifactError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _CHUNK = 1 << 24
 
 Part = TypeVar("Part")
