@@ -69,9 +69,8 @@ def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.end_ids:
             return last_look(sequence, FinishReason.EOS)
         word = sequence.stop_id_words.get(token_id)
-        if word is None:
-            return last_look(sequence, FinishReason.STOP, str(token_id))
-        return last_look(sequence, FinishReason.STOP, word, token_id)
+        stop_reason, ending_id = (str(token_id), None) if word is None else (word, token_id)
+        return last_look(sequence, FinishReason.STOP, stop_reason, ending_id)
     guide, stop_strings = sequence.guide, sequence.stop_strings
     if guide is not None:
         guide.advance(token_id)

@@ -214,7 +214,9 @@ def context_start(
     """
     num_continuations = 0
     for place in range(num_sent - 1, -1, -1):
-        kind = kind_of(table[token_ids[place]], skip_special_tokens=skip_special_tokens)
+        kind = table[token_ids[place]]
+        if kind >= SPECIAL:
+            kind = kind_of(kind, skip_special_tokens=skip_special_tokens)
         if kind == ANCHOR:
             return place
         if kind == CONTINUATION:
@@ -230,6 +232,9 @@ def context_ids(table: bytes, token_ids: Sequence[int], num_sent: int, *, skip_s
     See `context_start`.
     """
     start = context_start(table, token_ids, num_sent, skip_special_tokens=skip_special_tokens)
+    if num_sent - start <= 1:
+        # An anchor, most of the time; a token that is no text does no harm.
+        return list(token_ids[start:num_sent])
     return [
         token_id
         for token_id in token_ids[start:num_sent]

@@ -18,8 +18,9 @@ and as tokenizers that spell bytes throughout have always had it.
 
 from __future__ import annotations
 
-from codecs import IncrementalDecoder, getincrementaldecoder
-from collections.abc import Iterable, Sequence
+from codecs import utf_8_decode
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +38,10 @@ from trident_ensemble.anchors import (
 from trident_ensemble.errors import ArtifactError
 
 TOKENIZER_FILE = "tokenizer.json"
-_Utf8Decoder = getincrementaldecoder("utf-8")
 _FIRST_SURROGATE = b"\xed\xa0"
+#: Contexts of so many tokens, as nearly all are, recur; the lengths of so many of them are kept.
+_MAX_RECENT = 4
+_NUM_RECENT = 1 << 12
 
 
 class Detokenizer(Protocol):
@@ -87,41 +90,34 @@ class ByteLevelDetokenizer:
     ) -> str:
         """See `Detokenizer`."""
         spelled = self._without_special if skip_special_tokens else self._with_special
-        decoder = _Utf8Decoder("replace")
-        _decode(decoder, b"".join([spelled[token_id] for token_id in context_ids]))
-        text = _decode(decoder, b"".join([spelled[token_id] for token_id in new_ids]))
-        return text + decoder.decode(b"", True) if is_last else text
+        _, pending = _decode(b"".join([spelled[token_id] for token_id in context_ids]))
+        return _decode(pending + b"".join([spelled[token_id] for token_id in new_ids]), is_last=is_last)[0]
 
 
-def _decoded(spelled: bytes | bytearray, *, is_last: bool) -> str:
-    decoder = _Utf8Decoder("replace")
-    text = _decode(decoder, spelled)
-    return text + decoder.decode(b"", True) if is_last else text
-
-
-def _decode(decoder: IncrementalDecoder, spelled: bytes | bytearray) -> str:
-    """All but an incomplete character; Python's decoder also keeps half of a surrogate, which never becomes one."""
-    text = decoder.decode(spelled)
-    pending = decoder.getstate()[0]
+def _decode(spelled: bytes, *, is_last: bool = False) -> tuple[str, bytes]:
+    """The text of bytes, and the incomplete character at their end, which is text only if they are the last."""
+    text, num_decoded = utf_8_decode(spelled, "replace", is_last)
+    pending = spelled[num_decoded:]
     if len(pending) == 2 and pending >= _FIRST_SURROGATE and pending[:1] == _FIRST_SURROGATE[:1]:
-        text += decoder.decode(b"", True)
-    return text
+        # Python keeps half of a surrogate, which never becomes a character.
+        return text + utf_8_decode(pending, "replace", True)[0], b""
+    return text, pending
 
 
-class _Pieces(dict[int, str | int | None]):
-    """Token id to what the decoder is given for it: a token, the byte it stands for, or None for nothing."""
+class _Pieces(dict[int, str | bytes | None]):
+    """Token id to what the decoder is given for it: a token, the byte that it stands for, or None for nothing."""
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[str]) -> None:
         super().__init__()
         self._tokenizer = tokenizer
         self._hidden = hidden
 
-    def __missing__(self, token_id: int) -> str | int | None:
+    def __missing__(self, token_id: int) -> str | bytes | None:
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None:
             return None  # not kept: any number of ids may be asked for
         byte = byte_of(token)
-        self[token_id] = piece = None if token in self._hidden else token if byte is None else byte
+        self[token_id] = piece = None if token in self._hidden else token if byte is None else bytes([byte])
         return piece
 
 
@@ -132,36 +128,48 @@ class ByteFallbackDetokenizer:
         self._decoder = tokenizer.decoder
         self._without_special = _Pieces(tokenizer, hidden_tokens(tokenizer))
         self._with_special = _Pieces(tokenizer, frozenset())
+        self._recent_length = lru_cache(_NUM_RECENT)(self._length)
 
     def text(
         self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
     ) -> str:
         """See `Detokenizer`."""
         pieces = self._without_special if skip_special_tokens else self._with_special
-        context = [pieces[token_id] for token_id in context_ids]
-        sent = _spell(context, is_last=False)
-        tokens = _spell([*context, *(pieces[token_id] for token_id in new_ids)], is_last=is_last)
+        tokens, run = _spell(pieces, context_ids, [], b"")
+        sent = [*tokens, *_spell_bytes(run, is_last=False)] if run else tokens
+        tokens, run = _spell(pieces, new_ids, tokens.copy(), run)
+        if run:
+            tokens += _spell_bytes(run, is_last=is_last)
         if tokens == sent:
             return ""
         text: str = self._decoder.decode(tokens)
-        return text[len(self._decoder.decode(sent)) :] if sent else text
+        if not sent:
+            return text
+        return text[self._recent_length(*sent) if len(sent) <= _MAX_RECENT else self._length(*sent) :]
+
+    def _length(self, *tokens: str) -> int:
+        return len(self._decoder.decode(list(tokens)))
 
 
-def _spell(pieces: Iterable[str | int | None], *, is_last: bool) -> list[str]:
-    """Tokens for pieces, with byte tokens for what becomes of the bytes; an incomplete character waits for the last."""
-    tokens: list[str] = []
-    run = bytearray()
-    for piece in pieces:
-        if isinstance(piece, int):
-            run.append(piece)
+def _spell(
+    pieces: Mapping[int, str | bytes | None], token_ids: Sequence[int], tokens: list[str], run: bytes
+) -> tuple[list[str], bytes]:
+    """Put the pieces of ids behind tokens and a run of bytes; of a run that has ended, what becomes of it."""
+    for token_id in token_ids:
+        piece = pieces[token_id]
+        if isinstance(piece, bytes):
+            run += piece
         elif piece is not None:
             if run:
-                tokens += byte_tokens(_decoded(run, is_last=True).encode())
-                run.clear()
+                tokens += _spell_bytes(run, is_last=True)
+                run = b""
             tokens.append(piece)
-    if run:
-        tokens += byte_tokens(_decoded(run, is_last=is_last).encode())
-    return tokens
+    return tokens, run
+
+
+def _spell_bytes(run: bytes, *, is_last: bool) -> list[str]:
+    """Byte tokens for what becomes of a run of bytes, which the library then decodes as it is."""
+    return byte_tokens(_decode(run, is_last=is_last)[0].encode())
 
 
 class SplicingDetokenizer:
@@ -171,7 +179,12 @@ class SplicingDetokenizer:
         self._tokenizer = tokenizer
 
     def text(
-        self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
+        self,
+        context_ids: Sequence[int],
+        new_ids: Sequence[int],
+        *,
+        is_last: bool,  # noqa: ARG002 (nothing is ever held back)
+        skip_special_tokens: bool = True,
     ) -> str:
         """See `Detokenizer`."""
         if not new_ids:

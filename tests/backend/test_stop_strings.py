@@ -104,7 +104,7 @@ class Case:
         return [word for word in self.words if any(token in word and token != word for token in tokens)]
 
     def expected_with_special(self, word: str) -> list[tuple[int, int, int, int, str, str]]:
-        """Of one stop string, in the text that has special tokens, which must be in it whole: as `expected` sorts it."""
+        """Of one stop string, in the text that has special tokens, which must be in it whole; as `expected` sorts."""
         spelled = replace(self, skip=False)
         num_echoed = len(self.echoed_ids)
         counts = range(num_echoed, len(self.ids) + 1)
