@@ -73,6 +73,28 @@ def metaspace_bpe() -> Tokenizer:
     return tokenizer
 
 
+def strips_each_piece() -> Tokenizer:
+    """Strips a space off the front of every token and of every run of byte tokens."""
+    stages = [decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)]
+    tokenizer = _byte_fallback_bpe(decoders.Sequence(stages))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def strips_ideographic_spaces() -> Tokenizer:
+    """Strips two characters off the front that are spelled by three byte tokens each."""
+    stages = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip("\u3000", 2, 0)]
+    tokenizer = _byte_fallback_bpe(decoders.Sequence(stages))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return tokenizer
+
+
+def strips_replacement_characters() -> Tokenizer:
+    """Strips what invalid bytes become, and replaces a character of the text as a whole."""
+    stages = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("é", "\ufffd"), decoders.Strip("\ufffd", 3, 0)]
+    return _byte_fallback_bpe(decoders.Sequence(stages))
+
+
 def unigram() -> Tokenizer:
     """As T5."""
     tokenizer = Tokenizer(models.Unigram())
@@ -150,7 +172,16 @@ ZOO: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
+#: Decoders with byte fallback that nobody has, but that the format allows.
+ODD: dict[str, Callable[[], Tokenizer]] = {
+    "strips_each_piece": strips_each_piece,
+    "strips_ideographic_spaces": strips_ideographic_spaces,
+    "strips_replacement_characters": strips_replacement_characters,
+}
+BYTE_FALLBACK = ("llama_2", "gemma", "two_spaces", "metaspace_bpe", *ODD)
+
+
 @cache
 def tokenizer_of(family: str) -> Tokenizer:
-    """The tokenizer of a family of `ZOO`, made once."""
-    return ZOO[family]()
+    """The tokenizer of a family of `ZOO` or `ODD`, made once."""
+    return (ZOO | ODD)[family]()

@@ -68,7 +68,9 @@ def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
         sequence.num_silent_tokens = 0 if sequence.include_stop else 1
         if token_id in sequence.end_ids:
             return last_look(sequence, FinishReason.EOS)
-        return last_look(sequence, FinishReason.STOP, str(token_id))
+        word = sequence.stop_id_words.get(token_id)
+        stop_reason, ending_id = (str(token_id), None) if word is None else (word, token_id)
+        return last_look(sequence, FinishReason.STOP, stop_reason, ending_id)
     guide, stop_strings = sequence.guide, sequence.stop_strings
     if guide is not None:
         guide.advance(token_id)
@@ -82,9 +84,20 @@ def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
     return None
 
 
-def last_look(sequence: Sequence, reason: FinishReason, stop_reason: str = "") -> FinishReason:
-    """No token comes any more: why the text ends, which is a stop string if one was in what had been held back."""
-    word = None if sequence.stop_strings is None else sequence.stop_strings.finish()
+def last_look(
+    sequence: Sequence, reason: FinishReason, stop_reason: str = "", ending_id: int | None = None
+) -> FinishReason:
+    """Return why the text ends, as no token comes any more: a stop string if one was in what had been held back.
+
+    Args:
+        sequence: whose text it is.
+        reason: without a stop string.
+        stop_reason: which goes with it.
+        ending_id: the token that ended the text, if the request names it by a stop word: a longer one may end with it.
+    """
+    stop_strings, word = sequence.stop_strings, None
+    if stop_strings is not None:
+        word = stop_strings.finish() if ending_id is None else stop_strings.finish(ending_id)
     sequence.stop_reason = stop_reason if word is None else word
     return reason if word is None else FinishReason.STOP
 

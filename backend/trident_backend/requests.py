@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from trident_backend.engine.artifact import Generation
@@ -22,6 +22,7 @@ from trident_backend.stop_options import StopOptions, parse_stop_options
 from trident_backend.stop_strings import StopStrings
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
+from trident_ensemble.special_tokens import SpecialTokens
 
 
 class StopStringsFactory(Protocol):
@@ -48,11 +49,13 @@ class RequestContext:
         spec: the engine's limits.
         defaults: the checkpoint's generation settings.
         stop_strings: makes a sequence's.
+        special: the tokenizer's special tokens.
     """
 
     spec: EngineSpec
     defaults: Generation
     stop_strings: StopStringsFactory
+    special: SpecialTokens = field(default_factory=SpecialTokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,7 @@ def parse_request(
     max_tokens = _max_tokens(fields, len(token_ids), spec)
     min_tokens = parse_min_tokens(fields, context.defaults, max_tokens)
     sampling = parse_sampling(fields, context.defaults, spec.vocab_size, min_tokens)
-    stop = parse_stop_options(fields, context.defaults, spec.vocab_size)
+    stop = parse_stop_options(fields, context.defaults, spec.vocab_size, context.special)
     output = parse_output_options(fields)
     num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
     guide = _guide(fields)
@@ -137,6 +140,7 @@ def parse_request(
             reuse_cache=reuse_cache,
             parent=parent,
             stop_ids=stop.stop_ids,
+            stop_id_words=stop.stop_id_words,
             stop_strings=stop_strings if parent is None or stop_strings is None else stop_strings.fork(),
             include_stop=stop.include_stop,
         )

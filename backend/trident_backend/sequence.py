@@ -6,6 +6,7 @@ Owns nothing but its fields; says who writes them. Never schedules, computes or 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -96,6 +97,7 @@ class Sequence:
         reuse_cache: whether it may read cached blocks of others and leave its own.
         parent: the first sequence of its request, whose prompt it shares; None for that one itself.
         stop_ids: tokens that end the text because the request says so.
+        stop_id_words: of these, those that the request names by their text, and that text.
         stop_strings: what it must not say; sees every token.
         include_stop: whether the token that ended it is text.
         guide: what it may say; sees every token.
@@ -119,6 +121,7 @@ class Sequence:
     reuse_cache: bool = True
     parent: Sequence | None = None
     stop_ids: frozenset[int] = frozenset()
+    stop_id_words: Mapping[int, str] = field(default_factory=dict)
     stop_strings: StopStrings | None = None
     include_stop: bool = False
     guide: Guide | None = None

@@ -5,12 +5,14 @@ Owns the bounds and defaults of every field of it. Pure. Never looks for a stop 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trident_backend.engine.artifact import Generation
 from trident_backend.request_fields import RequestFields
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
+from trident_ensemble.special_tokens import SpecialTokens
 
 MAX_NUM_STOP_WORDS = 32
 MAX_STOP_WORD_BYTES = 1024
@@ -24,18 +26,24 @@ class StopOptions:
     Args:
         end_ids: tokens that end the text.
         stop_ids: tokens that end it because the request says so.
-        stop_words: texts that do.
+        stop_id_words: of these, those that it names by their text alone, and that text as the client has it.
+        stop_words: texts that end it, those of single tokens included.
         include_stop: whether what ended it is part of the text.
     """
 
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
+    stop_id_words: Mapping[int, str]
     stop_words: tuple[str, ...]
     include_stop: bool
 
 
-def parse_stop_options(fields: RequestFields, defaults: Generation, vocab_size: int) -> StopOptions:
-    """Of one request; with `ignore_eos` its stop words and stop ids alone.
+def parse_stop_options(
+    fields: RequestFields, defaults: Generation, vocab_size: int, special: SpecialTokens
+) -> StopOptions:
+    """Return what ends one request's output; with `ignore_eos` its stop words and stop ids alone.
+
+    A stop word that is the text of a special token is a stop id too: such a token may be no text.
 
     Raises:
         RequestError: a field is out of bounds.
@@ -51,4 +59,10 @@ def parse_stop_options(fields: RequestFields, defaults: Generation, vocab_size: 
     if not fields.flag(tensors.IGNORE_EOS, default=False):
         end_ids = frozenset(defaults.end_ids) | ({end_id} if end_id >= 0 else frozenset())
         stop_words = tuple(dict.fromkeys((*stop_words, *defaults.stop_strings)))
-    return StopOptions(end_ids, frozenset(stop_ids), stop_words, fields.flag(tensors.INCLUDE_STOP, default=False))
+    named: dict[int, str] = {}
+    for word in stop_words:
+        for token_id in special.ids_of(word):
+            if token_id < vocab_size and token_id not in stop_ids:
+                named.setdefault(token_id, word)
+    include_stop = fields.flag(tensors.INCLUDE_STOP, default=False)
+    return StopOptions(end_ids, frozenset((*stop_ids, *named)), named, stop_words, include_stop)

@@ -1,7 +1,8 @@
 """Finds stop strings in the text of one growing output.
 
-Owns what has been decoded of it and how much of it may leave. The text is what postprocessing will send, because the
-same detokenizer makes it. Pure. Never ends a sequence: that is the scheduler's.
+Owns how much of the output may leave. The text is what postprocessing will send, because the same detokenizer makes
+it; where that leaves special tokens out, stop strings that hold the text of one are also looked for in the text that
+has them. Pure. Never ends a sequence: that is the scheduler's.
 
 Positions are characters from the beginning of the text that is sent, and tokens from its first token: with an echoed
 prompt, from the prompt's. A stop string lies wholly in the output's text.
@@ -11,10 +12,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from trident_ensemble.anchors import ANCHOR, CONTINUATION, context_start
+from trident_backend.readings import Reading
+from trident_backend.spelled_text import SpelledText
+from trident_backend.word_search import Match, WordSearch
 from trident_ensemble.chunk_header import ALL
 from trident_ensemble.detokenizer import Detokenizer
+from trident_ensemble.special_tokens import SpecialTokens
+
+_NO_SPECIAL_TOKENS = SpecialTokens()
 
 
 class StopStrings:
@@ -29,6 +36,7 @@ class StopStrings:
         min_tokens: a stop string does not count if it is complete with so many tokens of output.
         include_stop: the text ends with the stop string, not before it.
         skip_special_tokens: as postprocessing will be told.
+        special: the tokenizer's.
     """
 
     def __init__(
@@ -41,30 +49,28 @@ class StopStrings:
         min_tokens: int = 0,
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        special: SpecialTokens = _NO_SPECIAL_TOKENS,
     ) -> None:
-        self._detokenizer = detokenizer
-        self._anchors = anchors
-        self._words = [_Word(word) for word in words]
-        self._first_characters = frozenset(word[0] for word in words)
         self._num_echoed = len(echoed_ids)
         self._min_tokens = min_tokens
         self._include_stop = include_stop
-        self._skip_special_tokens = skip_special_tokens
-        self._num_held_characters = 0
         self._num_safe_tokens = self._num_echoed
         self._num_characters = ALL
-        echoed = self._decode([], echoed_ids)
-        #: Where the settled text ends after none, one, two, ... tokens of the output.
-        self._ends = [len(echoed)]
-        self._context_ids = list(echoed_ids[context_start(anchors, list(echoed_ids), len(echoed_ids)) :])
+        self._num_silent_tokens = 0
+        self._shown = Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=skip_special_tokens)
+        self._search = WordSearch(words, self._shown.ends[0])
+        self._spelled: SpelledText | None = None
+        if skip_special_tokens and (mixed := [word for word in words if special.is_part_of(word)]):
+            reading = Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=False)
+            self._spelled = SpelledText(reading, self._shown, mixed, special)
 
     def fork(self) -> StopStrings:
-        """The same for another output after the same prompt; to be asked for before either has begun."""
-        assert len(self._ends) == 1
+        """Return the same for another output after the same prompt; to be asked for before either has begun."""
+        assert len(self._shown.ends) == 1
         other = copy.copy(self)
-        other._words = [word.fork() for word in self._words]
-        other._ends = list(self._ends)
-        other._context_ids = list(self._context_ids)
+        other._shown = self._shown.fork()
+        other._search = self._search.fork()
+        other._spelled = None if self._spelled is None else self._spelled.fork(other._shown)
         return other
 
     @property
@@ -78,108 +84,105 @@ class StopStrings:
         """Where the text ends once a stop string was found; ALL before."""
         return self._num_characters
 
+    @property
+    def num_silent_tokens(self) -> int:
+        """How many tokens at the end are no text once a stop string was found that begins with a hidden token."""
+        return self._num_silent_tokens
+
     def append(self, token_id: int) -> str | None:
-        """Take the next token; the stop string that is complete now, if one is.
+        """Take the next token; return the stop string that is complete now, if one is.
 
         A token that is no text, because it ended the output, is not to be appended.
         """
-        text = self._decode(self._context_ids, (token_id,))
-        self._extend_context(token_id)
-        begin = self._ends[-1]
-        self._ends.append(begin + len(text))
-        found = self._search(text, begin)
+        found = self._end(self._cuts(token_id))
         self._release()
         return found
 
-    def finish(self) -> str | None:
-        """No token comes any more; the stop string that is complete with what had been undecided, if one is."""
-        found = self._search(self._decode(self._context_ids, (), is_last=True), self._ends[-1])
+    def finish(self, ending_id: int | None = None) -> str | None:
+        """Return the stop string that is complete with what had been undecided, if one is, as no token comes any more.
+
+        Args:
+            ending_id: the token that has ended the output, if that is the text of a stop string; longer ones may end
+                with it.
+        """
+        cuts = [] if ending_id is None else self._cuts(ending_id)
+        may_end = self._may_end
+        cuts += [self._shown_cut(match) for match in self._search.search(self._shown.rest(), may_end=may_end)]
+        if self._spelled is not None and ending_id is None:
+            cuts += [self._spelled_cut(self._spelled, match) for match in self._spelled.finish(may_end=may_end)]
         self._num_safe_tokens = self._num_tokens
-        return found
+        return self._end(cuts)
 
     def text_end(self, num_tokens: int) -> int:
-        """How many characters postprocessing has emitted when it was sent this many tokens, in any chunks.
+        """Return how many characters postprocessing has emitted when it was sent this many tokens, in any chunks.
 
         Args:
             num_tokens: 0, or from the end of the echoed prompt on: that is never asked for in pieces.
         """
         assert not 0 < num_tokens < self._num_echoed
-        return self._ends[num_tokens - self._num_echoed] if num_tokens else 0
+        return self._shown.ends[num_tokens - self._num_echoed] if num_tokens else 0
 
     @property
     def _num_tokens(self) -> int:
-        return self._num_echoed + len(self._ends) - 1
+        return self._num_echoed + len(self._shown.ends) - 1
 
-    def _decode(self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool = False) -> str:
-        return self._detokenizer.text(
-            context_ids, new_ids, is_last=is_last, skip_special_tokens=self._skip_special_tokens
-        )
+    @property
+    def _may_end(self) -> bool:
+        return len(self._shown.ends) - 1 > self._min_tokens
 
-    def _extend_context(self, token_id: int) -> None:
-        """As `context_start` of all tokens would have it, without walking back through all that are no anchors."""
-        kind = self._anchors[token_id]
-        if kind == ANCHOR:
-            self._context_ids.clear()
-        self._context_ids.append(token_id)
-        if kind == CONTINUATION:
-            del self._context_ids[: context_start(self._anchors, self._context_ids, len(self._context_ids))]
+    def _cuts(self, token_id: int) -> list[_Cut]:
+        """Take the next token: where the text may end now."""
+        text = self._shown.append(token_id)
+        may_end = self._may_end
+        cuts = [self._shown_cut(match) for match in self._search.search(text, may_end=may_end)]
+        if self._spelled is not None:
+            found = self._spelled.append(token_id, may_end=may_end)
+            cuts += [self._spelled_cut(self._spelled, match) for match in found]
+        return cuts
 
-    def _search(self, text: str, begin: int) -> str | None:
-        """Look through the next piece of text, which begins at the character `begin`."""
-        if not self._num_held_characters and self._first_characters.isdisjoint(text):
+    def _shown_cut(self, match: Match) -> _Cut:
+        num_characters = match.end if self._include_stop else match.begin
+        return _Cut(match.end, 0, -len(match.word), match.word, num_characters)
+
+    def _spelled_cut(self, spelled: SpelledText, match: Match) -> _Cut:
+        begin, end = spelled.shown(match.begin), spelled.shown(match.end, is_end=True)
+        if self._include_stop:
+            begin = end._replace(num_silent_tokens=0)
+        return _Cut(end.num_characters, end.num_silent_tokens, -len(match.word), match.word, *begin)
+
+    def _end(self, cuts: list[_Cut]) -> str | None:
+        if not cuts:
             return None
-        may_end = len(self._ends) - 1 > self._min_tokens
-        ends = [(end, -len(word.text), word.text) for word in self._words if (end := word.search(text, may_end))]
-        if not ends:
-            self._num_held_characters = max(word.num_matched for word in self._words)
-            return None
-        end, _, found = min(ends)
-        self._num_characters = begin + end - (0 if self._include_stop else len(found))
-        return found
+        cut = min(cuts)
+        self._num_characters, self._num_silent_tokens = cut.num_characters, cut.num_silent_tokens
+        return cut.word
 
     def _release(self) -> None:
         if self._num_characters != ALL:
             self._num_safe_tokens = self._num_tokens
             return
-        end = self._ends[-1] - self._num_held_characters
+        end = self._shown.ends[-1] - self._search.num_held
         while self._num_safe_tokens < self._num_tokens and self.text_end(self._num_safe_tokens + 1) <= end:
+            if self._spelled is not None and not self._spelled.may_leave(self._num_safe_tokens + 1 - self._num_echoed):
+                return
             self._num_safe_tokens += 1
 
 
-class _Word:
-    """One stop string and how much of it the text ends with: the search of Knuth, Morris and Pratt."""
+class _Cut(NamedTuple):
+    """Where a stop string would end the text; of several the least counts.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.num_matched = 0
-        #: By the length of a beginning of the text: the longest shorter beginning that it ends with.
-        self._borders = [0, 0]
-        border = 0
-        for character in text[1:]:
-            while border and character != text[border]:
-                border = self._borders[border]
-            border += character == text[border]
-            self._borders.append(border)
+    Args:
+        end: of the stop string.
+        num_hidden: 1 if it ends with a token that is hidden there.
+        minus_length: of the stop string.
+        word: the stop string.
+        num_characters: of the text.
+        num_silent_tokens: at the end, which are no text.
+    """
 
-    def fork(self) -> _Word:
-        """The same, of which nothing has been matched."""
-        other = copy.copy(self)
-        other.num_matched = 0
-        return other
-
-    def search(self, piece: str, may_end: bool) -> int:
-        """Where in the next piece of text the word ends first; 0 if nowhere, or if it may not end there."""
-        text, borders, matched = self.text, self._borders, self.num_matched
-        if not matched and text[0] not in piece:
-            return 0
-        for end, character in enumerate(piece, 1):
-            while matched and character != text[matched]:
-                matched = borders[matched]
-            if character == text[matched]:
-                matched += 1
-                if matched == len(text):
-                    if may_end:
-                        return end
-                    matched = borders[matched]
-        self.num_matched = matched
-        return 0
+    end: int
+    num_hidden: int
+    minus_length: int
+    word: str
+    num_characters: int
+    num_silent_tokens: int = 0

@@ -13,7 +13,7 @@ from trident_backend.reports import Span
 from trident_backend.requests import Request
 from trident_backend.responses import Responder
 from trident_backend.sequence import Sequence
-from trident_ensemble.anchors import context_start
+from trident_ensemble.anchors import context_ids
 from trident_ensemble.chunk_header import ALL, Part
 from trident_ensemble.errors import TridentError
 from trident_ensemble.settings import CoreSettings
@@ -57,8 +57,9 @@ class Stream:
         return self.ended or self.num_sent < self.num_safe
 
     def context_ids(self, anchors: bytes) -> list[int]:
-        """The ids before those that are sent next that decoding needs."""
-        return self.token_ids[context_start(anchors, self.token_ids, self.num_sent) : self.num_sent]
+        """Return the ids before those that are sent next that decoding needs."""
+        skip = self.answer.request.output.skip_special_tokens
+        return context_ids(anchors, self.token_ids, self.num_sent, skip_special_tokens=skip)
 
     def send(self) -> tuple[list[int], Part, Span]:
         """All that may leave, which then has left."""
@@ -70,10 +71,11 @@ class Stream:
     def _part(self, start: int, end: int) -> Part:
         if not self.ended:
             return Part(end - start)
-        stop_strings, num_characters = self.sequence.stop_strings, ALL
+        stop_strings, num_silent, num_characters = self.sequence.stop_strings, self.sequence.num_silent_tokens, ALL
         if stop_strings is not None and stop_strings.num_characters != ALL:
+            num_silent = max(num_silent, stop_strings.num_silent_tokens)
             num_characters = stop_strings.num_characters - stop_strings.text_end(start)
-        return Part(end - start, self.sequence.num_silent_tokens, num_characters)
+        return Part(end - start, num_silent, num_characters)
 
 
 class Answer:

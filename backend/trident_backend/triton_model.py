@@ -26,10 +26,11 @@ from trident_backend.responses import Response
 from trident_backend.service import CoreService
 from trident_backend.stop_strings import StopStrings
 from trident_ensemble import layout, tensors
-from trident_ensemble.detokenizer import load_detokenizer
+from trident_ensemble.detokenizer import load_tokenizer, make_detokenizer
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import CoreSettings, parse_parameters
+from trident_ensemble.special_tokens import special_tokens_of
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES_PERIOD_S = 0.1
@@ -56,10 +57,12 @@ class TritonPythonModel:
         settings = parse_parameters(CoreSettings, config["parameters"])
         engine, manifest = load_engine(folder, settings.gpu)
         anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False).tobytes()
-        stop_strings = partial(StopStrings, load_detokenizer(folder), anchors)
+        tokenizer = load_tokenizer(folder)
+        special = special_tokens_of(tokenizer)
+        stop_strings = partial(StopStrings, make_detokenizer(tokenizer), anchors, special=special)
         self._service = CoreService(
             engine,
-            RequestContext(engine.spec, manifest.generation, stop_strings),
+            RequestContext(engine.spec, manifest.generation, stop_strings, special),
             anchors,
             settings,
             guides=GuideCompiler(folder, engine.spec.vocab_size),

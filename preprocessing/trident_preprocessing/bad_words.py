@@ -44,6 +44,7 @@ class BadWords:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._unknown_id = _unknown_id(self._backend)
+        self._unknown = None if self._unknown_id is None else self._backend.id_to_token(self._unknown_id)
 
     def token_ids(self, words: Sequence[bytes]) -> list[TokenIds]:
         """Each way in which the tokenizer spells one of the words, once.
@@ -63,9 +64,15 @@ class BadWords:
         if not placed:
             return []
         encodings = self._backend.encode_batch([context + text for context, text in placed], add_special_tokens=False)
-        spellings = (_behind(len(context), encoding) for (context, _), encoding in zip(placed, encodings, strict=True))
-        # The unknown token spells no text in particular: to ban it would ban whatever else it stands for.
-        return list(dict.fromkeys(ids for ids in spellings if ids and self._unknown_id not in ids))
+        spellings = (
+            (text, _behind(len(context), encoding)) for (context, text), encoding in zip(placed, encodings, strict=True)
+        )
+        # The unknown token spells no text in particular, but its own: to ban it would ban whatever else it stands for.
+        return list(
+            dict.fromkeys(
+                ids for text, ids in spellings if ids and (self._unknown_id not in ids or text.strip() == self._unknown)
+            )
+        )
 
 
 def _leads(text: str) -> tuple[str, ...]:

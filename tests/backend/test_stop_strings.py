@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import decoding
 from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import HIDDEN, TEXTS, ZOO, tokenizer_of
 from trident_backend.stop_strings import StopStrings
-from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET, anchor_table, context_start, is_byte_token
+from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET, anchor_table, context_ids
 from trident_ensemble.chunk_header import ALL
 from trident_ensemble.detokenizer import Detokenizer, make_detokenizer
-
-BYTE_FALLBACK = ("llama_2", "gemma", "two_spaces", "metaspace_bpe")
+from trident_ensemble.special_tokens import SpecialTokens, special_tokens_of
 
 
 @cache
@@ -30,6 +29,11 @@ def parts(family: str) -> tuple[Detokenizer, bytes]:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(str(path))
         return make_detokenizer(tokenizer), anchor_table(path, tokenizer.get_vocab_size()).tobytes()
+
+
+@cache
+def special_of(family: str) -> SpecialTokens:
+    return special_tokens_of(tokenizer_of(family))
 
 
 def encode(family: str, text: str) -> list[int]:
@@ -61,42 +65,85 @@ class Case:
         return [*self.echoed_ids, *self.output_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        text: str = tokenizer_of(self.family).decode(list(token_ids), skip_special_tokens=self.skip)
-        return text
+        return decoding.decode(self.family, list(token_ids), skip=self.skip)
 
     def settled(self, num_tokens: int) -> str:
         """What no further token can change."""
-        ids = self.ids[:num_tokens]
-        if self.family in BYTE_FALLBACK:
-            while ids and self._is_undecided(tokenizer_of(self.family).id_to_token(ids[-1])):
-                ids.pop()
-            return self.decode(ids)
-        texts = [self.decode(ids + more) for more in _continuations(self.family)]
-        return os.path.commonprefix(texts)  # noqa: RUF071 (characters, not folders)
-
-    def _is_undecided(self, token: str | None) -> bool:
-        return token is None or is_byte_token(token) or (self.skip and token in HIDDEN)
+        return decoding.settled(self.family, self.ids[:num_tokens], skip=self.skip)
 
     @property
     def begin(self) -> int:
         """Where the output's text begins."""
         return len(self.settled(len(self.echoed_ids)))
 
-    def expected(self) -> tuple[str, int, int] | None:
-        """The stop string, the number of output tokens it takes, and where it begins; None without one.
+    def expected(self) -> tuple[str, int, str] | None:
+        """The stop string, the number of output tokens it takes, and the text; None without one.
 
         One token more than there are: it is found only when no token comes any more.
         """
         ends = [len(self.settled(len(self.echoed_ids) + count)) for count in range(1, len(self.output_ids) + 1)]
         text = self.decode(self.ids)
-        for end in range(self.begin + 1, len(text) + 1):
-            for word in sorted(self.words, key=len, reverse=True):
-                if end - len(word) < self.begin or not text[:end].endswith(word):
-                    continue
+        found = []
+        for word in self.words:
+            for begin in range(self.begin, len(text)):
+                end = begin + len(word)
                 count = next((count for count, settled in enumerate(ends, 1) if settled >= end), len(ends) + 1)
-                if min(count, len(ends)) > self.min_tokens:
-                    return word, count, end - len(word)
-        return None
+                if text[begin:end] == word and min(count, len(ends)) > self.min_tokens:
+                    found.append((count, end, 0, -len(word), word, text[: end if self.include_stop else begin]))
+        if self.skip:
+            found += [match for word in self.mixed for match in self.expected_with_special(word)]
+        if not found:
+            return None
+        count, _, _, _, word, text = min(found)
+        return word, count, text
+
+    @property
+    def mixed(self) -> list[str]:
+        """The stop strings that hold a special token's text, and more; its text alone is a matter of its id."""
+        tokens = [text for token in HIDDEN for text in (token, token.replace("▁", " "), token.replace("▁", ""))]
+        return [word for word in self.words if any(token in word and token != word for token in tokens)]
+
+    def expected_with_special(self, word: str) -> list[tuple[int, int, int, int, str, str]]:
+        """Of one stop string, in the text that has special tokens, which must be in it whole; as `expected` sorts."""
+        spelled = replace(self, skip=False)
+        num_echoed = len(self.echoed_ids)
+        counts = range(num_echoed, len(self.ids) + 1)
+        shown, ends = ([len(case.settled(count)) for count in counts] for case in (self, spelled))
+        special = {
+            count: (ends[count] - len(token), ends[count])
+            for count, token_id in enumerate(self.output_ids, 1)
+            if (token := tokenizer_of(self.family).id_to_token(token_id)) in HIDDEN
+        }
+        text = spelled.decode(self.ids)
+        found = []
+        for begin in range(ends[0], len(text)):
+            end = begin + len(word)
+            whole = [begin <= first and last <= end for first, last in special.values()]
+            split = [first < place < last for first, last in special.values() for place in (begin, end)]
+            if text[begin:end] != word or not any(whole) or any(split):
+                continue
+            last = next((count for count, settled in enumerate(ends) if settled >= end), len(ends))
+            if min(last, len(self.output_ids)) <= self.min_tokens:
+                continue
+            if last == len(ends):
+                until = len(self.decode(self.ids)) - (len(text) - end)
+            elif last in special:
+                until = len(self.decode(self.ids[: num_echoed + last]))
+            else:
+                until = shown[last] - (ends[last] - end)
+            first = next(count for count, settled in enumerate(ends) if settled > begin)
+            if self.include_stop:
+                kept = self.decode(self.ids[: num_echoed + last])[:until]
+            elif first in special:
+                # What had been undecided before the special token is decided by it, and may be in the stop string.
+                before = self.decode(self.ids[: num_echoed + first - 1])
+                undecided = len(before) - shown[first - 1]
+                num_kept = undecided if begin >= special[first][0] else min(begin - ends[first - 1], undecided)
+                kept = before[: shown[first - 1] + num_kept]
+            else:
+                kept = self.decode(self.ids)[: max(shown[first - 1], shown[first] - (ends[first] - begin))]
+            found.append((last, until, int(last in special), -len(word), word, kept))
+        return found
 
     def num_safe_tokens(self, num_tokens: int) -> int:
         """How many of so many tokens may leave when no stop string is complete."""
@@ -106,7 +153,30 @@ class Case:
             (size for word in self.words for size in range(1, len(word)) if tail.endswith(word[:size])), default=0
         )
         safe = range(len(self.echoed_ids), num_tokens + 1)
-        return max(count for count in safe if len(self.settled(count)) <= len(text) - held)
+        num_safe = max(count for count in safe if len(self.settled(count)) <= len(text) - held)
+        return min(num_safe, self.num_safe_with_special(num_tokens)) if self.skip else num_safe
+
+    def num_safe_with_special(self, num_tokens: int) -> int:
+        """The same in the text that has special tokens, for stop strings that hold the text of one."""
+        spelled = replace(self, skip=False)
+        ends = {count: len(spelled.settled(count)) for count in range(len(self.echoed_ids), num_tokens + 1)}
+        text = spelled.settled(num_tokens)[ends[len(self.echoed_ids)] :]
+        inside = {
+            place
+            for count in range(len(self.echoed_ids) + 1, num_tokens + 1)
+            if (token := tokenizer_of(self.family).id_to_token(self.ids[count - 1])) in HIDDEN
+            for place in range(ends[count] - len(token) + 1, ends[count])
+        }
+        held = max(
+            (
+                size
+                for word in self.mixed
+                for size in range(1, len(word))
+                if text.endswith(word[:size]) and ends[num_tokens] - size not in inside
+            ),
+            default=0,
+        )
+        return max(count for count, end in ends.items() if end <= ends[num_tokens] - held)
 
     def make(self, detokenizer: Detokenizer | None = None) -> StopStrings:
         made, anchors = parts(self.family)
@@ -118,19 +188,8 @@ class Case:
             min_tokens=self.min_tokens,
             include_stop=self.include_stop,
             skip_special_tokens=self.skip,
+            special=special_of(self.family),
         )
-
-
-@cache
-def _continuations(family: str) -> list[list[int]]:
-    """Enough to tell which characters at the end of a decoding may still become others."""
-    vocabulary = tokenizer_of(family).get_vocab()
-    spelled = {byte: character for character, byte in BYTE_LEVEL_ALPHABET.items()}
-    found = [[], [vocabulary["a"]] if "a" in vocabulary else [vocabulary["one"]]]
-    if family.startswith("byte_level"):
-        low, *others = (vocabulary[spelled[byte]] for byte in (0x80, 0x90, 0xA0))
-        found += [[first, *[low] * count] for first in (low, *others) for count in range(3)]
-    return found
 
 
 class Client:
@@ -147,7 +206,7 @@ class Client:
         assert len(self.text) == self.stop_strings.text_end(count)
 
     def receive_last(self, num_tokens: int) -> None:
-        text = self._decode(num_tokens, is_last=True)
+        text = self._decode(num_tokens - self.stop_strings.num_silent_tokens, is_last=True)
         if self.stop_strings.num_characters != ALL:
             num_characters = self.stop_strings.num_characters - self.stop_strings.text_end(self.num_sent)
             assert num_characters >= 0
@@ -157,9 +216,10 @@ class Client:
     def _decode(self, count: int, *, is_last: bool) -> str:
         detokenizer, anchors = parts(self.case.family)
         ids = self.case.ids
-        context_ids = ids[context_start(anchors, ids, self.num_sent) : self.num_sent]
+        context = context_ids(anchors, ids, self.num_sent, skip_special_tokens=self.case.skip)
+        assert count >= self.num_sent
         new_ids = ids[self.num_sent : count]
-        return detokenizer.text(context_ids, new_ids, is_last=is_last, skip_special_tokens=self.case.skip)
+        return detokenizer.text(context, new_ids, is_last=is_last, skip_special_tokens=self.case.skip)
 
 
 def check(case: Case, wants_chunk: Sequence[bool]) -> str | None:
@@ -196,9 +256,9 @@ def check(case: Case, wants_chunk: Sequence[bool]) -> str | None:
         assert stop_strings.num_characters == ALL
         assert client.text == text
         return None
-    word, num_needed, begin = expected
+    word, num_needed, text = expected
     assert (found, count) == (word, num_needed)
-    assert client.text == text[: begin + len(word) if case.include_stop else begin]
+    assert client.text == text
     return found
 
 
@@ -216,6 +276,7 @@ def outputs(draw: st.DrawFn, family: str) -> list[int]:
         begin = draw(st.integers(0, max(0, len(encoded) - 1)))
         ids += encoded[begin : begin + draw(st.integers(1, 10))]
         ids += draw(st.lists(st.integers(0, tokenizer_of(family).get_vocab_size() - 1), max_size=2))
+        ids += draw(st.lists(st.sampled_from(sorted(special_of(family).by_id)), max_size=2))
     return ids
 
 
@@ -225,7 +286,7 @@ def cases(draw: st.DrawFn, family: str) -> Case:
     output_ids = draw(outputs(family))
     echoed_ids = tuple(draw(st.just([]) | outputs(family)))
     skip = draw(st.booleans())
-    text = Case(family, output_ids, (), echoed_ids, skip=skip).decode([*echoed_ids, *output_ids]) or "a"
+    text = decoding.decode(family, [*echoed_ids, *output_ids], skip=skip) or "a"
     words: set[str] = set()
     for _ in range(draw(st.integers(1, 4))):
         source = draw(st.sampled_from([text, text, *words, "abaab", "never said"]))
@@ -248,6 +309,42 @@ def cases(draw: st.DrawFn, family: str) -> Case:
 @given(data=st.data())
 def test_the_text_ends_at_the_first_stop_string_and_not_a_token_later(family: str, data: st.DataObject) -> None:
     check(data.draw(cases(family)), data.draw(st.lists(st.booleans(), min_size=1, max_size=8)))
+
+
+@st.composite
+def cases_with_special(draw: st.DrawFn, family: str) -> Case:
+    """Stop strings are cut from the text that has special tokens, around some of them; special tokens are hidden."""
+    special_ids = st.sampled_from(sorted(special_of(family).by_id))
+    pieces = st.lists(outputs(family) | st.lists(special_ids, max_size=3), min_size=2, max_size=4)
+    output_ids = [token_id for piece in draw(pieces) for token_id in piece[:6]]
+    output_ids.insert(draw(st.integers(0, len(output_ids))), draw(special_ids))
+    echoed_ids = tuple(draw(st.just([]) | st.lists(special_ids, max_size=2) | outputs(family)))
+    text = decoding.decode(family, [*echoed_ids, *output_ids], skip=False)
+    places = [place for place, character in enumerate(text) if character in "<>"]
+    words = []
+    for _ in range(draw(st.integers(1, 3))):
+        begin, end = sorted(
+            draw(st.sampled_from(places)) + draw(st.sampled_from([-3, -1, 0, 0, 0, 1, 2])) for _ in "be"
+        )
+        begin = max(0, begin)
+        words.append(text[begin : max(begin, end) + 1] or "a")
+    words += draw(st.lists(st.text("ab\ufffd ", min_size=1, max_size=3), max_size=1))
+    return Case(
+        family,
+        output_ids,
+        tuple(dict.fromkeys(words)),
+        echoed_ids,
+        min_tokens=draw(st.sampled_from([0, 0, 0, 2, 5])),
+        include_stop=draw(st.booleans()),
+    )
+
+
+@pytest.mark.parametrize("family", ZOO)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_hidden_special_tokens_are_found_by_their_text(family: str, data: st.DataObject) -> None:
+    """Among other text, as they would be if they were not hidden."""
+    check(data.draw(cases_with_special(family)), data.draw(st.lists(st.booleans(), min_size=1, max_size=8)))
 
 
 @pytest.mark.parametrize("family", ZOO)
@@ -299,12 +396,12 @@ def test_a_stop_string_in_the_echoed_prompt_or_across_its_end_does_not_count() -
     prompt, output = (spell(text) for text in ("Q: ab", "babA:ab"))
     case = Case("byte_level_bytes", output, ("ab",), echoed_ids=tuple(prompt))
     assert check(case, [True]) == "ab"
-    assert case.expected() == ("ab", 3, 6)
+    assert case.expected() == ("ab", 3, "Q: abb")
 
 
 def test_a_stop_string_that_is_complete_too_early_is_text() -> None:
     ids = spell("xAByAB")
-    assert Case("byte_level_bytes", ids, ("AB",), min_tokens=3).expected() == ("AB", 6, 4)
+    assert Case("byte_level_bytes", ids, ("AB",), min_tokens=3).expected() == ("AB", 6, "xABy")
     assert check(Case("byte_level_bytes", ids, ("AB",), min_tokens=3), [True]) == "AB"
     assert check(Case("byte_level_bytes", ids, ("AB",), min_tokens=6), [True]) is None
     assert check(Case("byte_level_bytes", ids, ("AB",), min_tokens=2), [True]) == "AB"

@@ -10,15 +10,20 @@ import numpy.typing as npt
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from tests.tokenizer_zoo import HIDDEN, UNKNOWN, ZOO, tokenizer_of
+from tests.tokenizer_zoo import HIDDEN, ODD, UNKNOWN, ZOO, tokenizer_of
 from trident_ensemble.anchors import (
     ANCHOR,
     BYTE_LEVEL_ALPHABET,
     CONTINUATION,
+    NOTHING,
+    OPEN,
+    SPECIAL,
     anchor_table,
     byte_level_bytes,
+    byte_of,
+    byte_tokens,
+    context_ids,
     context_start,
-    is_byte_token,
 )
 from trident_ensemble.errors import CheckpointError
 
@@ -46,10 +51,39 @@ def test_an_anchor_is_a_visible_token_with_text(family: str, tmp_path: Path) -> 
             assert table[token_id] == ANCHOR, token
 
 
-def test_byte_tokens_are_no_anchors(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of("llama_2")
+@pytest.mark.parametrize(
+    ("family", "open_bytes"),
+    [
+        ("gemma", b""),
+        ("llama_2", b" "),
+        ("two_spaces", " ▁".encode()),
+        ("strips_ideographic_spaces", "\u3000".encode()),
+        ("metaspace_bpe", bytes(range(256))),
+        ("strips_replacement_characters", bytes(range(256))),
+    ],
+)
+def test_byte_tokens_are_anchors_but_for_what_may_be_stripped(family: str, open_bytes: bytes, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(family)
     table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
-    assert not any(table[tokenizer.token_to_id(f"<0x{byte:02X}>")] for byte in range(256))
+    for byte in range(256):
+        kind = CONTINUATION if 0x80 <= byte < 0xC0 else ANCHOR
+        assert table[tokenizer.token_to_id(f"<0x{byte:02X}>")] == (OPEN if byte in open_bytes else kind)
+
+
+@pytest.mark.parametrize("family", [*ZOO, *ODD])
+def test_a_special_token_is_marked_and_has_a_kind_for_where_it_is_text(family: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(family)
+    table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
+    hidden = {tokenizer.token_to_id(token) for token in HIDDEN}
+    assert {token_id for token_id, entry in enumerate(table.tolist()) if entry & SPECIAL} == hidden
+    assert {table[token_id] for token_id in hidden} == {SPECIAL + ANCHOR}
+
+
+def test_tokens_that_are_no_text_are_left_out_of_the_context() -> None:
+    table = bytes([ANCHOR, SPECIAL + ANCHOR, NOTHING, OPEN, CONTINUATION])
+    token_ids = [0, 1, 2, 3, 1, 4, 2]
+    assert context_ids(table, token_ids, 7, skip_special_tokens=True) == [0, 3, 4]
+    assert context_ids(table, token_ids, 7, skip_special_tokens=False) == [1, 4]
 
 
 def test_byte_tokens_are_those_of_the_library() -> None:
@@ -66,8 +100,10 @@ def test_byte_tokens_are_those_of_the_library() -> None:
         "<0xGG>",
         "<0xé>",
         "0x41",
+        *byte_tokens(bytes(range(128))),
     ):
-        assert is_byte_token(token) == (decoder.decode([token]) != token), token
+        decoded = decoder.decode([token])
+        assert byte_of(token) == (None if decoded == token else ord(decoded) if decoded != "\ufffd" else 0xE9), token
 
 
 def test_continuation_bytes_are_told_from_first_bytes(tmp_path: Path) -> None:

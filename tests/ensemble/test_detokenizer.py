@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
+from tests.decoding import decode, is_valid, settled
 from tests.mistral_tokenizers import REAL
 from tests.scripts import SCRIPTS
-from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
-from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET, anchor_table, context_start
+from tests.tokenizer_zoo import BYTE_FALLBACK, HIDDEN, ODD, TEXTS, ZOO, tokenizer_of
+from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET, anchor_table, context_ids, context_start
 from trident_ensemble.detokenizer import Detokenizer, load_detokenizer, make_detokenizer
 from trident_ensemble.errors import ArtifactError, CheckpointError
 
@@ -48,8 +49,11 @@ def streamed(
     while not is_last:
         new_ids = token_ids[sent : sent + next(sizes, len(token_ids))]
         is_last = sent + len(new_ids) == len(token_ids) and not (late and new_ids)
-        context_ids = token_ids[max(0, context_start(table, token_ids, sent) - extra_context) : sent]
-        texts.append(detokenizer.text(context_ids, new_ids, is_last=is_last, skip_special_tokens=skip))
+        context = context_ids(table, token_ids, sent, skip_special_tokens=skip)
+        if extra_context:
+            start = context_start(table, token_ids, sent, skip_special_tokens=skip)
+            context = token_ids[max(0, start - extra_context) : sent]
+        texts.append(detokenizer.text(context, new_ids, is_last=is_last, skip_special_tokens=skip))
         sent += len(new_ids)
     return texts
 
@@ -68,6 +72,26 @@ def random_ids(draw: st.DrawFn, family: str) -> list[int]:
 
 
 @st.composite
+def spelled_ids(draw: st.DrawFn, family: str) -> list[int]:
+    """Characters byte by byte, with bytes left out, changed and put in, and other tokens in between."""
+    vocabulary = tokenizer_of(family).get_vocab()
+    spelled = {byte: character for character, byte in BYTE_LEVEL_ALPHABET.items()}
+    if family in BYTE_FALLBACK:
+        spelled = {byte: f"<0x{byte:02X}>" for byte in range(256)}
+    troublesome = st.sampled_from([0x20, 0x80, 0xA0, 0xBD, 0xC0, 0xE0, 0xE2, 0xE3, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF])
+    characters = st.text("a é東▁\u3000\ufffd😀\U00020000", min_size=1, max_size=3).map(str.encode)
+    pieces = draw(st.lists(characters | st.lists(troublesome, max_size=3).map(bytes), max_size=6))
+    ids = [vocabulary[spelled[byte]] for piece in pieces for byte in piece if spelled[byte] in vocabulary]
+    others = [vocabulary[token] for token in (*HIDDEN, "a", "▁", "<think>") if token in vocabulary]
+    others.append(tokenizer_of(family).get_vocab_size() + 1)
+    for token_id in draw(st.lists(st.sampled_from(others), max_size=3)):
+        ids.insert(draw(st.integers(0, len(ids))), token_id)
+    if ids:
+        del ids[draw(st.integers(0, len(ids) - 1)) : len(ids) if draw(st.booleans()) else 0]
+    return ids
+
+
+@st.composite
 def text_ids(draw: st.DrawFn, family: str) -> list[int]:
     """Ids of real text in many scripts, cut out anywhere, with special tokens put in between."""
     tokenizer = tokenizer_of(family)
@@ -81,32 +105,33 @@ def text_ids(draw: st.DrawFn, family: str) -> list[int]:
     return pieces
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataObject) -> None:
-    token_ids = data.draw(random_ids(family) | text_ids(family))
+    token_ids = data.draw(random_ids(family) | text_ids(family) | spelled_ids(family))
     cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
     extra = data.draw(st.sampled_from([0, 0, 1, 5]))
     skip = data.draw(st.booleans())
     late = data.draw(st.booleans())
-    expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
-    assert "".join(streamed(family, token_ids, cuts, extra, skip=skip, late=late)) == expected
+    text = "".join(streamed(family, token_ids, cuts, extra, skip=skip, late=late))
+    assert text == decode(family, token_ids, skip=skip)
+    if is_valid(family, token_ids, skip=skip):
+        assert text == tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_what_has_been_emitted_does_not_depend_on_the_cuts(family: str, data: st.DataObject) -> None:
-    """So the core knows it without remembering them."""
-    token_ids = data.draw(random_ids(family) | text_ids(family))
+def test_all_that_can_no_longer_change_has_been_emitted(family: str, data: st.DataObject) -> None:
+    """However the stream was cut; so the core knows what has been without remembering the cuts."""
+    token_ids = data.draw(random_ids(family) | text_ids(family) | spelled_ids(family))
     cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
     skip = data.draw(st.booleans())
-    single = streamed(family, token_ids, [1] * len(token_ids), skip=skip, late=True)[:-1]
     texts = streamed(family, token_ids, cuts, skip=skip, late=True)[:-1]
     for count in range(len(texts) + 1):
         num_tokens = sum([*cuts, len(token_ids)][:count])
-        assert "".join(texts[:count]) == "".join(single[:num_tokens])
+        assert "".join(texts[:count]) == settled(family, token_ids[:num_tokens], skip=skip)
 
 
 @pytest.mark.parametrize("family", ZOO)
@@ -152,8 +177,7 @@ def test_random_ids_of_a_real_tokenizer_are_what_its_authors_library_decodes(nam
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_a_chunk_waits_only_for_what_may_change(family: str) -> None:
-    """Of Latin text nothing is held back but the newline that byte fallback spells as a byte token."""
+def test_nothing_of_latin_text_waits(family: str) -> None:
     token_ids = tokenizer_of(family).encode("The trident has three prongs").ids
     texts = streamed(family, token_ids, [1] * len(token_ids))
     so_far = ""
@@ -185,20 +209,53 @@ def test_a_space_that_alone_would_be_stripped_is_kept() -> None:
     assert streamed("two_spaces", token_ids, [1, 1, 1, 1]) == ["a", " ", " ", "a"]
 
 
-def test_an_invalid_byte_takes_its_whole_run_with_it() -> None:
-    """HF's byte fallback; so a run cannot leave before it ends."""
+@pytest.mark.parametrize("family", BYTE_FALLBACK)
+def test_a_character_in_byte_tokens_leaves_with_its_last_byte(family: str) -> None:
+    vocabulary = tokenizer_of(family).get_vocab()
+    text = "東京は日本の首都です。😀é"
+    token_ids = [vocabulary["a"], *(vocabulary[f"<0x{byte:02X}>"] for byte in text.encode())]
+    arrived = iter(streamed(family, token_ids, [1] * len(token_ids)))
+    assert next(arrived) == "a"
+    for character in text.replace("é", "\ufffd") if family == "strips_replacement_characters" else text:
+        held = len((character if character != "\ufffd" else "é").encode()) - 1
+        assert [next(arrived) for _ in range(held + 1)] == [""] * held + [character]
+
+
+def test_of_a_run_only_the_invalid_bytes_are_replaced() -> None:
+    """The library makes one U+FFFD of each byte of such a run, so that its first character would wait for its last."""
     vocabulary = tokenizer_of("llama_2").get_vocab()
-    run = [vocabulary[f"<0x{byte:02X}>"] for byte in "é".encode() + b"\xff"]
-    texts = streamed("llama_2", [*run, vocabulary["a"]], [1, 1, 1, 1])
-    assert texts == ["", "", "", "\ufffd\ufffd\ufffda"]
+    run = [vocabulary[f"<0x{byte:02X}>"] for byte in "é".encode() + b"\xff" + "日".encode()[:2]]
+    texts = streamed("llama_2", [*run, vocabulary["a"]], [1] * 6)
+    assert texts == ["", "é", "\ufffd", "", "", "\ufffda"]
+    assert tokenizer_of("llama_2").decode([*run, vocabulary["a"]]) == "\ufffd" * 5 + "a"
+
+
+@pytest.mark.parametrize("family", BYTE_FALLBACK)
+def test_a_hidden_token_inside_of_a_character_is_passed_over(family: str) -> None:
+    """As in the library, which leaves special tokens out before it decodes."""
+    vocabulary = tokenizer_of(family).get_vocab()
+    first, *rest = (vocabulary[f"<0x{byte:02X}>"] for byte in "東".encode())
+    token_ids = [vocabulary["a"], first, vocabulary["</s>"], *rest]
+    assert streamed(family, token_ids, [1] * 5) == ["a", "", "", "", "東"]
+    assert tokenizer_of(family).decode(token_ids) == "a東"
 
 
 def test_context_is_short_on_real_text() -> None:
-    for family in ("byte_level_bpe", "byte_level_bytes"):
+    for family in ("byte_level_bpe", "byte_level_bytes", "llama_2", "gemma"):
         _, table = parts(family)
-        for text in TEXTS:
+        for text in [*TEXTS, *SCRIPTS.values()]:
             token_ids = tokenizer_of(family).encode(text * 3).ids
-            assert all(n - context_start(table, token_ids, n) <= 3 for n in range(len(token_ids)))
+            assert all(n - context_start(table, token_ids, n) <= 4 for n in range(len(token_ids)))
+
+
+@pytest.mark.parametrize("family", [*ZOO, *ODD])
+def test_hidden_tokens_are_no_part_of_a_context(family: str) -> None:
+    """Also if there are thousands, as behind an end of text that is ignored."""
+    _, table = parts(family)
+    token = tokenizer_of(family).get_vocab()["a" if family not in ("wordpiece", "words", "unigram") else "one"]
+    token_ids = [token, *[tokenizer_of(family).get_vocab()["</s>"]] * 5000]
+    assert context_ids(table, token_ids, 5001, skip_special_tokens=True) == [token]
+    assert len(context_ids(table, token_ids, 5001, skip_special_tokens=False)) == 1
 
 
 def test_clean_up_is_ignored(tmp_path: Path) -> None:
@@ -223,6 +280,9 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), "Strip"),
         (decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")]), "Replace"),
         (decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]), "ByteLevel"),
+        (decoders.Sequence([decoders.ByteFallback(), decoders.Strip(" ", 0, 1)]), "Strip"),
+        (decoders.Sequence([decoders.ByteFallback(), decoders.Replace("ab", "c")]), "Replace"),
+        (decoders.Sequence([decoders.Replace("A", "B"), decoders.ByteFallback(), decoders.Fuse()]), "ByteFallback"),
     ],
 )
 def test_a_decoder_that_cannot_be_streamed_is_refused(decoder: decoders.Decoder, stage: str) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from transformers import NoBadWordsLogitsProcessor, PreTrainedTokenizerFast
 
 from tests.checkpoints import tiny_tokenizer
-from tests.tokenizer_zoo import TEXTS, ZOO, tokenizer_of
+from tests.tokenizer_zoo import HIDDEN, TEXTS, ZOO, tokenizer_of
 from trident_ensemble.errors import RequestError
 from trident_preprocessing.bad_words import BadWords, pack_words
 
@@ -49,6 +49,13 @@ def first_banned(words_ids: list[tuple[int, ...]], ids: list[int]) -> int | None
         if processor(before, torch.zeros(1, vocab_size + 1))[0, ids[place]] == -float("inf"):
             return place
     return None
+
+
+@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("token", HIDDEN)
+def test_the_text_of_a_special_token_bans_its_id(family: str, token: str) -> None:
+    token_id = tokenizer(family).convert_tokens_to_ids(token)
+    assert (token_id,) in bad_words(family).token_ids([token.encode()])
 
 
 @pytest.mark.parametrize("family", SPLIT_FIRST)

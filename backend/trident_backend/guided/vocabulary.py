@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 from trident_ensemble.anchors import (
     DecoderFamily,
     byte_level_bytes,
+    byte_of,
     decoder_family,
     decoder_stages,
     hidden_tokens,
-    is_byte_token,
 )
 from trident_ensemble.errors import CheckpointError
 
@@ -122,8 +122,8 @@ def _decoded_vocabulary(tokenizer: Tokenizer, vocab_size: int, rewritten: frozen
     has_bytes = decoder_family(tokenizer) is DecoderFamily.BYTE_FALLBACK
     for token_id in range(num_tokens):
         token = tokenizer.id_to_token(token_id)
-        if token is not None and has_bytes and is_byte_token(token):
-            byte = int(token[3:5], 16)
+        byte = byte_of(token) if token is not None and has_bytes else None
+        if byte is not None:
             texts[token_id] = b"" if byte in rewritten else bytes([byte])
             first[token_id] = texts[token_id] if first[token_id] else b""
     padding = [b""] * (vocab_size - num_tokens)
