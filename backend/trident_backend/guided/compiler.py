@@ -136,7 +136,7 @@ class GuideCompiler:
             if key in self._grammars:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
-        grammar = lark_grammar(*key)
+        grammar = str(lark_grammar(*key))
         compiled = CompiledGrammar(self._read(), grammar, max_items(guide_type))
         with self._lock:
             compiled = self._grammars.setdefault(key, compiled)
