@@ -20,6 +20,7 @@ class GuideDouble:
     """Allows one token, and after each guess the guess itself."""
 
     is_finished = False
+    failure = None
 
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id

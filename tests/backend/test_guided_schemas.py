@@ -158,7 +158,7 @@ def test_any_json_is_an_object_or_an_array(
     guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int]
 ) -> None:
     grammar = guides.compile("json", "")
-    assert guides.compile("json", "whatever") is grammar
+    assert guides.compile("json", " \n") is grammar
     values: list[Any] = [{"a": [1.5e-3, {"b": None}, 'é\u2028"\\']}, [], [[True]]]
     for value in values:
         assert accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False, indent=1))
