@@ -79,7 +79,7 @@ class MaskWorker:
 
     Args:
         vocab_size: width of a row of logits.
-        num_threads: for guides that are not slow; by default one less than there are cores, at most 8. Slow ones share
+        num_threads: for guides that are not slow; by default one less than there are cores, 2 to 8. Slow ones share
             one more.
         grace_s: how long a step waits for masks after its logits are there, in seconds.
         limit_s: how long a thread may take for one mask, in seconds; beyond it the sequence ends.
@@ -203,7 +203,8 @@ class MaskWorker:
         job.began = time.monotonic()
         began = time.thread_time()
         try:
-            job.guide.fill(job.draft_ids, job.masks)
+            if job.sequence.finish_reason is None:
+                job.guide.fill(job.draft_ids, job.masks)
         except Exception:  # whatever it is, it is its own sequence's alone
             job.masks[:] = 0
         is_slow = time.thread_time() - began > _SLOW_S or time.monotonic() - job.began > _SLOW_S * _PREEMPTED
@@ -215,7 +216,7 @@ class MaskWorker:
 
 def default_threads() -> int:
     """Return how many threads fill masks on this machine."""
-    return max(1, min(8, (os.cpu_count() or 1) - 1))
+    return max(2, min(8, (os.cpu_count() or 1) - 1))
 
 
 def _nothing() -> None:
