@@ -50,10 +50,10 @@ class ChatTemplate:
 
     Args:
         tokenizer: of transformers.
-        max_render_seconds: a template that takes longer is given up.
+        max_render_seconds: a template that computes longer is given up.
     """
 
-    def __init__(self, tokenizer: Any, max_render_seconds: float = 10) -> None:
+    def __init__(self, tokenizer: Any, max_render_seconds: float = 1) -> None:
         self._tokenizer = tokenizer
         self._time_limit = TimeLimit(max_render_seconds)
 
