@@ -63,7 +63,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "tenant": "t" * 300}, "tenant: ", "at most 256"),
     ({**GOOD, "cache_salt": "s" * 300}, "cache_salt: ", "at most 256"),
     (
-        {**GOOD, "bad_words": [f"{number} is a bad word of many tokens" for number in range(256)]},
+        {**GOOD, "bad_words": [f"{number} " + "zq7" * 80 for number in range(256)]},
         "bad_words: ",
         "16384",
     ),

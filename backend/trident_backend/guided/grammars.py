@@ -44,7 +44,7 @@ class LarkGrammar:
         """
         if self.schema is None:
             return problem
-        place = self.schema.place_of(problem, lambda text: problem_with(_of_schema(text)))
+        place, problem = self.schema.located(problem, lambda text: problem_with(_of_schema(text)))
         return f"{place}: {problem.removeprefix(_SCHEMA_PROBLEM)}"
 
 

@@ -64,8 +64,8 @@ class CheckedSchema:
         """Return the schema as JSON text for llguidance."""
         return _text(self._schema)
 
-    def place_of(self, problem: str, problem_with: Callable[[str], str]) -> Place:
-        """Return the place of the innermost schema that has a problem by itself.
+    def located(self, problem: str, problem_with: Callable[[str], str]) -> tuple[Place, str]:
+        """Return the place of the innermost schema that has a problem by itself, and what it says of that one.
 
         Args:
             problem: what llguidance says of the whole.
@@ -79,9 +79,10 @@ class CheckedSchema:
             if not isinstance(child, dict):
                 continue
             num_tries += 1
-            if problem_with(_text({**child, **stores})) == problem:
-                place, pending = where, [*children(where, child)]
-        return place
+            found = problem_with(_text({**child, **stores}))
+            if found == problem or (_UNSATISFIABLE in found and _UNSATISFIABLE in problem):
+                place, problem, pending = where, found, [*children(where, child)]
+        return place, problem
 
 
 def _text(schema: dict[str, Any]) -> str:
@@ -156,5 +157,7 @@ _BLANKS = "[ \\n\\r\\t]{0,32}"
 _MAX_MULTIPLE = 20_000
 _MAX_OPTIONAL = 400
 _MAX_TRIES = 64
+#: What llguidance says where nothing is valid; of what is around it, it says so in other words.
+_UNSATISFIABLE = "Unsatisfiable schema"
 _MAX_NAMES = 4
 _MAX_NAME = 40
