@@ -72,7 +72,7 @@ class CheckedSchema:
             problem_with: what it says of a schema as text; empty if nothing. At most `_MAX_TRIES` are tried.
         """
         place, node, num_tries = self._place, self._schema, 0
-        stores = {keyword: node[keyword] for keyword in ("$schema", "$defs", "definitions") if keyword in node}
+        stores: dict[str, Any] = {name: node[name] for name in ("$schema", "$defs", "definitions") if name in node}
         pending = [*children(place, node)]
         while pending and num_tries < _MAX_TRIES:
             where, child = pending.pop(0)
