@@ -79,7 +79,7 @@ class Follower:
 
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
         """See `Guide.fill`."""
-        began = time.thread_time()
+        began = time.perf_counter()
         self._follow()
         while not self._fill_all(draft_ids, masks) and self._recover():
             pass
@@ -87,7 +87,7 @@ class Follower:
             said = str(self._matcher.get_error()).partition("\n")[0][:_MAX_QUOTE]
             place = f"token {len(self._taken) + 1} of the output"
             self._failure = RequestError(tensors.GUIDE.name, f"has become too costly to follow at {place}: {said}")
-        self._judge(time.thread_time() - began)
+        self._judge(time.perf_counter() - began)
 
     def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:
         """Fill what can be filled, and say whether nothing failed; a guess that is not allowed is no failure."""
@@ -110,9 +110,9 @@ class Follower:
         """See `Guide.advance`."""
         self._taken.append(self._place(token_id, is_first=not self._taken))
         if not self._slow:
-            began = time.thread_time()
+            began = time.perf_counter()
             self._follow()
-            self._judge(time.thread_time() - began)
+            self._judge(time.perf_counter() - began)
 
     def _follow(self) -> None:
         """Follow the tokens that have come since this was last done."""
@@ -195,7 +195,7 @@ def _gathered(words: Masks, places: npt.NDArray[np.intp]) -> Masks:
 
 #: A large lexer that is shared, then one of its own.
 _MAX_RENEWALS = 2
-#: Longer than this, of a thread's own time, no token may keep the thread that all sequences wait for.
+#: Longer than this no token may keep the thread that all sequences wait for.
 _SLOW_S = 0.002
 _MAX_QUOTE = 200
 #: What llguidance says when the states are used up that the copies of a matcher share.

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -42,7 +42,7 @@ class _Job:
     guide: Guide
     place: int
     draft_ids: tuple[int, ...]
-    masks: Masks
+    masks: Masks = field(init=False)
     began: float | None = None
     is_done: bool = False
 
@@ -50,15 +50,25 @@ class _Job:
 class _Lane:
     """Jobs in order, and the threads that take them."""
 
-    def __init__(self, name: str, num_threads: int, run: Callable[[_Job], None]) -> None:
+    def __init__(self, name: str, num_threads: int, run: Callable[[_Job], None], on_empty: Callable[[], None]) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=f"trident-guides-{name}")
         self._num_threads = num_threads
         self._run = run
+        self._on_empty = on_empty
         self._jobs: deque[_Job] = deque()
 
-    def put(self, jobs: list[_Job]) -> None:
-        self._jobs.extend(jobs)
-        for _ in range(min(len(jobs), self._num_threads)):
+    def put(self, jobs: list[_Job], num_threads: int) -> None:
+        """Add jobs, and begin on as many threads as they are worth."""
+        if jobs:
+            self._jobs.extend(jobs)
+            self._begin(max(1, num_threads))
+
+    def hurry(self) -> None:
+        """Take to the jobs that are left on all threads."""
+        self._begin(len(self._jobs))
+
+    def _begin(self, num_threads: int) -> None:
+        for _ in range(min(num_threads, self._num_threads)):
             self._pool.submit(self._work)
 
     def _work(self) -> None:
@@ -66,8 +76,9 @@ class _Lane:
             try:
                 job = self._jobs.popleft()
             except IndexError:
-                return
+                break
             self._run(job)
+        self._on_empty()
 
     def close(self) -> None:
         self._jobs.clear()
@@ -92,8 +103,9 @@ class MaskWorker:
         self._grace_s = grace_s
         self._limit_s = limit_s
         self._done = Condition()
-        self._lane = _Lane("fast", num_threads or default_threads(), self._fill)
-        self._slow_lane = _Lane("slow", 1, self._fill)
+        self._lane = _Lane("fast", num_threads or default_threads(), self._fill, self._tell)
+        self._slow_lane = _Lane("slow", 1, self._fill, self._tell)
+        self._seconds = 0.0
         self._slow: WeakSet[Sequence] = WeakSet()
         self._late: dict[Sequence, _Job] = {}
         self._ready: WeakKeyDictionary[Sequence, _Job] = WeakKeyDictionary()
@@ -115,42 +127,53 @@ class MaskWorker:
             all others are in `late` then. It must be called before a guide advances. A guide that fails allows nothing,
             which is its own sequence's error alone.
         """
-        indices: dict[Sequence, list[int]] = {}
+        places: list[int] = []
         jobs: dict[Sequence, _Job] = {}
-        new: list[_Job] = []
         num_free = 0
         for index, row in enumerate(rows):
             guide = row.sequence.guide
             if guide is None or row.is_scored:
                 num_free += 1
                 continue
-            indices.setdefault(row.sequence, []).append(index)
-            jobs[row.sequence] = self._job(row, guide)
+            places.append(index)
+            # The last row of a sequence has all of its guesses.
+            jobs[row.sequence] = _Job(row.sequence, guide, row.place - len(row.draft_ids), row.draft_ids)
         if not jobs:
             return _nothing
-        for sequence, job in jobs.items():
-            job.masks = np.zeros((len(indices[sequence]), self._num_words), np.uint32)
-            ready = self._ready.pop(sequence, None)
-            if ready is not None and ready.place == job.place:
-                # Guesses other than those the mask was made for get none, and so are not accepted.
-                num_rows = len(job.masks) if ready.draft_ids == job.draft_ids else 1
-                job.masks[:num_rows] = ready.masks[:num_rows]
-                job.is_done = True
-            else:
-                new.append(job)
-        self._slow_lane.put([job for job in new if job.sequence in self._slow])
-        self._lane.put([job for job in new if job.sequence not in self._slow])
+        words = np.empty((len(places), self._num_words), np.uint32)
+        end = 0
+        for job in jobs.values():
+            job.masks = words[end : end + 1 + len(job.draft_ids)]
+            end += 1 + len(job.draft_ids)
+        new = [job for job in jobs.values() if not self._reuse(job)] if self._ready else [*jobs.values()]
+        slow = [job for job in new if job.sequence in self._slow] if self._slow else []
+        quick = [job for job in new if job.sequence not in self._slow] if slow else new
+        self._slow_lane.put(slow, 1)
+        self._lane.put(quick, int(len(quick) * self._seconds / _WORTH_S))
 
         def wait() -> RowMasks | None:
             self._wait(new, can_go_on=num_free > 0 or len(new) < len(jobs))
-            done = {sequence: job for sequence, job in jobs.items() if job.is_done}
-            self._late.update({sequence: job for sequence, job in jobs.items() if sequence not in done})
-            if not done:
-                return None
-            places = np.concatenate([np.array(indices[sequence], np.intp) for sequence in done])
-            return RowMasks(places, np.concatenate([job.masks for job in done.values()]))
+            late = {job.sequence: job for job in new if not job.is_done}
+            rows = np.array(places, np.intp)
+            if not late:
+                return RowMasks(rows, words)
+            self._late.update(late)
+            in_time = np.repeat([sequence not in late for sequence in jobs], [len(job.masks) for job in jobs.values()])
+            return RowMasks(rows[in_time], words[in_time]) if in_time.any() else None
 
         return wait
+
+    def _reuse(self, job: _Job) -> bool:
+        """Take the masks that have come late for the same place, if there are any."""
+        ready = self._ready.pop(job.sequence, None)
+        if ready is None or ready.place != job.place:
+            return False
+        # Guesses other than those the mask was made for get none, and so are not accepted.
+        num_rows = len(job.masks) if ready.draft_ids == job.draft_ids else 1
+        job.masks[:num_rows] = ready.masks[:num_rows]
+        job.masks[num_rows:] = 0
+        job.is_done = True
+        return True
 
     def take_ready(self) -> list[tuple[Sequence, TridentError | None]]:
         """Return the sequences whose late mask is there by now, or that end because it never comes, with their error.
@@ -184,16 +207,15 @@ class MaskWorker:
         self._lane.close()
         self._slow_lane.close()
 
-    def _job(self, row: Row, guide: Guide) -> _Job:
-        place = row.place - len(row.draft_ids)
-        return _Job(row.sequence, guide, place, row.draft_ids, np.empty((0, self._num_words), np.uint32))
-
     def _wait(self, jobs: list[_Job], *, can_go_on: bool) -> None:
         """Wait for all for a grace; then for one, if without it nobody in the step would get a token."""
 
         def all_done() -> bool:
             return all(job.is_done for job in jobs)
 
+        if all_done():
+            return
+        self._lane.hurry()
         with self._done:
             if self._done.wait_for(all_done, self._grace_s) or can_go_on:
                 return
@@ -201,16 +223,25 @@ class MaskWorker:
 
     def _fill(self, job: _Job) -> None:
         job.began = time.monotonic()
-        began = time.thread_time()
         try:
             if job.sequence.finish_reason is None:
                 job.guide.fill(job.draft_ids, job.masks)
         except Exception:  # whatever it is, it is its own sequence's alone
             job.masks[:] = 0
-        is_slow = time.thread_time() - began > _SLOW_S or time.monotonic() - job.began > _SLOW_S * _PREEMPTED
+        seconds = time.monotonic() - job.began
+        is_slow = seconds > _SLOW_S
+        if is_slow:
+            self._slow.add(job.sequence)
+        elif self._slow:
+            self._slow.discard(job.sequence)
+        self._seconds += (min(seconds, _SLOW_S) - self._seconds) * _NEWEST_SHARE
+        job.is_done = True
+        if is_slow:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for masks. Not for each one: that would take longer than the mask."""
         with self._done:
-            (self._slow.add if is_slow else self._slow.discard)(job.sequence)
-            job.is_done = True
             self._done.notify_all()
 
 
@@ -223,10 +254,12 @@ def _nothing() -> None:
     return None
 
 
-#: What a thread computes longer than this for is slow; an ordinary mask takes a tenth of it or less.
+#: A mask that takes longer is slow; an ordinary one takes a tenth of it or less. One that only had to wait for a core
+#: is taken for slow once, which does it no harm.
 _SLOW_S = 0.004
-#: A thread that waits for a core is no slow guide, up to a multiple of that.
-_PREEMPTED = 10
+#: A further thread is worth its while for so much to compute, and how much the newest mask counts in what one takes.
+_WORTH_S = 0.001
+_NEWEST_SHARE = 0.05
 #: A step in which nobody gets a token otherwise waits so long for a mask.
 _ALONE_S = 0.1
 #: Commands to the core wait no longer than this when only masks are waited for.
