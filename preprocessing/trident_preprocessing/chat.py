@@ -80,14 +80,14 @@ class ChatTemplate:
     Args:
         tokenizer: of transformers.
         profiles: what each template takes, as the engine folder has it; found out here where that is None.
-        max_render_seconds: a template that takes longer for one request is given up.
+        max_render_seconds: a template that computes longer for one request is given up.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         profiles: Mapping[str, TemplateProfile] | None = None,
-        max_render_seconds: float = 10,
+        max_render_seconds: float = 1,
     ) -> None:
         self._renderer = TemplateRenderer(tokenizer)
         self._profiles = probe_profiles(self._renderer) if profiles is None else profiles
