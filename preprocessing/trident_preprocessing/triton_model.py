@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.failures import internal_error
 from trident_ensemble.settings import TextSettings, parse_parameters
 from trident_preprocessing.bad_words import TokenIds, pack_words
 from trident_preprocessing.prompt_request import PromptRequest
@@ -50,8 +51,8 @@ class TritonPythonModel:
             token_ids, bad_words = self._tokenize(_read(request))
         except TridentError as error:
             return _failure(error)
-        except Exception as error:  # whatever it is, the other requests of the batch must be answered
-            return _failure(TridentError(f"preprocessing failed: {error!r}"))
+        except BaseException as error:  # whatever it is, the other requests of the batch must be answered
+            return _failure(internal_error("preprocessing failed", error))
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(tensors.INPUT_IDS.name, np.array([token_ids], np.int32)),

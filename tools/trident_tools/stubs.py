@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_SHARED = Path("/dev/shm")  # noqa: S108 (where the processes of one server share memory)
 _STUB = "triton_python_backend_stub"
 #: Triton's own regions and the core's acknowledgement tables, as /proc/PID/maps lists them.
 _SHARED_MEMORY = re.compile(r"\s(/dev/shm/(?:triton_\w+_shm_region_|trident-)\S+)$", re.MULTILINE)
@@ -94,6 +95,8 @@ class StubWatch:
         for path in self._shared_memory:
             with contextlib.suppress(OSError):
                 path.unlink()
+                if path.parent != _SHARED:
+                    path.parent.rmdir()
 
 
 def _status(pid: int) -> tuple[int, int] | None:
