@@ -25,6 +25,8 @@ from trident_ensemble.settings import CoreSettings, check_limits
 class StepResult:
     """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed.
 
+    The failure's text is for the log: it may say more of the machine than a client is to read.
+
     Args:
         awaits_masks: nothing was computed, but will be when a late mask is there: the next step must come soon.
     """
@@ -72,7 +74,7 @@ class EngineCore:
         except EngineError as error:
             masks()
             for chunk in output.chunks:
-                self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
+                self.scheduler.finish(chunk.sequence, FinishReason.ERROR, _failed_step())
             return StepResult(output, seconds=self.clock() - began, error=error)
         now = self.clock()
         return StepResult(
@@ -83,3 +85,7 @@ class EngineCore:
         """Free the engine, and let the thread that fills masks end."""
         self._masks.close()
         self._engine.close()
+
+
+def _failed_step() -> EngineError:
+    return EngineError("a step of the engine failed; the server's log says why")

@@ -41,8 +41,9 @@ class FlowControl:
         self.sent_at = now
 
     def acknowledged(self, num_chunks: int) -> None:
-        """The reader has had this many chunks in all, or is GONE."""
-        self.num_acknowledged = max(self.num_acknowledged, num_chunks)
+        """Take note that the reader has had this many chunks in all, or is GONE; more than were sent say nothing."""
+        if num_chunks <= self.num_sent or num_chunks == GONE:
+            self.num_acknowledged = max(self.num_acknowledged, num_chunks)
 
     def state(self, now: float) -> FlowState:
         """What is known of the reader; a chunk that stays unacknowledged says as much as an acknowledgement."""

@@ -18,6 +18,7 @@ from trident_backend.guide import Guide
 from trident_backend.requests import Request
 from trident_backend.responses import Responder
 from trident_ensemble.errors import TridentError
+from trident_ensemble.failures import internal_error
 
 
 class Grammar(Protocol):
@@ -60,16 +61,20 @@ class GuidedRequests:
     def add(self, request: Request, responder: Responder) -> None:
         """Begin to compile the guide of a request; its sequences have theirs when it is done.
 
-        It fails when its deadline has passed before.
+        It fails when its deadline has passed before. Whatever is raised, the request is not here.
         """
         self._responders[request] = responder
         first = request.first
-        if first.deadline < math.inf:
-            seconds = max(0.0, first.deadline - time.monotonic())
-            self._timers[request] = Timer(seconds, self._on_done, (request, deadlines.missed(first)))
-            self._timers[request].daemon = True
-            self._timers[request].start()
-        self._jobs[request] = self._threads.submit(self._compile, request)
+        try:
+            if first.deadline < math.inf:
+                seconds = max(0.0, first.deadline - time.monotonic())
+                self._timers[request] = Timer(seconds, self._on_done, (request, deadlines.missed(first)))
+                self._timers[request].daemon = True
+                self._timers[request].start()
+            self._jobs[request] = self._threads.submit(self._compile, request)
+        except BaseException:
+            self.take(request)
+            raise
 
     def take(self, request: Request) -> Responder | None:
         """Its responder, and it is here no more; None if it is not. What was not begun for it never is."""
@@ -80,15 +85,15 @@ class GuidedRequests:
         return self._responders.pop(request, None)
 
     def take_all(self) -> list[tuple[Request, Responder]]:
-        """All of them, and nothing is here any more."""
-        taken = list(self._responders.items())
-        for request, _ in taken:
-            self.take(request)
-        return taken
+        """All of them, and nothing is here any more; `close` ends what was begun for them."""
+        taken, self._responders = self._responders, {}
+        return list(taken.items())
 
     def close(self) -> None:
-        """Begin no further grammar. What is being compiled is not waited for."""
+        """Begin no further grammar, and forget deadlines. What is being compiled is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for timer in tuple(self._timers.values()):
+            timer.cancel()
 
     def _compile(self, request: Request) -> None:
         assert request.guide is not None
@@ -99,8 +104,8 @@ class GuidedRequests:
                 sequence.guide = grammar.start(end_ids, begins_text=not request.output.echo)
         except TridentError as error:
             self._on_done(request, error)
-        except Exception as error:  # whatever it is, somebody waits for an answer
-            self._on_done(request, TridentError(f"the guide could not be compiled: {error!r}"))
+        except BaseException as error:  # whatever it is, somebody waits for an answer
+            self._on_done(request, internal_error("the guide could not be compiled", error))
         else:
             self._on_done(request, None)
 

@@ -1,7 +1,7 @@
 """The thread that owns the engine core.
 
-Owns the core, the inbox through which others reach it, and the end of the process when it cannot go on. Never sends a
-response: each step's events go to whoever was named as their receiver.
+Owns the core and the inbox through which others reach it. Never sends a response: each step's events go to whoever was
+named as their receiver; and never goes on after a failure that nobody foresaw: whoever was named for that is told.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from trident_backend.records import RequestRecord, StepRecord, request_record, s
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.step_time import StepTime
 from trident_backend.steps import Advance
-from trident_ensemble.errors import CancelledError, DrainingError, EngineError, EngineLostError, TridentError
+from trident_ensemble.errors import CancelledError, DrainingError, EngineLostError, TridentError
+from trident_ensemble.failures import log_failure
 
 #: Takes what was measured, on the loop's thread.
 Recorder = Callable[[StepRecord | RequestRecord], None]
@@ -93,7 +94,8 @@ class EngineLoop:
         core: handed over; nobody else may touch it afterwards.
         emit: takes the events of a step, on this loop's thread.
         record: takes what was measured, on this loop's thread.
-        on_fatal: called when the loop cannot go on; everything it held has been answered by then.
+        on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. Nothing of the core can
+            be relied on then, so its sequences get no further events: whoever answers must end their requests.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class EngineLoop:
         self._inbox.put((command, sequence))
 
     def stop(self) -> None:
-        """End the loop after its current step; whatever it still holds is answered UNAVAILABLE."""
+        """End the loop after its current step; whatever it still holds ends with a `DrainingError`."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -133,9 +135,8 @@ class EngineLoop:
                 result = self._core.step()
                 idle = not result.output.chunks and not result.awaits_masks
                 self._report(result)
-            self._end_all(FinishReason.CANCELLED, DrainingError("the server is shutting down"))
-        except BaseException as error:
-            self._end_all(FinishReason.ERROR, EngineError(f"the engine loop died: {error!r}"))
+            self._end_all(DrainingError("the server is shutting down"))
+        except BaseException as error:  # the last line of defence: a loop that is gone must not look alive
             self._on_fatal(error)
 
     def _take_inbox(self, *, wait: bool) -> bool:
@@ -176,6 +177,8 @@ class EngineLoop:
             self._record(step_record(result))
         self._look()
         self._tell(result.advances)
+        if result.error is not None:
+            log_failure("a step of the engine failed", result.error)
         self._num_failures = self._num_failures + 1 if result.error is not None else 0
         if isinstance(result.error, EngineLostError):
             raise result.error
@@ -192,6 +195,8 @@ class EngineLoop:
         told = {event.sequence_id for event in events if event.finish_reason is not None}
         for sequence in self._core.scheduler.take_ended():
             self._record(request_record(sequence, self._core.clock()))
+            if sequence.error is not None and sequence.error.__cause__ is not None:
+                log_failure(str(sequence.error), sequence.error.__cause__)
             if sequence.sequence_id not in told:
                 events.append(TokenEvent(sequence.sequence_id, (), sequence.finish_reason, sequence.error))
         if events:
@@ -212,14 +217,14 @@ class EngineLoop:
             step_time=self._core.step_times.fitted,
         )
 
-    def _end_all(self, reason: FinishReason, error: TridentError) -> None:
+    def _end_all(self, error: TridentError) -> None:
         scheduler = self._core.scheduler
         while not self._inbox.empty():
             message = self._inbox.get()
             if message is not None:
                 self._obey(*message)
         for sequence in [*scheduler.running, *scheduler.waiting]:
-            scheduler.finish(sequence, reason, error)
+            scheduler.finish(sequence, FinishReason.CANCELLED, error)
         self._look()
         self._tell(())
 

@@ -6,11 +6,28 @@ Owns the order of the reasons to end: an end id before a stop id before a stop s
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from trident_backend.sampling.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.steps import Advance, ScheduledChunk
 from trident_ensemble import tensors
-from trident_ensemble.errors import EngineError, RequestError, TridentError
+from trident_ensemble.errors import EngineError, InternalError, RequestError, TridentError
+
+
+class Accepted(NamedTuple):
+    """What a sequence got from a step.
+
+    Args:
+        num_tokens: how many tokens were appended.
+        reason: why it ends: ERROR if there was no token to choose, or if what follows its text failed; None if it goes
+            on.
+        error: what its client is told where the reason is ERROR.
+    """
+
+    num_tokens: int
+    reason: FinishReason | None
+    error: TridentError | None = None
 
 
 def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
@@ -19,22 +36,25 @@ def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
     chunk.sequence.prompt_log_probs.extend(log_probs)
 
 
-def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> tuple[int, FinishReason | None]:
+def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> Accepted:
     """Append what was chosen as long as the guesses before it were right and nothing ends the text.
+
+    A guide and stop strings are the request's own, and are followed by other people's libraries: whatever they raise
+    ends this sequence and no other.
 
     Args:
         chunk: one that completes.
         choices: of the whole step.
         first_row: the row that chose the next token; one for each guess follows.
-
-    Returns:
-        how many tokens were appended, and why the sequence ends: ERROR if there was none to choose, None if it goes on.
     """
     sequence, draft_ids, log_probs = chunk.sequence, chunk.draft_ids, choices.log_probs
-    if sequence.guide is not None and sequence.guide.is_finished:
-        # It was found out only while the mask for what would follow was filled.
-        return 0, last_look(sequence, FinishReason.STOP)
-    reason, num_tokens, num_accepted = None, 0, 0
+    try:
+        if sequence.guide is not None and sequence.guide.is_finished:
+            # It was found out only while the mask for what would follow was filled.
+            return Accepted(0, last_look(sequence, FinishReason.STOP))
+    except BaseException as cause:
+        return Accepted(0, FinishReason.ERROR, _not_followed(cause))
+    reason, error, num_tokens, num_accepted = None, None, 0, 0
     for row in range(first_row, first_row + 1 + len(draft_ids)):
         token_id = choices.token_ids[row]
         if token_id < 0:
@@ -42,14 +62,16 @@ def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> tuple[int
                 # A guess was right whose mask was not filled: the next step looks again.
                 sequence.num_computed_tokens -= 1
             else:
-                reason = FinishReason.ERROR
-                sequence.error = _no_token(sequence, token_id)
+                reason, error = FinishReason.ERROR, _no_token(sequence, token_id)
             break
         sequence.token_ids.append(token_id)
         num_tokens += 1
         if log_probs and row in log_probs:
             sequence.log_probs.append(log_probs[row])
-        reason = _reason_to_end(sequence, token_id)
+        try:
+            reason = _reason_to_end(sequence, token_id)
+        except BaseException as cause:  # a panic of a library written in Rust is no Exception
+            reason, error = FinishReason.ERROR, _not_followed(cause)
         if reason is not None or num_tokens > len(draft_ids) or draft_ids[num_tokens - 1] != token_id:
             break
         num_accepted += 1
@@ -59,7 +81,7 @@ def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> tuple[int
         lookup.judged(len(draft_ids), num_accepted)
         sequence.num_draft_tokens += len(draft_ids)
         sequence.num_accepted_tokens += num_accepted
-    return num_tokens, reason
+    return Accepted(num_tokens, reason, error)
 
 
 def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
@@ -111,9 +133,12 @@ def last_look(
     return reason if word is None else FinishReason.STOP
 
 
-def failure(sequence: Sequence, reason: FinishReason) -> TridentError | None:
-    """Return what the client of a sequence is told that had no token to choose; None for any other reason to end."""
-    return sequence.error if reason is FinishReason.ERROR else None
+def stopped(sequence: Sequence) -> tuple[FinishReason, TridentError | None]:
+    """Return why a sequence ends that is asked to stop, and what its client is told if its stop strings fail then."""
+    try:
+        return last_look(sequence, FinishReason.CANCELLED), None
+    except BaseException as cause:
+        return FinishReason.ERROR, _not_followed(cause)
 
 
 def _no_token(sequence: Sequence, token_id: int) -> TridentError:
@@ -132,3 +157,9 @@ def _no_token(sequence: Sequence, token_id: int) -> TridentError:
     if not bans:
         return RequestError(tensors.GUIDE.name, f"allows no token at {where}")
     return RequestError(tensors.GUIDE.name, f"allows no token at {where} that {' and '.join(bans)} leave")
+
+
+def _not_followed(cause: BaseException) -> InternalError:
+    error = InternalError("this request's guide or stop strings failed on its output; the server's log says why")
+    error.__cause__ = cause
+    return error

@@ -76,6 +76,6 @@ def nothing_generated() -> Response:
 
     It has the tensors of any answer: one without them would never leave an ensemble.
     """
-    header = ChunkHeader(0, 0, 0, is_last=True, skip_special_tokens=True, parts=(Part(0),))
+    header = ChunkHeader(0, 0, 0, 0, is_last=True, skip_special_tokens=True, parts=(Part(0),))
     reason = np.array([FinishReason.CANCELLED.value.encode()], np.object_)
     return Response(np.empty((1, 0), np.int32), [], header, (Output(tensors.FINISH_REASON, reason),))

@@ -226,14 +226,14 @@ class Scheduler:
                 sequence.awaits_mask = True
                 sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
             elif chunk.completes:
-                num_tokens, reason = outcomes.accept(chunk, choices, row)
+                num_tokens, reason, error = outcomes.accept(chunk, choices, row)
                 row += 1 + len(chunk.draft_ids)
                 if num_tokens:
                     advances.append(outcomes.advance(sequence, num_tokens, now))
                 if reason is FinishReason.ERROR:
                     sequence.num_computed_tokens = past  # whoever shares its blocks must not read what is no number
                 if reason is not None:
-                    self.finish(sequence, reason, outcomes.failure(sequence, reason))
+                    self.finish(sequence, reason, error)
             if sequence.finish_reason is None:
                 self._kv_cache.commit(sequence)
         self._step_times.observe(output.size, seconds)
@@ -244,7 +244,7 @@ class Scheduler:
         if sequence.finish_reason is not None:
             return
         if reason is FinishReason.CANCELLED and error is None:
-            reason = outcomes.last_look(sequence, reason)
+            reason, error = outcomes.stopped(sequence)
         sequence.finish_reason, sequence.error = reason, error
         self._speculation.end(sequence)
         self._ended.append(sequence)

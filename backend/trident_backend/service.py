@@ -2,6 +2,10 @@
 
 Owns the order of starting and stopping, which requests go by which of their clients' names, and what was measured until
 somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
+
+A request that was taken is at every moment held by one of two, who answers it: `GuidedRequests` while its grammar is
+compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no more,
+and then the process is told to end.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trident_backend.admission import Admission
@@ -28,6 +33,7 @@ from trident_backend.streams import Streams
 from trident_ensemble import tensors
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import DrainingError, TridentError
+from trident_ensemble.failures import internal_error, log_failure
 from trident_ensemble.settings import CoreSettings
 
 
@@ -60,7 +66,7 @@ class CoreService:
         self._notice = notice
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._admission = Admission(self.spec, settings)
         self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
         self._guided = GuidedRequests(guides, self._compiled)
@@ -76,7 +82,7 @@ class CoreService:
             on_closed=self._closed,
             on_fatal=self._streams_died,
         )
-        self._loop = EngineLoop(self._core, self._streams.emit, self._records.append, self._loop_died)
+        self._loop = EngineLoop(self._core, self._streams.emit, self._records.append, self._die)
         self._streams.start()
         self._loop.start()
 
@@ -101,6 +107,8 @@ class CoreService:
             RequestError: the request cannot be served as it is.
             QueueFullError: as many requests or tokens are in the core as may be.
             DrainingError: the core is being stopped.
+            Exception: the request could not be taken for a reason that nobody foresaw; whatever is raised, the request
+                is the caller's to answer.
         """
         if fields.get(tensors.STOP.name, False):
             self._stop_named(parse_stop(fields, request_id))
@@ -109,7 +117,7 @@ class CoreService:
         try:
             request = parse_request(self._ids, fields, self._context, time.monotonic(), request_id)
             self._take(request, responder)
-        except TridentError:
+        except BaseException:
             self.refused()
             raise
 
@@ -119,10 +127,12 @@ class CoreService:
 
     def stop(self) -> None:
         """Cancel what is left, answer it, and free the engine."""
-        self._give_up_guided()
-        self._loop.stop()
-        self._streams.stop()
-        self._core.close()
+        _each(
+            lambda: self._close_doors(_draining()),
+            self._loop.stop,
+            lambda: self._streams.stop(_draining(), _ANSWER_S),
+            self._core.close,
+        )
 
     def _take(self, request: Request, responder: Responder) -> None:
         first = request.first
@@ -132,10 +142,14 @@ class CoreService:
             self._admission.enter(first.num_prompt_tokens, first.tenant, len(request.sequences))
             if request.request_id:
                 self._named[first.tenant, request.request_id].append(request)
-            if request.guide is None:
-                self._begin(request, responder)
-            else:
-                self._guided.add(request, responder)
+            try:
+                if request.guide is None:
+                    self._begin(request, responder)
+                else:
+                    self._guided.add(request, responder)
+            except BaseException:
+                self._closed(request)
+                raise
 
     def _begin(self, request: Request, responder: Responder) -> None:
         self._streams.open(request, responder)
@@ -143,34 +157,50 @@ class CoreService:
             self._loop.tell(Command.ADD, sequence)
 
     def _compiled(self, request: Request, error: TridentError | None) -> None:
+        try:
+            self._go_on(request, error)
+        except BaseException as cause:  # of this thread nobody would learn it
+            self._die(cause)
+
+    def _go_on(self, request: Request, error: TridentError | None) -> None:
+        """Begin a request whose guide is there, or refuse it; whoever was answered meanwhile is left alone."""
         with self._lock:
             responder = self._guided.take(request)
             if responder is not None and error is None:
-                self._begin(request, responder)
+                error = self._begun(request, responder)
         if responder is not None and error is not None:
             self._refuse(request, responder, error)
 
+    def _begun(self, request: Request, responder: Responder) -> TridentError | None:
+        """Begin a request that was taken before; return the failure if that is not possible any more."""
+        try:
+            self._begin(request, responder)
+        except TridentError as error:
+            return error
+        return None
+
     def _stop_named(self, name: tuple[str, str]) -> None:
         with self._lock:
-            for request in self._named.get(name, ()):
+            for request in tuple(self._named.get(name, ())):
                 responder = self._guided.take(request)
                 if responder is not None:
-                    self._streams.open(request, responder)
+                    try:
+                        self._streams.open(request, responder)
+                    except TridentError as error:
+                        self._refuse(request, responder, error)
                 for sequence in request.sequences:
                     self._loop.tell(Command.STOP, sequence)
 
     def _refuse(self, request: Request, responder: Responder, error: TridentError) -> None:
-        self._closed(request)
-        self.refused()
-        responder.fail(error)
+        """Answer a request that was taken and never began."""
+        _each(lambda: self._closed(request), self.refused, lambda: responder.fail(error))
 
-    def _give_up_guided(self) -> None:
+    def _close_doors(self, error: TridentError) -> None:
+        """Take no further request, and refuse those whose guide is being compiled."""
         with self._lock:
             self._stopping = True
             left = self._guided.take_all()
-        self._guided.close()
-        for request, responder in left:
-            self._refuse(request, responder, _draining())
+        _each(self._guided.close, *(partial(self._refuse, request, responder, error) for request, responder in left))
 
     def _tell(self, command: Command, sequence: Sequence) -> None:
         self._loop.tell(command, sequence)
@@ -185,19 +215,33 @@ class CoreService:
                 if not named:
                     del self._named[first.tenant, request.request_id]
 
-    def _loop_died(self, error: BaseException) -> None:
-        self._give_up_guided()
-        self._streams.stop()
-        self._on_fatal(error)
+    def _die(self, error: BaseException) -> None:
+        """Answer everybody, then have the process ended; called by any thread but the one that answers."""
+        failure = internal_error("the core cannot go on, and the server ends", error)
+        _each(
+            lambda: self._close_doors(failure),
+            lambda: self._streams.stop(failure, _ANSWER_S),
+            lambda: self._on_fatal(error),
+        )
 
     def _streams_died(self, error: BaseException) -> None:
-        self._give_up_guided()
-        self._on_fatal(error)
+        _each(lambda: self._close_doors(_draining()), lambda: self._on_fatal(error))
 
 
 def _draining() -> DrainingError:
     return DrainingError("the server is shutting down")
 
 
+def _each(*steps: Callable[[], object]) -> None:
+    """Take every step, whatever those before it raise, which is logged."""
+    for step in steps:
+        try:
+            step()
+        except BaseException as cause:
+            log_failure("the core could not be brought to its end in order", cause)
+
+
+#: Seconds that the thread which answers has for all that is open once the core ends.
+_ANSWER_S = 10.0
 #: Records that nobody has taken yet; the oldest are forgotten first.
 _MAX_RECORDS = 65536

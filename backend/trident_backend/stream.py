@@ -89,9 +89,11 @@ class Answer:
     Attributes:
         flow: of its chunks, whichever sequence they are of: tritonserver mixes up outputs of an ensemble's responses
             that are on their way together. None if nobody acknowledges them.
-        slot: in the acknowledgement table.
-        generation: of the slot.
+        slot: its row in the acknowledgement table.
+        secret: what the row knows its chunks by.
         paused: its reader is behind, and the loop was told so.
+        aborted: the loop was told that nobody wants it any more.
+        is_closed: its final response has been sent, or is being sent.
     """
 
     def __init__(self, request: Request, responder: Responder, settings: CoreSettings) -> None:
@@ -102,8 +104,9 @@ class Answer:
         self.aborted = False
         self.error: TridentError | None = None
         self.flow = FlowControl(settings) if output.streaming and output.flow_control else None
-        self.slot, self.generation = 0, 0
+        self.slot, self.secret = 0, 0
         self.paused = False
+        self.is_closed = False
         #: Streams whose last response has not left.
         self.streams = [
             Stream(

@@ -29,6 +29,7 @@ from trident_ensemble import layout, tensors
 from trident_ensemble.detokenizer import load_tokenizer, make_detokenizer
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.failures import internal_error, log_failure
 from trident_ensemble.settings import CoreSettings, parse_parameters
 from trident_ensemble.special_tokens import special_tokens_of
 
@@ -80,20 +81,27 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the core; every answer comes later, through the response sender."""
         for request in requests:
-            responder = _TritonResponder(request.get_response_sender())
             try:
-                fields = self._read(request)
-                self._service.submit(fields, responder, request.request_id())
-            except TridentError as error:
-                responder.fail(error)
-            except Exception as error:  # whatever it is, this request must be answered and the others served
-                responder.fail(TridentError(f"the request could not be read: {error!r}"))
+                self._submit(request, _TritonResponder(request.get_response_sender()))
+            except BaseException as error:  # whatever it is, the others must be served
+                log_failure("a request could not be answered", error)
 
     def finalize(self) -> None:
         """Answer what is left, free the engine, and publish what was measured last."""
-        self._service.stop()
-        self._stopped.set()
-        self._publisher.join(_LAST_METRICS_S)
+        try:
+            self._service.stop()
+        finally:
+            self._stopped.set()
+            self._publisher.join(_LAST_METRICS_S)
+
+    def _submit(self, request: Any, responder: _TritonResponder) -> None:
+        try:
+            fields = self._read(request)
+            self._service.submit(fields, responder, request.request_id())
+        except TridentError as error:
+            responder.fail(error)
+        except BaseException as error:
+            responder.fail(internal_error("the request could not be taken", error))
 
     def _read(self, request: Any) -> dict[str, Any]:
         try:
@@ -117,7 +125,7 @@ class TritonPythonModel:
 
 
 class _TritonResponder:
-    """See `Responder`."""
+    """See `Responder`. What Triton does not take is raised: a client that misses a chunk must not get the next one."""
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
@@ -129,11 +137,13 @@ class _TritonResponder:
             pb_utils.Tensor(tensors.CHUNK.name, np.array([response.header.pack()], np.int64)),
             *(pb_utils.Tensor(spec.name, values[None]) for spec, values in response.outputs),
         ]
-        self._respond(pb_utils.InferenceResponse(outputs), final=response.is_final)
+        self._sender.send(pb_utils.InferenceResponse(outputs), flags=_FINAL if response.is_final else 0)
 
     def fail(self, error: TridentError) -> None:
         code = getattr(pb_utils.TritonError, triton_code(error))
-        self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(wire_message(error), code)), final=True)
+        self._sender.send(
+            pb_utils.InferenceResponse(error=pb_utils.TritonError(wire_message(error), code)), flags=_FINAL
+        )
 
     def is_cancelled(self) -> bool:
         try:
@@ -141,12 +151,6 @@ class _TritonResponder:
         except Exception as error:
             pb_utils.Logger.log_warn(f"a client could not be asked after: {error}")
             return False
-
-    def _respond(self, response: Any, *, final: bool) -> None:
-        try:
-            self._sender.send(response, flags=_FINAL if final else 0)
-        except Exception as error:
-            pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
 
 
 def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
@@ -198,5 +202,7 @@ class _TritonMeters:
 
 def _exit(error: BaseException) -> None:
     """Leave at once: a model that is ready and dead is worse than one that is gone."""
-    pb_utils.Logger.log_error(f"the engine cannot go on: {error!r}")
-    os._exit(_EXIT_ENGINE_DIED)
+    try:
+        pb_utils.Logger.log_error(f"the core cannot go on: {error!r}")
+    finally:
+        os._exit(_EXIT_ENGINE_DIED)

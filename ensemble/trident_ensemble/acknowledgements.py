@@ -5,10 +5,16 @@ writes down each chunk once its text has left, or that nobody wants it any more,
 
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
-Shape `[num_slots, NUM_COLUMNS]` int64. A row belongs to one stream of the core; a column to one postprocessing
-instance, so every cell has one writer and needs no lock. A cell holds an acknowledgement:
-`generation << 32 | number of chunks delivered`, all 32 bits set when the client is gone; a new stream in an old row has
-a larger generation.
+Shape `[1 + NUM_INSTANCES, num_slots]` int64. A slot belongs to one stream of the core. Its value in row 0 is the stream's
+secret, which the core draws and writes, and which only the stream's own chunks carry; 0 while the slot has no stream.
+Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An instance writes only
+where the chunk at hand names the slot's secret: whoever calls postprocessing with a chunk of his own making can reach no
+stream but those whose chunks he was sent. A cell holds `low 31 bits of the secret << 32 | number of chunks delivered`, so
+that what is written while a slot changes its stream counts for neither; GONE in place of the number says that the client
+is gone.
+
+The file lies in a folder of its own, `/dev/shm/trident-<table id>`: Triton lets its clients register shared memory by
+name, and such a name cannot lead into a folder. A table's id alone is therefore no secret.
 """
 
 from __future__ import annotations
@@ -17,110 +23,182 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import secrets
+import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-NUM_COLUMNS = 16
+from trident_ensemble.errors import PlanError
+
+NUM_INSTANCES = 16
 #: In place of a number of chunks: the client is gone.
 GONE = 0xFFFFFFFF
+_SECRET_BITS = 62
+_TAG = 0x7FFFFFFF
 _FOLDER = Path("/dev/shm")  # noqa: S108 (shared memory between the processes of one server is the point)
+_FILE = "acknowledgements"
+#: Folders of tables, and what earlier versions left in their place.
+_TABLE = re.compile(r"trident-[0-9a-f]{16}(\.new)?")
 _CELL = np.dtype(np.int64).itemsize
 
+_Cells = npt.NDArray[np.int64]
 
-def _path(table_id: int) -> Path:
+
+def table_folder(table_id: int) -> Path:
+    """Return the folder of a table's file, which exists as long as the table does."""
     return _FOLDER / f"trident-{table_id:016x}"
 
 
-def encode(generation: int, num_chunks: int) -> int:
-    """The acknowledgement of the first `num_chunks` chunks of a row's `generation`-th stream."""
-    return generation << 32 | num_chunks
+def _cell(secret: int, num_chunks: int) -> int:
+    return (secret & _TAG) << 32 | num_chunks
 
 
 class AcknowledgementTable:
-    """The core's end: creates the file, hands out rows, reads them, removes the file.
+    """The core's end: creates the file, hands out slots, reads them, removes the file.
 
-    Not thread-safe: one thread opens, reads and closes rows.
+    Not thread-safe: one thread opens, reads and releases slots.
+
+    Args:
+        num_slots: streams that may be open at a time.
+
+    Raises:
+        PlanError: there is no room for the file.
     """
 
     def __init__(self, num_slots: int) -> None:
         _sweep()
-        self.table_id = secrets.randbits(62) | 1
-        unlocked = _path(self.table_id).with_suffix(".new")
-        self._file = os.fdopen(os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b")
-        # Locked as long as this process lives, so that another can tell a table in use from one left behind.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._file.truncate(num_slots * NUM_COLUMNS * _CELL)
-        self._cells: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(self._file.fileno(), 0), np.int64).reshape(
-            num_slots, NUM_COLUMNS
-        )
-        unlocked.rename(_path(self.table_id))
+        self.table_id, self._lock = 0, -1
+        try:
+            self.table_id, self._lock = _make_folder()
+            self._rows = _make_file(self.table_id, num_slots)
+        except OSError as error:
+            self.close()
+            size = num_slots * (1 + NUM_INSTANCES) * _CELL
+            raise PlanError(
+                f"{_FOLDER} has no room for the {size} bytes of the acknowledgement table ({error.strerror}); make it "
+                "larger (a container's --shm-size), or max_queue_size smaller"
+            ) from None
         self._free = list(range(num_slots - 1, -1, -1))
-        self._generations: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
 
     def open(self) -> tuple[int, int]:
-        """Take a row for a new stream: `(slot, generation)`."""
+        """Take a slot for a new stream: return it and the stream's secret."""
         slot = self._free.pop()
-        generation = secrets.randbits(30) + 1
-        self._generations[slot] = generation
-        return slot, generation
+        secret = secrets.randbits(_SECRET_BITS) | 1
+        self._rows[0, slot] = secret
+        return slot, secret
 
     def release(self, slot: int) -> None:
-        """Give a row back; late acknowledgements of its old stream no longer count."""
-        self._generations[slot] = 0
+        """Give a slot back; late acknowledgements of its old stream no longer count."""
+        self._rows[0, slot] = 0
         self._free.append(slot)
 
     def num_acknowledged(self, slots: list[int]) -> list[int]:
-        """How many chunks of each row's stream have been delivered, or GONE."""
-        cells = self._cells[slots]
-        own = cells >> 32 == self._generations[slots, None]
-        counts: list[int] = np.where(own, cells & GONE, 0).max(axis=1).tolist()
+        """Return how many chunks of each slot's stream have been delivered, or GONE."""
+        values = self._rows.take(slots, axis=1)
+        tags, cells = values[0] & _TAG, values[1:]
+        counts: list[int] = np.where(cells >> 32 == tags, cells & GONE, 0).max(axis=0).tolist()
         return counts
 
     def close(self) -> None:
         """Remove the file; whoever has it mapped keeps a harmless copy."""
-        _path(self.table_id).unlink(missing_ok=True)
-        self._file.close()
+        shutil.rmtree(table_folder(self.table_id), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+        self._lock = -1
+
+
+def _make_folder() -> tuple[int, int]:
+    """Create a table's folder: its id, and the descriptor through which it is locked.
+
+    It is locked as long as this process lives, so that others can tell a table in use from one left behind. One that
+    was swept before it was locked is given up.
+    """
+    while True:
+        table_id = secrets.randbits(_SECRET_BITS) | 1
+        folder = table_folder(table_id)
+        folder.mkdir(0o700)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return table_id, lock
+            os.close(lock)
+
+
+def _make_file(table_id: int, num_slots: int) -> _Cells:
+    size = num_slots * (1 + NUM_INSTANCES) * _CELL
+    file = os.open(table_folder(table_id) / _FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # A file with holes would be a bus error at the first write to one that finds the memory full.
+        os.posix_fallocate(file, 0, size)
+        return np.frombuffer(mmap.mmap(file, size), np.int64).reshape(1 + NUM_INSTANCES, num_slots)
+    finally:
+        os.close(file)
 
 
 def _sweep() -> None:
-    """Remove the tables of processes that were killed."""
-    for path in _FOLDER.glob("trident-" + "[0-9a-f]" * 16):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+    """Remove the tables of processes that were killed, whole ones and those that were being made."""
+    for path in _FOLDER.iterdir():
+        if not _TABLE.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(lock)
 
 
 class Acknowledger:
-    """Postprocessing's end: opens tables by id as chunks name them, and writes its own column.
+    """Postprocessing's end: opens tables by id as chunks name them, and writes its own row.
 
-    A table that does not exist (the core is gone) or a row outside it is ignored: there is nobody to tell.
+    A table that does not exist (the core is gone), a slot outside it and a secret that is not the slot's are ignored:
+    there is nobody to tell.
+
+    Args:
+        instance: number of the postprocessing instance.
     """
 
     def __init__(self, instance: int) -> None:
-        self._column = instance % NUM_COLUMNS
-        self._tables: dict[int, npt.NDArray[np.int64]] = {}
+        self._row = 1 + instance % NUM_INSTANCES
+        self._tables: dict[int, _Cells] = {}
 
-    def acknowledge(self, table_id: int, slot: int, acknowledgement: int) -> None:
-        """Write down one delivered chunk; `table_id` 0 means that nobody asks."""
-        if table_id <= 0:
+    def acknowledge(self, table_id: int, slot: int, secret: int, num_chunks: int) -> None:
+        """Write down that the first chunks of a stream have been delivered, or that its client is GONE.
+
+        Args:
+            table_id: of the core's table; 0 if nobody asks.
+            slot: the stream's.
+            secret: the stream's.
+            num_chunks: how many chunks, or GONE.
+        """
+        if table_id <= 0 or secret <= 0 or not 0 <= num_chunks <= GONE:
             return
-        table = self._tables.get(table_id)
-        if table is None:
-            table = self._open(table_id)
-            if table is None:
-                return
-            self._tables[table_id] = table
-        if 0 <= slot < len(table):
-            table[slot, self._column] = acknowledgement
+        rows = self._tables.get(table_id)
+        if rows is None:
+            rows = self._open(table_id)
+        if rows is not None and 0 <= slot < rows.shape[1] and int(rows[0, slot]) == secret:
+            rows[self._row, slot] = _cell(secret, num_chunks)
 
-    @staticmethod
-    def _open(table_id: int) -> npt.NDArray[np.int64] | None:
+    def _open(self, table_id: int) -> _Cells | None:
+        """Map a table, and let go of those whose core is gone."""
         try:
-            with _path(table_id).open("r+b") as file:
-                cells = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
+            file = os.open(table_folder(table_id) / _FILE, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                values = np.frombuffer(mmap.mmap(file, 0), np.int64)
+            finally:
+                os.close(file)
         except (OSError, ValueError):
             return None
-        return cells.reshape(-1, NUM_COLUMNS) if cells.size % NUM_COLUMNS == 0 else None
+        if values.size % (1 + NUM_INSTANCES):
+            return None
+        kept = {other: rows for other, rows in self._tables.items() if table_folder(other).exists()}
+        self._tables = {**kept, table_id: values.reshape(1 + NUM_INSTANCES, -1)}
+        return self._tables[table_id]

@@ -1,6 +1,6 @@
 """What postprocessing must know of one of the core's responses, as the integers of the tensor `chunk`.
 
-Owns the layout: table id, slot, acknowledgement, whether the stream ends, whether special tokens are left out of the
+Owns the layout: table id, slot, secret, number, whether the stream ends, whether special tokens are left out of the
 text; then three numbers for each sequence in the response. Never decodes, never acknowledges.
 """
 
@@ -14,7 +14,7 @@ from trident_ensemble.errors import RequestError
 
 #: Of `Part.num_characters`: no end to the text.
 ALL = -1
-_NUM_OWN = 5
+_NUM_OWN = 6
 
 
 class Part(NamedTuple):
@@ -36,8 +36,9 @@ class ChunkHeader(NamedTuple):
 
     Args:
         table_id: of the acknowledgement table; 0 if nobody wants an acknowledgement.
-        slot: in that table.
-        acknowledgement: what to write there.
+        slot: the stream's row in that table.
+        secret: the stream's, which proves that the chunk is its own.
+        number: of this chunk among the stream's, from 1 on; it is what to acknowledge.
         is_last: nothing more follows for its sequences.
         skip_special_tokens: special tokens are no text.
         parts: its sequences; exactly one while it streams.
@@ -45,19 +46,21 @@ class ChunkHeader(NamedTuple):
 
     table_id: int
     slot: int
-    acknowledgement: int
+    secret: int
+    number: int
     is_last: bool
     skip_special_tokens: bool
     parts: tuple[Part, ...]
 
     def pack(self) -> list[int]:
-        """As integers."""
-        own = [self.table_id, self.slot, self.acknowledgement, int(self.is_last), int(self.skip_special_tokens)]
+        """Return the header as integers."""
+        flags = [int(self.is_last), int(self.skip_special_tokens)]
+        own = [self.table_id, self.slot, self.secret, self.number, *flags]
         return own + [number for part in self.parts for number in part]
 
 
 def unpack(numbers: Sequence[int]) -> ChunkHeader:
-    """The header in a tensor's values.
+    """Return the header in a tensor's values.
 
     Raises:
         RequestError: they are none.
@@ -66,10 +69,10 @@ def unpack(numbers: Sequence[int]) -> ChunkHeader:
     num_parts, rest = divmod(len(numbers) - _NUM_OWN, len(Part._fields))
     if num_parts < 1 or rest:
         raise RequestError(field, f"{len(numbers)} values are no header: {_NUM_OWN} and {len(Part._fields)} a sequence")
-    table_id, slot, acknowledgement, is_last, skip = numbers[:_NUM_OWN]
+    table_id, slot, secret, number, is_last, skip = numbers[:_NUM_OWN]
     parts = tuple([Part(*numbers[start : start + 3]) for start in range(_NUM_OWN, len(numbers), 3)])
     for part in parts:
         num_ids, num_silent, num_characters = part
         if not 0 <= num_silent <= num_ids or num_characters < ALL:
             raise RequestError(field, f"{part} is no part of a response")
-    return ChunkHeader(table_id, slot, acknowledgement, bool(is_last), bool(skip), parts)
+    return ChunkHeader(table_id, slot, secret, number, bool(is_last), bool(skip), parts)

@@ -13,6 +13,7 @@
     ├── PlanError             the memory plan does not fit; gives the numbers
     ├── EngineError           the compiled engine failed during a step
     │   └── EngineLostError   it cannot compute any other step either
+    ├── InternalError         something that nobody foresaw; the log says what, the client only that
     └── ServerError           tritonserver cannot be found, started or kept alive
         └── ServerDiedError   it had been started, and died
 
@@ -84,6 +85,10 @@ class EngineError(TridentError):
 
 class EngineLostError(EngineError):
     """The compiled engine failed for good: a device or a part of it is gone."""
+
+
+class InternalError(TridentError):
+    """A failure inside the server that nobody foresaw; its text is for clients, its cause for the log."""
 
 
 class ServerError(TridentError):

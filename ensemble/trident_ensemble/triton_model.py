@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
+from trident_ensemble.failures import internal_error, log_failure
 from trident_ensemble.settings import UnarySettings, parse_parameters
 from trident_ensemble.tensors import TensorSpec
 from trident_ensemble.wiring import STEPS, Step
@@ -39,19 +40,34 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Start each request on a thread of its own; answers come through the response senders."""
         for request in requests:
-            sender = request.get_response_sender()
-            inputs = {tensor.name(): tensor for tensor in request.inputs()}
-            takes_place = not _flag(inputs, tensors.STOP)
-            if takes_place and not self._places.acquire(blocking=False):
-                limit = self._settings.max_concurrent_requests
-                sender.send(_failure(QueueFullError(f"max_concurrent_requests {limit} are in flight")), flags=_FINAL)
-                continue
-            parameters = json.loads(request.parameters() or "{}")
-            self._pool.submit(self._serve, sender, inputs, request.request_id(), parameters, takes_place=takes_place)
+            try:
+                self._start(request, request.get_response_sender())
+            except BaseException as error:  # whatever it is, the others must be served
+                log_failure("a request could not be answered", error)
 
     def finalize(self) -> None:
         """Wait for the requests in flight."""
         self._pool.shutdown()
+
+    def _start(self, request: Any, sender: Any) -> None:
+        try:
+            inputs = {tensor.name(): tensor for tensor in request.inputs()}
+            parameters = json.loads(request.parameters() or "{}")
+            takes_place = not _flag(inputs, tensors.STOP)
+            if takes_place and not self._places.acquire(blocking=False):
+                limit = self._settings.max_concurrent_requests
+                raise QueueFullError(f"max_concurrent_requests {limit} are in flight")
+            try:
+                arguments = sender, inputs, request.request_id(), parameters
+                self._pool.submit(self._serve, *arguments, takes_place=takes_place)
+            except BaseException:
+                if takes_place:
+                    self._places.release()
+                raise
+        except TridentError as error:
+            sender.send(_failure(error), flags=_FINAL)
+        except BaseException as error:
+            sender.send(_failure(internal_error("the request could not be taken", error)), flags=_FINAL)
 
     def _serve(
         self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, takes_place: bool
@@ -60,11 +76,22 @@ class TritonPythonModel:
             response = _walk(values, request_id, parameters)
         except TridentError as error:
             response = _failure(error)
-        except Exception as error:
-            response = _failure(TridentError(f"the request failed: {error}"))
+        except BaseException as error:
+            response = _failure(internal_error("the request failed", error))
         if takes_place:
             self._places.release()
-        sender.send(response, flags=_FINAL)
+        try:
+            sender.send(response, flags=_FINAL)
+        except BaseException as error:
+            _send_last(sender, internal_error("the answer could not be sent", error))
+
+
+def _send_last(sender: Any, error: TridentError) -> None:
+    """Tell a client that its answer could not be sent, if even that is possible."""
+    try:
+        sender.send(_failure(error), flags=_FINAL)
+    except BaseException as cause:
+        log_failure("a client could not be told of its request's end", cause)
 
 
 def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:

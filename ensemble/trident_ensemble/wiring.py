@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from trident_ensemble import layout, tensors
-from trident_ensemble.acknowledgements import NUM_COLUMNS
+from trident_ensemble.acknowledgements import NUM_INSTANCES
 from trident_ensemble.errors import ConfigError
 from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, parse_parameters, render_parameters
 from trident_ensemble.tensors import TensorSpec
@@ -78,8 +78,8 @@ class RepositorySettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be at least 1, not {value}")
-            if value is not None and value > NUM_COLUMNS:
-                raise ConfigError(f"{name}: must be at most {NUM_COLUMNS}, not {value}")
+            if value is not None and value > NUM_INSTANCES:
+                raise ConfigError(f"{name}: must be at most {NUM_INSTANCES}, not {value}")
 
 
 def render_repository(settings: RepositorySettings) -> dict[str, str]:

@@ -20,6 +20,7 @@ from trident_ensemble.chunk_header import ALL, ChunkHeader, unpack
 from trident_ensemble.detokenizer import load_detokenizer
 from trident_ensemble.engine_limits import read_max_seq_len
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.failures import internal_error, log_failure
 from trident_ensemble.settings import TextSettings, parse_parameters
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -44,25 +45,36 @@ class TritonPythonModel:
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
     def execute(self, requests: list[Any]) -> None:
-        """One response a request; a bad request gets an error of its own."""
+        """Send one response a request; a bad request gets an error of its own."""
         for request in requests:
-            self._serve(request, request.get_response_sender())
+            try:
+                self._serve(request, request.get_response_sender())
+            except BaseException as error:  # whatever it is, the others must be served
+                log_failure("a chunk could not be answered", error)
 
     def _serve(self, request: Any, sender: Any) -> None:
-        """Answer, and only then acknowledge: so the stream's next chunk cannot overtake the text of this one."""
-        is_gone = request.is_cancelled()
-        header = None
+        """Answer, and only then acknowledge: so the stream's next chunk cannot overtake the text of this one.
+
+        A stream whose text Triton did not take ends, as if its client were gone: what follows would have a gap.
+        """
+        is_gone, header = False, None
         try:
+            is_gone = request.is_cancelled()
             header = unpack(_integers(request, tensors.CHUNK, _MAX_HEADER))
             response = _success(self._texts(request, header))
         except TridentError as error:
             response = _failure(error)
-        except Exception as error:  # whatever it is, this request must be answered
-            response = _failure(TridentError(f"postprocessing failed: {error!r}"))
-        sender.send(response, flags=_FINAL)
-        if header is not None:
-            acknowledgement = header.acknowledgement | GONE if is_gone else header.acknowledgement
-            self._acknowledger.acknowledge(header.table_id, header.slot, acknowledgement)
+        except BaseException as error:  # whatever it is, this request must be answered
+            response = _failure(internal_error("postprocessing failed", error))
+        try:
+            sender.send(response, flags=_FINAL)
+        except BaseException as error:
+            is_gone = True
+            sender.send(_failure(internal_error("the text could not be sent", error)), flags=_FINAL)
+        finally:
+            if header is not None:
+                num_chunks = GONE if is_gone else header.number
+                self._acknowledger.acknowledge(header.table_id, header.slot, header.secret, num_chunks)
 
     def _texts(self, request: Any, header: ChunkHeader) -> list[str]:
         """Of each sequence of a response."""

@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble import layout, tensors
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.failures import internal_error
 from trident_ensemble.settings import TextSettings, parse_parameters
 from trident_preprocessing.bad_words import TokenIds, pack_words
 from trident_preprocessing.lanes import Lane, Lanes
@@ -59,7 +60,7 @@ class TritonPythonModel:
             except TridentError as error:
                 sender.send(_failure(error), flags=_FINAL)
             except Exception as error:  # whatever it is, the other requests of the batch must be answered
-                sender.send(_failure(TridentError(f"preprocessing failed: {error!r}")), flags=_FINAL)
+                sender.send(_failure(internal_error("preprocessing failed", error)), flags=_FINAL)
 
     def finalize(self) -> None:
         """Answer what is left."""
@@ -76,8 +77,8 @@ class TritonPythonModel:
             token_ids, bad_words = self._tokenize(values)
         except TridentError as error:
             return _failure(error)
-        except Exception as error:  # whatever it is, this request must be answered
-            return _failure(TridentError(f"preprocessing failed: {error!r}"))
+        except BaseException as error:  # whatever it is, this request must be answered
+            return _failure(internal_error("preprocessing failed", error))
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(tensors.INPUT_IDS.name, np.array([token_ids], np.int32)),

@@ -60,7 +60,7 @@ class Reader(Client):
         super().send(response)
         if header.table_id:
             time.sleep(self.delay)
-            self.postprocessing.acknowledge(header.table_id, header.slot, header.acknowledgement)
+            self.postprocessing.acknowledge(header.table_id, header.slot, header.secret, header.number)
 
 
 def _expected(fields: dict[str, Any]) -> tuple[list[int], str, str]:

@@ -151,7 +151,7 @@ def test_a_failure_of_one_sequence_is_told_at_once_and_ends_the_others(streaming
     assert reader.done.wait(5)
     assert [str(error) for error in reader.errors] == ["failed"]
     until(lambda: first.finish_reason is FinishReason.CANCELLED)
-    streams.stop()
+    streams.stop(DrainingError("the end"))
     assert reader.num_finals == 1
     assert not loop.died
 
@@ -167,7 +167,7 @@ def test_log_probs_of_a_stream_stand_beside_their_tokens_also_behind_an_echo() -
         until(lambda count=count: len(reader.chunks) == count)  # type: ignore[misc]
     loop.end(request.first, FinishReason.LENGTH)
     assert reader.done.wait(5)
-    streams.stop()
+    streams.stop(DrainingError("the end"))
     assert [chunk.output_ids[0].tolist() for chunk in reader.chunks] == [[1, 2, 3, 4, 5], [6], [7], []]
     assert reader.log_probs[0] == [-6.0, -7.0, -8.0]
 
@@ -194,7 +194,7 @@ def test_every_history_ends_once_and_whole(
                 loop.say(sequence, [move])
     if rng.random() < 0.2:
         time.sleep(0.03)  # in which unread streams are abandoned
-    streams.stop()
+    streams.stop(DrainingError("the end"))
     assert not loop.died
     assert not streams._streams, "nothing is kept of what was answered"
     assert sorted(map(id, loop.closed)) == sorted(map(id, requests))

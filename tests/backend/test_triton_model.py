@@ -94,7 +94,7 @@ def test_one_response_with_every_output(shell: Any) -> None:
     assert _output(response, "output_ids").tolist() == [[expected_tokens([5, 6, 7], 9)]]
     assert _output(response, "output_ids").dtype == np.int32
     assert _output(response, "context_ids").shape == (1, 0)
-    assert _output(response, "chunk").tolist() == [[0, 0, 0, 1, 1, 9, 0, -1]]
+    assert _output(response, "chunk").tolist() == [[0, 0, 0, 0, 1, 1, 9, 0, -1]]
     assert _output(response, "finish_reason").tolist() == [[b"length"]]
     assert (_output(response, "num_input_tokens"), _output(response, "num_output_tokens")) == ([[3]], [[9]])
 

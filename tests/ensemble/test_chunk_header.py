@@ -15,7 +15,8 @@ _HEADERS = st.builds(
     ChunkHeader,
     table_id=st.integers(0, 2**63 - 1),
     slot=_COUNT,
-    acknowledgement=st.integers(0, 2**63 - 1),
+    secret=st.integers(0, 2**63 - 1),
+    number=_COUNT,
     is_last=st.booleans(),
     skip_special_tokens=st.booleans(),
     parts=st.lists(_PARTS, min_size=1, max_size=4).map(tuple),
@@ -30,16 +31,16 @@ def test_a_header_comes_back_from_its_integers(header: ChunkHeader) -> None:
 
 
 def test_a_part_is_all_text_unless_it_says_otherwise() -> None:
-    assert ChunkHeader(7, 1, 2, True, False, (Part(3),)).pack() == [7, 1, 2, 1, 0, 3, 0, -1]
+    assert ChunkHeader(7, 1, 5, 2, True, False, (Part(3),)).pack() == [7, 1, 5, 2, 1, 0, 3, 0, -1]
 
 
-@pytest.mark.parametrize("size", [0, 4, 5, 6, 7, 9, 10])
+@pytest.mark.parametrize("size", [0, 5, 6, 7, 8, 10, 11])
 def test_another_number_of_integers_is_no_header(size: int) -> None:
-    with pytest.raises(RequestError, match=f"chunk: {size} values are no header: 5 and 3 a sequence"):
+    with pytest.raises(RequestError, match=f"chunk: {size} values are no header: 6 and 3 a sequence"):
         unpack([0] * size)
 
 
 @pytest.mark.parametrize("part", [(-1, 0, ALL), (2, 3, ALL), (2, -1, ALL), (2, 0, -2)])
 def test_a_part_that_cannot_be_is_refused(part: tuple[int, int, int]) -> None:
     with pytest.raises(RequestError, match="is no part of a response"):
-        unpack([0, 0, 0, 1, 1, 3, 0, ALL, *part])
+        unpack([0, 0, 0, 0, 1, 1, 3, 0, ALL, *part])

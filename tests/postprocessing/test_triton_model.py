@@ -12,7 +12,7 @@ import pytest
 
 from tests import fake_triton as triton
 from tests.tokenizer_zoo import tokenizer_of
-from trident_ensemble.acknowledgements import GONE, AcknowledgementTable, encode
+from trident_ensemble.acknowledgements import GONE, AcknowledgementTable
 from trident_ensemble.chunk_header import ALL, ChunkHeader, Part
 from trident_ensemble.errors import ArtifactError, ConfigError
 
@@ -53,7 +53,7 @@ def request(
     context: list[int],
     parts: list[Part] | None = None,
     *,
-    stream: tuple[int, int, int] = (0, 0, 0),
+    stream: tuple[int, int, int, int] = (0, 0, 0, 0),
     is_last: bool = True,
     skip: bool = True,
 ) -> triton.InferenceRequest:
@@ -86,8 +86,8 @@ def execute(model: Any, *requests: triton.InferenceRequest) -> list[triton.Infer
     return [request.sender.responses[0] for request in requests]
 
 
-def acknowledged(table: AcknowledgementTable, slot: int, generation: int) -> int:
-    assert generation
+def acknowledged(table: AcknowledgementTable, slot: int, secret: int) -> int:
+    assert secret
     return table.num_acknowledged([slot])[0]
 
 
@@ -119,8 +119,8 @@ def test_chunks_of_a_batch_become_their_texts(repository: Path, table: Acknowled
     model = start(repository)
     ids = encode_text("smile 😀")
     streams = [table.open(), table.open()]
-    chunks = [(table.table_id, slot, encode(generation, 1)) for slot, generation in streams]
-    last = (table.table_id, streams[0][0], encode(streams[0][1], 2))
+    chunks = [(table.table_id, slot, secret, 1) for slot, secret in streams]
+    last = (table.table_id, streams[0][0], streams[0][1], 2)
     responses = execute(
         model, request(ids[:-1], [], stream=chunks[0], is_last=False), request(ids, [], stream=chunks[1], is_last=False)
     )
@@ -181,19 +181,19 @@ def test_special_tokens_are_text_where_the_header_says_so(repository: Path) -> N
 def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
     good = encode_text("good")
-    slot, generation = table.open()
-    stream = (table.table_id, slot, encode(generation, 1))
+    slot, secret = table.open()
+    stream = (table.table_id, slot, secret, 1)
     responses = execute(
         model,
         request(good, []),
         request([-1], [], stream=stream),
         raw_request(good, [], [0, 0, 0, 1]),
-        triton.InferenceRequest([triton.Tensor("chunk", np.array([[0, 0, 0, 1, 1, 0, 0, -1]], np.int64))]),
+        triton.InferenceRequest([triton.Tensor("chunk", np.array([[0, 0, 0, 0, 1, 1, 0, 0, -1]], np.int64))]),
         triton.InferenceRequest([]),
         request([5, 6, 7], [], [Part(1), Part(1)]),
         request([5], [], [Part(1), Part(1)]),
         request([5, 6], [7], [Part(1), Part(1)]),
-        raw_request([5], [], [0, 0, 0, 1, 1, 1, 2, -1]),
+        raw_request([5], [], [0, 0, 0, 0, 1, 1, 1, 2, -1]),
         raw_request([5], [], [0] * 65537),
         request(good, []),
     )
@@ -201,7 +201,7 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
     errors = [failure(response) for response in responses[1:-1]]
     assert [error.message() for error in errors] == [
         "[INVALID_ARG] output_ids: -1 is no token id; the least is 0",
-        "[INVALID_ARG] chunk: 4 values are no header: 5 and 3 a sequence",
+        "[INVALID_ARG] chunk: 4 values are no header: 6 and 3 a sequence",
         "[INVALID_ARG] output_ids: missing",
         "[INVALID_ARG] chunk: missing",
         "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 3",
@@ -211,7 +211,7 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
         "[INVALID_ARG] chunk: 65537 values are too many; the most is 65536",
     ]
     assert all(error.code() == triton.TritonError.INVALID_ARG for error in errors)
-    assert acknowledged(table, slot, generation) == 1, "delivered, though it cannot be decoded"
+    assert acknowledged(table, slot, secret) == 1, "delivered, though it cannot be decoded"
 
 
 def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Path) -> None:
@@ -230,26 +230,26 @@ def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Pat
 
 
 def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table: AcknowledgementTable) -> None:
-    slot, generation = table.open()
+    slot, secret = table.open()
     seen = []
 
     class Sender(triton.ResponseSender):
         def send(self, response: triton.InferenceResponse | None = None, flags: int = 0) -> None:
-            seen.append(acknowledged(table, slot, generation))
+            seen.append(acknowledged(table, slot, secret))
             super().send(response, flags)
 
-    chunk = request([3], [], stream=(table.table_id, slot, encode(generation, 1)))
+    chunk = request([3], [], stream=(table.table_id, slot, secret, 1))
     chunk.sender = Sender()
     execute(start(repository), chunk)
-    assert [*seen, acknowledged(table, slot, generation)] == [0, 1]
+    assert [*seen, acknowledged(table, slot, secret)] == [0, 1]
 
 
 def test_a_client_that_left_is_told_to_the_core(repository: Path, table: AcknowledgementTable) -> None:
-    slot, generation = table.open()
-    chunk = request([3], [], stream=(table.table_id, slot, encode(generation, 1)), is_last=False)
+    slot, secret = table.open()
+    chunk = request([3], [], stream=(table.table_id, slot, secret, 1), is_last=False)
     chunk.sender.client_left = True
     execute(start(repository), chunk)
-    assert acknowledged(table, slot, generation) == GONE
+    assert acknowledged(table, slot, secret) == GONE
 
 
 def test_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_SHARED = Path("/dev/shm")  # noqa: S108 (where the processes of one server share memory)
 _STUB = "triton_python_backend_stub"
 #: Fields of /proc/PID/stat, counted from the state, which is the third. The last is there once a process has ended and
 #: its parent has not asked after it.
@@ -118,6 +119,8 @@ class StubWatch:
         for path in self._shared_memory:
             with contextlib.suppress(OSError):
                 path.unlink()
+                if path.parent != _SHARED:
+                    path.parent.rmdir()
 
     def _note_shared_memory(self, pid: int) -> None:
         with contextlib.suppress(OSError):

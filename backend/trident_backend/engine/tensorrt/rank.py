@@ -7,6 +7,7 @@ its time to end, or not end at all.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
 import socket
@@ -99,7 +100,9 @@ class Rank:
             for line in log:
                 text = line.decode(errors="backslashreplace").rstrip()
                 self._last_lines.append(text)
-                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+                # The rank must not wait for room in the pipe, whatever becomes of our own log.
+                with contextlib.suppress(OSError, ValueError):
+                    print(f"{self.name}: {text}", file=sys.stderr, flush=True)
 
 
 def _environment() -> dict[str, str]:

@@ -75,6 +75,9 @@ class Inbox:
         except EngineError as error:
             self._messages.put(error)
             return
+        except BaseException as error:  # whoever waits for a message would wait without end
+            self._messages.put(EngineError(f"the leader cannot be listened to: {error!r}"))
+            return
         self._on_end()
 
 

@@ -166,3 +166,5 @@ class Ranks:
                 self.fail(rank.obituary(status))
         except EngineError as error:
             self.fail(f"{rank.name}: {error}")
+        except BaseException as error:  # a rank that nobody listens to would be waited for without end
+            self.fail(f"{rank.name} cannot be listened to: {error!r}")
