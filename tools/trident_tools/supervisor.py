@@ -5,8 +5,8 @@ never prints; it tells `say` what happens.
 
 Triton refuses the inner steps of ensemble requests in flight once it has been asked to stop, and does not end while a
 client holds a gRPC stream open. Hence the order of draining: give notice (the core refuses what is new), withdraw the
-server's readiness, wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left, and
-wait no longer.
+server's readiness, wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left,
+and wait no longer.
 """
 
 from __future__ import annotations
