@@ -306,10 +306,9 @@ def _draining(client: Client) -> Outcomes:
         running = pool.submit(client.calls({**LONG, "stream": True})["gRPC stream"])
         until(lambda: client.server.num_active == 1, 20, "a request to be there")
         client.server.process.send_signal(signal.SIGTERM)
-        until(lambda: "Draining" in _log(client.server), 20, "the notice")
-        outcomes = client.each_way(GOOD)
         # Whoever balances loads sends nothing more here, and what is on its way ends well.
-        assert get(client.server, "/v2/health/ready") == 400
+        until(lambda: get(client.server, "/v2/health/ready") == 400, 20, "the server to say that it is not ready")
+        outcomes = client.each_way(GOOD)
         assert get(client.server, "/v2/health/live") == 200
         assert running.result(60) == Outcome("OK")
     assert client.server.process.wait(60) == 0

@@ -95,15 +95,19 @@ class StubWatch:
             del self._known[stub.pid]
 
     def fallen_while_loading(self) -> list[Stub]:
-        """Return the known stubs that ended with an error, and whose model has no other.
+        """Return the known stubs that ended with an error, and that no other has followed.
 
-        Triton takes note of the stubs that it ends itself, and gives a model its next one at once.
+        Triton takes note of the stubs that it ends itself; the one that was asked for a model's configuration is
+        followed by the model's instances.
         """
-        loading = {stub.model for stub in self.living()}
+        living = self.living()
+        models, places = {stub.model for stub in living}, {stub.place for stub in living}
         return [
             stub
             for stub in self._known.values()
-            if stub.model not in loading and not _runs(stub) and self.exit_code(stub)
+            if not _runs(stub)
+            and self.exit_code(stub)
+            and (stub.place not in places if stub.serves else stub.model not in models)
         ]
 
     @staticmethod

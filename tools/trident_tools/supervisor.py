@@ -4,8 +4,8 @@ Owns the decisions: when a death is a failure, when draining is over, when patie
 never prints; it tells `say` what happens.
 
 Triton refuses the inner steps of ensemble requests in flight once it has been asked to stop, and does not end while a
-client holds a gRPC stream open. Hence the order of draining: withdraw the server's readiness, give notice (the core
-refuses what is new), wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left,
+client holds a gRPC stream open. Hence the order of draining: give notice (the core refuses what is new), withdraw the
+server's readiness, wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left,
 and wait no longer.
 """
 
@@ -145,12 +145,12 @@ class Supervisor:
         Raises:
             ServerDiedError: the server died before they finished.
         """
+        self._notice.give()
+        deadline = time.monotonic() + self._drain_timeout_s
         try:
             self._withdraw_readiness()
         except OSError as error:
             self._say(f"It goes on calling itself ready: {error}")
-        self._notice.give()
-        deadline = time.monotonic() + self._drain_timeout_s
         quiet_since: float | None = None
         told = 0
         while quiet_since is None or time.monotonic() - quiet_since < _SETTLE_S:
