@@ -63,13 +63,7 @@ HISTORY = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ordinary_conversations_are_served(name: str) -> None:
-    nothing: dict[str, Any] = {
-        "refusal": None,
-        "audio": None,
-        "function_call": None,
-        "annotations": [],
-        "tool_calls": None,
-    }
+    nothing: dict[str, Any] = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls")) | {"annotations": []}
     chat = [
         message("user", "What is 東京?", name="ada"),
         message("assistant", " \n", reasoning_content="hm", id="msg_1", **nothing),
@@ -201,7 +195,7 @@ def test_what_is_compared_has_its_effect() -> None:
 
 
 def test_what_a_template_changes_has_reached_the_prompt() -> None:
-    for change in ("upper", "lower", "title", "trim", "tojson", "urlencode", "replace('a', 'b')", "e"):
+    for change in ("upper", "lower", "title", "trim", "tojson", "urlencode", "replace('<', '')", "e"):
         template = "{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}"
         assert rendered(template, [message("user", ' a "Text" <b> ')])
 

@@ -72,12 +72,12 @@ def test_calls_without_arguments_stay() -> None:
 @pytest.mark.parametrize("sent", [{}, {"content": None}])
 def test_no_content(sent: dict[str, Any]) -> None:
     asked = [{"role": "assistant", "tool_calls": [], "name": None, **sent}]
-    expected: dict[NullForm, dict[str, Any]] = {
-        NullForm.NONE: {"content": None},
-        NullForm.ABSENT: {},
-        NullForm.EMPTY: {"content": ""},
-    }
-    for null, content in expected.items():
+    forms: list[tuple[NullForm, dict[str, Any]]] = [
+        (NullForm.NONE, {"content": None}),
+        (NullForm.ABSENT, {}),
+        (NullForm.EMPTY, {"content": ""}),
+    ]
+    for null, content in forms:
         (message,) = conform(asked, replace(PLAIN, null_content=null))
         assert message == {"role": "assistant", "tool_calls": [], **content}
 
