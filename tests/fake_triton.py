@@ -9,6 +9,7 @@ import importlib
 import itertools
 import json
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
@@ -103,6 +104,7 @@ class ResponseSender:
     def __init__(self) -> None:
         self.responses: list[InferenceResponse] = []
         self.is_closed = False
+        self.closed = threading.Event()
         self.client_left = False
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
@@ -115,6 +117,8 @@ class ResponseSender:
         if response is not None:
             self.responses.append(response)
         self.is_closed = flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if self.is_closed:
+            self.closed.set()
 
     def is_cancelled(self) -> bool:
         assert not self.is_closed, "is_cancelled() after the final flag crashes the real server"

@@ -23,12 +23,17 @@ from trident_ensemble.settings import CoreSettings, check_limits
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed."""
+    """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed.
+
+    Args:
+        awaits_masks: nothing was computed, but will be when a late mask is there: the next step must come soon.
+    """
 
     output: SchedulerOutput
     advances: tuple[Advance, ...] = ()
     seconds: float = 0.0
     error: EngineError | None = None
+    awaits_masks: bool = False
 
 
 class EngineCore:
@@ -55,9 +60,11 @@ class EngineCore:
     def step(self) -> StepResult:
         """Advance every sequence that can run; a failed step ends the sequences it held, and no others."""
         began = self.clock()
+        for sequence, error in self._masks.take_ready():
+            self.scheduler.resume(sequence, error)
         output = self.scheduler.schedule(began)
         if not output.chunks:
-            return StepResult(output)
+            return StepResult(output, awaits_masks=self._masks.wait_late())
         masks = self._masks.begin(output.rows)
         try:
             logits = self._engine.execute(batch.pack(output, self.kv_cache.block_size))
@@ -68,7 +75,9 @@ class EngineCore:
                 self.scheduler.finish(chunk.sequence, FinishReason.ERROR, error)
             return StepResult(output, seconds=self.clock() - began, error=error)
         now = self.clock()
-        return StepResult(output, self.scheduler.update(output, choices, now, now - began), now - began)
+        return StepResult(
+            output, self.scheduler.update(output, choices, now, now - began, late=self._masks.late), now - began
+        )
 
     def close(self) -> None:
         """Free the engine, and let the thread that fills masks end."""

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trident_ensemble.errors import TridentError
+
 #: Tokens in one word of a mask; token t is bit t % 32 (least significant first) of word t // 32.
 MASK_WORD = 32
 
@@ -33,7 +35,15 @@ class Guide(Protocol):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the output is complete and nothing may follow but its end."""
+        """Whether the output is complete and nothing may follow but its end.
+
+        A guide may find that out only when it fills the masks for what would follow.
+        """
+        ...
+
+    @property
+    def failure(self) -> TridentError | None:
+        """Why the guide allows nothing any more though the output is not complete; None while it can be followed."""
         ...
 
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:

@@ -131,7 +131,7 @@ class EngineLoop:
             idle = True
             while self._take_inbox(wait=idle):
                 result = self._core.step()
-                idle = not result.output.chunks
+                idle = not result.output.chunks and not result.awaits_masks
                 self._report(result)
             self._end_all(FinishReason.CANCELLED, DrainingError("the server is shutting down"))
         except BaseException as error:

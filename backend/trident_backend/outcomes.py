@@ -6,10 +6,11 @@ Owns the order of the reasons to end: an end id before a stop id before a stop s
 
 from __future__ import annotations
 
-from trident_backend.sampling.choices import NO_TOKEN, Choices
+from trident_backend.sampling.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequence import FinishReason, Sequence
 from trident_backend.steps import Advance, ScheduledChunk
-from trident_ensemble.errors import EngineError
+from trident_ensemble import tensors
+from trident_ensemble.errors import EngineError, RequestError, TridentError
 
 
 def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
@@ -30,11 +31,19 @@ def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> tuple[int
         how many tokens were appended, and why the sequence ends: ERROR if there was none to choose, None if it goes on.
     """
     sequence, draft_ids, log_probs = chunk.sequence, chunk.draft_ids, choices.log_probs
+    if sequence.guide is not None and sequence.guide.is_finished:
+        # It was found out only while the mask for what would follow was filled.
+        return 0, last_look(sequence, FinishReason.STOP)
     reason, num_tokens, num_accepted = None, 0, 0
     for row in range(first_row, first_row + 1 + len(draft_ids)):
         token_id = choices.token_ids[row]
-        if token_id == NO_TOKEN:
-            reason = FinishReason.ERROR
+        if token_id < 0:
+            if num_tokens and token_id == NO_TOKEN and sequence.guide is not None:
+                # A guess was right whose mask was not filled: the next step looks again.
+                sequence.num_computed_tokens -= 1
+            else:
+                reason = FinishReason.ERROR
+                sequence.error = _no_token(sequence, token_id)
             break
         sequence.token_ids.append(token_id)
         num_tokens += 1
@@ -89,8 +98,24 @@ def last_look(sequence: Sequence, reason: FinishReason, stop_reason: str = "") -
     return reason if word is None else FinishReason.STOP
 
 
-def failure(reason: FinishReason) -> EngineError | None:
-    """What the client of a sequence is told that had no token to choose; None for any other reason to end."""
-    if reason is not FinishReason.ERROR:
-        return None
-    return EngineError("no token can be chosen: every one is banned, or the logits are no numbers")
+def failure(sequence: Sequence, reason: FinishReason) -> TridentError | None:
+    """Return what the client of a sequence is told that had no token to choose; None for any other reason to end."""
+    return sequence.error if reason is FinishReason.ERROR else None
+
+
+def _no_token(sequence: Sequence, token_id: int) -> TridentError:
+    """Return the error of a sequence for which no token can be chosen: the engine's fault, or the request's."""
+    guide, sampling = sequence.guide, sequence.sampling
+    if guide is not None and guide.failure is not None:
+        return guide.failure
+    bans = [tensors.BAD_WORDS.name] if sampling.bad_words else []
+    if sampling.min_tokens > sequence.num_output_tokens and (sequence.end_ids or sequence.stop_ids):
+        bans.append(tensors.MIN_TOKENS.name)
+    if token_id == NOT_FINITE or (guide is None and not bans):
+        return EngineError("no token can be chosen: the logits are not finite numbers")
+    where = f"token {sequence.num_output_tokens + 1} of the output"
+    if guide is None:
+        return RequestError(bans[0], f"bans every token at {where}")
+    if not bans:
+        return RequestError(tensors.GUIDE.name, f"allows no token at {where}")
+    return RequestError(tensors.GUIDE.name, f"allows no token at {where} that {' and '.join(bans)} leave")

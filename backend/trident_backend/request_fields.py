@@ -35,6 +35,9 @@ class RequestFields:
                 given = self._values[spec.name]
                 raise RequestError(alias.name, f"is another name of {spec.name}: {value} contradicts {given}")
             self._names[spec.name] = alias.name
+        if self.flag(tensors.FLOW_CONTROL, default=False):
+            # The request has come through preprocessing, which made these of what the client sent.
+            self._names |= {made.name: sent.name for made, sent in tensors.PREPARED.items()}
 
     def name(self, spec: TensorSpec) -> str:
         """What the client calls it."""
@@ -107,7 +110,7 @@ class RequestFields:
         Raises:
             RequestError: it is too long, or no UTF-8.
         """
-        return _decoded(spec, self._values.get(spec.name, b""), max_num_bytes)
+        return _decoded(self.name(spec), self._values.get(spec.name, b""), max_num_bytes)
 
     def texts(self, spec: TensorSpec, max_num_texts: int, max_num_bytes: int) -> tuple[str, ...]:
         """A list's different texts, without empty ones, in order.
@@ -118,13 +121,13 @@ class RequestFields:
         texts = dict.fromkeys(value for value in self._values.get(spec.name, ()) if value)
         if len(texts) > max_num_texts:
             raise RequestError(self.name(spec), f"{len(texts)} are too many: at most {max_num_texts}")
-        return tuple(_decoded(spec, text, max_num_bytes) for text in texts)
+        return tuple(_decoded(self.name(spec), text, max_num_bytes) for text in texts)
 
 
-def _decoded(spec: TensorSpec, value: bytes, max_num_bytes: int) -> str:
+def _decoded(name: str, value: bytes, max_num_bytes: int) -> str:
     if len(value) > max_num_bytes:
-        raise RequestError(spec.name, f"{len(value)} bytes are too many: at most {max_num_bytes}")
+        raise RequestError(name, f"{len(value)} bytes are too many: at most {max_num_bytes}")
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise RequestError(spec.name, f"is no UTF-8: {error.reason} at byte {error.start}") from None
+        raise RequestError(name, f"is no UTF-8: {error.reason} at byte {error.start}") from None

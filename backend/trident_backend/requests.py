@@ -171,7 +171,7 @@ def _stop_strings(
 
 
 def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
-    name = tensors.INPUT_IDS.name
+    name = fields.name(tensors.INPUT_IDS)
     token_ids = fields.integers(tensors.INPUT_IDS)
     if not token_ids:
         raise RequestError(name, "must hold at least one token")

@@ -46,7 +46,9 @@ def parse_sampling(fields: RequestFields, defaults: Generation, vocab_size: int,
         top_k, top_p = (top_k if tensors.TOP_K in fields else 0) or 1, 1.0
     num_top = fields.integer(tensors.NUM_TOP_LOG_PROBS, 0, 0, min(MAX_TOP_LOG_PROBS, vocab_size))
     of_prompt = fields.flag(tensors.RETURN_PROMPT_LOG_PROBS, default=False)
-    bad_words = parse_bad_words(fields.integers(tensors.BAD_WORDS_LIST), vocab_size)
+    bad_words = parse_bad_words(
+        fields.name(tensors.BAD_WORDS_LIST), fields.integers(tensors.BAD_WORDS_LIST), vocab_size
+    )
     return SamplingParams(
         temperature=temperature,
         top_k=top_k,

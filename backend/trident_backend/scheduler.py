@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
+from collections.abc import Set
 
 from trident_backend import deadlines, outcomes, prompt_scores
 from trident_backend.deadlines import Deadlines
@@ -103,7 +104,7 @@ class Scheduler:
         num_pairs = 0
         shares: Counter[str] = Counter()
         for sequence in tuple(self.running):
-            if sequence.paused or (preempted and sequence in preempted):
+            if sequence.sits_out or (preempted and sequence in preempted):
                 continue
             num_tokens = len(sequence.token_ids)
             if sequence.num_computed_tokens != num_tokens - 1:
@@ -153,7 +154,7 @@ class Scheduler:
                 # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
                 order.close(sequence.tenant)
                 continue
-            if not sequence.paused and (num_score_rows or not prompt_scores.num_unscored(sequence)):
+            if not sequence.sits_out and (num_score_rows or not prompt_scores.num_unscored(sequence)):
                 chunk = self._prompt_chunks.cut(sequence, size, streams, num_score_rows)
                 if chunk is None:
                     break
@@ -183,7 +184,21 @@ class Scheduler:
             self._first_token.admitted(sequence, num_cached)
         return True
 
-    def update(self, output: SchedulerOutput, choices: Choices, now: float, seconds: float) -> tuple[Advance, ...]:
+    def resume(self, sequence: Sequence, error: TridentError | None = None) -> None:
+        """Let a sequence take steps again whose mask was late, or end it with the error that it got instead."""
+        sequence.awaits_mask = False
+        if error is not None:
+            self.finish(sequence, FinishReason.ERROR, error)
+
+    def update(
+        self,
+        output: SchedulerOutput,
+        choices: Choices,
+        now: float,
+        seconds: float,
+        *,
+        late: Set[Sequence] = frozenset(),
+    ) -> tuple[Advance, ...]:
         """Commit a computed step.
 
         Args:
@@ -191,6 +206,7 @@ class Scheduler:
             choices: what each of `output.rows` chose.
             now: when it was done.
             seconds: how long it took.
+            late: those whose choice does not count, because the mask for it was not there; they sit out until `resume`.
 
         Returns:
             who got tokens, and how many.
@@ -204,7 +220,11 @@ class Scheduler:
             if chunk.num_scored:
                 outcomes.score(chunk, choices, row)
                 row += chunk.num_scored
-            if chunk.completes:
+            if chunk.completes and sequence in late:
+                row += 1 + len(chunk.draft_ids)
+                sequence.awaits_mask = True
+                sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
+            elif chunk.completes:
                 num_tokens, reason = outcomes.accept(chunk, choices, row)
                 row += 1 + len(chunk.draft_ids)
                 if num_tokens:
@@ -212,7 +232,7 @@ class Scheduler:
                 if reason is FinishReason.ERROR:
                     sequence.num_computed_tokens = past  # whoever shares its blocks must not read what is no number
                 if reason is not None:
-                    self.finish(sequence, reason, outcomes.failure(reason))
+                    self.finish(sequence, reason, outcomes.failure(sequence, reason))
             if sequence.finish_reason is None:
                 self._kv_cache.commit(sequence)
         self._step_times.observe(output.size, seconds)

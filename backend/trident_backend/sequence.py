@@ -136,10 +136,16 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_digests: list[bytes] = field(default_factory=list)
     paused: bool = False
+    awaits_mask: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str = ""
     num_silent_tokens: int = 0
     error: TridentError | None = None
+
+    @property
+    def sits_out(self) -> bool:
+        """Whether it takes no steps for now: its reader is behind, or the mask of its guide."""
+        return self.paused or self.awaits_mask
 
     @property
     def num_tokens(self) -> int:

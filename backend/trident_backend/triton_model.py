@@ -62,7 +62,7 @@ class TritonPythonModel:
             RequestContext(engine.spec, manifest.generation, stop_strings),
             anchors,
             settings,
-            guides=GuideCompiler(folder, engine.spec.vocab_size),
+            guides=GuideCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),
             notice=DrainNotice.from_environment(os.environ),
             on_fatal=_exit,
         )

@@ -122,6 +122,12 @@ class CoreSettings:
         default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
     )
     abandon_after_ms: int = field(default=3000, metadata=_about("and is ended after so long, freeing its blocks"))
+    guided_memory_mb: int = field(
+        default=2048,
+        metadata=_about(
+            "MiB that the grammars of guided decoding may take; a guide beyond is answered UNAVAILABLE", least=64
+        ),
+    )
     gpu: tuple[int, ...] = field(
         default=(),
         metadata=_about(

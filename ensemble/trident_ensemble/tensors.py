@@ -115,6 +115,8 @@ BAD_WORDS_LIST = _input(
     "bad_words_list", "INT32", "token ids of bad words after one another; below, where each ends; -1 fills up", (2, -1)
 )
 FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be acknowledged by postprocessing")
+#: What preprocessing makes, and the client's input that it makes it of. Errors name that.
+PREPARED = {INPUT_IDS: TEXT_INPUT, BAD_WORDS_LIST: BAD_WORDS}
 
 OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response]; pad_id fills up")
 CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")

@@ -80,14 +80,14 @@ class ChatTemplate:
     Args:
         tokenizer: of transformers.
         profiles: what each template takes, as the engine folder has it; found out here where that is None.
-        max_render_seconds: a template that takes longer for one request is given up.
+        max_render_seconds: a template that computes longer for one request is given up.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         profiles: Mapping[str, TemplateProfile] | None = None,
-        max_render_seconds: float = 10,
+        max_render_seconds: float = 1,
     ) -> None:
         self._renderer = TemplateRenderer(tokenizer)
         self._profiles = probe_profiles(self._renderer) if profiles is None else profiles
@@ -133,13 +133,13 @@ class ChatTemplate:
         sanitize = request.sanitize_control_tokens is not False
         return self._within_limit(lambda: self._render(messages, tools, kwargs, options, sanitize))
 
-    def encode(self, prompt: RenderedPrompt) -> list[int] | None:
-        """Return the ids of a prompt; None where the tokenizer's own are right, as no client's text is in their way.
+    def encode(self, prompt: str, masked: str) -> list[int]:
+        """Return the ids of a prompt that has been masked.
 
         Raises:
             RequestError: the tokenizer cannot have a text as text alone.
         """
-        return None if prompt.masked is None else self._tokens.encode(prompt, prompt.masked)
+        return self._tokens.encode(prompt, masked)
 
     def _render(
         self, messages: list[Message], tools: Any, kwargs: dict[str, Any], options: dict[str, bool], sanitize: bool

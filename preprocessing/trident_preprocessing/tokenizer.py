@@ -1,7 +1,7 @@
 """A prompt, or chat messages, to token ids, as the checkpoint's own tokenizer and chat template have it.
 
-Owns the checks of the text, the bound on its size and the choice between prompt and messages. Never knows Triton, and
-never counts tokens against the engine's limits, unless it is asked to cut: that is the core's part.
+Owns the checks of the text, the bounds on its size in bytes and tokens and the choice between prompt and messages. Used
+by any number of threads. Never knows Triton.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from trident_preprocessing.checkpoint_tokenizer import open_tokenizer
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.template_profile import TemplateProfile, read_profiles
 from trident_preprocessing.texts import check_size, decode_text
+from trident_preprocessing.token_bound import has_more_tokens
 from trident_preprocessing.truncation import Truncation, parse_truncation
 
 #: JSON may spell one character in so many bytes (`\\u000a`), and puts so much around the text of a conversation.
 _JSON_BYTES_PER_BYTE = 6
 _JSON_OVERHEAD = 1 << 16
+#: JSON larger than this, and than the longest prompt, is refused however it spells its characters: to read it takes
+#: the interpreter from all other requests.
+_MAX_JSON_BYTES = 1 << 23
 #: What will be cut may be so large, in bytes; it is tokenized whole all the same, because a cut moves token borders.
 _MAX_CUT_TEXT_BYTES = 1 << 20
 _TOO_LARGE = "the engine's longest prompt can have"
@@ -68,33 +72,54 @@ class PromptTokenizer:
         if request.text_input is not None:
             refuse_chat_inputs(request)
             field = tensors.TEXT_INPUT.name
-            if not request.text_input:
-                raise RequestError(field, "empty; send at least one character")
             text = decode_text(field, request.text_input, max_bytes, why)
             add_special_tokens = request.add_special_tokens is not False
             return self._tokenize(field, text, truncation, add_special_tokens=add_special_tokens)
         refuse_text_inputs(request)
         field = tensors.MESSAGES.name
-        prompt = self._chat.render(request, max_bytes * _JSON_BYTES_PER_BYTE + _JSON_OVERHEAD)
+        prompt = self._chat.render(request, self._max_json_bytes(max_bytes))
         try:
             check_size(field, len(prompt.encode()), max_bytes, why)
         except UnicodeEncodeError:
             raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
-        token_ids = self._chat.encode(prompt)
-        if token_ids is not None:
-            return token_ids if truncation is None else truncation.cut(token_ids)
-        return self._tokenize(field, str(prompt), truncation, add_special_tokens=False)
+        if prompt.masked is None:
+            return self._tokenize(field, prompt, truncation, add_special_tokens=False)
+        self._refuse_giant(field, prompt, truncation)
+        token_ids = self._chat.encode(prompt, prompt.masked)
+        return self._checked(field, token_ids) if truncation is None else truncation.cut(token_ids)
 
     def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
+        self._refuse_giant(field, text, truncation)
         # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         token_ids: list[int] = encoded["input_ids"]
         if not token_ids:
-            raise RequestError(field, "has no tokens for this tokenizer; send more text")
+            problem = (
+                "send more text" if text else "it begins no text with a token of its own; send at least one character"
+            )
+            raise RequestError(field, f"has no tokens for this tokenizer; {problem}")
         if truncation is None:
-            return token_ids
+            return self._checked(field, token_ids)
         # Of special tokens, what the tokenizer added, not what the text itself spells.
         return truncation.cut(token_ids, encoded.encodings[0].special_tokens_mask)
+
+    def _refuse_giant(self, field: str, text: str, truncation: Truncation | None) -> None:
+        if truncation is None and has_more_tokens(self._tokenizer.backend_tokenizer, text, self._max_seq_len):
+            raise self._too_long(field, f"more than {self._max_seq_len}")
+
+    def _checked(self, field: str, token_ids: list[int]) -> list[int]:
+        """Refuse a prompt that leaves no room for an answer, by the name that the client knows."""
+        if len(token_ids) >= self._max_seq_len:
+            raise self._too_long(field, str(len(token_ids)))
+        return token_ids
+
+    def _too_long(self, field: str, num_tokens: str) -> RequestError:
+        problem = f"a prompt of {num_tokens} tokens is too long: the engine's max_seq_len is {self._max_seq_len}"
+        return RequestError(field, f"{problem}, with at least one token of output")
+
+    @staticmethod
+    def _max_json_bytes(max_text_bytes: int) -> int:
+        return min(max_text_bytes * _JSON_BYTES_PER_BYTE, max(max_text_bytes, _MAX_JSON_BYTES)) + _JSON_OVERHEAD
 
 
 def load_tokenizer(engine_folder: Path) -> PromptTokenizer:

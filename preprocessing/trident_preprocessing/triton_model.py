@@ -1,13 +1,16 @@
 """The preprocessing model as Triton's Python backend loads it.
 
 Owns the tensors: a prompt or messages and bad words in, token ids out, and the refusal of request parameters nobody
-knows. The only file here that knows Triton; the rest is `tokenizer`'s. Keeps nothing of a request.
+knows. The only file here that knows Triton; the rest is `tokenizer`'s. Requests are answered side by side, each when it
+is done.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,15 @@ from trident_ensemble import layout, tensors
 from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.settings import TextSettings, parse_parameters
 from trident_preprocessing.bad_words import TokenIds, pack_words
+from trident_preprocessing.lanes import Lane, Lanes
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.tokenizer import load_tokenizer
 
 _PROMPT_FIELDS = frozenset(field.name for field in fields(PromptRequest))
 #: A request that only ends another has no prompt; its input must have something in it all the same.
 _NO_PROMPT = [0]
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_LAST_ANSWERS_S = 5.0
 
 
 class TritonPythonModel:
@@ -39,18 +45,38 @@ class TritonPythonModel:
         settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
         folder = layout.engine_folder(Path(args["model_repository"]), settings.core_model)
         self._tokenizer = load_tokenizer(folder)
+        self._lanes = Lanes()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; a bad request gets an error of its own."""
-        return [self._answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Begin with each request; answers come through the response senders, and a bad request gets an error."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                _check_parameters(json.loads(request.parameters() or "{}"))
+                values = _read(request)
+                lane = Lane.CHATS if tensors.MESSAGES.name in values else Lane.PROMPTS
+                self._lanes.put(lane, _num_bytes(values), partial(self._answer, sender, values))
+            except TridentError as error:
+                sender.send(_failure(error), flags=_FINAL)
+            except Exception as error:  # whatever it is, the other requests of the batch must be answered
+                sender.send(_failure(TridentError(f"preprocessing failed: {error!r}")), flags=_FINAL)
 
-    def _answer(self, request: Any) -> Any:
+    def finalize(self) -> None:
+        """Answer what is left."""
+        self._lanes.close(_LAST_ANSWERS_S)
+
+    def _answer(self, sender: Any, values: dict[str, list[Any]]) -> None:
         try:
-            _check_parameters(json.loads(request.parameters() or "{}"))
-            token_ids, bad_words = self._tokenize(_read(request))
+            sender.send(self._response(values), flags=_FINAL)
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"a response could not be sent: {error}")
+
+    def _response(self, values: dict[str, list[Any]]) -> Any:
+        try:
+            token_ids, bad_words = self._tokenize(values)
         except TridentError as error:
             return _failure(error)
-        except Exception as error:  # whatever it is, the other requests of the batch must be answered
+        except Exception as error:  # whatever it is, this request must be answered
             return _failure(TridentError(f"preprocessing failed: {error!r}"))
         return pb_utils.InferenceResponse(
             [
@@ -88,6 +114,11 @@ def _read(request: Any) -> dict[str, list[Any]]:
         if spec.dims == (1,) and len(values[spec.name]) != 1:
             raise RequestError(spec.name, f"must hold one value, not {len(values[spec.name])}")
     return values
+
+
+def _num_bytes(values: Mapping[str, list[Any]]) -> int:
+    """How much text a request has."""
+    return sum(len(value) for of_field in values.values() for value in of_field if isinstance(value, bytes))
 
 
 def _failure(error: TridentError) -> Any:

@@ -66,6 +66,8 @@ class Grammar:
     length: int
     seen: list[int] = field(default_factory=list)
 
+    failure = None
+
     @property
     def is_finished(self) -> bool:
         return len(self.seen) == self.length

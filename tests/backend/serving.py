@@ -62,6 +62,8 @@ def context(spec: EngineSpec = SPEC, defaults: Generation = NO_DEFAULTS) -> Requ
 class CountdownGuide:
     """Complete after so many tokens, any at all."""
 
+    failure = None
+
     def __init__(self, num_tokens: int) -> None:
         self.num_left = num_tokens
 

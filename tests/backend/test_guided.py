@@ -25,6 +25,7 @@ from tests.backend.guides import (
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler
 from trident_backend.guided.grammars import lark_grammar
+from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary
 
 
@@ -197,7 +198,9 @@ def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
 def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
     texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
     alphabet = Alphabet(Vocabulary(128, [*texts, b""], None))
-    grammar = CompiledGrammar(alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000)
+    grammar = CompiledGrammar(
+        alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000, GuideMemory(1 << 30).take
+    )
     ended, open_ended = grammar.start(end_ids), grammar.start(end_ids)
     ended.advance(ord("a"))
     open_ended.advance(ord("b"))

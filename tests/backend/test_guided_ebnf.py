@@ -16,6 +16,8 @@ from tests.backend.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, w
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler, max_items
+from trident_backend.guided.grammars import lark_grammar
+from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary
 from trident_ensemble.errors import RequestError
 
@@ -185,7 +187,12 @@ def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     alphabet = Alphabet(Vocabulary(len(texts), [*texts, b""], None))
     for grammar in AMBIGUOUS:
         with pytest.raises(RequestError, match="costs too much"):
-            CompiledGrammar(alphabet, ebnf.lark_rules(grammar), max_items("ebnf_grammar"))
+            CompiledGrammar(
+                alphabet,
+                lark_grammar("ebnf_grammar", grammar),
+                max_items("ebnf_grammar"),
+                GuideMemory(1 << 30).take,
+            )
 
 
 @pytest.mark.parametrize(

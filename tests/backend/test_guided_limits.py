@@ -89,9 +89,9 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
     renewed: list[str] = []
     renew = Alphabet.matcher
 
-    def counted(alphabet: Alphabet, text: str, max_items: int) -> LLMatcher:
+    def counted(alphabet: Alphabet, text: str, max_items: int, max_states: int) -> LLMatcher:
         renewed.append(text)
-        return renew(alphabet, text, max_items)
+        return renew(alphabet, text, max_items, max_states)
 
     monkeypatch.setattr(Alphabet, "matcher", counted)
     for _ in range(5):
@@ -133,8 +133,8 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
         ("choice", '[""]', "guided_decoding_guide", "allows no text"),
         ("choice", '["\\ud800"]', "guided_decoding_guide", "is no text"),
         ("choice", "[" * 60_000, "guided_decoding_guide", "nested too deeply"),
-        ("json_schema", "{", "guided_decoding_guide", "is no JSON"),
-        ("json_schema", '{"const": NaN}', "guided_decoding_guide", "NaN is no JSON"),
+        ("json_schema", "{", "guided_decoding_guide", "is not valid JSON"),
+        ("json_schema", '{"const": NaN}', "guided_decoding_guide", "NaN is not valid JSON"),
         ("json_schema", "[]", "guided_decoding_guide", "must be an object"),
         ("json_schema", '{"type": "array", "uniqueItems": true}', "guided_decoding_guide", "uniqueItems"),
         ("json_schema", '{"type": "integer", "minimum": 3, "maximum": 2}', "guided_decoding_guide", "minimum (3)"),
@@ -199,9 +199,9 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
     compiled: list[str] = []
     renew = Alphabet.matcher
 
-    def counted(alphabet: Alphabet, text: str, max_items: int) -> LLMatcher:
+    def counted(alphabet: Alphabet, text: str, max_items: int, max_states: int) -> LLMatcher:
         compiled.append(text)
-        return renew(alphabet, text, max_items)
+        return renew(alphabet, text, max_items, max_states)
 
     monkeypatch.setattr(Alphabet, "matcher", counted)
     for _ in range(2500):

@@ -1,8 +1,9 @@
-"""The thread that fills a step's masks: whose rows, in which order, and what a failure does."""
+"""The threads that fill a step's masks: whose rows, in which order, and what a failure or a slow guide does."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 from trident_backend.guide import Guide, Masks
 from trident_backend.guided.worker import MaskWorker
-from trident_backend.sequence import SamplingParams, Sequence
+from trident_backend.sequence import FinishReason, SamplingParams, Sequence
 from trident_backend.steps import Row
+from trident_ensemble.errors import RequestError, TridentError
 
 VOCAB_SIZE = 70
 
@@ -20,6 +22,7 @@ class GuideDouble:
     """Allows one token, and after each guess the guess itself."""
 
     is_finished = False
+    failure = None
 
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id
@@ -45,7 +48,7 @@ class FailingGuide(GuideDouble):
 
 @pytest.fixture
 def worker() -> Iterator[MaskWorker]:
-    worker = MaskWorker(VOCAB_SIZE)
+    worker = MaskWorker(VOCAB_SIZE, num_threads=2)
     yield worker
     worker.close()
 
@@ -115,3 +118,130 @@ def test_masks_are_filled_while_the_caller_does_something_else(worker: MaskWorke
     may_fill.set()
     assert has_filled.wait(60)
     assert wait() is not None
+
+
+class GatedGuide(GuideDouble):
+    """Fills its mask when it may."""
+
+    def __init__(self, token_id: int) -> None:
+        super().__init__(token_id)
+        self.gate = threading.Event()
+
+    def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
+        assert self.gate.wait(60)
+        super().fill(draft_ids, masks)
+
+
+def ready(worker: MaskWorker) -> list[Sequence]:
+    """Wait for the next late masks and take their sequences."""
+    for _ in range(1000):
+        if taken := worker.take_ready():
+            assert all(error is None for _, error in taken)
+            return [sequence for sequence, _ in taken]
+        assert worker.wait_late()
+    raise AssertionError("no mask came")
+
+
+def test_a_mask_that_is_late_holds_up_nobody_and_is_used_when_it_is_there(worker: MaskWorker) -> None:
+    slow = GatedGuide(5)
+    late, others = sequence(slow), [sequence(GuideDouble(number)) for number in range(1, 4)]
+    rows = [*rows_of(late, (7, 8)), *(row for other in others for row in rows_of(other))]
+    masks = worker.begin(rows)()
+    assert masks is not None
+    assert masks.rows.tolist() == [3, 4, 5]
+    assert [allowed(mask) for mask in masks.words] == [[1], [2], [3]]
+    assert worker.late == {late}
+    assert worker.take_ready() == []
+    masks = worker.begin(rows[3:])()
+    assert masks is not None
+    assert len(masks.rows) == 3, "the others go on"
+    slow.gate.set()
+    assert ready(worker) == [late]
+    assert not worker.late
+    masks = worker.begin(rows[:3])()
+    assert masks is not None
+    assert [allowed(mask) for mask in masks.words] == [[5], [7], [8]]
+    assert len(slow.threads) == 1, "it is not filled twice"
+
+
+def test_a_late_mask_serves_other_guesses_with_none(worker: MaskWorker) -> None:
+    slow = GatedGuide(5)
+    late = sequence(slow)
+    worker.begin([*rows_of(late, (7, 8)), *rows_of(sequence(None))])()
+    slow.gate.set()
+    ready(worker)
+    masks = worker.begin(rows_of(late, (9,)))()
+    assert masks is not None
+    assert [allowed(mask) for mask in masks.words] == [[5], []]
+
+
+def test_a_late_mask_of_another_place_is_forgotten(worker: MaskWorker) -> None:
+    slow = GatedGuide(5)
+    late = sequence(slow)
+    worker.begin([*rows_of(late), *rows_of(sequence(None))])()
+    slow.gate.set()
+    ready(worker)
+    late.token_ids.append(1)
+    masks = worker.begin(rows_of(late))()
+    assert masks is not None
+    assert len(slow.threads) == 2
+
+
+def test_a_sequence_that_ends_while_its_mask_is_late_is_forgotten(worker: MaskWorker) -> None:
+    slow = GatedGuide(5)
+    late = sequence(slow)
+    worker.begin([*rows_of(late), *rows_of(sequence(None))])()
+    assert worker.late == {late}
+    late.finish_reason = FinishReason.CANCELLED
+    assert worker.take_ready() == []
+    assert not worker.late
+    assert not worker.wait_late()
+    slow.gate.set()
+
+
+def test_a_mask_without_end_ends_its_sequence_with_its_error() -> None:
+    worker = MaskWorker(VOCAB_SIZE, limit_s=0.05)
+    slow = GatedGuide(5)
+    late = sequence(slow)
+    worker.begin([*rows_of(late), *rows_of(sequence(GuideDouble(1)))])()
+    taken: list[tuple[Sequence, TridentError | None]] = []
+    while not taken:
+        assert worker.wait_late()
+        taken = worker.take_ready()
+    ((ended, error),) = taken
+    assert ended is late
+    assert isinstance(error, RequestError)
+    assert error.field == "guided_decoding_guide"
+    slow.gate.set()
+    worker.close()
+
+
+def test_slow_guides_wait_for_each_other_and_hold_up_no_others() -> None:
+    """All threads could be taken by slow ones, if they did not have one of their own."""
+
+    class BusyGuide(GuideDouble):
+        def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            super().fill(draft_ids, masks)
+
+    worker = MaskWorker(VOCAB_SIZE, num_threads=2)
+    slow, quick = [sequence(BusyGuide(number)) for number in range(6)], sequence(GuideDouble(9))
+    worker.begin([row for each in slow for row in rows_of(each)])()
+    left = set(worker.late)
+    while left:
+        left -= set(ready(worker))
+    guides = [each.guide for each in slow]
+    for each in slow:
+        each.token_ids.append(1)
+    masks = worker.begin([*(row for each in slow for row in rows_of(each)), *rows_of(quick)])()
+    assert masks is not None
+    assert masks.rows[-1] == 6, "the quick one has its mask although six slow ones came before"
+    assert worker.late
+    left = set(worker.late)
+    while left:
+        left -= set(ready(worker))
+    names = {guide.threads[-1].rpartition("_")[0] for guide in guides if isinstance(guide, GuideDouble)}
+    assert names == {"trident-guides-slow"}
+    worker.close()

@@ -158,7 +158,7 @@ def test_any_json_is_an_object_or_an_array(
     guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int]
 ) -> None:
     grammar = guides.compile("json", "")
-    assert guides.compile("json", "whatever") is grammar
+    assert guides.compile("json", " \n") is grammar
     values: list[Any] = [{"a": [1.5e-3, {"b": None}, 'é\u2028"\\']}, [], [[True]]]
     for value in values:
         assert accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False, indent=1))
@@ -218,3 +218,150 @@ def test_values_in_a_schema_are_left_as_they_are(guides: GuideCompiler, tokenize
     grammar = guides.compile("json_schema", json.dumps(bounds))
     assert accepts(tokenizer, grammar, '{"enum": 5.1}')
     assert not accepts(tokenizer, grammar, '{"enum": 5}')
+
+
+ANY = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        {"name": "answer", "strict": True, "schema": ANY},
+        {"name": "answer", "description": "what is asked", "strict": None, "schema": ANY},
+        {"name": "answer", "schema": ANY},
+        {"schema": ANY},
+        {"type": "json_schema", "json_schema": {"name": "answer", "strict": False, "schema": ANY}},
+        {"type": "json_schema", "name": "answer", "schema": ANY},
+    ],
+)
+@pytest.mark.parametrize("kind", ["json", "json_schema"])
+def test_openais_wrappers_are_taken_for_their_schema(
+    guides: GuideCompiler, tokenizer: Tokenizer, kind: str, wrapper: dict[str, Any]
+) -> None:
+    grammar = guides.compile(kind, json.dumps(wrapper))
+    assert accepts(tokenizer, grammar, '{"x": 1}')
+    for text in ("{}", '{"x": "a"}', "[]", "1", '{"name": 1}'):
+        assert not accepts(tokenizer, grammar, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"name": "answer", "parameters": ANY}, "#: is no JSON schema: name, parameters would allow every output"),
+        ({"name": "answer", "description": "text", "input_schema": ANY}, "is no JSON schema"),
+        ({"name": "answer", "strict": "yes", "schema": ANY}, "is no JSON schema"),
+        ({"name": "answer", "schema": "x"}, "#/schema: must be a JSON schema"),
+        ({"name": "answer", "schema": None}, "#/schema: must be a JSON schema"),
+        ({"type": "json_schema"}, "#/json_schema: must be an object with a schema"),
+        ({"type": "json_schema", "json_schema": ANY}, "#/json_schema: must be an object with a schema"),
+        ({"type": "json_object"}, "#/type: must be one of string, number"),
+        ({"response_format": {"type": "json_schema"}}, "is no JSON schema"),
+        ({"schema": {"schema": ANY}}, "#/schema: is no JSON schema"),
+        ({"type": "object", "properties": {"x": {"typ": "integer"}}}, "#/properties/x: is no JSON schema: typ"),
+        ({"name": "a", "schema": {"type": "object", "properties": {"a": {"not": {}}}}}, "#/schema/properties/a/not: "),
+        ({"type": "json_schema", "json_schema": {"schema": {"if": {"type": "null"}, "then": False}}}, "/schema/if: "),
+        (False, "false allows no output"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["json", "json_schema"])
+def test_what_is_no_schema_is_refused_and_never_allows_everything(
+    guides: GuideCompiler, kind: str, value: Any, problem: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(problem)) as caught:
+        guides.compile(kind, json.dumps(value))
+    assert caught.value.field == "guided_decoding_guide"
+
+
+def test_json_with_a_schema_follows_it(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+    grammar = guides.compile("json", '{"type": "object", "required": ["x"]}')
+    assert accepts(tokenizer, grammar, '{"x": [1]}')
+    assert not accepts(tokenizer, grammar, "{}")
+    with pytest.raises(RequestError, match="is not valid JSON"):
+        guides.compile("json", "whatever")
+
+
+#: Keywords with a value that means nothing, beside a type that they could mean something for.
+NEUTRAL: list[tuple[str, dict[str, Any]]] = [
+    ("array", {"uniqueItems": False}),
+    ("array", {"minItems": 0, "contains": {"type": "null"}, "minContains": 0}),
+    ("array", {"minContains": 3}),
+    ("array", {"maxContains": 0}),
+    ("array", {"unevaluatedItems": True, "items": True, "additionalItems": {}}),
+    ("array", {"minItems": 0.0}),
+    ("object", {"propertyNames": True}),
+    ("object", {"propertyNames": {}}),
+    ("object", {"propertyNames": {"type": "string", "title": "a name"}}),
+    ("object", {"dependentRequired": {"a": []}, "dependentSchemas": {"a": True}, "dependencies": {"a": [], "b": {}}}),
+    ("object", {"unevaluatedProperties": {}, "additionalProperties": True, "patternProperties": {}}),
+    ("object", {"required": [], "minProperties": 0, "properties": {}}),
+    ("string", {"format": "no such format"}),
+    ("string", {"format": "json-pointer", "minLength": 0, "pattern": ".*"}),
+    ("string", {"contentMediaType": "application/json", "contentEncoding": "base64", "contentSchema": {"not": {}}}),
+    ("integer", {"format": "int32", "uniqueItems": True, "propertyNames": False, "contains": False}),
+    ("integer", {"not": False, "allOf": [], "$comment": "x", "x-vendor": 1}),
+    ("integer", {"if": {"minimum": 3}}),
+    ("integer", {"then": False, "else": False}),
+    ("integer", {"if": {"minimum": 3}, "then": True, "else": {}}),
+    ("integer", {"if": True, "else": False, "then": {}}),
+    ("integer", {"title": "t", "description": "d", "default": "x", "examples": [{"not": {}}], "deprecated": True}),
+    ("integer", {"readOnly": True, "writeOnly": False, "nullable": True, "example": 1, "strict": True, "name": "n"}),
+    ("integer", {"$schema": "https://example.com/schema", "$id": "https://example.com/x", "$anchor": "a"}),
+    ("integer", {"$dynamicAnchor": "a", "$vocabulary": {}, "$defs": {}, "definitions": {}}),
+    ("integer", {"$defs": {"unused": {"not": {}, "uniqueItems": True, "minimum": "x"}}}),
+]
+SAMPLES = {
+    "array": [[], [1, 1], ["a", None]], "object": [{}, {"a": 1, "b": "c"}], "string": ["", "abc", "é"],
+    "integer": [0, -7, 12],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "keywords"), NEUTRAL)
+def test_what_changes_nothing_passes(
+    guides: GuideCompiler, tokenizer: Tokenizer, kind: str, keywords: dict[str, Any]
+) -> None:
+    inner = {"type": kind, **keywords}
+    for schema, wrap in ((inner, lambda value: value), ({"type": "array", "items": inner}, lambda value: [value])):
+        grammar = guides.compile("json_schema", json.dumps(schema))
+        for other, samples in SAMPLES.items():
+            for sample in samples:
+                assert accepts(tokenizer, grammar, json.dumps(wrap(sample), ensure_ascii=False)) == (other == kind)
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"properties": {"tags": {"type": "array", "uniqueItems": True}}}, "#/properties/tags/uniqueItems: cannot be"),
+        ({"items": {"anyOf": [{"type": "null"}, {"not": {"type": "null"}}]}}, "#/items/anyOf/1/not: cannot be"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"contains": {"type": "null"}}}}, "#/$defs/a/contains: cannot be"),
+        ({"properties": {"a/b~c": {"minimum": "3"}}}, "#/properties/a~1b~0c/minimum: must be a number, not '3'"),
+        ({"properties": {"a": {"type": "any"}}}, "#/properties/a/type: must be one of string, number"),
+        ({"properties": {"a": {"enum": []}}}, "#/properties/a/enum: must be a list of at least one value"),
+        ({"properties": {"a": {"required": "b"}}}, "#/properties/a/required: must be a list of names, not 'b'"),
+        ({"properties": {"a": 3}}, "#/properties/a: must be a schema, which is an object, true or false"),
+        ({"properties": ["a"]}, "#/properties: must be an object of schemas"),
+        ({"prefixItems": {"type": "null"}}, "#/prefixItems: must be a list of schemas"),
+        ({"items": {"minLength": -1}}, "#/items/minLength: must be a whole number of at least 0, not -1"),
+        ({"items": {"format": 3}}, "#/items/format: must be a text, not 3"),
+        (
+            {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 2}}, "required": ["a"]},
+            "#/properties/a: ",
+        ),
+        ({"items": {"pattern": "[a", "type": "string"}, "minItems": 1, "type": "array"}, "#/items: "),
+        ({"items": {"allOf": [{"type": "null"}, {"type": "array"}]}, "minItems": 1, "type": "array"}, "#/items: Unsat"),
+        ({"items": {"$ref": "#/$defs/none"}, "minItems": 1, "type": "array"}, "#/items: "),
+        ({"items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "#/items: oneOf constraints"),
+    ],
+)
+def test_errors_name_the_place_in_the_schema(guides: GuideCompiler, schema: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        guides.compile("json_schema", json.dumps(schema))
+    assert caught.value.problem.startswith(problem), caught.value.problem
+
+
+def test_a_place_deep_down_is_said_in_short(guides: GuideCompiler) -> None:
+    schema: dict[str, Any] = {"not": {}}
+    for _ in range(300):
+        schema = {"properties": {"name": schema}}
+    with pytest.raises(RequestError, match=r"guide: #\.\.\..*/properties/name/not: cannot be followed") as caught:
+        guides.compile("json_schema", json.dumps(schema))
+    assert len(str(caught.value)) < 400

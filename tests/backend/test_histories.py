@@ -3,8 +3,8 @@
 The mock engine really keeps a KV cache, in blocks or in slots, so that room that is shared, leaked, copied or handed
 over wrongly shows as a wrong token. Prompts begin alike and repeat themselves, pools are small and steps take simulated
 time, so that prefix reuse, eviction, preemption, guesses, deadlines and the latency budget all come into play; so do
-siblings that share a prompt, prompts that are scored, stop ids, stop strings, guides, and places where there is no
-token to choose.
+siblings that share a prompt, prompts that are scored, stop ids, stop strings, guides whose masks may be late, and
+places where there is no token to choose.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.backend.doubles import Clock, TimedEngine, linear, make_sequence
 from tests.backend.followers import Grammar, ScoringSampler, Words, alone
+from tests.backend.masks import ChosenMasks
 from trident_backend import kv_caches, prompt_scores
 from trident_backend.core import EngineCore, StepResult
 from trident_backend.engine.host_logits import HostLogits
@@ -96,6 +97,8 @@ class Histories(RuleBasedStateMachine):
             patched.start()
         self.engine = TimedEngine(self.specs[size], self.clock, cost)  # type: ignore[arg-type]
         self.core = EngineCore(self.engine, chosen, self.clock)
+        self.core._masks.close()
+        self.masks = self.core._masks = ChosenMasks(SPEC.vocab_size)
         self.sampler = ScoringSampler(self.core._sampler, SPEC.vocab_size)
         self.core._sampler = self.sampler  # type: ignore[assignment]
         self.sequences: list[Sequence] = []
@@ -145,6 +148,12 @@ class Histories(RuleBasedStateMachine):
         sequence = data.draw(st.sampled_from(self.sequences))
         sequence.paused = not sequence.paused
 
+    @precondition(lambda self: any(s.guide for s in self.live))
+    @rule(data=st.data())
+    def masks_are_slow_or_quick(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from([s for s in self.live if s.guide]))
+        self.masks.slow ^= {sequence}
+
     @rule(seconds=st.sampled_from([0.001, 0.1]))
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -174,8 +183,9 @@ class Histories(RuleBasedStateMachine):
     def checked_step(self) -> StepResult:
         """A step, held to everything that is promised of every step."""
         running, began = list(self.core.scheduler.running), self.clock.now
-        paused = {s: s.num_tokens for s in self.sequences if s.paused}
-        streams = [s for s in running if s.num_remaining_tokens == 1 and not s.paused and s.deadline > began]
+        waits = self.masks.held & self.masks.slow
+        paused = {s: s.num_tokens for s in self.sequences if s.paused or s in waits}
+        streams = [s for s in running if s.num_remaining_tokens == 1 and s not in paused and s.deadline > began]
         result = self.core.step()
         assert result.error is None
         assert result.output.num_tokens <= (self.settings.token_budget or SPEC.max_num_tokens)
@@ -194,7 +204,10 @@ class Histories(RuleBasedStateMachine):
             assert not set(chosen) & set(preempted), "it lost its room to a stream and got it back at once"
         advanced = {advance.sequence for advance in result.advances}
         stuck = {s for s in streams if s.finish_reason is FinishReason.ERROR}
-        assert set(streams) <= advanced | set(preempted) | stuck, "a running stream waited for somebody's prompt"
+        assert not advanced & self.masks.held
+        assert set(streams) <= advanced | set(preempted) | stuck | self.masks.held, (
+            "a running stream waited for somebody's prompt"
+        )
         assert all(s.num_tokens == length for s, length in paused.items())
         assert all(s.deadline > began for s in self.live)
         return result
@@ -225,6 +238,7 @@ class Histories(RuleBasedStateMachine):
             return
         for patched in self.patches:
             patched.stop()
+        self.masks.slow.clear()
         for sequence in self.sequences:
             sequence.paused = False
         # Each step computes a token at least; what is preempted is computed again, by far not so often.
@@ -236,6 +250,7 @@ class Histories(RuleBasedStateMachine):
             num_steps += 1
             assert num_steps <= bound, "somebody starves"
         self.everything_is_whole()
+        self.masks.close()
         assert self.core.kv_cache.num_used == 0
         for sequence in self.sequences:
             self.check_output(sequence)

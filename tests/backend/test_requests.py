@@ -324,7 +324,7 @@ def test_bad_words_are_read_from_their_rows(words: list[list[int]], num_fill: in
     width = max(len(token_ids), len(ends)) + num_fill
     fill = data.draw(st.sampled_from([-1, 0]))
     rows = token_ids + [fill] * (width - len(token_ids)) + ends + [-1] * (width - len(ends))
-    parsed = parse_bad_words(rows, 97)
+    parsed = parse_bad_words("bad_words", rows, 97)
     assert [list(word) for word in parsed] == words
 
 

@@ -12,7 +12,7 @@ from trident_backend.engine.host_logits import HostLogits, VocabularyKernels
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray, Int32Array
 from trident_backend.guide import MASK_WORD, RowMasks
-from trident_backend.sampling.choices import NO_TOKEN, Choices
+from trident_backend.sampling.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams
 from trident_backend.steps import Row
@@ -109,11 +109,11 @@ class Crowd:
         else:
             logits = edited(self.logits[number], row, self.masks.get(number))
             if not np.isfinite(logits).any():
-                assert token_id == NO_TOKEN
+                assert token_id == (NO_TOKEN if np.isneginf(logits).all() else NOT_FINITE)
             else:
                 assert filtered(logits, params)[token_id] > 0 or filtered(logits, _wider(params))[token_id] > 0
         wanted = params.prompt_log_probs if row.is_scored else params.log_probs
-        assert (number in choices.log_probs) == (wanted and token_id != NO_TOKEN)
+        assert (number in choices.log_probs) == (wanted and token_id >= 0)
         if number in choices.log_probs:
             log_prob, top_ids, top_log_probs = choices.log_probs[number]
             raw = self.logits[number].astype(np.float64)

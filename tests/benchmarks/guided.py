@@ -30,6 +30,7 @@ from tests.backend.test_guided_schemas import SchemaMaker
 from trident_backend.guide import MASK_WORD, Guide, Masks
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, max_items
 from trident_backend.guided.grammars import lark_grammar
+from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_backend.guided.worker import MaskWorker
 from trident_backend.sequence import SamplingParams, Sequence
@@ -101,7 +102,7 @@ class Llguidance:
         self._end_ids = frozenset({vocabulary.size - 1})
 
     def compile(self, kind: str, text: str) -> Callable[[], Guide]:
-        compiled = CompiledGrammar(self._alphabet, lark_grammar(kind, text), max_items(kind))
+        compiled = CompiledGrammar(self._alphabet, lark_grammar(kind, text), max_items(kind), GuideMemory(1 << 30).take)
         return lambda: compiled.start(self._end_ids)
 
 

@@ -50,11 +50,11 @@ def _ten_streams(server: Server) -> Iterator[None]:
 
 CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": 4}, "text_input", "messages"),
-    ({"text_input": "", "max_tokens": 4}, "text_input", "empty"),
+    ({"text_input": "", "max_tokens": 4}, "text_input: ", "send at least one character"),
     ({"text_input": b"\xff\xfe", "max_tokens": 4}, "text_input", "UTF-8"),
     ({"text_input": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
     ({"text_input": "a", "max_tokens": 1_000_000}, "max_tokens: ", "the engine holds 4608 tokens"),
-    ({"text_input": "a b " * 5000, "max_tokens": 4}, "_ids: ", "max_seq_len is 4608"),
+    ({"text_input": "a b " * 5000, "max_tokens": 4}, "text_input: ", "max_seq_len is 4608"),
     ({**GOOD, "temperature": -1.0}, "temperature: ", "at least 0"),
     ({**GOOD, "top_p": 2.0}, "top_p: ", "from 0 to 1"),
     ({**GOOD, "top_k": -3}, "top_k: ", "at least 0"),
@@ -62,6 +62,11 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "priority": 1000}, "priority: ", "from -100 to 100"),
     ({**GOOD, "tenant": "t" * 300}, "tenant: ", "at most 256"),
     ({**GOOD, "cache_salt": "s" * 300}, "cache_salt: ", "at most 256"),
+    (
+        {**GOOD, "bad_words": [f"{number} " + "zq7" * 80 for number in range(256)]},
+        "bad_words: ",
+        "16384",
+    ),
     ({"messages": "not json", "max_tokens": 4}, "messages", "JSON"),
     ({"messages": "[]", "max_tokens": 4}, "messages: ", "at least one"),
     ({**GOOD, "messages": '[{"role": "user", "content": "hi"}]'}, "messages", "text_input"),

@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "tenant_weights": (("gold", 3.0), ("bronze", 0.5)),
     "pause_after_ms": 100,
     "abandon_after_ms": 500,
+    "guided_memory_mb": 256,
     "gpu": (2, 0),
 }
 
@@ -72,6 +73,7 @@ def test_what_is_rendered_is_what_people_write() -> None:
         "tenant_weights": "gold=3,bronze=0.5",
         "pause_after_ms": "100",
         "abandon_after_ms": "500",
+        "guided_memory_mb": "256",
         "gpu": "2,0",
     }
     assert render_parameters(TextSettings()) == {"core_model": "core"}

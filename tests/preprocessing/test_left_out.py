@@ -212,7 +212,7 @@ def test_reasoning_of_earlier_answers_may_be_left_out() -> None:
 _ROLES = ("system", "user", "assistant", "tool", "critic")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sets(st.sampled_from(_ROLES), min_size=1),
     st.lists(st.tuples(st.sampled_from(_ROLES), st.text(st.sampled_from("ab \n"), max_size=3)), min_size=1, max_size=6),

@@ -29,7 +29,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def prompts(family: str, tmp_path: Path) -> PromptTokenizer:
-    return load_tokenizer(make_engine_folder(tmp_path, family))
+    return load_tokenizer(make_engine_folder(tmp_path, family, max_seq_len=512))
 
 
 def test_prompts_equal_the_tokenizers(family: str, prompts: PromptTokenizer) -> None:
@@ -54,17 +54,40 @@ def test_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
 
 
 def test_bad_text(prompts: PromptTokenizer) -> None:
-    with pytest.raises(RequestError, match=r"^text_input: empty"):
-        prompts.encode(PromptRequest(text_input=b""))
     with pytest.raises(RequestError, match=r"^text_input: not valid UTF-8 \(byte 2\)"):
         prompts.encode(PromptRequest(text_input=b"ab\xff"))
     with pytest.raises(RequestError, match=r"^messages: not valid UTF-8"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "\xe4"}]'))
 
 
+def test_an_empty_prompt_is_the_beginning_of_a_text_where_there_is_one(family: str, prompts: PromptTokenizer) -> None:
+    if beginning := tokenizer_of(family).encode("").ids:
+        assert prompts.encode(PromptRequest(text_input=b"")) == beginning
+    else:
+        problem = r"^text_input: has no tokens .* begins no text with a token of its own; send at least one character"
+        with pytest.raises(RequestError, match=problem):
+            prompts.encode(PromptRequest(text_input=b""))
+    assert (family == "llama_2") == bool(beginning)
+
+
+def test_a_prompt_too_long_is_refused_by_the_clients_name(family: str, prompts: PromptTokenizer) -> None:
+    """Exactly where the engine has room for no token of output."""
+    text = "a b " * 600
+    num_tokens = 1
+    while len(tokenizer_of(family).encode(text[:num_tokens]).ids) < 512:
+        num_tokens += 1
+    assert len(prompts.encode(PromptRequest(text_input=text[: num_tokens - 1].encode()))) == 511
+    with pytest.raises(RequestError, match=r"^text_input: a prompt of 512 tokens is too long: .* max_seq_len is 512"):
+        prompts.encode(PromptRequest(text_input=text[:num_tokens].encode()))
+    messages = json.dumps([{"role": "user", "content": text}]).encode()
+    with pytest.raises(RequestError, match=r"^messages: a prompt of \d+ tokens is too long"):
+        prompts.encode(PromptRequest(messages=messages))
+
+
 def test_a_giant_prompt_is_refused_before_it_is_tokenized(prompts: PromptTokenizer) -> None:
     limit = prompts.max_text_bytes
-    assert prompts.encode(PromptRequest(text_input=b"a" * limit))
+    with pytest.raises(RequestError, match=r"^text_input: a prompt of (more than )?\d+ tokens is too long"):
+        prompts.encode(PromptRequest(text_input=b"a" * limit))
     with pytest.raises(RequestError, match=f"^text_input: {limit + 1} bytes are more .* at most {limit};"):
         prompts.encode(PromptRequest(text_input=b"a" * (limit + 1)))
     with pytest.raises(RequestError, match=rf"^messages: \d+ bytes are more .* at most {limit};"):

@@ -48,14 +48,23 @@ def request(parameters: dict[str, Any] | None = None, **values: Any) -> triton.I
     return triton.InferenceRequest(inputs, "7", parameters)
 
 
+def execute(model: Any, requests: list[triton.InferenceRequest]) -> list[Any]:
+    """The answers to requests, in their order."""
+    assert model.execute(requests) is None
+    for asked in requests:
+        assert asked.sender.closed.wait(60)
+    assert all(len(asked.sender.responses) == 1 for asked in requests)
+    return [asked.sender.responses[0] for asked in requests]
+
+
 def outputs(model: Any, asked: triton.InferenceRequest) -> dict[str, Any]:
-    (response,) = model.execute([asked])
+    (response,) = execute(model, [asked])
     assert not response.has_error(), response.error().message()
     return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
 
 
 def refusal(model: Any, asked: triton.InferenceRequest) -> str:
-    (response,) = model.execute([asked])
+    (response,) = execute(model, [asked])
     assert response.error().code() == triton.TritonError.INVALID_ARG
     message: str = response.error().message()
     return message.removeprefix("[INVALID_ARG] ")
@@ -139,13 +148,14 @@ def test_two_values_where_one_is_due_are_refused_by_name(model: Any, spec: tenso
 
 
 def test_messages(model: Any) -> None:
-    (response,) = model.execute([request(messages=b'[{"role": "user", "content": "hi"}]')])
+    (response,) = execute(model, [request(messages=b'[{"role": "user", "content": "hi"}]')])
     text = tokenizer_of("llama_2").decode(response.output_tensors()[0].as_numpy()[0].tolist())
     assert "user: hi" in text
 
 
 def test_bad_requests_harm_no_other(model: Any) -> None:
-    responses = model.execute(
+    responses = execute(
+        model,
         [
             request(text_input=b"good"),
             request(text_input=b"\xff"),
@@ -153,7 +163,7 @@ def test_bad_requests_harm_no_other(model: Any) -> None:
             request(),
             triton.InferenceRequest([triton.Tensor("text_input", np.array([[b"a", b"b"]], np.object_))]),
             request(text_input=b"good"),
-        ]
+        ],
     )
     assert [response.has_error() for response in responses] == [False, True, True, True, True, False]
     messages = [response.error().message() for response in responses[1:5]]
@@ -169,7 +179,7 @@ def test_bad_requests_harm_no_other(model: Any) -> None:
 
 def test_an_unforeseen_failure_is_answered(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_tokenizer", None)
-    (response,) = model.execute([request(text_input=b"good")])
+    (response,) = execute(model, [request(text_input=b"good")])
     assert response.error().code() == triton.TritonError.INTERNAL
 
 

@@ -14,7 +14,7 @@ from tests.backend.test_sampling_reference import next_row, sequence_of
 from tests.tensorrt.sampling_double import SamplingDevice, on_host, trt
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
-from trident_backend.sampling.choices import NO_TOKEN
+from trident_backend.sampling.choices import NOT_FINITE
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequence import SamplingParams
 from trident_compiler.sampling_networks import sampling_networks
@@ -171,7 +171,7 @@ def test_a_greedy_step_is_one_run_and_a_row_of_nan_has_no_token() -> None:
     rows = [next_row(sequence_of(replace(SamplingParams(), seed=seed), [1])) for seed in range(90)]
     tokens = Sampler(VOCAB).choose(device.logits(array), rows).token_ids
     assert {name: plan.num_runs for name, plan in device.interpreted.items() if plan.num_runs} == {"likeliest": 1}
-    assert tokens == [NO_TOKEN if number == 50 else token for number, token in enumerate(array.argmax(1).tolist())]
+    assert tokens == [NOT_FINITE if number == 50 else token for number, token in enumerate(array.argmax(1).tolist())]
 
 
 @pytest.mark.parametrize("capability", ["SM80", "SM89"])

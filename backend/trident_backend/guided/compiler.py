@@ -1,8 +1,8 @@
 """Guides from what clients ask for.
 
-Owns the grammars compiled so far, the bounds on what one may cost, and llguidance's view of the tokenizer. Used by any
-number of threads at a time; the lock is never held while a grammar is compiled, and llguidance compiles without the
-interpreter's lock.
+Owns the grammars compiled so far, the bounds on what one and all may cost, and llguidance's view of the tokenizer. Used
+by any number of threads at a time; the lock is never held while a grammar is compiled, and llguidance compiles without
+the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
+from weakref import WeakSet
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from trident_backend.guide import Guide
-from trident_backend.guided.follower import Follower
-from trident_backend.guided.grammars import bad_guide, lark_grammar
+from trident_backend.guided.follower import STATES_USED_UP, Follower
+from trident_backend.guided.grammars import LarkGrammar, bad_guide, lark_grammar
+from trident_backend.guided.lexer import Lexer
+from trident_backend.guided.memory import GuideMemory, Share
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_ensemble import layout, tensors
 from trident_ensemble.errors import CheckpointError, RequestError
@@ -28,50 +32,84 @@ TOKENIZER_FILE = "tokenizer.json"
 class CompiledGrammar:
     """One grammar, ready to be followed by any number of sequences.
 
+    Its sequences share an automaton that may have few states. If they run out of them, they share a large one; and
+    whoever runs out of that gets one of its own.
+
     Args:
         alphabet: the tokenizer's.
         grammar: in llguidance's language.
         max_items: the parser's, for one mask.
+        take: takes memory for so many bytes, or raises `UnavailableError`.
 
     Raises:
         RequestError: the grammar is none, costs too much, or allows no text in this vocabulary.
+        UnavailableError: there is no memory for it now.
     """
 
-    def __init__(self, alphabet: Alphabet, grammar: str, max_items: int) -> None:
+    def __init__(self, alphabet: Alphabet, grammar: LarkGrammar, max_items: int, take: Callable[[int], Share]) -> None:
         self._alphabet = alphabet
         self._grammar = grammar
         self._max_items = max_items
+        self._take = take
         self._lock = threading.Lock()
-        self._matcher = alphabet.matcher(grammar, max_items)
-        self._num_copies = 0
-        if self._matcher.is_error():
-            raise bad_guide(_problem(self._matcher))
-        probe = Follower(alphabet.vocabulary, self._matcher.deep_copy(), self._renew, frozenset())
-        if not probe.allows_any():
+        self._followers: WeakSet[Follower] = WeakSet()
+        self._slow_followers: WeakSet[Follower] = WeakSet()
+        self._lexer = self._new_lexer(min(_FEW_LEXER_STATES, _MAX_LEXER_STATES))
+        if STATES_USED_UP in str(self._lexer.matcher.get_error() or ""):
+            self._lexer = self._new_lexer(_MAX_LEXER_STATES)
+        if self._lexer.matcher.is_error():
+            raise bad_guide(grammar.located(_problem(self._lexer.matcher), self._problem_with))
+        if not self._follow(self._lexer, frozenset()).allows_any():
             raise bad_guide("allows no text that the checkpoint's tokens can spell, or costs too much")
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a sequence follows it."""
+        return bool(self._followers)
+
     def start(self, end_ids: frozenset[int], *, begins_text: bool = True) -> Guide:
-        """The guide of a new sequence.
+        """Return the guide of a new sequence.
 
         Args:
             end_ids: tokens that end the text, allowed exactly where it may end. If there are none, nothing is ever
                 forced to end; the guide says when nothing may follow.
             begins_text: whether the output is decoded without its prompt, so that a tokenizer which strips a space
                 at the beginning of a text strips the output's.
+
+        Raises:
+            UnavailableError: there is no memory for it now.
         """
         with self._lock:
-            if self._num_copies >= _MAX_COPIES:
-                self._matcher = self._alphabet.matcher(self._grammar, self._max_items)
-                self._num_copies = 0
-            self._num_copies += 1
-            matcher = self._matcher.deep_copy()
-        return Follower(self._alphabet.vocabulary, matcher, self._renew, end_ids, begins_text=begins_text)
+            if self._lexer.num_copies >= _MAX_COPIES:
+                self._lexer = self._new_lexer(self._lexer.max_states)
+            lexer = self._lexer
+        return self._follow(lexer, end_ids, begins_text=begins_text)
 
-    def _renew(self) -> LLMatcher:
-        """For a guide that has failed, perhaps by what it shared: the next one shares nothing with it either."""
+    def _follow(self, lexer: Lexer, end_ids: frozenset[int], *, begins_text: bool = True) -> Follower:
+        guide = Follower(
+            self._alphabet.vocabulary, lexer, self._renewed, end_ids, self._slow_followers, begins_text=begins_text
+        )
+        self._followers.add(guide)
+        return guide
+
+    def _renewed(self, used_up: Lexer) -> Lexer:
+        """Return an automaton for a sequence whose own has no states left."""
         with self._lock:
-            self._num_copies = _MAX_COPIES
-        return self._alphabet.matcher(self._grammar, self._max_items)
+            if self._lexer is not used_up and self._lexer.max_states > used_up.max_states:
+                return self._lexer
+            if used_up.max_states < _MAX_LEXER_STATES:
+                self._lexer = self._new_lexer(_MAX_LEXER_STATES)
+                return self._lexer
+            # The next one shall share nothing with it either.
+            self._lexer.num_copies = _MAX_COPIES
+        return self._new_lexer(_MAX_LEXER_STATES)
+
+    def _new_lexer(self, max_states: int) -> Lexer:
+        share = self._take(max_states * _STATE_BYTES)
+        return Lexer(self._alphabet.matcher(str(self._grammar), self._max_items, max_states), max_states, share)
+
+    def _problem_with(self, grammar: LarkGrammar) -> str:
+        return _problem(self._alphabet.matcher(str(grammar), self._max_items, _FEW_LEXER_STATES))
 
 
 class Alphabet:
@@ -81,9 +119,9 @@ class Alphabet:
         self.vocabulary = vocabulary
         self._tokenizer = LLTokenizer(cast(TokenizerWrapper, _Texts(vocabulary)))
 
-    def matcher(self, grammar: str, max_items: int) -> LLMatcher:
-        """A matcher that shares nothing, at the beginning of the grammar; or one that is an error."""
-        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, step_max_items=max_items, verbose_errors=False)
+    def matcher(self, grammar: str, max_items: int, max_states: int) -> LLMatcher:
+        """Return a matcher that shares nothing, at the beginning of the grammar; or one that is an error."""
+        limits = LLParserLimits(max_lexer_states=max_states, step_max_items=max_items, verbose_errors=False)
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
 
 
@@ -110,40 +148,54 @@ class GuideCompiler:
         engine_folder: holds the tokenizer; it is read when the first guide is asked for.
         vocab_size: of the network; may be larger than the tokenizer's. The ids beyond are never allowed.
         max_grammars: how many are kept.
+        max_bytes: what all of them may take, kept or followed; a guide that needs more is refused.
     """
 
-    def __init__(self, engine_folder: Path, vocab_size: int, *, max_grammars: int = 16) -> None:
+    def __init__(
+        self, engine_folder: Path, vocab_size: int, *, max_grammars: int = 16, max_bytes: int = 1 << 30
+    ) -> None:
         self._tokenizer_file = engine_folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE
         self._vocab_size = vocab_size
         self._max_grammars = max_grammars
+        self.memory = GuideMemory(max_bytes)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._alphabet: Alphabet | None = None
         self._grammars: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
 
     def compile(self, guide_type: str, guide: str) -> CompiledGrammar:
-        """The grammar of a guide; the same one for the same guide while it is kept.
+        """Return the grammar of a guide; the same one for the same guide while it is kept.
 
         Args:
             guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-            guide: the schema, expression, JSON list of choices, or grammar; of `json` nothing.
+            guide: the schema, expression, JSON list of choices, or grammar; of `json` a schema or nothing.
 
         Raises:
             RequestError: naming what is wrong with the guide, or that this checkpoint's tokenizer cannot be guided.
+            UnavailableError: the guides in use take all the memory that guides may take.
         """
-        key = (guide_type, "" if guide_type == "json" else guide)
+        key = (guide_type, guide if guide.strip() or guide_type != "json" else "")
         with self._lock:
             if key in self._grammars:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
         grammar = lark_grammar(*key)
-        compiled = CompiledGrammar(self._read(), grammar, max_items(guide_type))
+        compiled = CompiledGrammar(self._read(), grammar, max_items(guide_type), self._take)
         with self._lock:
             compiled = self._grammars.setdefault(key, compiled)
             self._grammars.move_to_end(key)
             while len(self._grammars) > self._max_grammars:
                 self._grammars.popitem(last=False)
         return compiled
+
+    def _take(self, num_bytes: int) -> Share:
+        return self.memory.take(num_bytes, self._drop_one)
+
+    def _drop_one(self) -> bool:
+        """Drop the grammar that nobody follows and that was asked for the longest time ago."""
+        with self._lock:
+            key = next((key for key, grammar in self._grammars.items() if not grammar.is_in_use), None)
+            return key is not None and self._grammars.pop(key) is not None
 
     def _read(self) -> Alphabet:
         with self._reading:
@@ -177,8 +229,11 @@ def _problem(matcher: LLMatcher) -> str:
     return message.replace("\n<non-verbose/>", "").strip()[:_MAX_PROBLEM]
 
 
-#: Of one matcher; one to two KiB each.
+#: What one state of an automaton takes at most.
+_STATE_BYTES = 2 << 10
+#: Of an automaton; the first one of a grammar has few, which ordinary grammars never use up.
 _MAX_LEXER_STATES = 25_000
+_FEW_LEXER_STATES = 1_000
 #: After so many the lexer's states, which copies share, are given up.
 _MAX_COPIES = 256
 _MAX_QUOTE = 100

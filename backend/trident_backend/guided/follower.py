@@ -7,14 +7,18 @@ allows nothing from then on, which ends its sequence and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, MutableSet
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
 from trident_backend.guide import MASK_WORD, Masks
+from trident_backend.guided.lexer import Lexer
 from trident_backend.guided.vocabulary import Vocabulary
+from trident_ensemble import tensors
+from trident_ensemble.errors import RequestError, TridentError, UnavailableError
 
 
 class Follower:
@@ -22,50 +26,68 @@ class Follower:
 
     Args:
         vocabulary: the engine's.
-        matcher: at the beginning; this one's own. Copies of one matcher share what their lexer has learnt, and its
-            bound of states.
-        renew: makes a matcher that shares nothing.
+        lexer: of the grammar. Copies of one matcher share what their lexer has learnt, and its bound of states.
+        renewed: returns another lexer in place of one whose states are used up, or raises `UnavailableError`.
         end_ids: tokens that end the text, allowed exactly where it may end.
+        slow: those of the grammar's followers that have been slow to follow it; this one adds and removes itself. They
+            wait for each other, so while there is one, tokens are followed where masks are filled.
         begins_text: whether the output stands at the beginning of the text that is decoded, or after a prompt.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        matcher: LLMatcher,
-        renew: Callable[[], LLMatcher],
+        lexer: Lexer,
+        renewed: Callable[[Lexer], Lexer],
         end_ids: frozenset[int],
+        slow: MutableSet[Follower],
         *,
         begins_text: bool = True,
     ) -> None:
         self._vocabulary = vocabulary
-        self._matcher = matcher
-        self._renew = renew
-        self._is_own = False
+        self._lexer = lexer
+        self._matcher = lexer.copy()
+        self._renewed = renewed
+        self._slow = slow
+        self._num_renewals = 0
         self._first_ids = vocabulary.first_ids if begins_text else None
         self._ending = end_ids | {vocabulary.end_id}
         self._ends = [(token_id // MASK_WORD, 1 << token_id % MASK_WORD) for token_id in end_ids]
         self._words = np.empty(-(-len(vocabulary.texts) // MASK_WORD), np.uint32)
         self._address = self._words.ctypes.data
         self._taken: list[int] = []
+        self._num_followed = 0
         self._is_complete = False
         self._ahead_error = ""
+        self._failure: TridentError | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether the output is complete and nothing may follow but its end."""
         return self._is_complete
 
+    @property
+    def failure(self) -> TridentError | None:
+        """See `Guide.failure`."""
+        return self._failure
+
     def allows_any(self) -> bool:
-        """Whether there is a token that may come next."""
+        """Return whether there is a token that may come next."""
         mask = np.empty(-(-self._vocabulary.size // MASK_WORD), np.uint32)
         self.fill((), mask[None])
         return bool(mask.any())
 
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
         """See `Guide.fill`."""
-        if not self._fill_all(draft_ids, masks) and self._recover():
-            self._fill_all(draft_ids, masks)
+        began = time.thread_time()
+        self._follow()
+        while not self._fill_all(draft_ids, masks) and self._recover():
+            pass
+        if self._failure is None and self._matcher.is_error():
+            said = str(self._matcher.get_error()).partition("\n")[0][:_MAX_QUOTE]
+            place = f"token {len(self._taken) + 1} of the output"
+            self._failure = RequestError(tensors.GUIDE.name, f"has become too costly to follow at {place}: {said}")
+        self._judge(time.thread_time() - began)
 
     def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:
         """Fill what can be filled, and say whether nothing failed; a guess that is not allowed is no failure."""
@@ -86,10 +108,23 @@ class Follower:
 
     def advance(self, token_id: int) -> None:
         """See `Guide.advance`."""
-        place = self._place(token_id, is_first=not self._taken)
-        self._taken.append(place)
-        if self._matcher.consume_token(place):
-            self._is_complete = bool(self._matcher.is_stopped()) or self._can_spell_nothing()
+        self._taken.append(self._place(token_id, is_first=not self._taken))
+        if not self._slow:
+            began = time.thread_time()
+            self._follow()
+            self._judge(time.thread_time() - began)
+
+    def _follow(self) -> None:
+        """Follow the tokens that have come since this was last done."""
+        new, self._num_followed = self._taken[self._num_followed :], len(self._taken)
+        if new and self._matcher.consume_tokens(new):
+            self._is_complete = self._is_at_the_end()
+
+    def _is_at_the_end(self) -> bool:
+        return bool(self._matcher.is_stopped()) or self._can_spell_nothing()
+
+    def _judge(self, seconds: float) -> None:
+        (self._slow.add if seconds > _SLOW_S else self._slow.discard)(self)
 
     def _can_spell_nothing(self) -> bool:
         """Whether the text may end, and what the grammar would have follow is no token's."""
@@ -126,15 +161,27 @@ class Follower:
             mask[word] = int(mask[word]) | bit if may_end else int(mask[word]) & ~bit
 
     def _recover(self) -> bool:
-        """Go on with a matcher of its own, once, if others of its grammar may have used up what they shared.
+        """Go on with another lexer, if others of the grammar may have used up the states of the one they shared.
 
-        That is the lexer's states alone. Whatever else fails would fail again, and compiling has its price.
+        Whatever else fails would fail again, and compiling has its price.
         """
-        if self._is_own or _SHARED_LIMIT not in str(self._matcher.get_error() or self._ahead_error):
+        if STATES_USED_UP not in str(self._matcher.get_error() or self._ahead_error):
             return False
-        self._is_own = True
-        self._matcher = self._renew()
-        return bool(self._matcher.consume_tokens(self._taken))
+        if self._num_renewals == _MAX_RENEWALS:
+            return False
+        self._num_renewals += 1
+        try:
+            self._lexer = self._renewed(self._lexer)
+        except UnavailableError as error:
+            # If only a guess is too much, the sequence itself may go on.
+            self._failure = error if self._matcher.is_error() else None
+            return False
+        self._matcher = self._lexer.copy()
+        if self._taken:
+            if not self._matcher.consume_tokens(self._taken):
+                return STATES_USED_UP in str(self._matcher.get_error())
+            self._is_complete = self._is_at_the_end()
+        return True
 
 
 def _gathered(words: Masks, places: npt.NDArray[np.intp]) -> Masks:
@@ -146,5 +193,10 @@ def _gathered(words: Masks, places: npt.NDArray[np.intp]) -> Masks:
     return np.packbits(padded, bitorder="little").view(np.uint32)
 
 
+#: A large lexer that is shared, then one of its own.
+_MAX_RENEWALS = 2
+#: Longer than this, of a thread's own time, no token may keep the thread that all sequences wait for.
+_SLOW_S = 0.002
+_MAX_QUOTE = 200
 #: What llguidance says when the states are used up that the copies of a matcher share.
-_SHARED_LIMIT = "too many states"
+STATES_USED_UP = "too many states"

@@ -7,22 +7,53 @@ regular expression: a grammar of that language could ask for special tokens.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llguidance import regex_to_lark
 
 from trident_backend.guided import ebnf
-from trident_backend.guided.schemas import SchemaError, checked_schema
+from trident_backend.guided.response_formats import ResponseFormatError, unwrapped
+from trident_backend.guided.schemas import CheckedSchema, SchemaError
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
 
 
-def lark_grammar(guide_type: str, guide: str) -> str:
-    """The grammar of a guide.
+@dataclass(frozen=True)
+class LarkGrammar:
+    """A guide as llguidance takes it.
+
+    Args:
+        text: the grammar, without its preamble.
+        schema: what it was made of, if it was a JSON schema.
+    """
+
+    text: str
+    schema: CheckedSchema | None = None
+
+    def __str__(self) -> str:
+        return _PREAMBLE + self.text
+
+    def located(self, problem: str, problem_with: Callable[[LarkGrammar], str]) -> str:
+        """Return what llguidance says of this grammar, with its place in the schema if there is one.
+
+        Args:
+            problem: what it says.
+            problem_with: what it says of another grammar; empty if nothing.
+        """
+        if self.schema is None:
+            return problem
+        place, problem = self.schema.located(problem, lambda text: problem_with(_of_schema(text)))
+        return f"{place}: {problem.removeprefix(_SCHEMA_PROBLEM)}"
+
+
+def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
+    """Write the grammar of a guide.
 
     Args:
         guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-        guide: the schema, expression, JSON list of choices, or grammar; of `json` empty or anything.
+        guide: the schema, expression, JSON list of choices, or grammar; of `json` a schema or nothing.
 
     Raises:
         RequestError: naming what is wrong. What only llguidance can find (an unknown keyword, say) is not found here.
@@ -33,9 +64,11 @@ def lark_grammar(guide_type: str, guide: str) -> str:
     num_bytes = len(guide.encode(errors="surrogatepass"))
     if num_bytes > MAX_GUIDE_BYTES:
         raise bad_guide(f"{num_bytes} bytes are too many: at most {MAX_GUIDE_BYTES}")
-    if guide_type != "json" and not guide:
+    if guide_type == "json" and not guide.strip():
+        return _ANY_JSON
+    if not guide:
         raise bad_guide(f"is missing or empty; {guide_type} needs one")
-    return _PREAMBLE + _GRAMMARS[guide_type](guide)
+    return _GRAMMARS[guide_type](guide)
 
 
 def bad_guide(problem: str) -> RequestError:
@@ -43,52 +76,55 @@ def bad_guide(problem: str) -> RequestError:
     return RequestError(tensors.GUIDE.name, problem)
 
 
-def _any_json(_guide: str) -> str:
-    return _json_schema('{"type": ["object", "array"]}')
-
-
-def _json_schema(guide: str) -> str:
-    schema = _parse(guide)
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise bad_guide("a JSON schema must be an object")
+def _json_schema(guide: str) -> LarkGrammar:
     try:
-        return f"start: %json {checked_schema(schema)}"
-    except SchemaError as error:
+        schema, place = unwrapped(_parse(guide))
+        if schema is False:
+            raise bad_guide(f"{place}: false allows no output")
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            raise bad_guide("a JSON schema must be an object")
+        checked = CheckedSchema(schema, place)
+    except (SchemaError, ResponseFormatError) as error:
         raise bad_guide(str(error)) from None
+    return _of_schema(checked.text(), checked)
 
 
-def _regex(guide: str) -> str:
+def _of_schema(text: str, schema: CheckedSchema | None = None) -> LarkGrammar:
+    return LarkGrammar(f"start: %json {text}", schema)
+
+
+def _regex(guide: str) -> LarkGrammar:
     if (len(guide) - len(guide.rstrip("\\"))) % 2:
         raise bad_guide("ends in a single backslash")
     try:
         guide.encode()
     except UnicodeEncodeError as error:
         raise bad_guide(f"is no text: {error.reason} at character {error.start}") from None
-    return f"start: /{regex_to_lark(guide, _ASCII)}/"
+    return LarkGrammar(f"start: /{regex_to_lark(guide, _ASCII)}/")
 
 
-def _choice(guide: str) -> str:
+def _choice(guide: str) -> LarkGrammar:
     choices = _parse(guide)
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise bad_guide("choices must be a JSON list of at least one string")
     try:
-        return f"start: /{'|'.join(ebnf.escaped(choice) for choice in choices)}/"
+        return LarkGrammar(f"start: /{'|'.join(ebnf.escaped(choice) for choice in choices)}/")
     except UnicodeEncodeError as error:
         raise bad_guide(f"a choice is no text: {error.reason}") from None
 
 
-def _ebnf(guide: str) -> str:
+def _ebnf(guide: str) -> LarkGrammar:
     try:
-        return ebnf.lark_rules(guide)
+        return LarkGrammar(ebnf.lark_rules(guide))
     except ebnf.EbnfError as error:
         raise bad_guide(str(error)) from None
 
 
 def _parse(guide: str) -> Any:
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not valid JSON")
 
     def exact(digits: str) -> int:
         if abs(int(digits)) > _MAX_INTEGER:
@@ -100,7 +136,7 @@ def _parse(guide: str) -> Any:
     except RecursionError:
         raise bad_guide("is nested too deeply") from None
     except ValueError as error:
-        raise bad_guide(f"is no JSON: {error}") from None
+        raise bad_guide(f"is not valid JSON: {error}") from None
 
 
 #: Without forced tokens the mask is exactly the tokens whose bytes may come next.
@@ -111,9 +147,11 @@ MAX_GUIDE_BYTES = 64 << 10
 #: llguidance keeps numbers as doubles.
 _MAX_INTEGER = 1 << 53
 _GRAMMARS = {
-    "json": _any_json,
+    "json": _json_schema,
     "json_schema": _json_schema,
     "regex": _regex,
     "choice": _choice,
     "ebnf_grammar": _ebnf,
 }
+_SCHEMA_PROBLEM = "failed to compile JSON schema: "
+_ANY_JSON = _json_schema('{"type": ["object", "array"]}')

@@ -1,37 +1,108 @@
 """Fills the masks of a step's rows while the engine computes their logits.
 
-Owns one thread. Never touches a sequence but to read its guide, and that only between `begin` and the wait.
+Owns the threads that do it, and what a step does without a mask that is not ready: its sequence sits the step out, and
+gets its token when the mask is there. A guide whose mask has been slow waits for its next one behind others of its
+kind, so that it holds up no others. Never touches a sequence but to read its guide, and that only between `begin` and
+the end of the mask.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
+from threading import Condition
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
 from trident_backend.guide import MASK_WORD, Guide, Masks, RowMasks
+from trident_backend.sequence import Sequence
 from trident_backend.steps import Row
+from trident_ensemble import tensors
+from trident_ensemble.errors import RequestError, TridentError
 
 
-class _Job(NamedTuple):
-    """The rows of one sequence, one after another in the masks: the next token, then one after each guess."""
+@dataclass(eq=False)
+class _Job:
+    """The masks of one sequence: for its next token, then one after each guess.
 
+    Args:
+        sequence: whose.
+        place: of the next token.
+        draft_ids: the guesses.
+        masks: `[1 + len(draft_ids), words]`, filled once `is_done`.
+        began: when a thread began with it, by the monotonic clock.
+    """
+
+    sequence: Sequence
     guide: Guide
+    place: int
     draft_ids: tuple[int, ...]
+    masks: Masks
+    began: float | None = None
+    is_done: bool = False
+
+
+class _Lane:
+    """Jobs in order, and the threads that take them."""
+
+    def __init__(self, name: str, num_threads: int, run: Callable[[_Job], None]) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=f"trident-guides-{name}")
+        self._num_threads = num_threads
+        self._run = run
+        self._jobs: deque[_Job] = deque()
+
+    def put(self, jobs: list[_Job]) -> None:
+        self._jobs.extend(jobs)
+        for _ in range(min(len(jobs), self._num_threads)):
+            self._pool.submit(self._work)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return
+            self._run(job)
+
+    def close(self) -> None:
+        self._jobs.clear()
+        self._pool.shutdown()
 
 
 class MaskWorker:
-    """Masks, off the engine's thread.
+    """Masks, off the engine's thread. Used by that one thread.
 
     Args:
         vocab_size: width of a row of logits.
+        num_threads: for guides that are not slow; by default one less than there are cores, 2 to 8. Slow ones share
+            one more.
+        grace_s: how long a step waits for masks after its logits are there, in seconds.
+        limit_s: how long a thread may take for one mask, in seconds; beyond it the sequence ends.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(
+        self, vocab_size: int, *, num_threads: int | None = None, grace_s: float = 0.005, limit_s: float = 2.0
+    ) -> None:
         self._num_words = -(-vocab_size // MASK_WORD)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trident-guides")
+        self._grace_s = grace_s
+        self._limit_s = limit_s
+        self._done = Condition()
+        self._lane = _Lane("fast", num_threads or default_threads(), self._fill)
+        self._slow_lane = _Lane("slow", 1, self._fill)
+        self._slow: WeakSet[Sequence] = WeakSet()
+        self._late: dict[Sequence, _Job] = {}
+        self._ready: WeakKeyDictionary[Sequence, _Job] = WeakKeyDictionary()
+
+    @property
+    def late(self) -> frozenset[Sequence]:
+        """The sequences that wait for a mask. They must not be computed, nor their guides advance, until `take_ready`
+        returns them."""
+        return frozenset(self._late)
 
     def begin(self, rows: Iterable[Row]) -> Callable[[], RowMasks | None]:
         """Start on the masks of a step.
@@ -40,46 +111,123 @@ class MaskWorker:
             rows: the step's; those that choose for a sequence with a guide get a mask.
 
         Returns:
-            what waits for the masks and returns them, None if there are none. It must be called before a guide
-            advances. A guide that fails allows nothing, which is its own sequence's error alone.
+            what waits for the masks and returns those that are there in time, None if there are none; the sequences of
+            all others are in `late` then. It must be called before a guide advances. A guide that fails allows nothing,
+            which is its own sequence's error alone.
         """
-        places: list[int] = []
-        jobs: list[_Job] = []
+        indices: dict[Sequence, list[int]] = {}
+        jobs: dict[Sequence, _Job] = {}
+        new: list[_Job] = []
+        num_free = 0
         for index, row in enumerate(rows):
             guide = row.sequence.guide
             if guide is None or row.is_scored:
+                num_free += 1
                 continue
-            places.append(index)
-            if jobs and jobs[-1].guide is guide:
-                jobs[-1] = _Job(guide, row.draft_ids)
-            else:
-                jobs.append(_Job(guide, row.draft_ids))
+            indices.setdefault(row.sequence, []).append(index)
+            jobs[row.sequence] = self._job(row, guide)
         if not jobs:
             return _nothing
-        words = np.empty((len(places), self._num_words), np.uint32)
-        filled = self._pool.submit(_fill, jobs, words)
+        for sequence, job in jobs.items():
+            job.masks = np.zeros((len(indices[sequence]), self._num_words), np.uint32)
+            ready = self._ready.pop(sequence, None)
+            if ready is not None and ready.place == job.place:
+                # Guesses other than those the mask was made for get none, and so are not accepted.
+                num_rows = len(job.masks) if ready.draft_ids == job.draft_ids else 1
+                job.masks[:num_rows] = ready.masks[:num_rows]
+                job.is_done = True
+            else:
+                new.append(job)
+        self._slow_lane.put([job for job in new if job.sequence in self._slow])
+        self._lane.put([job for job in new if job.sequence not in self._slow])
 
-        def wait() -> RowMasks:
-            filled.result()
-            return RowMasks(np.array(places, np.intp), words)
+        def wait() -> RowMasks | None:
+            self._wait(new, can_go_on=num_free > 0 or len(new) < len(jobs))
+            done = {sequence: job for sequence, job in jobs.items() if job.is_done}
+            self._late.update({sequence: job for sequence, job in jobs.items() if sequence not in done})
+            if not done:
+                return None
+            places = np.concatenate([np.array(indices[sequence], np.intp) for sequence in done])
+            return RowMasks(places, np.concatenate([job.masks for job in done.values()]))
 
         return wait
 
+    def take_ready(self) -> list[tuple[Sequence, TridentError | None]]:
+        """Return the sequences whose late mask is there by now, or that end because it never comes, with their error.
+
+        A sequence that has ended by itself is forgotten.
+        """
+        taken: list[tuple[Sequence, TridentError | None]] = []
+        now = time.monotonic()
+        for sequence, job in [*self._late.items()]:
+            if job.is_done:
+                self._ready[sequence] = job
+                taken.append((sequence, None))
+            elif job.began is not None and now - job.began > self._limit_s:
+                problem = f"is too costly to follow: a mask took more than {self._limit_s:g} s"
+                taken.append((sequence, RequestError(tensors.GUIDE.name, problem)))
+            elif sequence.finish_reason is None:
+                continue
+            del self._late[sequence]
+        return taken
+
+    def wait_late(self) -> bool:
+        """Wait a moment for a late mask, and return whether any is still waited for or has come."""
+        if not self._late:
+            return False
+        with self._done:
+            self._done.wait_for(lambda: any(job.is_done for job in self._late.values()), _MOMENT_S)
+        return True
+
     def close(self) -> None:
-        """Let the thread end."""
-        self._pool.shutdown()
+        """Let the threads end."""
+        self._lane.close()
+        self._slow_lane.close()
+
+    def _job(self, row: Row, guide: Guide) -> _Job:
+        place = row.place - len(row.draft_ids)
+        return _Job(row.sequence, guide, place, row.draft_ids, np.empty((0, self._num_words), np.uint32))
+
+    def _wait(self, jobs: list[_Job], *, can_go_on: bool) -> None:
+        """Wait for all for a grace; then for one, if without it nobody in the step would get a token."""
+
+        def all_done() -> bool:
+            return all(job.is_done for job in jobs)
+
+        with self._done:
+            if self._done.wait_for(all_done, self._grace_s) or can_go_on:
+                return
+            self._done.wait_for(lambda: any(job.is_done for job in jobs), _ALONE_S)
+
+    def _fill(self, job: _Job) -> None:
+        job.began = time.monotonic()
+        began = time.thread_time()
+        try:
+            if job.sequence.finish_reason is None:
+                job.guide.fill(job.draft_ids, job.masks)
+        except Exception:  # whatever it is, it is its own sequence's alone
+            job.masks[:] = 0
+        is_slow = time.thread_time() - began > _SLOW_S or time.monotonic() - job.began > _SLOW_S * _PREEMPTED
+        with self._done:
+            (self._slow.add if is_slow else self._slow.discard)(job.sequence)
+            job.is_done = True
+            self._done.notify_all()
+
+
+def default_threads() -> int:
+    """Return how many threads fill masks on this machine."""
+    return max(2, min(8, (os.cpu_count() or 1) - 1))
 
 
 def _nothing() -> None:
     return None
 
 
-def _fill(jobs: list[_Job], words: Masks) -> None:
-    place = 0
-    for guide, draft_ids in jobs:
-        masks = words[place : place + 1 + len(draft_ids)]
-        try:
-            guide.fill(draft_ids, masks)
-        except Exception:  # whatever it is, it is its own sequence's alone
-            masks[:] = 0
-        place += len(masks)
+#: What a thread computes longer than this for is slow; an ordinary mask takes a tenth of it or less.
+_SLOW_S = 0.004
+#: A thread that waits for a core is no slow guide, up to a multiple of that.
+_PREEMPTED = 10
+#: A step in which nobody gets a token otherwise waits so long for a mask.
+_ALONE_S = 0.1
+#: Commands to the core wait no longer than this when only masks are waited for.
+_MOMENT_S = 0.01

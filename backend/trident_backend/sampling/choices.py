@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-#: In place of a token id: the row allows no token, or its logits are no numbers.
+#: In place of a token id: every token of the row is banned.
 NO_TOKEN = -1
+#: In place of a token id: the row's largest logit is NaN or infinite, so the engine has failed.
+NOT_FINITE = -2
 
 
 class TokenLogProbs(NamedTuple):
@@ -33,7 +35,8 @@ class Choices:
     """One step's choices, by row of `SchedulerOutput.rows`.
 
     Args:
-        token_ids: the chosen token of each row, NO_TOKEN where there is none; of a scored row, the token it has.
+        token_ids: the chosen token of each row, NO_TOKEN or NOT_FINITE where there is none; of a scored row, the token
+            it has.
         log_probs: of those rows whose sequence asks for them.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from trident_backend.engine.protocol import StepLogits
-from trident_backend.sampling.choices import NO_TOKEN, TokenLogProbs
+from trident_backend.sampling.choices import TokenLogProbs
 from trident_backend.sampling.edits import Moved
 from trident_backend.sampling.largest import largest
 from trident_backend.steps import Row
@@ -46,7 +46,7 @@ class LogProbs:
             moved: by the edits since, the earliest first.
         """
         result: dict[int, TokenLogProbs] = {}
-        found = [(number, log_sum) for number, log_sum in self._log_sums.items() if token_ids[number] != NO_TOKEN]
+        found = [(number, log_sum) for number, log_sum in self._log_sums.items() if token_ids[number] >= 0]
         if not found:
             return result
         numbers = [number for number, _ in found]

@@ -12,7 +12,7 @@ import numpy as np
 
 from trident_backend.engine.protocol import Indices, StepLogits
 from trident_backend.guide import RowMasks
-from trident_backend.sampling.choices import NO_TOKEN, Choices
+from trident_backend.sampling.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sampling.drawing_rows import draws, pack
 from trident_backend.sampling.draws import draw
 from trident_backend.sampling.edits import Edits
@@ -53,8 +53,9 @@ class Sampler:
 
 def _choose(logits: StepLogits, rows: Rows[Row], choosing: Indices) -> list[int]:
     tokens, maxima = logits.likeliest(choosing)
+    tokens[~np.isfinite(maxima)] = NOT_FINITE
     # -inf is the largest only where every token is banned.
-    tokens[~np.isfinite(maxima)] = NO_TOKEN
+    tokens[np.isneginf(maxima)] = NO_TOKEN
     drawing = np.array([draws(rows[number]) for number in choosing.tolist()]) & np.isfinite(maxima)
     drawn = np.flatnonzero(drawing)
     if drawn.size:
