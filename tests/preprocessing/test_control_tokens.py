@@ -83,7 +83,7 @@ def test_as_a_tokenizer_without_control_tokens(family: str, said: list[list[str]
     """Also where spellings are joined of several parts."""
     messages = [message("user", [{"type": "text", "text": text} for text in texts]) for texts in said]
     plain = without(family, frozenset((*CONTROL, *OTHERS, *SPECIAL, "<|late|>", "<｜end▁of▁text｜>")))
-    tokens: list[str] = []
+    tokens: list[Any] = []
     for texts in said:
         text = "".join(["user\n", *texts])
         spelled = [plain.id_to_token(token_id) for token_id in plain.encode(text, add_special_tokens=False).ids]
