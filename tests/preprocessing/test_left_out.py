@@ -93,6 +93,8 @@ def calls() -> list[dict[str, Any]]:
         message("assistant", None, tool_calls=[CALL]),
         {"role": "assistant", "tool_calls": [CALL]},
         message("assistant", None, tool_calls=[as_object], refusal=None),
+        message("assistant", "", tool_calls=[CALL]),
+        message("assistant", [], tool_calls=[CALL]),
     ]
 
 
