@@ -133,13 +133,13 @@ class ChatTemplate:
         sanitize = request.sanitize_control_tokens is not False
         return self._within_limit(lambda: self._render(messages, tools, kwargs, options, sanitize))
 
-    def encode(self, prompt: RenderedPrompt) -> list[int] | None:
-        """Return the ids of a prompt; None where the tokenizer's own are right, as no client's text is in their way.
+    def encode(self, prompt: str, masked: str) -> list[int]:
+        """Return the ids of a prompt that has been masked.
 
         Raises:
             RequestError: the tokenizer cannot have a text as text alone.
         """
-        return None if prompt.masked is None else self._tokens.encode(prompt, prompt.masked)
+        return self._tokens.encode(prompt, masked)
 
     def _render(
         self, messages: list[Message], tools: Any, kwargs: dict[str, Any], options: dict[str, bool], sanitize: bool

@@ -6,9 +6,9 @@ the client sent, and the two prompts are laid side by side. Never tokenizes.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from trident_ensemble import tensors
@@ -20,8 +20,9 @@ from trident_preprocessing.template_renderer import RenderError
 Inputs = tuple[list[dict[str, Any]], Any, dict[str, Any]]
 Render = Callable[[Inputs], str]
 Change = Callable[[str], str]
-#: Where private-use characters begin that can be replacements, if they are free.
-_PRIVATE = (0xF0000, 0x100000, 0xE000)
+_PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
+#: Where those begin that can be replacements, if they are free.
+_FIRST_PRIVATE = (0xF0000, 0x100000, 0xE000)
 
 
 class ClientText:
@@ -57,7 +58,7 @@ class ClientText:
             RequestError: every private-use character is taken.
             RenderError: the template refuses a text that only looks like the spelling.
         """
-        mask = _Mask(self._tokens, json.dumps(inputs, ensure_ascii=False) + prompt)
+        mask = _Mask(self._tokens, chain([prompt], _texts(inputs), _keys(inputs)))
         for change in (mask.wide, mask.narrow):
             masked = _rendered(render, mask.apply(inputs, change))
             if masked is not None and mask.undo(masked) == prompt:
@@ -88,22 +89,21 @@ class _Mask:
 
     Args:
         tokens: whose characters.
-        taken: no character of this is a replacement.
+        texts: no character of these is a replacement.
     """
 
-    def __init__(self, tokens: ControlTokens, taken: str) -> None:
+    def __init__(self, tokens: ControlTokens, texts: Iterable[str]) -> None:
         self._tokens = tokens
         characters = sorted(tokens.characters)
         length = len(characters) + 1
-        highest = max(taken, default="")
-        for first in _PRIVATE:
-            if highest < chr(first) or not any(first <= ord(character) < first + length for character in set(taken)):
-                break
-        else:
+        taken = {ord(found) for text in texts if not text.isascii() for found in _PRIVATE_USE.findall(text)}
+        free = (first for first in _FIRST_PRIVATE if taken.isdisjoint(range(first, first + length)))
+        first = next(free, None)
+        if first is None:
             raise RequestError(tensors.MESSAGES.name, "has too many private-use characters; leave them out")
-        self._all = {ord(character): chr(first + place) for place, character in enumerate(characters)}
-        self._ends = {code: stand_in for code, stand_in in self._all.items() if chr(code) in tokens.ends}
-        self._undo = {ord(stand_in): chr(code) for code, stand_in in self._all.items()}
+        self._all = {character: chr(first + place) for place, character in enumerate(characters)}
+        self._ends = {character: stand_in for character, stand_in in self._all.items() if character in tokens.ends}
+        self._undo = {stand_in: character for character, stand_in in self._all.items()}
         self._fence = chr(first + length - 1)
 
     def apply(self, inputs: Inputs, change: Change, of_assistants: Change | None = None) -> Inputs:
@@ -117,15 +117,15 @@ class _Mask:
 
     def undo(self, masked: str) -> str:
         """Return the text that was masked."""
-        return masked.translate(self._undo)
+        return _replaced(masked, self._undo)
 
     def narrow(self, text: str) -> str:
         """Replace what a control token begins or ends with: whatever is around it, none is left."""
-        return text.translate(self._ends)
+        return _replaced(text, self._ends)
 
     def wide(self, text: str) -> str:
         """Replace further what may stand in the midst of one, with the rest of it written by the template."""
-        return text.translate(self._all if self._tokens.is_within(text) else self._ends)
+        return _replaced(text, self._all if self._tokens.is_within(text) else self._ends)
 
     def leaving(self, spellings: Collection[str]) -> Change:
         """Mask as `narrow` does, but leave these spellings."""
@@ -148,6 +148,13 @@ class _Mask:
             return fence.join(piece if place % 2 else self.narrow(piece) for place, piece in enumerate(pieces))
 
         return change
+
+
+def _replaced(text: str, table: Mapping[str, str]) -> str:
+    """As `str.translate`, which takes long for long texts that have few of the characters."""
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text
 
 
 def _rendered(render: Render, inputs: Inputs) -> str | None:

@@ -92,7 +92,9 @@ class ControlTokens:
             if found.group() in self.ids:
                 pieces += [prompt[end : found.start()], self._stand_ins[found.group()]]
                 end = found.end()
-        token_ids = self._twin.encode("".join([*pieces, prompt[end:]]), add_special_tokens=False).ids
+        text = "".join([*pieces, prompt[end:]])
+        # Of one text too, only a batch lets other threads run.
+        token_ids = self._twin.encode_batch([text], add_special_tokens=False)[0].ids
         control = {token_id: spelling for spelling, token_id in self.ids.items()}
         for token_id in token_ids:
             if token_id in control and token_id not in self._twin_ids:

@@ -30,6 +30,8 @@ def _conform(message: Message, profile: TemplateProfile) -> Message:
     put = {key: value for key, value in message.items() if value is not None}
     if put["role"] == "developer" and not profile.takes_developer:
         put["role"] = "system"
+    if profile.empty_is_null and put.get("tool_calls") and _is_blank(put.get("content")):
+        put.pop("content", None)
     if "content" in put:
         form = profile.content.get(put["role"], profile.content["user"])
         put["content"] = _content(put["content"], form)
@@ -44,6 +46,10 @@ def _content(content: Any, form: ContentForm) -> Any:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if form is ContentForm.PARTS else content
     return _PART_SEPARATOR.join(part["text"] for part in content) if form is ContentForm.TEXT else content
+
+
+def _is_blank(content: Any) -> bool:
+    return not content or (isinstance(content, str) and not content.strip())
 
 
 def _call(call: Any, as_text: bool) -> Any:

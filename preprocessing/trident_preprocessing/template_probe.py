@@ -104,10 +104,16 @@ class _Probe:
     def profile(self) -> TemplateProfile:
         content = {role: self._content_form(role) for role in ROLES if role != "tool"}
         asked = _message("user", _put("tridentprobeuser", content["user"]))
-        as_text, null_content = self._history_forms(asked)
+        as_text, null_content, empty_is_null = self._history_forms(asked)
         content["tool"] = self._tool_content_form(asked, as_text, null_content)
-        takes_developer = self._takes_developer(asked)
-        return TemplateProfile(content, null_content, as_text, takes_developer, self._written())
+        return TemplateProfile(
+            content=content,
+            null_content=null_content,
+            empty_is_null=empty_is_null,
+            arguments_as_text=as_text,
+            takes_developer=self._takes_developer(asked),
+            written=self._written(),
+        )
 
     def _render(self, messages: list[Message], tools: Any = None) -> str:
         """The prompt; empty where the template refuses."""
@@ -140,8 +146,11 @@ class _Probe:
         unknown = self._render([_message(_NO_ROLE, _SECOND), asked])
         return _SECOND in known and known.replace("developer", _NO_ROLE) != unknown
 
-    def _history_forms(self, asked: Message) -> tuple[bool, NullForm]:
-        """How a call in the history is put; what most templates take where this one takes no calls at all."""
+    def _history_forms(self, asked: Message) -> tuple[bool, NullForm, bool]:
+        """Whether arguments are text, what no content is, and whether an empty text is put in that way too.
+
+        What most templates take, where this one takes no calls at all.
+        """
         text = json.dumps({_NAME: _VALUE})
         prompts = {
             (as_text, null): self._render([asked, _call(text if as_text else {_NAME: _VALUE}, null)])
@@ -156,9 +165,8 @@ class _Probe:
         rendered = {null: prompt for null, prompt in rendered.items() if _VALUE in prompt} or rendered
         # A template that has not thought of none writes the word.
         fewest = min((prompt.count("None") for prompt in rendered.values()), default=0)
-        return as_text, next(
-            (null for null, prompt in rendered.items() if prompt.count("None") == fewest), NullForm.NONE
-        )
+        best = next((null for null, prompt in rendered.items() if prompt.count("None") == fewest), NullForm.NONE)
+        return as_text, best, _VALUE in prompts[as_text, best] and _VALUE not in prompts[as_text, NullForm.EMPTY]
 
     def _tool_content_form(self, asked: Message, as_text: bool, null: NullForm) -> ContentForm:
         arguments = json.dumps({_NAME: _VALUE}) if as_text else {_NAME: _VALUE}

@@ -43,6 +43,7 @@ class TemplateProfile:
     Args:
         content: by role.
         null_content: of messages with tool calls.
+        empty_is_null: beside tool calls, an empty text is put as null is; the template would leave the calls out.
         arguments_as_text: `function.arguments` of a tool call is taken as JSON text, not as an object.
         takes_developer: the role `developer` means something to it.
         written: the added tokens of the tokenizer that it writes, special or not.
@@ -50,6 +51,7 @@ class TemplateProfile:
 
     content: Mapping[str, ContentForm]
     null_content: NullForm
+    empty_is_null: bool
     arguments_as_text: bool
     takes_developer: bool
     written: tuple[str, ...]
@@ -81,7 +83,7 @@ def read_profiles(engine_folder: Path) -> dict[str, TemplateProfile]:
 def _parse(raw: Any, where: str) -> TemplateProfile:
     _check_keys(raw, [field.name for field in fields(TemplateProfile)], where)
     _check_keys(raw["content"], list(ROLES), f"{where}.content")
-    for name in ("arguments_as_text", "takes_developer"):
+    for name in ("empty_is_null", "arguments_as_text", "takes_developer"):
         if not isinstance(raw[name], bool):
             raise ArtifactError(f"{where}.{name}: must be true or false, not {raw[name]!r}; build again")
     if not isinstance(raw["written"], list) or not all(isinstance(item, str) for item in raw["written"]):
@@ -89,6 +91,7 @@ def _parse(raw: Any, where: str) -> TemplateProfile:
     return TemplateProfile(
         content={role: _choice(ContentForm, raw["content"][role], f"{where}.content.{role}") for role in ROLES},
         null_content=_choice(NullForm, raw["null_content"], f"{where}.null_content"),
+        empty_is_null=raw["empty_is_null"],
         arguments_as_text=raw["arguments_as_text"],
         takes_developer=raw["takes_developer"],
         written=tuple(raw["written"]),

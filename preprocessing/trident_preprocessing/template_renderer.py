@@ -65,7 +65,7 @@ class TemplateRenderer:
             raise RenderError(ValueError(f"there is no default among its templates {sorted(self.templates)}"))
         return DEFAULT
 
-    def render(self, name: str, messages: list[Message], tools: Any = None, **kwargs: Any) -> str:
+    def render(self, name: str, messages: list[Message], tools: Any = None, /, **kwargs: Any) -> str:
         """Return the prompt of one conversation, with the special tokens that the template writes spelled out.
 
         Args:

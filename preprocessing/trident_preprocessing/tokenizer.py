@@ -82,14 +82,14 @@ class PromptTokenizer:
             check_size(field, len(prompt.encode()), max_bytes, why)
         except UnicodeEncodeError:
             raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
-        token_ids = self._chat.encode(prompt)
-        if token_ids is not None:
-            return self._checked(field, token_ids) if truncation is None else truncation.cut(token_ids)
-        return self._tokenize(field, str(prompt), truncation, add_special_tokens=False)
+        if prompt.masked is None:
+            return self._tokenize(field, prompt, truncation, add_special_tokens=False)
+        self._refuse_giant(field, prompt, truncation)
+        token_ids = self._chat.encode(prompt, prompt.masked)
+        return self._checked(field, token_ids) if truncation is None else truncation.cut(token_ids)
 
     def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
-        if truncation is None and has_more_tokens(self._tokenizer.backend_tokenizer, text, self._max_seq_len):
-            raise self._too_long(field, f"more than {self._max_seq_len}")
+        self._refuse_giant(field, text, truncation)
         # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         token_ids: list[int] = encoded["input_ids"]
@@ -102,6 +102,10 @@ class PromptTokenizer:
             return self._checked(field, token_ids)
         # Of special tokens, what the tokenizer added, not what the text itself spells.
         return truncation.cut(token_ids, encoded.encodings[0].special_tokens_mask)
+
+    def _refuse_giant(self, field: str, text: str, truncation: Truncation | None) -> None:
+        if truncation is None and has_more_tokens(self._tokenizer.backend_tokenizer, text, self._max_seq_len):
+            raise self._too_long(field, f"more than {self._max_seq_len}")
 
     def _checked(self, field: str, token_ids: list[int]) -> list[int]:
         """Refuse a prompt that leaves no room for an answer, by the name that the client knows."""

@@ -70,6 +70,11 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": "not json", "max_tokens": 4}, "messages", "JSON"),
     ({"messages": "[]", "max_tokens": 4}, "messages: ", "at least one"),
     ({**GOOD, "messages": '[{"role": "user", "content": "hi"}]'}, "messages", "text_input"),
+    (
+        {"messages": '[{"role": "user", "content": "hi", "refusal": "no"}]', "max_tokens": 4},
+        "messages: [0].refusal: ",
+        "chat template leaves it out (role 'user')",
+    ),
 ]
 
 

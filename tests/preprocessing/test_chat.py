@@ -102,6 +102,13 @@ def test_every_argument_of_transformers_own_is_refused() -> None:
             prompt_ids(CHATML, CONVERSATION, chat_template_kwargs={name: 1})
 
 
+def test_arguments_may_have_any_other_name() -> None:
+    template = "{{ name }}{{ render }}{{ messages[0].content }}"
+    kwargs = {"name": "n", "render": "r", "<s>": "x"}
+    ids = prompt_ids(template, CONVERSATION[:1], chat_template_kwargs=kwargs)
+    assert reference(template).decode(ids) == f"nr{CONVERSATION[0]['content']}"
+
+
 def test_an_argument_that_a_later_transformers_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     applied = PreTrainedTokenizerBase.apply_chat_template
 

@@ -63,13 +63,7 @@ HISTORY = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ordinary_conversations_are_served(name: str) -> None:
-    nothing: dict[str, Any] = {
-        "refusal": None,
-        "audio": None,
-        "function_call": None,
-        "annotations": [],
-        "tool_calls": None,
-    }
+    nothing: dict[str, Any] = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls")) | {"annotations": []}
     chat = [
         message("user", "What is 東京?", name="ada"),
         message("assistant", " \n", reasoning_content="hm", id="msg_1", **nothing),
@@ -99,6 +93,8 @@ def calls() -> list[dict[str, Any]]:
         message("assistant", None, tool_calls=[CALL]),
         {"role": "assistant", "tool_calls": [CALL]},
         message("assistant", None, tool_calls=[as_object], refusal=None),
+        message("assistant", "", tool_calls=[CALL]),
+        message("assistant", [], tool_calls=[CALL]),
     ]
 
 
@@ -201,7 +197,7 @@ def test_what_is_compared_has_its_effect() -> None:
 
 
 def test_what_a_template_changes_has_reached_the_prompt() -> None:
-    for change in ("upper", "lower", "title", "trim", "tojson", "urlencode", "replace('a', 'b')", "e"):
+    for change in ("upper", "lower", "title", "trim", "tojson", "urlencode", "replace('<', '')", "e"):
         template = "{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}"
         assert rendered(template, [message("user", ' a "Text" <b> ')])
 
@@ -218,7 +214,7 @@ def test_reasoning_of_earlier_answers_may_be_left_out() -> None:
 _ROLES = ("system", "user", "assistant", "tool", "critic")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sets(st.sampled_from(_ROLES), min_size=1),
     st.lists(st.tuples(st.sampled_from(_ROLES), st.text(st.sampled_from("ab \n"), max_size=3)), min_size=1, max_size=6),

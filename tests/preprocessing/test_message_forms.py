@@ -13,6 +13,7 @@ from trident_preprocessing.template_profile import ROLES, ContentForm, NullForm,
 PLAIN = TemplateProfile(
     content=dict.fromkeys(ROLES, ContentForm.TEXT),
     null_content=NullForm.NONE,
+    empty_is_null=False,
     arguments_as_text=False,
     takes_developer=False,
     written=(),
@@ -72,14 +73,24 @@ def test_calls_without_arguments_stay() -> None:
 @pytest.mark.parametrize("sent", [{}, {"content": None}])
 def test_no_content(sent: dict[str, Any]) -> None:
     asked = [{"role": "assistant", "tool_calls": [], "name": None, **sent}]
-    expected: dict[NullForm, dict[str, Any]] = {
-        NullForm.NONE: {"content": None},
-        NullForm.ABSENT: {},
-        NullForm.EMPTY: {"content": ""},
-    }
-    for null, content in expected.items():
+    forms: list[tuple[NullForm, dict[str, Any]]] = [
+        (NullForm.NONE, {"content": None}),
+        (NullForm.ABSENT, {}),
+        (NullForm.EMPTY, {"content": ""}),
+    ]
+    for null, content in forms:
         (message,) = conform(asked, replace(PLAIN, null_content=null))
         assert message == {"role": "assistant", "tool_calls": [], **content}
+
+
+@pytest.mark.parametrize("blank", ["", " \n", [], None])
+def test_an_empty_text_beside_calls(blank: Any) -> None:
+    profile = replace(PLAIN, empty_is_null=True)
+    asked = [{"role": "assistant", "content": blank, "tool_calls": [{"type": "other"}]}]
+    assert conform(asked, profile)[0]["content"] is None
+    assert conform([{"role": "assistant", "content": "a", "tool_calls": [{}]}], profile)[0]["content"] == "a"
+    if blank is not None:
+        assert conform([{"role": "assistant", "content": blank}], profile)[0]["content"] in ("", " \n")
 
 
 def test_the_developer() -> None:

@@ -106,6 +106,12 @@ def test_no_content(written: str, null: NullForm) -> None:
     assert profile_of(template).null_content is null
 
 
+def test_an_empty_text_that_hides_the_calls() -> None:
+    assert profile_of(templates.R1_DISTILL).empty_is_null
+    for name in ("QWEN_2", "QWEN_3", "LLAMA_3", "MISTRAL", "HARMONY", "CHATML", "PARTS_ALONE"):
+        assert not profile_of(getattr(templates, name)).empty_is_null
+
+
 @pytest.mark.parametrize(
     ("template", "takes"),
     [

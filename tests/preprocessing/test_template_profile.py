@@ -22,6 +22,7 @@ from trident_preprocessing.template_profile import (
 PROFILE = TemplateProfile(
     content={**dict.fromkeys(ROLES, ContentForm.TEXT), "user": ContentForm.EITHER, "tool": ContentForm.PARTS},
     null_content=NullForm.ABSENT,
+    empty_is_null=False,
     arguments_as_text=True,
     takes_developer=False,
     written=("<think>", "</think>"),
