@@ -72,18 +72,22 @@ def test_a_busy_machine_does_not_decide() -> None:
         assert choose("fp32", "bf16", measured, CPU)[0] == "fp32"
 
 
-def test_the_formats_take_turns_for_a_bounded_time() -> None:
+@pytest.mark.parametrize(("round_seconds", "rounds"), [(1.0, 7), (0.04, 11), (0.001, 15)])
+def test_the_formats_take_turns_for_a_bounded_time(round_seconds: float, rounds: int) -> None:
     order: list[str] = []
+    ticks = count()
 
-    def probe(name: str) -> Any:
-        return lambda: order.append(name) or EXACT  # type: ignore[func-returns-value]
+    def exact() -> Sample:
+        order.append("fp32")
+        return EXACT
 
-    for seconds, rounds in ((1.0, 7), (0.04, 11), (0.001, 15)):
-        order.clear()
-        ticks = count()
-        measured = run_trials(probe("fp32"), probe("bf16"), lambda ticks=ticks, step=seconds: next(ticks) * step)
-        assert len(measured.exact) == len(measured.other) == rounds
-        assert order == ["fp32", "bf16"] * (rounds + 1)
+    def other() -> Sample:
+        order.append("bf16")
+        return EXACT
+
+    measured = run_trials(exact, other, lambda: next(ticks) * round_seconds)
+    assert len(measured.exact) == len(measured.other) == rounds
+    assert order == ["fp32", "bf16"] * (rounds + 1)
 
 
 def compiler(measure: Any, monkeypatch: pytest.MonkeyPatch, *, bf16: bool = True) -> OpenVINOCompiler:

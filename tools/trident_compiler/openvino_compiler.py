@@ -123,14 +123,14 @@ def measure_precisions(config: ModelConfig, exact: Precision, other: Precision, 
         dtype: of the tensors as the checkpoint stores them, BF16, F16 or F32.
     """
     shape = probe_config(config)
-    probes = []
-    for precision in (exact, other):
-        formats = weight_formats(precision)
-        source = RandomWeights(dtype, formats.matrix, formats.plain, tied=shape.tie_word_embeddings)
-        net = OpenVINOLowering()
-        network = net.network(llama(net, shape, source), shape.vocab_size)
-        probes.append(CompiledProbe(network, precision))
-    return run_trials(*probes)
+    return run_trials(_probe(shape, exact, dtype), _probe(shape, other, dtype))
+
+
+def _probe(shape: ModelConfig, precision: Precision, dtype: str) -> CompiledProbe:
+    formats = weight_formats(precision)
+    source = RandomWeights(dtype, formats.matrix, formats.plain, tied=shape.tie_word_embeddings)
+    net = OpenVINOLowering()
+    return CompiledProbe(net.network(llama(net, shape, source), shape.vocab_size), precision)
 
 
 def weight_formats(precision: Precision) -> WeightFormats:
