@@ -106,7 +106,7 @@ def text_ids(draw: st.DrawFn, family: str) -> list[int]:
 
 
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataObject) -> None:
     token_ids = data.draw(random_ids(family) | text_ids(family) | spelled_ids(family))
@@ -121,7 +121,7 @@ def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataO
 
 
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_all_that_can_no_longer_change_has_been_emitted(family: str, data: st.DataObject) -> None:
     """However the stream was cut; so the core knows what has been without remembering the cuts."""
