@@ -18,7 +18,7 @@ def decode(family: str, token_ids: list[int], *, skip: bool = True) -> str:
     """As `Tokenizer.decode`, but that of a run of byte tokens only the invalid bytes become U+FFFD."""
     tokenizer = tokenizer_of(family)
     if family in BYTE_FALLBACK:
-        token_ids, skip = _repaired(tokenizer, token_ids, skip), False
+        token_ids, skip = _repaired(family, token_ids, skip), False
     text: str = tokenizer.decode(token_ids, skip_special_tokens=skip)
     return text
 
@@ -36,7 +36,7 @@ def _settled(family: str, token_ids: tuple[int, ...], skip: bool) -> str:
 
 def is_valid(family: str, token_ids: list[int], *, skip: bool = True) -> bool:
     """Whether the runs of byte tokens are UTF-8, so that the library decodes them to their text."""
-    return family not in BYTE_FALLBACK or _repaired(tokenizer_of(family), token_ids, skip) == [
+    return family not in BYTE_FALLBACK or _repaired(family, token_ids, skip) == [
         token_id for token_id in token_ids if _is_text(tokenizer_of(family), token_id, skip)
     ]
 
@@ -46,23 +46,30 @@ def _is_text(tokenizer: Tokenizer, token_id: int, skip: bool) -> bool:
     return token is not None and not (skip and token in HIDDEN)
 
 
-def _repaired(tokenizer: Tokenizer, token_ids: list[int], skip: bool) -> list[int]:
+def _repaired(family: str, token_ids: list[int], skip: bool) -> list[int]:
     """The ids that are text, with U+FFFD in byte tokens for what is no UTF-8."""
+    tokenizer = tokenizer_of(family)
     repaired: list[int] = []
     run = b""
     for token_id in [*token_ids, None]:
         if token_id is not None and not _is_text(tokenizer, token_id, skip):
             continue
-        byte = None if token_id is None else _BYTE.fullmatch(tokenizer.id_to_token(token_id))
+        byte = None if token_id is None else _BYTE.fullmatch(tokenizer.id_to_token(token_id) or "")
         if byte is not None:
             run += bytes.fromhex(byte[1])
             continue
         valid = run.decode(errors="replace").encode()
-        repaired += [tokenizer.token_to_id(f"<0x{one:02X}>") for one in valid]
+        repaired += [_byte_ids(family)[one] for one in valid]
         run = b""
         if token_id is not None:
             repaired.append(token_id)
     return repaired
+
+
+@cache
+def _byte_ids(family: str) -> list[int]:
+    vocabulary = tokenizer_of(family).get_vocab()
+    return [vocabulary[f"<0x{byte:02X}>"] for byte in range(256)]
 
 
 @cache

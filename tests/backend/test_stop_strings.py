@@ -305,7 +305,7 @@ def cases(draw: st.DrawFn, family: str) -> Case:
 
 
 @pytest.mark.parametrize("family", ZOO)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_the_text_ends_at_the_first_stop_string_and_not_a_token_later(family: str, data: st.DataObject) -> None:
     check(data.draw(cases(family)), data.draw(st.lists(st.booleans(), min_size=1, max_size=8)))
@@ -340,7 +340,7 @@ def cases_with_special(draw: st.DrawFn, family: str) -> Case:
 
 
 @pytest.mark.parametrize("family", ZOO)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_hidden_special_tokens_are_found_by_their_text(family: str, data: st.DataObject) -> None:
     """Among other text, as they would be if they were not hidden."""

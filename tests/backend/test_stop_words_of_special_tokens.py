@@ -80,7 +80,7 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
 
 
 @pytest.mark.parametrize("family", ZOO)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_it_stops_as_its_id_does(family: str, data: st.DataObject) -> None:
     special = special_of(family)

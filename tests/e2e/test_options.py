@@ -101,6 +101,18 @@ def test_stop_ids(server: Server, plain: Answer) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_word_that_is_a_special_token_stops_as_its_id_does(server: Server, stream: bool) -> None:
+    """Though special tokens are hidden; the model says one because it is made to, from the fifth token on."""
+    tokenizer = tiny_tokenizer()
+    asked = PLAIN | {"stream": stream, "logit_bias": json.dumps({tokenizer.eos_token_id: 100.0})}
+    by_id = ask_grpc(server.grpc, **asked, stop_token_ids=[tokenizer.eos_token_id], min_tokens=4)
+    answer = ask_grpc(server.grpc, **asked, stop_words=[tokenizer.eos_token], min_tokens=4)
+    assert by_id.output_ids[-1] == tokenizer.eos_token_id
+    assert (answer.output_ids, answer.text, answer.finish_reason) == (by_id.output_ids, by_id.text, "stop")
+    assert answer.last("stop_reason").item().decode() == tokenizer.eos_token
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_log_probs_are_those_of_transformers(server: Server, model: Any, prompt_ids: list[int], stream: bool) -> None:
     asked: dict[str, Any] = {
         "return_log_probs": True,
