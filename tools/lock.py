@@ -99,17 +99,19 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
     extras = project["optional-dependencies"]
     torch = tuple(line for line in extras["test"] if Requirement(line).name == "torch")
     test = tuple(line for line in extras["test"] if line not in torch)
-    base = (*project["dependencies"], *extras["server"], *extras["bench"])
+    base = (*project["dependencies"], *extras["server"])
+    serve = (*base, *extras["openvino"], *extras["bench"])
     return {
         "build": Layer(BUILD),
         "base": Layer(base, ("build",)),
         "openvino": Layer((*base, *extras["openvino"]), ("build", "base")),
+        "bench": Layer((*base, *extras["bench"]), ("build", "base", "openvino")),
         "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "base")),
         "test": Layer(
-            (*base, *extras["openvino"], *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
-            ("build", "base", "openvino"),
+            (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
+            ("build", "base", "openvino", "bench"),
         ),
-        "torch": Layer((*base, *test, *torch), ("build", "base", "openvino", "test")),
+        "torch": Layer((*base, *test, *torch), ("build", "base", "openvino", "bench", "test")),
     }
 
 
