@@ -10,7 +10,7 @@ REPOSITORY := model_repository
 ENGINE := $(REPOSITORY)/core/1/engine.json
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py backend/*/engine/*.py)
 
-.PHONY: serve test check bench test-gpu bench-gpu lock FORCE
+.PHONY: serve test test-fast check bench test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:
 
 serve: $(ENGINE)
@@ -22,6 +22,10 @@ serve: $(ENGINE)
 test: check
 	.venv/bin/python -m pytest --ignore=tests/tensorrt
 	.venv/bin/python -m pytest tests/tensorrt
+
+# What starts no server and compiles no network: the packages' own tests, to be run at every change.
+test-fast: .venv/.set-up-test
+	.venv/bin/python -m pytest tests/ensemble tests/preprocessing tests/postprocessing tests/backend
 
 check: .venv/.set-up-test
 	.venv/bin/ruff check

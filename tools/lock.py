@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,19 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
     extras = project["optional-dependencies"]
     torch = tuple(line for line in extras["test"] if Requirement(line).name == "torch")
     test = tuple(line for line in extras["test"] if line not in torch)
-    base = (*project["dependencies"], *extras["server"], *extras["bench"])
+    base = (*project["dependencies"], *extras["server"])
+    serve = (*base, *extras["openvino"], *extras["bench"])
     return {
         "build": Layer(BUILD),
         "base": Layer(base, ("build",)),
         "openvino": Layer((*base, *extras["openvino"]), ("build", "base")),
+        "bench": Layer((*base, *extras["bench"]), ("build", "base", "openvino")),
         "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "base")),
         "test": Layer(
-            (*base, *extras["openvino"], *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
-            ("build", "base", "openvino"),
+            (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
+            ("build", "base", "openvino", "bench"),
         ),
-        "torch": Layer((*base, *test, *torch), ("build", "base", "openvino", "test")),
+        "torch": Layer((*base, *test, *torch), ("build", "base", "openvino", "bench", "test")),
     }
 
 
@@ -133,7 +135,7 @@ def main() -> None:
         written: dict[str, list[Pin]] = {}
         for layer_name, layer in named.items():
             below = {pin for lower in layer.over for pin in written[lower]}
-            found = _packages(_resolve(work, layer.requirements, versions))
+            found = _at(together, _packages(_resolve(work, layer.requirements, versions)))
             written[layer_name] = [pin for pin in found if pin not in below]
         server = _packages(_compile(work, (WHEEL,), work / "pylock.server.toml", "--no-deps"))
     LOCKS.mkdir(exist_ok=True)
@@ -185,6 +187,19 @@ def _compile(work: Path, requirements: Iterable[str], output: Path, *options: st
     ]  # fmt: skip
     subprocess.run(command, cwd=work, check=True)  # noqa: S603 (our own command)
     return output.read_text(encoding="utf-8")
+
+
+def _at(together: list[Pin], found: list[Pin]) -> list[Pin]:
+    """Return the packages of `found` at the versions of `together`, for the Pythons of `found`.
+
+    A layer alone may be free to take a newer version than all layers together, and prefers another only by and large.
+    """
+    chosen = {(pin.name, minor): pin for pin in together for minor in pin.minors}
+    minors: dict[Pin, set[int]] = {}
+    for pin in found:
+        for minor in pin.minors:
+            minors.setdefault(chosen[pin.name, minor], set()).add(minor)
+    return [replace(pin, minors=tuple(sorted(needed))) for pin, needed in minors.items()]
 
 
 def _packages(lock: str) -> list[Pin]:

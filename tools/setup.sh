@@ -11,9 +11,9 @@ die() {
 }
 
 case "${1:-}" in
-    serve) locks=(build base openvino) ;;
-    test) locks=(build base openvino test) ;;
-    gpu) locks=(build base openvino test tensorrt) ;;
+    serve) locks=(build base openvino bench) ;;
+    test) locks=(build base openvino bench test) ;;
+    gpu) locks=(build base openvino bench test tensorrt) ;;
     *) die "usage: tools/setup.sh serve|test|gpu" ;;
 esac
 

@@ -24,20 +24,22 @@ else:
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 #: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
-SERVE = ("build", "base", "openvino")
+SERVE = ("build", "base", "openvino", "bench")
 TEST = (*SERVE, "test", "torch-cuda")
 GPU = (*TEST, "tensorrt")
 IMAGE = ("build", "base", "tensorrt")
+IMAGE_FOR_CPUS = ("build", "base", "openvino")
 #: The extras that each holds, beside the project's own dependencies.
 EXTRAS = {
     SERVE: ("openvino", "server", "bench"),
     TEST: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx"),
     GPU: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx", "tensorrt"),
-    IMAGE: ("server", "bench", "tensorrt"),
+    IMAGE: ("server", "tensorrt"),
+    IMAGE_FOR_CPUS: ("server", "openvino"),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
-EVERY_SET = pytest.mark.parametrize("names", EXTRAS, ids=["serve", "test", "gpu", "image"])
+EVERY_SET = pytest.mark.parametrize("names", EXTRAS, ids=["serve", "test", "gpu", "image", "image for CPUs"])
 
 
 @cache
