@@ -149,6 +149,15 @@ def parse_request(
     return Request((first, *(build(index, first) for index in range(1, num_sequences))), output, guide, request_id)
 
 
+def parse_tenant(values: Mapping[str, Any]) -> str:
+    """Return whose request it is.
+
+    Raises:
+        RequestError: the name is too long, or no text.
+    """
+    return RequestFields(values).text(tensors.TENANT, _MAX_LABEL_BYTES)
+
+
 def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
     """Whose request is to be stopped, and its id. Ids are the clients' own, so a tenant reaches none but its own.
 
@@ -157,7 +166,7 @@ def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
     """
     if not request_id:
         raise RequestError(tensors.STOP.name, "needs the request id of the request that is to be stopped")
-    return RequestFields(values).text(tensors.TENANT, _MAX_LABEL_BYTES), request_id
+    return parse_tenant(values), request_id
 
 
 def _stop_strings(

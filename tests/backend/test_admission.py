@@ -6,11 +6,16 @@ import random
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from tests.backend.doubles import SPEC
+from tests.backend.doubles import SPEC, Client
+from tests.backend.serving import serving
+from trident_backend import service as service_module
 from trident_backend.admission import Admission
+from trident_backend.engine.mock import MockEngine
+from trident_backend.requests import Request, parse_request
 from trident_ensemble.errors import QueueFullError, triton_code
 from trident_ensemble.settings import CoreSettings
 
@@ -126,3 +131,28 @@ def test_a_flood_does_not_shut_other_tenants_out() -> None:
         admission.enter(1, "third")
     admission.leave(20, "flood")
     admission.enter(1, "third")
+
+
+def test_a_request_that_cannot_enter_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read it may take a copy of its prompt for each of its answers."""
+    engine = MockEngine(SPEC)
+    with serving(engine, CoreSettings(max_queue_size=1)) as service:
+        num_read = 0
+
+        def counted(*args: Any, **options: Any) -> Request:
+            nonlocal num_read
+            num_read += 1
+            return parse_request(*args, **options)
+
+        monkeypatch.setattr(service_module, "parse_request", counted)
+        for _ in range(SPEC.max_num_seqs + 1):
+            service._admission.enter(1, "greedy")
+        with pytest.raises(QueueFullError):
+            service.submit({"input_ids": [1], "max_tokens": 4, "tenant": b"greedy"}, Client())
+        assert num_read == 0
+        client = Client()
+        for _ in range(SPEC.max_num_seqs + 1):
+            service._admission.leave(1, "greedy")
+        service.submit({"input_ids": [1], "max_tokens": 4, "tenant": b"greedy"}, client)
+        assert num_read == 1
+        assert client.done.wait(5)

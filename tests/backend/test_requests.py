@@ -337,3 +337,22 @@ def test_an_unknown_parameter_is_named() -> None:
     check_parameters({"id": "x", "timeout": 3})
     with pytest.raises(RequestError, match="max_tokns"):
         check_parameters({"max_tokns": 3})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"bad_words_list": [1, 2, 3]}, "bad_words"),
+        ({"bad_words_list": [97, 1]}, "bad_words"),
+        ({"bad_words_list": [0] * 40_000}, "bad_words"),
+        ({"input_ids": [97]}, "text_input"),
+        ({"input_ids": [1] * 64}, "text_input"),
+    ],
+)
+def test_errors_name_what_the_client_sent(fields: dict[str, Any], name: str) -> None:
+    """What has come through preprocessing is called by its input's name; what clients send themselves, by its own."""
+    given = {"input_ids": [1], "max_tokens": 4, **fields}
+    for flow_control, named in ((True, name), (False, next(iter(fields)))):
+        with pytest.raises(RequestError) as caught:
+            parse_request(itertools.count(), {**given, "flow_control": flow_control}, context(), 0.0)
+        assert caught.value.field == named

@@ -132,6 +132,8 @@ class Xgrammar:
 
 
 class _XgrammarGuide:
+    failure = None
+
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 

@@ -157,3 +157,14 @@ def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="trust_remote_code"):
         load_tokenizer(tmp_path)
     assert not witness.exists()
+
+
+def test_json_is_bounded_before_it_is_read(tmp_path: Path) -> None:
+    """Six times the longest prompt, for escapes; but no more than 8 MiB, or that prompt, whichever is more."""
+    for max_seq_len, limit in ((64, None), (100_000, 1 << 23), (400_000, None)):
+        prompts = load_tokenizer(make_engine_folder(tmp_path / str(max_seq_len), "llama_2", max_seq_len=max_seq_len))
+        longest = prompts.max_text_bytes
+        expected = min(6 * longest, max(longest, 1 << 23)) + (1 << 16)
+        assert limit is None or expected == limit + (1 << 16)
+        with pytest.raises(RequestError, match=rf"^messages: {expected + 1} bytes are more .* at most {expected};"):
+            prompts.encode(PromptRequest(messages=b" " * (expected + 1)))
