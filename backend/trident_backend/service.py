@@ -26,7 +26,7 @@ from trident_backend.guided_requests import GuideCompiler, GuidedRequests
 from trident_backend.loop import Command, EngineLoop, LoopStats
 from trident_backend.records import RequestRecord, StepRecord, refusal
 from trident_backend.reports import Reporter
-from trident_backend.requests import Request, RequestContext, parse_request, parse_stop
+from trident_backend.requests import Request, RequestContext, parse_request, parse_size, parse_stop
 from trident_backend.responses import Responder, nothing_generated
 from trident_backend.sequence import Sequence
 from trident_backend.streams import Streams
@@ -115,6 +115,7 @@ class CoreService:
             responder.send(nothing_generated())
             return
         try:
+            self._admission.check(*parse_size(fields, self.spec))
             request = parse_request(self._ids, fields, self._context, time.monotonic(), request_id)
             self._take(request, responder)
         except BaseException:
