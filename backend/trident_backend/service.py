@@ -4,8 +4,8 @@ Owns the order of starting and stopping, which requests go by which of their cli
 somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
 
 A request that was taken is at every moment held by one of two, who answers it: `GuidedRequests` while its grammar is
-compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no more,
-and then the process is told to end.
+compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no
+more, and then the process is told to end.
 """
 
 from __future__ import annotations

@@ -173,9 +173,9 @@ class _TritonMeters:
     """See `Meters`.
 
     What it makes lives as long as the process, and is never destroyed. At the end of the process a metric's destructor
-    would speak to a stub that is gone, which is a segmentation fault (triton-inference-server/server issue 8662); before
-    the end it would take the metric from the core that has been loaded in this one's place, with which Triton shares it
-    (issue 8663).
+    would speak to a stub that is gone, which is a segmentation fault (triton-inference-server/server issue 8662).
+    Before the end it would take the metric from the core that has been loaded in this one's place, with which Triton
+    shares it (issue 8663).
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ class Open:
         anchors = bytes([1]) * SPEC.vocab_size
         self.streams = Streams(
             _SETTINGS, _NUM_OPEN, anchors, Reporter(SPEC.block_size, 0), lambda *_: None,
-            on_closed=lambda _: None, on_fatal=lambda error: None,
+            on_closed=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
         read = self.streams._table.num_acknowledged
 
