@@ -41,29 +41,37 @@ class Admission:
         """Requests of all tenants together, at most."""
         return self._max_num_requests + self._max_num_requests // _RESERVE
 
-    def check(self, tenant: str = "") -> None:
-        """Refuse a request that cannot enter whatever it asks for, so that nobody need read it.
-
-        Raises:
-            QueueFullError: there is no room for any request of the tenant.
-        """
-        with self._lock:
-            self._check_requests(tenant, 1)
-
-    def enter(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
-        """One more request, for this many answers.
+    def check(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
+        """Refuse a request that could not enter now, before anything is made for it.
 
         Raises:
             QueueFullError: it is one too many, or too long for now.
         """
         with self._lock:
-            self._check_requests(tenant, num_sequences)
-            if not _has_room(self.num_tokens, self._tokens[tenant], num_prompt_tokens, self._max_num_tokens):
-                raise QueueFullError(
-                    f"the queue is full: {num_prompt_tokens} tokens beside {self.num_tokens} are more than the KV "
-                    f"cache and max_queue_tokens {self._settings.max_queue_tokens} hold; try again later"
-                )
+            self._check(num_prompt_tokens, tenant, num_sequences)
+
+    def enter(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
+        """Count one more request, for this many answers.
+
+        Raises:
+            QueueFullError: it is one too many, or too long for now.
+        """
+        with self._lock:
+            self._check(num_prompt_tokens, tenant, num_sequences)
             self._count(num_sequences, num_prompt_tokens, tenant)
+
+    def _check(self, num_prompt_tokens: int, tenant: str, num_sequences: int) -> None:
+        num_own, num_own_tokens = self._requests.get(tenant, 0), self._tokens.get(tenant, 0)
+        if not _has_room(self.num_requests, num_own, num_sequences, self._max_num_requests):
+            raise QueueFullError(
+                f"the queue is full: {self._spec.max_num_seqs} requests run and max_queue_size "
+                f"{self._settings.max_queue_size} wait; try again later"
+            )
+        if not _has_room(self.num_tokens, num_own_tokens, num_prompt_tokens, self._max_num_tokens):
+            raise QueueFullError(
+                f"the queue is full: {num_prompt_tokens} tokens beside {self.num_tokens} are more than the KV "
+                f"cache and max_queue_tokens {self._settings.max_queue_tokens} hold; try again later"
+            )
 
     def leave(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
         """A request that entered has its final answer."""
@@ -71,13 +79,6 @@ class Admission:
             self._count(-num_sequences, -num_prompt_tokens, tenant)
             if not self._requests[tenant]:
                 del self._requests[tenant], self._tokens[tenant]
-
-    def _check_requests(self, tenant: str, num_requests: int) -> None:
-        if not _has_room(self.num_requests, self._requests[tenant], num_requests, self._max_num_requests):
-            raise QueueFullError(
-                f"the queue is full: {self._spec.max_num_seqs} requests run and max_queue_size "
-                f"{self._settings.max_queue_size} wait; try again later"
-            )
 
     def _count(self, num_requests: int, num_tokens: int, tenant: str) -> None:
         self.num_requests += num_requests

@@ -94,8 +94,8 @@ class EngineLoop:
         core: handed over; nobody else may touch it afterwards.
         emit: takes the events of a step, on this loop's thread.
         record: takes what was measured, on this loop's thread.
-        on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. Nothing of the core can
-            be relied on then, so its sequences get no further events: whoever answers must end their requests.
+        on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. Nothing of the core
+            can be relied on then, so its sequences get no further events: whoever answers must end their requests.
     """
 
     def __init__(

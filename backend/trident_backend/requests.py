@@ -91,6 +91,18 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             raise RequestError(name, f"unknown field; known are {', '.join(spec.name for spec in tensors.CORE_INPUTS)}")
 
 
+def parse_size(values: Mapping[str, Any], spec: EngineSpec) -> tuple[int, str, int]:
+    """Return what the queue must know of a request, at no cost: its number of prompt tokens, its tenant, its answers.
+
+    Raises:
+        RequestError: naming the field and the limit it breaks.
+    """
+    fields = RequestFields(values)
+    num_tokens = len(fields.integers(tensors.INPUT_IDS))
+    num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
+    return num_tokens, parse_tenant(values), num_sequences
+
+
 def parse_request(
     sequence_ids: Iterator[int], values: Mapping[str, Any], context: RequestContext, now: float, request_id: str = ""
 ) -> Request:

@@ -4,8 +4,8 @@ Owns the order of starting and stopping, which requests go by which of their cli
 somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
 
 A request that was taken is at every moment held by one of two, who answers it: `GuidedRequests` while its grammar is
-compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no more,
-and then the process is told to end.
+compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no
+more, and then the process is told to end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trident_backend.guided_requests import GuideCompiler, GuidedRequests
 from trident_backend.loop import Command, EngineLoop, LoopStats
 from trident_backend.records import RequestRecord, StepRecord, refusal
 from trident_backend.reports import Reporter
-from trident_backend.requests import Request, RequestContext, parse_request, parse_stop, parse_tenant
+from trident_backend.requests import Request, RequestContext, parse_request, parse_size, parse_stop
 from trident_backend.responses import Responder, nothing_generated
 from trident_backend.sequence import Sequence
 from trident_backend.streams import Streams
@@ -115,7 +115,7 @@ class CoreService:
             responder.send(nothing_generated())
             return
         try:
-            self._admission.check(parse_tenant(fields))
+            self._admission.check(*parse_size(fields, self.spec))
             request = parse_request(self._ids, fields, self._context, time.monotonic(), request_id)
             self._take(request, responder)
         except BaseException:

@@ -5,6 +5,7 @@ Owns the conversion at the border with Triton's Python backend and the core's li
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -172,31 +173,44 @@ def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
 
 
 class _TritonMeters:
-    """See `Meters`. Holds the families: a metric dies with its family."""
+    """See `Meters`.
+
+    What it makes lives as long as the process, and is never destroyed. At the end of the process a metric's destructor
+    would speak to a stub that is gone, which is a segmentation fault (triton-inference-server/server issue 8662).
+    Before the end it would take the metric from the core that has been loaded in this one's place, with which Triton
+    shares it (issue 8663).
+    """
 
     def __init__(self) -> None:
         self._families: dict[str, Any] = {}
+        self._made: list[Any] = []
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._made))
 
     def gauge(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
-        made = self._family(family, description, pb_utils.MetricFamily.GAUGE)
-        send: Callable[[float], None] = made.Metric(labels=dict(labels)).set
+        send: Callable[[float], None] = self._metric(family, description, pb_utils.MetricFamily.GAUGE, labels).set
         return send
 
     def counter(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
-        made = self._family(family, description, pb_utils.MetricFamily.COUNTER)
-        send: Callable[[float], None] = made.Metric(labels=dict(labels)).increment
+        metric = self._metric(family, description, pb_utils.MetricFamily.COUNTER, labels)
+        send: Callable[[float], None] = metric.increment
         return send
 
     def histogram(
         self, family: str, description: str, labels: Labels, bounds: Sequence[float]
     ) -> Callable[[float], None]:
-        made = self._family(family, description, pb_utils.MetricFamily.HISTOGRAM)
-        send: Callable[[float], None] = made.Metric(labels=dict(labels), buckets=list(bounds)).observe
+        kind = pb_utils.MetricFamily.HISTOGRAM
+        send: Callable[[float], None] = self._metric(family, description, kind, labels, buckets=list(bounds)).observe
         return send
+
+    def _metric(self, family: str, description: str, kind: Any, labels: Labels, **bounds: Any) -> Any:
+        metric = self._family(family, description, kind).Metric(labels=dict(labels), **bounds)
+        self._made.append(metric)
+        return metric
 
     def _family(self, name: str, description: str, kind: Any) -> Any:
         if name not in self._families:
             self._families[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+            self._made.append(self._families[name])
         return self._families[name]
 
 

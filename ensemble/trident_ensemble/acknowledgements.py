@@ -5,13 +5,13 @@ writes down each chunk once its text has left, or that nobody wants it any more,
 
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
-Shape `[1 + NUM_INSTANCES, num_slots]` int64. A slot belongs to one stream of the core. Its value in row 0 is the stream's
-secret, which the core draws and writes, and which only the stream's own chunks carry; 0 while the slot has no stream.
-Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An instance writes only
-where the chunk at hand names the slot's secret: whoever calls postprocessing with a chunk of his own making can reach no
-stream but those whose chunks he was sent. A cell holds `low 31 bits of the secret << 32 | number of chunks delivered`, so
-that what is written while a slot changes its stream counts for neither; GONE in place of the number says that the client
-is gone.
+Shape `[1 + NUM_INSTANCES, num_slots]` int64. A slot belongs to one stream of the core. Its value in row 0 is the
+stream's secret, which the core draws and writes, and which only the stream's own chunks carry; 0 while the slot has no
+stream. Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An instance
+writes only where the chunk at hand names the slot's secret: whoever calls postprocessing with a chunk of his own making
+can reach no stream but those whose chunks he was sent. A cell holds `low 31 bits of the secret << 32 | number of chunks
+delivered`, so that what is written while a slot changes its stream counts for neither; GONE in place of the number says
+that the client is gone.
 
 The file lies in a folder of its own, `/dev/shm/trident-<table id>`: Triton lets its clients register shared memory by
 name, and such a name cannot lead into a folder. A table's id alone is therefore no secret.

@@ -54,9 +54,8 @@ class TritonPythonModel:
             inputs = {tensor.name(): tensor for tensor in request.inputs()}
             parameters = json.loads(request.parameters() or "{}")
             takes_place = not _flag(inputs, tensors.STOP)
-            if takes_place and not self._places.acquire(blocking=False):
-                limit = self._settings.max_concurrent_requests
-                raise QueueFullError(f"max_concurrent_requests {limit} are in flight")
+            if takes_place:
+                self._take_place()
             try:
                 arguments = sender, inputs, request.request_id(), parameters
                 self._pool.submit(self._serve, *arguments, takes_place=takes_place)
@@ -68,6 +67,11 @@ class TritonPythonModel:
             sender.send(_failure(error), flags=_FINAL)
         except BaseException as error:
             sender.send(_failure(internal_error("the request could not be taken", error)), flags=_FINAL)
+
+    def _take_place(self) -> None:
+        if not self._places.acquire(blocking=False):
+            limit = self._settings.max_concurrent_requests
+            raise QueueFullError(f"max_concurrent_requests {limit} are in flight")
 
     def _serve(
         self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, takes_place: bool

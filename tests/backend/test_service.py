@@ -74,6 +74,20 @@ def test_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
         assert late.done.wait(5)
 
 
+def test_a_full_queue_is_found_out_before_anything_is_made_for_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(MockEngine(SPEC, step_seconds=0.02), CoreSettings(max_queue_size=1)) as service:
+        clients = [Client() for _ in range(SPEC.max_num_seqs + 1)]
+        for client in clients:
+            service.submit({"input_ids": [1], "max_tokens": 20}, client)
+
+        def never(*_: object) -> None:
+            raise AssertionError("a request that cannot enter was read")
+
+        monkeypatch.setattr("trident_backend.service.parse_request", never)
+        with pytest.raises(QueueFullError, match="max_queue_size 1"):
+            service.submit({"input_ids": [1] * 40, "max_tokens": 20, "num_return_sequences": 4}, Client())
+
+
 def test_a_timeout_reaches_the_client_once_and_in_time() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
         late, streaming, other = Client(), Client(), Client()

@@ -115,7 +115,7 @@ def _cpu_seconds() -> float:
 
 
 def waiting(num_open: int) -> float:
-    """Processor time per second, in ms, while running streams hold tokens back for acknowledgements that do not come."""
+    """Processor time per second, in ms, while running streams hold tokens back for want of acknowledgements."""
     counters = Counters()
     with _opened(num_open, counters, None, flow_control=True) as (streams, requests):
         running = requests[:_NUM_RUNNING]

@@ -149,13 +149,15 @@ def test_log_probs_come_from_the_devices_logits(
 
 
 @pytest.mark.parametrize("call", ["cudaGraphLaunch", "execute_async_v3", "cudaMemcpyAsync", "cudaStreamSynchronize"])
-def test_a_step_that_fails_is_answered_by_name_and_the_next_request_is_served(
+def test_a_step_that_fails_is_answered_and_logged_by_name_and_the_next_request_is_served(
     call: str, server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     faults = server.log.parent / "faults"
     faults.write_text(call, encoding="utf-8")
-    with pytest.raises(InferenceServerException, match=f"INTERNAL.*{call} failed"):
+    with pytest.raises(InferenceServerException, match=r"INTERNAL.*a step of the engine failed") as raised:
         ask(server, greedy[0])
+    assert call not in str(raised.value)
+    until(lambda: f"{call} failed" in server.log.read_text(errors="replace"), 10, "the log says why")
     assert not faults.exists()
     assert ask(server, greedy[0]).output_ids == expected[0].output_ids
     until(lambda: server.num_active == 0, 10, "all requests have ended")
@@ -172,5 +174,6 @@ def test_a_lost_gpu_ends_the_server_after_every_request_was_answered(
             outcomes = [pool.submit(ask, running, fields) for fields in OTHERS[:4]]
             errors = [outcome.exception(60) for outcome in outcomes]
         assert all(isinstance(error, InferenceServerException) for error in errors)
-        assert any("the GPU is lost" in str(error) for error in errors)
+        assert any("a step of the engine failed" in str(error) for error in errors)
+        assert "the GPU is lost" in running.log.read_text(errors="replace")
         until(lambda: running.process.poll() is not None, 30, "the server ends")

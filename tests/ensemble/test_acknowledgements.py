@@ -222,7 +222,7 @@ def test_the_whole_file_has_its_memory_from_the_beginning() -> None:
 
 
 def test_full_shared_memory_is_said_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int, offset: int, size: int) -> None:
+    def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(acknowledgements, "_FOLDER", tmp_path)
