@@ -127,7 +127,7 @@ class Follower:
         return bool(self._matcher.is_stopped()) or self._can_spell_nothing()
 
     def _judge(self, seconds: float) -> None:
-        """Note whether it was slow; once it seems so, by the time that its thread computes, which is dearer to measure."""
+        """Note whether it was slow. Where it seems so, the time that its thread computes is looked at the next time."""
         if seconds <= _SLOW_S:
             self._slow.discard(self)
         elif self._clock is time.thread_time:
