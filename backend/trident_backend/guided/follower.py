@@ -60,6 +60,7 @@ class Follower:
         self._is_complete = False
         self._ahead_error = ""
         self._failure: TridentError | None = None
+        self._clock: Callable[[], float] = time.perf_counter
 
     @property
     def is_finished(self) -> bool:
@@ -79,7 +80,8 @@ class Follower:
 
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
         """See `Guide.fill`."""
-        began = time.perf_counter()
+        clock = self._clock
+        began = clock()
         self._follow()
         while not self._fill_all(draft_ids, masks) and self._recover():
             pass
@@ -87,7 +89,7 @@ class Follower:
             said = str(self._matcher.get_error()).partition("\n")[0][:_MAX_QUOTE]
             place = f"token {len(self._taken) + 1} of the output"
             self._failure = RequestError(tensors.GUIDE.name, f"has become too costly to follow at {place}: {said}")
-        self._judge(time.perf_counter() - began)
+        self._judge(clock() - began)
 
     def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:
         """Fill what can be filled, and say whether nothing failed; a guess that is not allowed is no failure."""
@@ -110,9 +112,10 @@ class Follower:
         """See `Guide.advance`."""
         self._taken.append(self._place(token_id, is_first=not self._taken))
         if not self._slow:
-            began = time.perf_counter()
+            clock = self._clock
+            began = clock()
             self._follow()
-            self._judge(time.perf_counter() - began)
+            self._judge(clock() - began)
 
     def _follow(self) -> None:
         """Follow the tokens that have come since this was last done."""
@@ -124,7 +127,13 @@ class Follower:
         return bool(self._matcher.is_stopped()) or self._can_spell_nothing()
 
     def _judge(self, seconds: float) -> None:
-        (self._slow.add if seconds > _SLOW_S else self._slow.discard)(self)
+        """Note whether it was slow. Where it seems so, the time that its thread computes is looked at the next time."""
+        if seconds <= _SLOW_S:
+            self._slow.discard(self)
+        elif self._clock is time.thread_time:
+            self._slow.add(self)
+        else:
+            self._clock = time.thread_time
 
     def _can_spell_nothing(self) -> bool:
         """Whether the text may end, and what the grammar would have follow is no token's."""
