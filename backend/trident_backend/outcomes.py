@@ -47,7 +47,8 @@ def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> Accepted:
         first_row: the row that chose the next token; one for each guess follows.
     """
     sequence, draft_ids, log_probs = chunk.sequence, chunk.draft_ids, choices.log_probs
-    reason, error, num_tokens, num_accepted = None, None, 0, 0
+    reason, num_tokens, num_accepted = None, 0, 0
+    error: TridentError | None = None
     for row in range(first_row, first_row + 1 + len(draft_ids)):
         token_id = choices.token_ids[row]
         if token_id == NO_TOKEN:
