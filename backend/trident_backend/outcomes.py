@@ -54,7 +54,8 @@ def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> Accepted:
             return Accepted(0, last_look(sequence, FinishReason.STOP))
     except BaseException as cause:
         return Accepted(0, FinishReason.ERROR, _not_followed(cause))
-    reason, error, num_tokens, num_accepted = None, None, 0, 0
+    reason, num_tokens, num_accepted = None, 0, 0
+    error: TridentError | None = None
     for row in range(first_row, first_row + 1 + len(draft_ids)):
         token_id = choices.token_ids[row]
         if token_id < 0:

@@ -39,8 +39,7 @@ class Open:
         Asked.num_questions = 0
         self.num_looks = 0
         self.num_slots_read: list[int] = []
-        look = Answer.next.fget
-        assert look is not None
+        look = vars(Answer)["next"].fget
 
         def counted(answer: Answer) -> Any:
             self.num_looks += 1

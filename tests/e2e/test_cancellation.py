@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from tests.checkpoints import make_checkpoint
 from tests.e2e.build import build
@@ -88,3 +91,47 @@ def test_cancelled_streams_leave_nothing_in_flight_inside_triton(tmp_path: Path)
     log = (tmp_path / "log").read_text(errors="replace")
     assert "Found 0 model versions that have in-flight inferences" in log
     assert "Model 'ensemble' (version 1) has" not in log
+
+
+def _own_chunk(server: Server) -> list[int]:
+    """What the core tells whoever calls it directly and asks for flow control: the header of a chunk of its own."""
+    ids = grpcclient.InferInput("input_ids", [1, 3], "INT32")
+    ids.set_data_from_numpy(np.array([[1, 2, 3]], np.int32))
+    flow_control = grpcclient.InferInput("flow_control", [1, 1], "BOOL")
+    flow_control.set_data_from_numpy(np.array([[True]]))
+    fields = {key: value for key, value in ENDLESS.items() if key != "text_input"}
+    with grpc_stream(server.grpc, [ids, flow_control, *make_inputs(grpcclient, fields)], "core") as results:
+        chunk: list[int] = next(results).as_numpy("chunk").reshape(-1).tolist()
+    return chunk
+
+
+def test_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
+    """Not by a header of one's own making; and the table is no memory that clients can register."""
+    chunk = _own_chunk(server)
+    table_id, _, secret, *_ = chunk
+    asked = {"text_input": "victim", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    alone = ask_grpc(server.grpc, **asked)
+    client = grpcclient.InferenceServerClient(server.grpc)
+    for name in (f"/trident-{table_id:016x}", f"/trident-{table_id:016x}/acknowledgements"):
+        with pytest.raises(InferenceServerException):
+            client.register_system_shared_memory("theirs", name, 64)
+    with grpc_stream(server.grpc, make_inputs(grpcclient, asked)) as results:
+        ids = next(results).as_numpy("output_ids").reshape(-1).tolist()
+        for slot in range(8):
+            for number in (0, 7, 0xFFFFFFFF):
+                forged = [table_id, slot, secret, number, *chunk[4:]]
+                inputs = [
+                    _tensor("chunk", np.array([forged], np.int64), "INT64"),
+                    _tensor("output_ids", np.array([[[5] * chunk[6]]], np.int32), "INT32"),
+                    _tensor("context_ids", np.empty((1, 0), np.int32), "INT32"),
+                ]
+                client.infer("postprocessing", inputs)
+        for result in results:
+            ids += result.as_numpy("output_ids").reshape(-1).tolist()
+    assert ids == alone.output_ids
+
+
+def _tensor(name: str, array: npt.NDArray[Any], dtype: str) -> Any:
+    tensor = grpcclient.InferInput(name, list(array.shape), dtype)
+    tensor.set_data_from_numpy(array)
+    return tensor

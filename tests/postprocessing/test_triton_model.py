@@ -260,6 +260,44 @@ def test_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest
     assert "postprocessing failed" in failure(response).message()
 
 
+class _Breaking(triton.ResponseSender):
+    """Does not take the first response, as Triton does when its memory is full."""
+
+    broken = False
+
+    def send(self, response: triton.InferenceResponse | None = None, flags: int = 0) -> None:
+        if not self.broken:
+            self.broken = True
+            raise triton.TritonModelException("Failed to allocate memory")
+        super().send(response, flags)
+
+
+def test_a_stream_whose_text_cannot_be_sent_ends_and_its_neighbour_is_served(
+    repository: Path, table: AcknowledgementTable
+) -> None:
+    slot, secret = table.open()
+    chunk, neighbour = request([3], [], stream=(table.table_id, slot, secret, 1)), request(encode_text("good"), [])
+    chunk.sender = _Breaking()
+    failed, good = execute(start(repository), chunk, neighbour)
+    assert failure(failed).message().startswith("[INTERNAL] the text could not be sent")
+    assert "allocate" not in failure(failed).message()
+    assert text(good) == "good"
+    assert acknowledged(table, slot, secret) == GONE, "what follows would have a gap"
+
+
+def test_a_panic_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As libraries written in Rust raise it."""
+
+    def panic(*_: Any, **__: Any) -> str:
+        raise Panic
+
+    model = start(repository)
+    monkeypatch.setattr(model._detokenizer, "text", panic)
+    (response,) = execute(model, request([1], []))
+    assert failure(response).code() == triton.TritonError.INTERNAL
+
+
 def test_settings_are_checked_at_load(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"parameters\.colour: unknown"):
         start(repository, colour="blue")
