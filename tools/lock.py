@@ -103,15 +103,17 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
     serve = (*base, *extras["openvino"], *extras["bench"])
     return {
         "build": Layer(BUILD),
-        "base": Layer(base, ("build",)),
-        "openvino": Layer((*base, *extras["openvino"]), ("build", "base")),
-        "bench": Layer((*base, *extras["bench"]), ("build", "base", "openvino")),
-        "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "base")),
+        # By itself, because ml_dtypes is built with it.
+        "numpy": Layer(tuple(line for line in base if Requirement(line).name == "numpy"), ("build",)),
+        "base": Layer(base, ("build", "numpy")),
+        "openvino": Layer((*base, *extras["openvino"]), ("build", "numpy", "base")),
+        "bench": Layer((*base, *extras["bench"]), ("build", "numpy", "base", "openvino")),
+        "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "numpy", "base")),
         "test": Layer(
             (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
-            ("build", "base", "openvino", "bench"),
+            ("build", "numpy", "base", "openvino", "bench"),
         ),
-        "torch": Layer((*base, *test, *torch), ("build", "base", "openvino", "bench", "test")),
+        "torch": Layer((*base, *test, *torch), ("build", "numpy", "base", "openvino", "bench", "test")),
     }
 
 

@@ -11,9 +11,9 @@ die() {
 }
 
 case "${1:-}" in
-    serve) locks=(build base openvino bench) ;;
-    test) locks=(build base openvino bench test) ;;
-    gpu) locks=(build base openvino bench test tensorrt) ;;
+    serve) locks=(build numpy base openvino bench) ;;
+    test) locks=(build numpy base openvino bench test) ;;
+    gpu) locks=(build numpy base openvino bench test tensorrt) ;;
     *) die "usage: tools/setup.sh serve|test|gpu" ;;
 esac
 
@@ -60,6 +60,7 @@ pip() {
 echo "set-up: installing into .venv (Python $(version "$python"); minutes the first time, nothing afterwards)"
 $venv -c 'import pip' 2>/dev/null || "$python" -m venv --clear .venv
 pip --require-hashes --requirement locks/build.txt
+pip --require-hashes --requirement locks/numpy.txt
 requirements=("${locks[@]/#/--requirement=locks/}")
 pip --require-hashes "${requirements[@]/%/.txt}"
 # tritonserver's wheel: nothing it depends on is needed.

@@ -24,11 +24,11 @@ else:
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 #: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
-SERVE = ("build", "base", "openvino", "bench")
+SERVE = ("build", "numpy", "base", "openvino", "bench")
 TEST = (*SERVE, "test", "torch-cuda")
 GPU = (*TEST, "tensorrt")
-IMAGE = ("build", "base", "tensorrt")
-IMAGE_FOR_CPUS = ("build", "base", "openvino")
+IMAGE = ("build", "numpy", "base", "tensorrt")
+IMAGE_FOR_CPUS = ("build", "numpy", "base", "openvino")
 #: The extras that each holds, beside the project's own dependencies.
 EXTRAS = {
     SERVE: ("openvino", "server", "bench"),
