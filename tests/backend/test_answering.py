@@ -39,11 +39,11 @@ class Open:
         Asked.num_questions = 0
         self.num_looks = 0
         self.num_slots_read: list[int] = []
-        look = vars(Answer)["next"].fget
+        look: Any = vars(Answer)["next"]
 
         def counted(answer: Answer) -> Any:
             self.num_looks += 1
-            return look(answer)
+            return look.fget(answer)
 
         monkeypatch.setattr(Answer, "next", property(counted))
         anchors = bytes([1]) * SPEC.vocab_size

@@ -57,6 +57,12 @@ def generate(family: str, request: Request, output_ids: list[int], steps: list[i
     return [_generate(family, stream, output_ids, steps) for stream in answer.streams]
 
 
+def _id_of(family: str, token: str) -> int:
+    token_id = tokenizer_of(family).token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
 def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int]) -> Ending:
     detokenizer, anchors = parts(family)
     sequence: Sequence = stream.sequence
@@ -66,7 +72,7 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
             break
         chosen, rest = rest[:size], rest[size:]
         chunk = ScheduledChunk(sequence, 1, True, tuple(chosen[:-1]))
-        num_tokens, reason = accept(chunk, Choices(chosen), 0)
+        num_tokens, reason, _ = accept(chunk, Choices(chosen), 0)
         sequence.finish_reason = reason
         num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
         stream.take(TokenEvent(sequence.sequence_id, tuple(chosen[:num_tokens]), reason, None, num_safe))
@@ -110,7 +116,7 @@ def test_it_stops_as_its_id_does(family: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("family", ZOO)
 def test_every_special_token_is_found_by_its_name(family: str) -> None:
     for token in HIDDEN:
-        token_id = tokenizer_of(family).token_to_id(token)
+        token_id = _id_of(family, token)
         output_ids = [*encode(family, "the trident "), token_id, *encode(family, "prongs")]
         (ending,) = generate(family, parse(family, stop_words=[token.encode()]), output_ids, [1])
         assert ending[:3] == (output_ids[: output_ids.index(token_id) + 1], "stop", token)
@@ -129,7 +135,7 @@ def test_the_special_tokens_of_real_tokenizers_are_found_by_their_names(name: st
 
 
 def test_the_longest_of_those_that_end_with_the_token_counts() -> None:
-    output_ids = [*encode("gemma", "one\n"), tokenizer_of("gemma").token_to_id("<|late|>")]
+    output_ids = [*encode("gemma", "one\n"), _id_of("gemma", "<|late|>")]
     for words, expected in [
         (["<|late|>", "\n<|late|>"], ("\n<|late|>", "one")),
         (["<|late|>", "e\n<|late|>", "\n"], ("\n", "one")),
@@ -142,13 +148,13 @@ def test_the_longest_of_those_that_end_with_the_token_counts() -> None:
 
 def test_the_checkpoints_stop_strings_may_be_special_tokens_too() -> None:
     defaults = replace(NO_DEFAULTS, stop_strings=("<|late|>",))
-    token_id = tokenizer_of("llama_2").token_to_id("<|late|>")
+    token_id = _id_of("llama_2", "<|late|>")
     assert parse("llama_2", defaults).first.stop_ids == {token_id}
     assert parse("llama_2", defaults, ignore_eos=True).first.stop_ids == frozenset()
 
 
 def test_an_id_that_is_named_both_ways_is_reported_as_an_id() -> None:
-    token_id = tokenizer_of("llama_2").token_to_id("<|late|>")
+    token_id = _id_of("llama_2", "<|late|>")
     request = parse("llama_2", stop_words=[b"<|late|>"], stop_token_ids=[token_id])
     (ending,) = generate("llama_2", request, [token_id], [1])
     assert (ending.reason, ending.stop_reason) == ("stop", str(token_id))
@@ -157,7 +163,7 @@ def test_an_id_that_is_named_both_ways_is_reported_as_an_id() -> None:
 def test_it_is_banned_until_there_are_so_many_tokens_as_must_come() -> None:
     sequence = parse("llama_2", stop_words=[b"<|late|>"], min_tokens=2).first
     edits = FixedEdits(sequence, tokenizer_of("llama_2").get_vocab_size())
-    token_id = tokenizer_of("llama_2").token_to_id("<|late|>")
+    token_id = _id_of("llama_2", "<|late|>")
     assert [token_id in edits.banned_ids(Row(sequence, place)) for place in (1, 2, 3)] == [True, True, False]
 
 
