@@ -30,7 +30,7 @@ check: .venv/.set-up-test
 	.venv/bin/lint-imports
 	.venv/bin/hadolint docker/Dockerfile
 
-# BENCH=scheduling, load, soak, sampling or guided: see tests/benchmarks.
+# BENCH=scheduling, answering, load, soak, sampling or guided: see tests/benchmarks.
 BENCH ?= compare
 
 bench: .venv/.set-up-bench
