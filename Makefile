@@ -34,7 +34,7 @@ check: .venv/.set-up-test
 	.venv/bin/lint-imports
 	.venv/bin/hadolint docker/Dockerfile
 
-# BENCH=scheduling, loop_costs, load, soak, sampling or guided: see tests/benchmarks.
+# BENCH=scheduling, loop_costs, answering, detokenizing, digests, load, soak, sampling or guided: see tests/benchmarks.
 BENCH ?= compare
 
 bench: .venv/.set-up-test

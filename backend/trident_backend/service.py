@@ -66,7 +66,9 @@ class CoreService:
         self._notice = notice
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
-        self._lock = threading.RLock()
+        self._lock = threading.Condition()
+        # Requests whose guide failed, while their clients are told.
+        self._in_hand: set[Request] = set()
         self._admission = Admission(self.spec, settings)
         self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
         self._guided = GuidedRequests(guides, self._compiled)
@@ -169,8 +171,15 @@ class CoreService:
             responder = self._guided.take(request)
             if responder is not None and error is None:
                 error = self._begun(request, responder)
-        if responder is not None and error is not None:
+            if responder is None or error is None:
+                return
+            self._in_hand.add(request)
+        try:
             self._refuse(request, responder, error)
+        finally:
+            with self._lock:
+                self._in_hand.discard(request)
+                self._lock.notify_all()
 
     def _begun(self, request: Request, responder: Responder) -> TridentError | None:
         """Begin a request that was taken before; return the failure if that is not possible any more."""
@@ -202,6 +211,8 @@ class CoreService:
             self._stopping = True
             left = self._guided.take_all()
         _each(self._guided.close, *(partial(self._refuse, request, responder, error) for request, responder in left))
+        with self._lock:
+            self._lock.wait_for(lambda: not self._in_hand, _ANSWER_S)
 
     def _tell(self, command: Command, sequence: Sequence) -> None:
         self._loop.tell(command, sequence)

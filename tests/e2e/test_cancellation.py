@@ -109,7 +109,7 @@ def test_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
     """Not by a header of one's own making; and the table is no memory that clients can register."""
     chunk = _own_chunk(server)
     table_id, _, secret, *_ = chunk
-    asked = {"text_input": "victim", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    asked: dict[str, Any] = {"text_input": "victim", "max_tokens": 400, "stream": True, "ignore_eos": True}
     alone = ask_grpc(server.grpc, **asked)
     client = grpcclient.InferenceServerClient(server.grpc)
     for name in (f"/trident-{table_id:016x}", f"/trident-{table_id:016x}/acknowledgements"):
