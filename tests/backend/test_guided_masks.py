@@ -13,7 +13,7 @@ from trident_backend.guide import Guide, Masks
 from trident_backend.guided.worker import MaskWorker
 from trident_backend.sequence import FinishReason, SamplingParams, Sequence
 from trident_backend.steps import Row
-from trident_ensemble.errors import RequestError, TridentError
+from trident_ensemble.errors import InternalError, RequestError, TridentError
 
 VOCAB_SIZE = 70
 
@@ -38,12 +38,20 @@ class GuideDouble:
         raise AssertionError("nothing advances while masks are filled")
 
 
+class Panic(BaseException):
+    """As a library written in Rust raises, which is no Exception."""
+
+
 class FailingGuide(GuideDouble):
     """Fails after it has written something."""
 
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__(1)
+        self.raised = raised
+
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
         masks[:] = 7
-        raise RuntimeError("out of order")
+        raise self.raised
 
 
 @pytest.fixture
@@ -97,11 +105,18 @@ def test_masks_are_filled_on_the_workers_thread(worker: MaskWorker) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("trident-guides")]
 
 
-def test_a_guide_that_fails_allows_nothing_and_harms_no_other(worker: MaskWorker) -> None:
-    failing, well = sequence(FailingGuide(1)), sequence(GuideDouble(2))
+@pytest.mark.parametrize("raised", [RuntimeError("out of order"), Panic("out of order")])
+def test_a_guide_that_fails_ends_its_own_sequence_and_harms_no_other(worker: MaskWorker, raised: BaseException) -> None:
+    failing, well = sequence(FailingGuide(raised)), sequence(GuideDouble(2))
     masks = worker.begin([*rows_of(failing, (3,)), *rows_of(well)])()
     assert masks is not None
-    assert [allowed(mask) for mask in masks.words] == [[], [], [2]]
+    assert (masks.rows.tolist(), [allowed(mask) for mask in masks.words]) == ([2], [[2]])
+    assert worker.late == {failing}
+    ((ended, error),) = worker.take_ready()
+    assert ended is failing
+    assert isinstance(error, InternalError)
+    assert error.__cause__ is raised
+    assert not worker.late
 
 
 def test_masks_are_filled_while_the_caller_does_something_else(worker: MaskWorker) -> None:

@@ -24,6 +24,7 @@ from trident_backend.sequence import Sequence
 from trident_backend.steps import Row
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError, TridentError
+from trident_ensemble.failures import internal_error
 
 
 @dataclass(eq=False)
@@ -36,6 +37,7 @@ class _Job:
         draft_ids: the guesses.
         masks: `[1 + len(draft_ids), words]`, filled once `is_done`.
         began: when a thread began with it, by the monotonic clock.
+        error: what its client is told if the guide could not fill them.
     """
 
     sequence: Sequence
@@ -44,6 +46,7 @@ class _Job:
     draft_ids: tuple[int, ...]
     masks: Masks = field(init=False)
     began: float | None = None
+    error: TridentError | None = None
     is_done: bool = False
 
 
@@ -124,8 +127,8 @@ class MaskWorker:
 
         Returns:
             what waits for the masks and returns those that are there in time, None if there are none; the sequences of
-            all others are in `late` then. It must be called before a guide advances. A guide that fails allows nothing,
-            which is its own sequence's error alone.
+            all others are in `late` then, those of guides that failed among them. It must be called before a guide
+            advances.
         """
         places: list[int] = []
         jobs: dict[Sequence, _Job] = {}
@@ -153,7 +156,7 @@ class MaskWorker:
 
         def wait() -> RowMasks | None:
             self._wait(new, can_go_on=num_free > 0 or len(new) < len(jobs))
-            late = {job.sequence: job for job in new if not job.is_done}
+            late = {job.sequence: job for job in new if not job.is_done or job.error is not None}
             rows = np.array(places, np.intp)
             if not late:
                 return RowMasks(rows, words)
@@ -176,7 +179,7 @@ class MaskWorker:
         return True
 
     def take_ready(self) -> list[tuple[Sequence, TridentError | None]]:
-        """Return the sequences whose late mask is there by now, or that end because it never comes, with their error.
+        """Return the sequences whose late mask is there by now, and those that end without it, with their error.
 
         A sequence that has ended by itself is forgotten.
         """
@@ -184,8 +187,9 @@ class MaskWorker:
         now = time.monotonic()
         for sequence, job in [*self._late.items()]:
             if job.is_done:
-                self._ready[sequence] = job
-                taken.append((sequence, None))
+                if job.error is None:
+                    self._ready[sequence] = job
+                taken.append((sequence, job.error))
             elif job.began is not None and now - job.began > self._limit_s:
                 problem = f"is too costly to follow: a mask took more than {self._limit_s:g} s"
                 taken.append((sequence, RequestError(tensors.GUIDE.name, problem)))
@@ -226,8 +230,8 @@ class MaskWorker:
         try:
             if job.sequence.finish_reason is None:
                 job.guide.fill(job.draft_ids, job.masks)
-        except Exception:  # whatever it is, it is its own sequence's alone
-            job.masks[:] = 0
+        except BaseException as cause:  # whatever it is, also a library's panic, it is its own sequence's alone
+            job.error = internal_error("this request's guide failed on its output", cause)
         seconds = time.monotonic() - job.began
         is_slow = seconds > _SLOW_S
         if is_slow:
