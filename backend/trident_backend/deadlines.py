@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import heapq
 import math
+from weakref import ref
 
 from trident_backend.sequence import Sequence
 from trident_ensemble.errors import DeadlineError
 
 
 class Deadlines:
-    """The deadlines of sequences that have not ended."""
+    """The deadlines of sequences that have not ended.
+
+    Most sequences end long before their deadlines, and what they hold (a guide, and so its grammar's memory) must not
+    be kept until then: whoever ends is not kept by this.
+    """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Sequence]] = []
+        self._heap: list[tuple[float, int, ref[Sequence]]] = []
         self._num_bearable = _LEAST_BEARABLE
 
     def add(self, sequence: Sequence) -> None:
-        """Watch a sequence."""
+        """Watch a sequence, which somebody else must keep until it ends."""
         if sequence.deadline == math.inf:
             return
         if len(self._heap) >= self._num_bearable:
-            # Most sequences end long before their deadlines, and must not be kept until then.
-            self._heap = [entry for entry in self._heap if entry[2].finish_reason is None]
+            self._heap = [entry for entry in self._heap if _unended(entry[2]) is not None]
             heapq.heapify(self._heap)
             self._num_bearable = max(_LEAST_BEARABLE, 2 * len(self._heap))
-        heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, sequence))
+        heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, ref(sequence)))
 
     @property
     def next(self) -> float:
         """The nearest one; infinity if there is none."""
-        while self._heap and self._heap[0][2].finish_reason is not None:
+        while self._heap and _unended(self._heap[0][2]) is None:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf
 
@@ -42,8 +46,15 @@ class Deadlines:
         """The sequences whose deadline has passed, watched no longer."""
         passed = []
         while self.next <= now:
-            passed.append(heapq.heappop(self._heap)[2])
+            sequence = _unended(heapq.heappop(self._heap)[2])
+            if sequence is not None:
+                passed.append(sequence)
         return passed
+
+
+def _unended(reference: ref[Sequence]) -> Sequence | None:
+    sequence = reference()
+    return sequence if sequence is not None and sequence.finish_reason is None else None
 
 
 def unreachable(sequence: Sequence, earliest: float) -> DeadlineError:

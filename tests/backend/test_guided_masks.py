@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -212,6 +214,25 @@ def test_a_sequence_that_ends_while_its_mask_is_late_is_forgotten(worker: MaskWo
     assert not worker.late
     assert not worker.wait_late()
     slow.gate.set()
+
+
+@pytest.mark.parametrize("ends_before", [True, False])
+def test_a_sequence_that_ends_before_its_late_mask_is_used_is_not_kept(worker: MaskWorker, ends_before: bool) -> None:
+    """Nor is its guide, and so the memory of its grammar."""
+    slow = GatedGuide(5)
+    late = sequence(slow)
+    kept = weakref.ref(late), weakref.ref(slow)
+    worker.begin([*rows_of(late), *rows_of(sequence(None))])()
+    if ends_before:
+        late.finish_reason = FinishReason.CANCELLED
+    slow.gate.set()
+    while worker.late:
+        worker.wait_late()
+        worker.take_ready()
+    worker.close()
+    del late, slow
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
 
 
 def test_a_mask_without_end_ends_its_sequence_with_its_error() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -48,6 +49,14 @@ class _Job:
     began: float | None = None
     error: TridentError | None = None
     is_done: bool = False
+
+
+class _Filled(NamedTuple):
+    """The masks of a job that were late. Names no sequence, so that one which ends instead is not kept by them."""
+
+    place: int
+    draft_ids: tuple[int, ...]
+    masks: Masks
 
 
 class _Lane:
@@ -111,7 +120,7 @@ class MaskWorker:
         self._seconds = 0.0
         self._slow: WeakSet[Sequence] = WeakSet()
         self._late: dict[Sequence, _Job] = {}
-        self._ready: WeakKeyDictionary[Sequence, _Job] = WeakKeyDictionary()
+        self._ready: WeakKeyDictionary[Sequence, _Filled] = WeakKeyDictionary()
 
     @property
     def late(self) -> frozenset[Sequence]:
@@ -188,7 +197,8 @@ class MaskWorker:
         for sequence, job in [*self._late.items()]:
             if job.is_done:
                 if job.error is None:
-                    self._ready[sequence] = job
+                    # A copy: the array has the masks of the whole step.
+                    self._ready[sequence] = _Filled(job.place, job.draft_ids, job.masks.copy())
                 taken.append((sequence, job.error))
             elif job.began is not None and now - job.began > self._limit_s:
                 problem = f"is too costly to follow: a mask took more than {self._limit_s:g} s"
