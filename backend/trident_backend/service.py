@@ -67,7 +67,7 @@ class CoreService:
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
         self._lock = threading.Condition()
-        # Requests whose guide failed, while their clients are told.
+        # Requests that never began, while their clients are told.
         self._in_hand: set[Request] = set()
         self._admission = Admission(self.spec, settings)
         self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
@@ -170,10 +170,13 @@ class CoreService:
         with self._lock:
             responder = self._guided.take(request)
             if responder is not None and error is None:
-                error = self._begun(request, responder)
+                error = _failure(partial(self._begin, request, responder))
             if responder is None or error is None:
                 return
             self._in_hand.add(request)
+        self._refuse_in_hand(request, responder, error)
+
+    def _refuse_in_hand(self, request: Request, responder: Responder, error: TridentError) -> None:
         try:
             self._refuse(request, responder, error)
         finally:
@@ -181,22 +184,13 @@ class CoreService:
                 self._in_hand.discard(request)
                 self._lock.notify_all()
 
-    def _begun(self, request: Request, responder: Responder) -> TridentError | None:
-        """Begin a request that was taken before; return the failure if that is not possible any more."""
-        try:
-            self._begin(request, responder)
-        except TridentError as error:
-            return error
-        return None
-
     def _stop_named(self, name: tuple[str, str]) -> None:
         with self._lock:
             for request in tuple(self._named.get(name, ())):
                 responder = self._guided.take(request)
                 if responder is not None:
-                    try:
-                        self._streams.open(request, responder)
-                    except TridentError as error:
+                    error = _failure(partial(self._streams.open, request, responder))
+                    if error is not None:
                         self._refuse(request, responder, error)
                 for sequence in request.sequences:
                     self._loop.tell(Command.STOP, sequence)
@@ -206,11 +200,14 @@ class CoreService:
         _each(lambda: self._closed(request), self.refused, lambda: responder.fail(error))
 
     def _close_doors(self, error: TridentError) -> None:
-        """Take no further request, and refuse those whose guide is being compiled."""
+        """Take no further request, and refuse those whose guide is being compiled; whoever does so too is waited for,
+        as the process may end next."""
         with self._lock:
             self._stopping = True
             left = self._guided.take_all()
-        _each(self._guided.close, *(partial(self._refuse, request, responder, error) for request, responder in left))
+            self._in_hand.update(request for request, _ in left)
+        refusals = (partial(self._refuse_in_hand, request, responder, error) for request, responder in left)
+        _each(self._guided.close, *refusals)
         with self._lock:
             self._lock.wait_for(lambda: not self._in_hand, _ANSWER_S)
 
@@ -238,6 +235,17 @@ class CoreService:
 
     def _streams_died(self, error: BaseException) -> None:
         _each(lambda: self._close_doors(_draining()), lambda: self._on_fatal(error))
+
+
+def _failure(step: Callable[[], None]) -> TridentError | None:
+    """Take the step with which a request that was taken begins; return what its client is told if it fails."""
+    try:
+        step()
+    except TridentError as error:
+        return error
+    except BaseException as cause:
+        return internal_error("the request could not begin", cause)
+    return None
 
 
 def _draining() -> DrainingError:

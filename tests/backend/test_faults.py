@@ -53,7 +53,7 @@ _PARTS = (
     "_core._sampler.choose", "_core._masks.begin", "_core._masks.close", "_core.step_times.observe",
     "_loop._emit", "_loop._record", "_loop._obey", "_loop._look",
     "_streams._table.open", "_streams._table.release", "_streams._table.num_acknowledged", "_streams._table.close",
-    "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._pump_all",
+    "_streams.open", "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._pump_all",
     "_admission.enter", "_admission.leave", "_guided.add", "_guided.take", "_guided.take_all", "_guided.close",
     "_notice.given",
 )  # fmt: skip
@@ -299,3 +299,40 @@ def test_a_client_that_blocks_does_not_keep_a_dead_loop_alive(monkeypatch: pytes
     assert died.wait(5)
     assert time.monotonic() - began < 5
     released.set()
+
+
+def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -> None:
+    """The engine's thread and the one that answers may fail at the same time."""
+    guides = Guides()
+    guides.gate.clear()
+    is_told, may_go_on, died = threading.Event(), threading.Event(), threading.Event()
+    told_at_death: list[bool] = []
+
+    class Slow(Client):
+        def fail(self, error: TridentError) -> None:
+            is_told.set()
+            assert may_go_on.wait(20)
+            super().fail(error)
+
+    def on_fatal(_error: BaseException) -> None:
+        told_at_death.append(client.done.is_set())
+        died.set()
+
+    client = Slow()
+    service = make_service(MockEngine(SPEC), guides=guides, on_fatal=on_fatal)
+    asked = {"input_ids": [1], "max_tokens": 4}
+    service.submit(asked | {"guided_decoding_guide_type": b"regex", "guided_decoding_guide": b"7"}, client)
+    first = threading.Thread(target=service._die, args=(RuntimeError("the first"),))
+    first.start()
+    assert is_told.wait(5)
+    injector = Injector(Fault("_streams._pump_all"))
+    injector.wrap(service._streams, "_pump_all", "_streams._pump_all")
+    service._streams.emit([])
+    assert not died.wait(0.1)
+    may_go_on.set()
+    assert died.wait(5)
+    first.join(20)
+    guides.gate.set()
+    assert told_at_death
+    assert all(told_at_death)
+    assert client.num_finals == 1
