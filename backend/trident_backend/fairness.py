@@ -28,6 +28,7 @@ class _Tenant:
     num_waiting: int = 0
     num_waiting_tokens: int = 0
     waiting: list[tuple[float, int, Sequence]] = field(default_factory=list)
+    is_listed: bool = False
 
 
 class FairQueue:
@@ -44,6 +45,9 @@ class FairQueue:
         self._tenants: dict[str, _Tenant] = {}
         self._clock = 0.0
         self._open_weight = 0.0
+        self._num_open = 0
+        # Tenants that may be idle, once each, at no more than what they have been served.
+        self._idle: list[tuple[float, str]] = []
         self._members: set[Sequence] = set()
         self._held: dict[Sequence, list[Sequence]] = {}
 
@@ -69,21 +73,38 @@ class FairQueue:
             tenant.served = max(tenant.served, self._clock)
             self._open_weight += tenant.weight
         tenant.num_open += 1
+        self._num_open += 1
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence that entered has ended."""
         tenant = self._tenants[sequence.tenant]
         tenant.num_open -= 1
-        if tenant.num_open:
-            return
-        self._open_weight -= tenant.weight
-        # What an idle tenant has had beyond its share is remembered until the clock has passed it.
-        everything = not any(other.num_open for other in self._tenants.values())
-        for name in [name for name, one in self._tenants.items() if not one.num_open]:
-            if everything or self._tenants[name].served <= self._clock:
-                del self._tenants[name]
-        if everything:
+        self._num_open -= 1
+        if not self._num_open:
+            self._tenants.clear()
+            self._idle.clear()
+            self._held.clear()
             self._clock = self._open_weight = 0.0
+        elif not tenant.num_open:
+            self._open_weight -= tenant.weight
+            self._list_idle(sequence.tenant, tenant)
+            self._forget_idle()
+
+    def _list_idle(self, name: str, tenant: _Tenant) -> None:
+        if not tenant.is_listed:
+            tenant.is_listed = True
+            heapq.heappush(self._idle, (tenant.served, name))
+
+    def _forget_idle(self) -> None:
+        """What an idle tenant has had beyond its share is remembered until the clock has passed it."""
+        while self._idle and self._idle[0][0] <= self._clock:
+            _, name = heapq.heappop(self._idle)
+            tenant = self._tenants[name]
+            tenant.is_listed = False
+            if not tenant.num_open and tenant.served <= self._clock:
+                del self._tenants[name]
+            elif not tenant.num_open:
+                self._list_idle(name, tenant)  # it came back, and has been served more
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """So many tokens of a tenant are being computed."""

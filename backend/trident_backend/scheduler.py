@@ -116,8 +116,9 @@ class Scheduler:
             self.waiting.charge(tenant, num_tokens)
         streams = len(chunks)
         size = StepSize(streams, num_pairs, streams)
-        # What was taken for a stream is not given to another; where no stream runs, it may be.
-        admits = not (preempted and chunks)
+        # What was taken for a stream is not given to another; where no stream runs, it may be. While as many run as may,
+        # nobody who waits is looked at, however many tenants they are of.
+        admits = not (preempted and chunks) and len(self.running) < self._max_num_seqs
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
         num_context_tokens = size.num_tokens - streams
@@ -168,7 +169,7 @@ class Scheduler:
         return chunks, size
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
-        if len(self.running) == self._max_num_seqs:
+        if len(self.running) == self._max_num_seqs:  # since another was admitted in this step
             return False
         room = sequence.max_len
         if self._settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION:

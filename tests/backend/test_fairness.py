@@ -6,9 +6,13 @@ import gc
 import itertools
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.backend.doubles import SPEC, add, make_core, make_sequence, run_to_end
 from trident_backend.core import EngineCore
@@ -209,6 +213,54 @@ def test_a_thousand_tenants_that_came_and_went_are_forgotten() -> None:
     assert _num_remembered(core.scheduler.waiting, names) < 50
     run_to_end(core)
     assert _num_remembered(core.scheduler.waiting, names) == 0
+
+
+class _Unseen(dict[str, Any]):
+    """Tenants that are found by their names alone."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("all tenants are looked at")
+
+    def items(self) -> Any:
+        return iter(self)
+
+    def values(self) -> Any:
+        return iter(self)
+
+
+def test_tenants_that_neither_come_nor_go_nor_can_run_are_not_looked_at() -> None:
+    """Their names come from clients, so there may be any number of them."""
+    core, clock = make_core()
+    add(core, *(make_sequence(i, [i], 12, tenant="holder", arrived_at=clock()) for i in range(4)))
+    core.step()
+    assert len(core.scheduler.running) == SPEC.max_num_seqs
+    waiting = [make_sequence(i, [i % 97], 4, tenant=f"tenant {i}", arrived_at=clock()) for i in range(4, 100)]
+    add(core, *waiting)
+    queue = core.scheduler.waiting
+    queue._tenants = _Unseen(queue._tenants)
+    for _ in range(3):
+        core.step()
+    for sequence in waiting[:20]:
+        core.scheduler.finish(sequence, FinishReason.CANCELLED, CancelledError("gone"))
+    assert len(queue._tenants) == 1 + len(waiting) - 20
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 40)), max_size=120))
+def test_who_is_forgotten_is_found_as_by_looking_at_all(steps: list[tuple[str, int]]) -> None:
+    """Tenants come, are served and go; an idle one is remembered as long as it is ahead of the clock."""
+    queue = FairQueue({"a": 3.0, "b": 0.1}, 1.0)
+    opened: dict[str, Sequence] = {}
+    for number, (name, num_tokens) in enumerate(steps):
+        if name not in opened:
+            opened[name] = make_sequence(number, [1], 1, tenant=name)
+            queue.enter(opened[name])
+        elif num_tokens:
+            queue.charge(name, num_tokens)
+        else:
+            queue.leave(opened.pop(name))
+            ahead = {other for other, one in queue._tenants.items() if one.served > queue._clock}
+            assert queue._tenants.keys() == (opened.keys() | ahead if opened else set())
+        assert len(queue._idle) <= len(queue._tenants)
 
 
 def _num_remembered(queue: FairQueue, names: list[str]) -> int:
