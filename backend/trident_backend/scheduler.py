@@ -116,8 +116,8 @@ class Scheduler:
             self.waiting.charge(tenant, num_tokens)
         streams = len(chunks)
         size = StepSize(streams, num_pairs, streams)
-        # What was taken for a stream is not given to another; where no stream runs, it may be. While as many run as may,
-        # nobody who waits is looked at, however many tenants they are of.
+        # What was taken for a stream is not given to another; where no stream runs, it may be. While as many run as
+        # may, nobody who waits is looked at, however many tenants they are of.
         admits = not (preempted and chunks) and len(self.running) < self._max_num_seqs
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
