@@ -27,6 +27,7 @@ class ChosenMasks(MaskWorker):
 
     def begin(self, rows: Iterable[Row]) -> Callable[[], RowMasks | None]:
         rows = tuple(rows)
+        self._slow.clear()  # on a busy machine any may seem so
         wait = super().begin(rows)
 
         def chosen() -> RowMasks | None:

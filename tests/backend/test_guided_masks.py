@@ -252,6 +252,23 @@ def test_a_mask_without_end_ends_its_sequence_with_its_error() -> None:
     worker.close()
 
 
+def test_a_guide_that_is_known_to_be_slow_costs_others_no_grace() -> None:
+    worker = MaskWorker(VOCAB_SIZE, num_threads=1, grace_s=20.0, limit_s=60.0)
+    guide = GatedGuide(5)
+    slow, quick = sequence(guide), sequence(GuideDouble(1))
+    threading.Timer(0.02, guide.gate.set).start()
+    assert worker.begin(rows_of(slow))() is not None, "it is not known yet"
+    guide.gate.clear()
+    began = time.monotonic()
+    masks = worker.begin([*rows_of(slow), *rows_of(quick)])()
+    assert masks is not None
+    assert masks.rows.tolist() == [1]
+    assert time.monotonic() - began < 10
+    assert worker.late == {slow}
+    guide.gate.set()
+    worker.close()
+
+
 def test_slow_guides_wait_for_each_other_and_hold_up_no_others() -> None:
     """All threads could be taken by slow ones, if they did not have one of their own."""
 

@@ -104,7 +104,7 @@ class MaskWorker:
         vocab_size: width of a row of logits.
         num_threads: for guides that are not slow; by default one less than there are cores, 2 to 8. Slow ones share
             one more.
-        grace_s: how long a step waits for masks after its logits are there, in seconds.
+        grace_s: how long a step waits for masks that are not of slow guides after its logits are there, in seconds.
         limit_s: how long a thread may take for one mask, in seconds; beyond it the sequence ends.
     """
 
@@ -164,7 +164,9 @@ class MaskWorker:
         self._lane.put(quick, int(len(quick) * self._seconds / _WORTH_S))
 
         def wait() -> RowMasks | None:
-            self._wait(new, can_go_on=num_free > 0 or len(new) < len(jobs))
+            can_go_on = num_free > 0 or len(new) < len(jobs)
+            # A slow one costs nobody else its grace; it is waited for where nobody gets a token without it.
+            self._wait(quick if quick or can_go_on else new, can_go_on=can_go_on)
             late = {job.sequence: job for job in new if not job.is_done or job.error is not None}
             rows = np.array(places, np.intp)
             if not late:
