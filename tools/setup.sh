@@ -67,11 +67,17 @@ pip --require-hashes "${requirements[@]/%/.txt}"
 pip --require-hashes --no-deps --requirement locks/tritonserver.txt
 if [ "$1" != serve ]; then
     # PyPI has the build for CUDA, of some GB with its libraries. Where pip is configured to know the one for CPUs too,
-    # that will do.
-    pip --require-hashes --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || {
-        echo "set-up: pip knows no index with PyTorch for CPUs: taking the build for CUDA, about 3 GB"
+    # that will do. What goes wrong otherwise (no connection, no room) is no reason to download the larger one.
+    if ! { said=$(pip --require-hashes --no-deps --requirement locks/torch-cpu.txt 2>&1 >&3); } 3>&1; then
+        case "$said" in
+            *"Retrying ("* | *"Could not fetch URL"*) die "PyTorch cannot be installed: $said" ;;
+            *"No matching distribution found"*) why="pip knows no index that has it for this Python" ;;
+            *"DO NOT MATCH THE HASHES"*) why="locks/torch-cpu.txt has no hash of the file for this Python" ;;
+            *) die "PyTorch cannot be installed: $said" ;;
+        esac
+        echo "set-up: no PyTorch for CPUs ($why): taking the build for CUDA, about 3 GB"
         pip --require-hashes --no-deps --requirement locks/torch-cuda.txt
-    }
+    fi
 fi
 pip --no-deps --editable .
 echo "$state" >"$stamp"

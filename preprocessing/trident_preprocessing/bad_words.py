@@ -7,7 +7,6 @@ which a model may do, is not caught.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
 from trident_preprocessing.texts import decode_text
+from trident_preprocessing.unknown_token import unknown_id
 
 FIELD = tensors.BAD_WORDS.name
 MAX_BAD_WORDS = 256
@@ -43,7 +43,7 @@ class BadWords:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._unknown_id = _unknown_id(self._backend)
+        self._unknown_id = unknown_id(self._backend)
         self._unknown = None if self._unknown_id is None else self._backend.id_to_token(self._unknown_id)
 
     def token_ids(self, words: Sequence[bytes]) -> list[TokenIds]:
@@ -84,15 +84,6 @@ def _behind(border: int, encoding: Any) -> TokenIds:
     ids, offsets = encoding.ids, encoding.offsets
     first = next((place for place, (start, _) in enumerate(offsets) if start >= border), len(ids))
     return tuple(ids[first:]) if all(end <= border for _, end in offsets[:first]) else ()
-
-
-def _unknown_id(backend: Any) -> int | None:
-    """The id for what the vocabulary cannot spell. transformers may name another: GPT-2's is its end of text."""
-    if hasattr(backend.model, "unk_token"):
-        token = backend.model.unk_token
-        return None if token is None else backend.token_to_id(token)
-    unknown_id: int | None = json.loads(backend.to_str())["model"].get("unk_id")
-    return unknown_id
 
 
 def pack_words(words: Iterable[TokenIds]) -> npt.NDArray[np.int32]:

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from trident_ensemble import tensors
 from trident_ensemble.errors import RequestError
+from trident_preprocessing.unknown_token import unknown_id
 
 
 class ControlTokens:
@@ -50,6 +51,7 @@ class ControlTokens:
         self.spelling = any_of(self.ids)
         self._added_spelling = any_of(token.content for token in self._added.values())
         self._backend = backend
+        self._unknown_id = unknown_id(backend)
         # As long as each other, and of a secret that no client knows, so that none can spell one.
         secret = secrets.token_hex(16)
         self._stand_ins = {spelling: f"{secret}x{token_id:08x}" for spelling, token_id in self.ids.items()}
@@ -95,7 +97,8 @@ class ControlTokens:
         text = "".join([*pieces, prompt[end:]])
         # Of one text too, only a batch lets other threads run.
         token_ids = self._twin.encode_batch([text], add_special_tokens=False)[0].ids
-        control = {token_id: spelling for spelling, token_id in self.ids.items()}
+        # The unknown token is what every text becomes that the vocabulary cannot spell, and spells none.
+        control = {token_id: spelling for spelling, token_id in self.ids.items() if token_id != self._unknown_id}
         for token_id in token_ids:
             if token_id in control and token_id not in self._twin_ids:
                 problem = f"spells {control[token_id]!r}, which this tokenizer cannot write as text; leave it out"

@@ -28,6 +28,10 @@ _FOUND = re.compile(rf"{_WORD}(\d{{6}})z")
 _UNCHECKED = frozenset({
     "role", "name", "tool_call_id", "id", "reasoning_content", "reasoning", "thinking", "annotations", "cache_control",
 })  # fmt: skip
+#: What schemas of functions without parameters are made of.
+_OF_NO_PARAMETERS = frozenset({
+    "type", "properties", "required", "additionalProperties", "title", "description", "$schema",
+})  # fmt: skip
 
 
 Path = tuple[str | int, ...]
@@ -140,10 +144,12 @@ def _function_paths(holder: dict[str, Any], names: tuple[str, ...]) -> Iterator[
     function = holder["function"] if within else holder
     for name in names:
         value = function.get(name)
-        if name == "parameters" and isinstance(value, dict) and isinstance(value.get("properties"), dict):
+        if name == "parameters" and isinstance(value, dict) and isinstance(value.get("properties"), dict | None):
             # A schema without parameters says nothing, and templates may say nothing of it.
-            if value["properties"]:
+            if value.get("properties"):
                 yield (*within, name, "properties")
+            elif value.keys() - _OF_NO_PARAMETERS:
+                yield (*within, name)
         elif not _says_nothing(value):
             yield (*within, name)
 

@@ -1,7 +1,7 @@
 """Messages put as the checkpoint's chat template takes them.
 
 Owns the choice between the forms that mean the same: content as text or parts, arguments as text or an object, what
-stands for no content, the system's role for the developer's. Never drops anything but nulls.
+stands for no content, the system's role for the developer's. Never drops anything but nulls and lists of no calls.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def conform(messages: list[Message], profile: TemplateProfile) -> list[Message]:
 
 def _conform(message: Message, profile: TemplateProfile) -> Message:
     put = {key: value for key, value in message.items() if value is not None}
+    if not put.get("tool_calls"):
+        # Templates ask whether the key is there, and take an answer with a list of no calls for calls.
+        put.pop("tool_calls", None)
     if put["role"] == "developer" and not profile.takes_developer:
         put["role"] = "system"
     if profile.empty_is_null and put.get("tool_calls") and _is_blank(put.get("content")):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.preprocessing import templates
 from tests.preprocessing.tokenizers import CONTROL, ORDINARY, OTHERS, backend, tokenizer, without
-from tests.tokenizer_zoo import SPECIAL
+from tests.tokenizer_zoo import SPECIAL, UNKNOWN
 from trident_ensemble.errors import RequestError
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.tokenizer import PromptTokenizer
@@ -202,6 +202,15 @@ def test_a_tokenizer_that_has_no_other_way_to_write_it() -> None:
         with pytest.raises(RequestError, match=r"^messages: spells '</?s>', which this tokenizer cannot write as text"):
             encode(template, [message("user", text)], "unigram")
     assert encode(template, [message("user", "a < s > b")], "unigram")
+
+
+@pytest.mark.parametrize("family", ["unigram", "wordpiece"])
+def test_what_the_vocabulary_cannot_spell_is_no_control_token(family: str) -> None:
+    template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    messages = [message("user", "5 _ 6 < 7 ௵")]
+    plain: Any = tokenizer(template, family).apply_chat_template(messages, return_dict=False)
+    assert backend(family).token_to_id(UNKNOWN) in plain
+    assert encode(template, messages, family) == plain
 
 
 def test_a_spelling_that_normalization_makes() -> None:

@@ -78,6 +78,13 @@ def test_ordinary_conversations_are_served(name: str) -> None:
     assert rendered(name, [message("system", "Be kind"), *chat[:1]]).count("Be kind") == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_with_a_list_of_no_calls_is_an_answer(name: str) -> None:
+    answers = message("assistant", "A city", tool_calls=[]), message("assistant", "A city")
+    with_list, without = (rendered(name, [HISTORY[0], answer, HISTORY[0]]) for answer in answers)
+    assert with_list == without
+
+
 @pytest.mark.parametrize("name", TAKE_CALLS)
 def test_tool_histories_are_served(name: str) -> None:
     prompts = {rendered(name, [HISTORY[0], made, HISTORY[2]]) for made in calls()}
@@ -171,8 +178,10 @@ def test_tools_that_are_taken(name: str) -> None:
     prompt = rendered(name, HISTORY[:1], tools=[WEATHER])
     for text in ("weather", "what the sky does", "city"):
         assert text in prompt
-    none = {"type": "function", "function": {"name": "now", "description": "", "parameters": {"properties": {}}}}
-    assert "now" in rendered(name, HISTORY[:1], tools=[none])
+    of_none: list[dict[str, Any]] = [{}, {"properties": {}}, {"type": "object"}, {"type": "object", "required": []}]
+    for parameters in of_none:
+        none = {"type": "function", "function": {"name": "now", "description": "", "parameters": parameters}}
+        assert "now" in rendered(name, HISTORY[:1], tools=[none])
 
 
 def test_tools_that_are_left_out() -> None:

@@ -72,7 +72,8 @@ def test_calls_without_arguments_stay() -> None:
 
 @pytest.mark.parametrize("sent", [{}, {"content": None}])
 def test_no_content(sent: dict[str, Any]) -> None:
-    asked = [{"role": "assistant", "tool_calls": [], "name": None, **sent}]
+    calls = [{"type": "other"}]
+    asked = [{"role": "assistant", "tool_calls": calls, "name": None, **sent}]
     forms: list[tuple[NullForm, dict[str, Any]]] = [
         (NullForm.NONE, {"content": None}),
         (NullForm.ABSENT, {}),
@@ -80,7 +81,7 @@ def test_no_content(sent: dict[str, Any]) -> None:
     ]
     for null, content in forms:
         (message,) = conform(asked, replace(PLAIN, null_content=null))
-        assert message == {"role": "assistant", "tool_calls": [], **content}
+        assert message == {"role": "assistant", "tool_calls": calls, **content}
 
 
 @pytest.mark.parametrize("blank", ["", " \n", [], None])

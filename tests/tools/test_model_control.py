@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,6 +26,19 @@ def test_the_models_are_loaded_and_only_this_command_controls_them(tmp_path: Pat
     assert one.headers != other.headers
     (model,) = (tmp_path / "one").iterdir()
     assert f"--load-model={model.name}" not in options
+
+
+def test_what_security_advises_can_stand_beside_it(tmp_path: Path) -> None:
+    """tritonserver does not start where two restrictions name the same kind of call."""
+    page = Path(__file__).parents[2] / "docs" / "security.md"
+    options = ModelControl(tmp_path, Listen("127.0.0.1", 1, 2, 3)).options([])
+    for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        advised, own = (
+            re.findall(rf"{name}=([\w,-]+):", text) for text in (page.read_text(encoding="utf-8"), "\n".join(options))
+        )
+        assert (len(advised), len(own)) == (1, 1)
+        kinds = [kind for group in advised + own for kind in group.split(",")]
+        assert sorted(kinds) == ["logging", "model-repository", "shared-memory", "trace"]
 
 
 def test_the_server_is_asked_for_the_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -140,13 +140,15 @@ def test_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
     assert stage.events[-1] == "Stopped before it was started again."
 
 
-def test_a_death_while_draining_is_the_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_death_while_draining_is_the_end(stage: Stage, monkeypatch: pytest.MonkeyPatch, restart: bool) -> None:
     def drain(_supervisor: Supervisor) -> int:
         raise died()
 
     monkeypatch.setattr(Told, "drain", drain)
-    with pytest.raises(ServerError, match="its process died"):
-        stage.serve(("", None))
+    with pytest.raises(ServerError, match="its process died") as raised:
+        stage.serve(("", None), restart=restart)
+    assert "--restart" not in str(raised.value), "it would not help"
 
 
 @pytest.mark.parametrize("restart", [True, False])

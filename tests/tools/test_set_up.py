@@ -77,9 +77,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_up(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def set_up(checkout: Path, what: str = "serve", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [checkout / "bin" / "bash", checkout / "tools" / "setup.sh", "serve"],
+        [checkout / "bin" / "bash", checkout / "tools" / "setup.sh", what],
         env={"PATH": str(checkout / "bin"), **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -103,6 +103,33 @@ def test_chosen_python_must_be_supported_and_fit_the_environment(checkout: Path)
     result = set_up(checkout, PYTHON=str(new))
     assert result.returncode == 1
     assert f".venv is of Python 3.11, PYTHON={new} is 3.12: remove .venv first" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "is_for_cuda"),
+    [
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", True),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", True),
+        ("WARNING: Retrying (Retry(total=4))\nERROR: No matching distribution found for torch==2.13.0+cpu", False),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", False),
+    ],
+)
+def test_torch_for_cuda_is_taken_only_where_there_is_none_for_cpus(
+    checkout: Path, said: str, is_for_cuda: bool
+) -> None:
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(
+        '#!/bin/bash\necho "$*" >>calls\ncase "$*" in\n*print*) echo 3.11 ;;\n'
+        '*torch-cpu*) echo "$SAID" >&2; exit 1 ;;\nesac\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    result = set_up(checkout, "test", SAID=said)
+    calls = (checkout / "calls").read_text(encoding="utf-8")
+    assert ("torch-cuda.txt" in calls, "--editable" in calls) == (is_for_cuda, is_for_cuda)
+    assert (result.returncode == 0, "about 3 GB" in result.stdout) == (is_for_cuda, is_for_cuda)
+    assert is_for_cuda or said in result.stderr
 
 
 def test_finished_set_up_does_nothing_until_something_changes(checkout: Path) -> None:

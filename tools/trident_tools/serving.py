@@ -135,11 +135,16 @@ class Serving:
         lines = [str(error), *self._log_lines()]
         if self._restarts.num_failed_starts >= MAX_FAILED_STARTS:
             lines.append(f"{self._restarts.num_failed_starts} starts in a row have failed; there is no other.")
-        elif isinstance(error, ServerDiedError) and error.ready_s is not None and not self._restarts.is_enabled:
+        elif self._would_restart(error):
             lines.append("It is not started again; with --restart it would be.")
         if self._log.path is not None and not self._log.is_empty():
             lines.append(f"The whole log: {self._log.path}")
         return ServerError("\n".join(lines))
+
+    def _would_restart(self, error: ServerError) -> bool:
+        """Whether it is for want of `--restart` alone that there is no other start; a server that drains gets none."""
+        has_served = isinstance(error, ServerDiedError) and error.ready_s is not None
+        return has_served and not self._restarts.is_enabled and not self._signals.count
 
     def _log_lines(self) -> list[str]:
         return [f"  {line}" for line in self._log.last_errors() or self._log.last_lines()]
