@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -50,13 +51,18 @@ def _python(code: str) -> tuple[subprocess.Popen[bytes], str]:
 def test_a_server_does_not_outlive_a_benchmark_that_is_killed() -> None:
     parent, pid = _python(_STARTS_A_CHILD)
     child = Path("/proc", pid, "stat")
-    assert child.exists()
-    parent.kill()
-    parent.communicate(timeout=_SECONDS)
-    deadline = time.monotonic() + _SECONDS
-    while _runs(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    try:
+        assert _runs(child)
+        parent.kill()
+        parent.wait(_SECONDS)
+        deadline = time.monotonic() + _SECONDS
+        while _runs(child):
+            assert time.monotonic() < deadline, "the child has outlived its parent"
+            time.sleep(0.02)
+    finally:
+        if _runs(child):
+            os.kill(int(pid), signal.SIGKILL)
+        parent.communicate()
 
 
 def _runs(stat: Path) -> bool:
