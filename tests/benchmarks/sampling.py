@@ -153,7 +153,7 @@ def _step_ms(num_seqs: int, num_rounds: int) -> float:
         opened, compiler = open_checkpoint(checkpoint), OpenVINOCompiler(this_machine())
         precision = compiler.precision(opened, None, None)
         cache = parse_cache_size(f"{2 * num_seqs * CONTEXT} tokens")
-        # Of one sequence the cache holds its length and no more.
+        # The cache must hold at least one sequence of the greatest length, also when there is only one.
         wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, max_seq_len=2 * CONTEXT, cache=cache)
         engine_folder.mkdir()
         plan = compiler.plan(opened, precision, wanted)
