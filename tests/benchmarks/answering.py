@@ -28,6 +28,7 @@ from trident_backend.streams import Streams
 from trident_ensemble.acknowledgements import Acknowledger
 from trident_ensemble.errors import DrainingError, TridentError
 from trident_ensemble.settings import CoreSettings
+from trident_tools.load.options import whole_number
 
 _NUM_RUNNING = 100
 _SECONDS = 1.0
@@ -155,8 +156,8 @@ def asking(num_open: int, *, flow_control: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--open", type=int, nargs="+", default=[100, 1280], help="open requests")
+    parser.add_argument("--rounds", type=whole_number(1), default=3)
+    parser.add_argument("--open", type=whole_number(1), nargs="+", default=[100, 1280], help="open requests")
     args = parser.parse_args()
     table = Table("open requests", "waiting, ms of CPU a second", "stepping, ms of CPU a step", "asking, a second")
     for num_open in args.open:

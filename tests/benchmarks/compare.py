@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import random
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.checkpoint import MAX_LENGTH, NUM_LAYERS, VOCAB_SIZE, make_checkpoint
+from tests.benchmarks.commands import work_folder
 from tests.benchmarks.engine_loop import EngineLoopBench
 from tests.benchmarks.genai_baseline import GenaiBaseline
 from tests.benchmarks.served import run_served
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     _check(parser, args)
     console = Console()
-    with tempfile.TemporaryDirectory() as name:
-        rounds = _measure(args, Path(name), console)
+    with work_folder() as work:
+        rounds = _measure(args, work, console)
     figures = _summarize(rounds, args.sequences * args.output_tokens)
     table = Table("figure", "median", "min", "max", title=f"{args.sequences} sequences, {_machine()}")
     for figure, values in figures.items():

@@ -23,6 +23,7 @@ from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.anchors import anchor_table, context_ids
 from trident_ensemble.detokenizer import make_detokenizer
+from trident_tools.load.options import whole_number
 
 FAMILIES = ("byte_level_bpe", "llama_2", "metaspace_bpe", "unigram")
 CHUNKS = (1, 8)
@@ -63,7 +64,7 @@ class Streamer:
 def main() -> None:
     """Measure all tokenizers in turn."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=detokenizing", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=whole_number(1), default=21)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     streamers = {}

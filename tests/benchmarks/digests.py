@@ -9,12 +9,13 @@ import argparse
 import hashlib
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.benchmarks.commands import work_folder
 from trident_backend.engine.digests import file_digests
+from trident_tools.load.options import whole_number
 
 
 def chain(path: Path) -> None:
@@ -27,11 +28,13 @@ def chain(path: Path) -> None:
 def main() -> None:
     """Hash one file in turn both ways, and show medians and what 16 GB take."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.digests", description=__doc__)
-    parser.add_argument("--gib", type=int, default=4, help="size of the file, which the page cache should hold")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--gib", type=whole_number(1), default=4, help="size of the file, which the page cache should hold"
+    )
+    parser.add_argument("--rounds", type=whole_number(1), default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
+    with work_folder() as folder:
+        path = folder / "weights"
         with path.open("wb") as file:
             for _ in range(args.gib * 64):
                 file.write(os.urandom(1 << 24))

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from tests.benchmarks.commands import work_folder
 from tests.gpu import hardware
 
 
@@ -30,8 +30,8 @@ def main() -> int:
     from tests.benchmarks.gpu_parts import run_parts  # noqa: PLC0415
 
     console = Console()
-    with tempfile.TemporaryDirectory(dir=args.work) as name:
-        outcome = run_parts(args, Path(name), console)
+    with work_folder(args.work) as work:
+        outcome = run_parts(args, work, console)
     for part, why in outcome["left out"].items():
         console.print(f"left out: {part}: {why}", markup=False)
     return 0 if "build" in outcome else 1

@@ -35,6 +35,7 @@ from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_backend.guided.worker import MaskWorker
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.steps import Row
+from trident_tools.load.options import whole_number
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint" / "tokenizer.json"
 _NAME = {"type": "string", "maxLength": 20}
@@ -155,9 +156,9 @@ LIBRARIES: dict[str, Callable[[Vocabulary], Library]] = {"llguidance": Llguidanc
 def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guided", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of compiling and of outputs")
-    parser.add_argument("--tokens", type=int, default=100, help="of each output")
-    parser.add_argument("--schemas", type=int, default=200, help="random ones")
+    parser.add_argument("--rounds", type=whole_number(1), default=5, help="of compiling and of outputs")
+    parser.add_argument("--tokens", type=whole_number(1), default=100, help="of each output")
+    parser.add_argument("--schemas", type=whole_number(1), default=200, help="random ones")
     args = parser.parse_args()
     console = Console()
     names = [name for name in LIBRARIES if find_spec(name)]

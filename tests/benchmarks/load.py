@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.checkpoint import make_checkpoint
+from tests.benchmarks.checkpoint import NUM_LAYERS, make_checkpoint
+from tests.benchmarks.commands import Stage, require_requests, run_trident, work_folder
 from tests.e2e.build import build
 from tests.e2e.server import Server, serve
-
-Stage = dict[str, Any]
+from trident_tools.load.options import list_of, number_from_zero, positive_number, whole_number
 
 #: Holds every prompt that waits at a time whole: as a server without chunked context computes them.
 WHOLE = 4096
@@ -33,27 +30,28 @@ LENGTHS = ("--input-tokens", "uniform:32:224", "--output-tokens", "uniform:16:48
 def main() -> None:
     """Run and show."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=load", description=__doc__)
-    parser.add_argument("--users", default="10,50,100")
-    parser.add_argument("--ramp", type=int, default=20, help="seconds")
-    parser.add_argument("--duration", type=int, default=40, help="measured seconds a stage")
-    parser.add_argument("--target-itl-ms", type=int, default=250, help="of the latency budget")
+    parser.add_argument("--users", type=list_of(whole_number(1)), default=[10, 50, 100], metavar="N[,N...]")
+    parser.add_argument("--ramp", type=number_from_zero, default=20.0, help="seconds")
+    parser.add_argument("--duration", type=positive_number, default=40.0, help="measured seconds a stage")
+    parser.add_argument("--target-itl-ms", type=whole_number(1), default=250, help="of the latency budget")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
+    parser.add_argument("--layers", type=whole_number(1), default=NUM_LAYERS, help="of the network")
     parser.add_argument("--only", choices=("users", "prefix"), help="one part alone")
     parser.add_argument("--json", type=Path, help="write everything here too")
     args = parser.parse_args()
+    users = ",".join(map(str, args.users))
     console = Console()
     outcome: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        make_checkpoint(work / "checkpoint")
+    with work_folder() as work:
+        make_checkpoint(work / "checkpoint", args.layers)
         repository = build(
             work / "checkpoint", work / "repository", "--precision", args.precision, "--kv-cache", "65536 tokens",
             "--max-num-tokens", str(WHOLE), "--max-num-seqs", "128", "--max-seq-len", "2048",
         )  # fmt: skip
         bench = Bench(repository, work, ["--ramp", str(args.ramp), "--duration", str(args.duration)])
         if args.only != "prefix":
-            outcome["users"] = _under_users(bench, args, console)
-            outcome["agreement"] = _agreement(bench, args.users, outcome["users"][f"chunks of {CHUNK}"], console)
+            outcome["users"] = _under_users(bench, users, args.target_itl_ms, console)
+            outcome["agreement"] = _agreement(bench, users, outcome["users"][f"chunks of {CHUNK}"], console)
         if args.only != "users":
             outcome["prefix"] = _shared_prefix(bench, console)
     if args.json:
@@ -77,29 +75,25 @@ class Bench:
         tokenizer = self._repository / "core" / "1" / "tokenizer"
         metrics = f"http://{server.host}:{server.metrics_port}/metrics"
         where = ["--url", server.grpc, "--metrics-url", metrics, "--tokenizer", str(tokenizer)]
-        return self._trident("bench", [*where, *self._timing, "--grace", "120", *load], "bench.json")
+        words = [*where, *self._timing, "--grace", "120", *load]
+        stages = run_trident("bench", words, self.work / "bench.json")
+        require_requests(stages)
+        return stages
 
     def simulate(self, load: list[str], options: list[str]) -> list[Stage]:
         """What the simulation says of the load that was run last."""
         base = ["--from-bench", str(self.work / "bench.json"), "--engine", str(self._repository)]
-        return self._trident("simulate", [*base, *self._timing, *load, *options], "simulated.json")
-
-    def _trident(self, command: str, words: list[str], file: str) -> list[Stage]:
-        path = self.work / file
-        line = [sys.executable, "-m", "trident_tools.main", command, *words, "--json", str(path), "--quiet"]
-        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
-        stages: list[Stage] = json.loads(path.read_text())["stages"]
-        return stages
+        return run_trident("simulate", [*base, *self._timing, *load, *options], self.work / "simulated.json")
 
 
-def _under_users(bench: Bench, args: argparse.Namespace, console: Console) -> dict[str, list[Stage]]:
+def _under_users(bench: Bench, users: str, target_itl_ms: int, console: Console) -> dict[str, list[Stage]]:
     # The one whose run the simulation is compared with comes last.
     variants = {
         "prompts whole": ["--token-budget", str(WHOLE)],
-        f"target_itl_ms {args.target_itl_ms}": ["--target-itl-ms", str(args.target_itl_ms)],
+        f"target_itl_ms {target_itl_ms}": ["--target-itl-ms", str(target_itl_ms)],
         f"chunks of {CHUNK}": ["--token-budget", str(CHUNK)],
     }
-    outcome = {name: bench.run(options, ["--users", args.users, *LENGTHS]) for name, options in variants.items()}
+    outcome = {name: bench.run(options, ["--users", users, *LENGTHS]) for name, options in variants.items()}
     table = Table("", "users", "TTFT p50", "TTFT p95", "ITL p50", "ITL p95", "gap p95", "gap p99", "tokens/s", "errors")
     for name, stages in outcome.items():
         for stage in stages:

@@ -31,6 +31,7 @@ from trident_backend.sequence import SamplingParams, Sequence
 from trident_backend.step_time import StepSize, StepTimeModel
 from trident_backend.steps import Row, ScheduledChunk, SchedulerOutput
 from trident_ensemble.settings import CoreSettings
+from trident_tools.load.options import whole_number
 
 NUM_SEQS = 100
 BLOCK_SIZE = 32
@@ -50,13 +51,17 @@ Part = Callable[[], float]
 def main() -> None:
     """Measure all parts in turn."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=loop_costs", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--vocab-size", type=int, default=128_256, help="of the logits that penalties change")
+    parser.add_argument("--rounds", type=whole_number(1), default=15)
+    parser.add_argument(
+        "--vocab-size", type=whole_number(1), default=128_256, help="of the logits that penalties change"
+    )
     parser.add_argument("--only", help="parts whose name begins so")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     console = Console()
     parts = {name: part for name, part in _parts(args.vocab_size).items() if name.startswith(args.only or "")}
+    if not parts:
+        parser.error(f"--only {args.only}: no part begins so")
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for number in track(range(args.rounds + 1), "measuring", transient=True):
         for name, part in parts.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from rich.table import Table
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.benchmarks.commands import work_folder
 from tests.engine.driver import DrivenSequence, Driver
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
@@ -38,6 +38,7 @@ from trident_compiler.openvino_compiler import OpenVINOCompiler
 from trident_compiler.plan import Wanted, parse_cache_size
 from trident_compiler.progress import SilentProgress
 from trident_preprocessing.template_probe import write_template_profiles
+from trident_tools.load.options import positive_number, whole_number
 
 VOCAB_SIZE = 128_256
 NUM_PROMPT_TOKENS = 1000
@@ -67,15 +68,17 @@ MIXES: dict[str, tuple[SamplingParams, str]] = {
 def main() -> None:
     """Measure all mixes in turn, and the step."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=sampling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--sequences", type=int, default=100)
+    parser.add_argument("--rounds", type=whole_number(1), default=9)
+    parser.add_argument("--sequences", type=whole_number(1), default=100)
     parser.add_argument("--only", help="mixes whose name begins so")
-    parser.add_argument("--step-ms", type=float, help="of the 1B model's step, instead of measuring it")
+    parser.add_argument("--step-ms", type=positive_number, help="of the 1B model's step, instead of measuring it")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     console = Console()
-    step_ms = args.step_ms or _step_ms(args.sequences, min(args.rounds, 5))
     mixes = {name: mix for name, mix in MIXES.items() if name.startswith(args.only or "")}
+    if not mixes:
+        parser.error(f"--only {args.only}: no mix begins so")
+    step_ms = args.step_ms or _step_ms(args.sequences, min(args.rounds, 5))
     figures = _measure(mixes, args.sequences, args.rounds)
     table = Table(
         "choice", "median ms", "share of a step", title=f"{args.sequences} x {VOCAB_SIZE}; step {step_ms:.0f} ms"
@@ -144,13 +147,14 @@ def _masks(num_seqs: int) -> RowMasks:
 
 def _step_ms(num_seqs: int, num_rounds: int) -> float:
     """Milliseconds of one step of Llama 3.2 1B in this machine's best precision."""
-    with tempfile.TemporaryDirectory() as name:
-        checkpoint, engine_folder = Path(name) / "checkpoint", Path(name) / "engine"
+    with work_folder() as work:
+        checkpoint, engine_folder = work / "checkpoint", work / "engine"
         _make_checkpoint(checkpoint)
         opened, compiler = open_checkpoint(checkpoint), OpenVINOCompiler(this_machine())
         precision = compiler.precision(opened, None, None)
         cache = parse_cache_size(f"{2 * num_seqs * CONTEXT} tokens")
-        wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, cache=cache)
+        # The cache must hold at least one sequence of the greatest length, also when there is only one.
+        wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, max_seq_len=2 * CONTEXT, cache=cache)
         engine_folder.mkdir()
         plan = compiler.plan(opened, precision, wanted)
         build_engine(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,8 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from tests.benchmarks.arrivals import ArrivalsRun, run_arrivals
-from tests.benchmarks.checkpoint import VOCAB_SIZE, make_checkpoint
+from tests.benchmarks.checkpoint import NUM_LAYERS, VOCAB_SIZE, make_checkpoint
+from tests.benchmarks.commands import work_folder
 from tests.e2e.build import build
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
@@ -33,6 +33,7 @@ from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepL
 from trident_backend.sampling.choices import Choices
 from trident_backend.sequence import SamplingParams, Sequence
 from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+from trident_tools.load.options import whole_number
 
 Figures = dict[str, float]
 Variant = Callable[[], Figures]
@@ -84,19 +85,19 @@ class NoEngine:
 def main() -> None:
     """Run all parts and show medians."""
     parser = argparse.ArgumentParser(prog="make bench BENCH=scheduling", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=whole_number(1), default=3)
     parser.add_argument("--only", choices=("latency", "policies", "lookup", "cost"), help="one part alone")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="fp32")
+    parser.add_argument("--layers", type=whole_number(1), default=NUM_LAYERS, help="of the random network")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     console = Console()
     parts: dict[str, dict[str, Figures]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
+    with work_folder() as work:
         if args.only in (None, "cost"):
             parts["cost of the scheduler"] = _rounds(args.rounds, _cost_variants())
         if args.only in (None, "latency", "policies"):
-            make_checkpoint(work / "checkpoint")
+            make_checkpoint(work / "checkpoint", args.layers)
             repository = build(
                 work / "checkpoint", work / "repository", "--precision", args.precision, "--kv-cache", "65536 tokens",
                 "--max-num-tokens", str(MAX_NUM_TOKENS), "--max-num-seqs", "128", "--max-seq-len", "2048",

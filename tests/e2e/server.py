@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.child_processes import tied
+
 START_SECONDS = 120
 STOP_SECONDS = 60
 
@@ -77,7 +79,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
-    """A server of this repository, ready; stopped at the end, also when the test fails."""
+    """Yield a server of this repository, ready; stop it at the end, also when the test fails or this process dies."""
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [
         *(sys.executable, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
@@ -85,7 +87,7 @@ def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
         *("--metrics-port", str(metrics_port), "--verbose", *options),
     ]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(tied(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     server = Server("127.0.0.1", http_port, grpc_port, metrics_port, process, log)
     try:
         _wait_ready(server)
@@ -111,10 +113,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+    finally:  # also when this process is interrupted while it waits
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def until(condition: object, seconds: float, what: str) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.child_processes import tied
 from tests.e2e.server import START_SECONDS, STOP_SECONDS, free_ports
 from trident_tools.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 
@@ -61,7 +62,7 @@ def watched_server(repository: Path, folder: Path, *options: str) -> Iterator[Wa
     command = server_command(server, repository, backends, Listen("127.0.0.1", *ports), 5)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *options],
+            tied([*command, *options]),
             env=server_environment(server, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -169,9 +169,28 @@ def test_broken_and_unfinished_streams_are_errors(tmp_path: Path) -> None:
     for run in (broken, endless):
         assert run.status == 1, "nothing was answered"
         assert run.stages[0]["requests"] == 0
+    assert "trident bench: no request was answered in any stage; " in broken.stderr
+    assert "failed with: HTTPParseError: Incomplete response." in broken.stderr
+    assert "trident bench: no request began in the seconds that were measured" in endless.stderr
     assert list(broken.stages[0]["errors"]) == ["HTTPParseError: Incomplete response."]
     assert all(record["error"].startswith("unfinished") for record in endless.stages[0]["records"])
     assert endless.stages[0]["output_token_throughput"] == pytest.approx(2 / 0.02, rel=0.2), "tokens did arrive"
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_seconds_in_which_no_request_began_are_said_to_be_too_few(tmp_path: Path, quiet: tuple[str, ...]) -> None:
+    """The only user's first request begins in the ramp, and takes longer than what is measured."""
+    with streaming(Double(first_token_seconds=2.0)) as double:
+        run = bench(
+            tmp_path, "--protocol", "generate_stream", "--url", double.url, "--users", "1", "--output-tokens", "2",
+            *FAST, *quiet,
+        )  # fmt: skip
+    assert run.status == 1
+    assert run.stderr.splitlines()[-1] == (
+        "trident bench: no request began in the seconds that were measured, in any stage; raise --duration"
+    )
+    assert run.stages[0]["requests"] == 0
+    assert "raise --duration" in run.report["notes"][-1]
 
 
 def test_ctrl_c_reports(tmp_path: Path) -> None:

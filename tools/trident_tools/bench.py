@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from importlib import import_module
@@ -125,10 +126,11 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, measure and report; returns 0, 1 if no request was answered in any stage, 130 after Ctrl-C.
+    """Load, measure and report; return 0, or 130 after Ctrl-C.
 
     Raises:
-        ServerError: the server does not answer, or does not serve what is asked; or a package is missing.
+        ServerError: the server does not answer, or does not serve what is asked; no request was answered in any stage,
+            which the reports show nevertheless; or a package is missing.
     """
     missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
@@ -161,7 +163,18 @@ def run(args: argparse.Namespace) -> int:
     _write(args, outcome, messages.print)
     if outcome.interrupted:
         return 130
-    return 0 if any(figures.num_requests for _, figures in stages) else 1
+    if any(figures.num_requests for _, figures in stages):
+        return 0
+    # Whatever the figures say of it, a command that fails says why, with --quiet too.
+    raise ServerError(_nothing_answered(stages))
+
+
+def _nothing_answered(stages: tuple[tuple[StageResult, Figures], ...]) -> str:
+    errors = sum((Counter(figures.errors) for _, figures in stages), Counter())
+    if not errors:
+        return "no request began in the seconds that were measured, in any stage; raise --duration"
+    kind, count = errors.most_common(1)[0]
+    return f"no request was answered in any stage; {count} of {errors.total()} failed with: {kind}"
 
 
 def _plan(args: argparse.Namespace) -> LoadPlan:

@@ -141,6 +141,10 @@ def stage_notes(result: StageResult, figures: Figures) -> list[str]:
         notes.append(f"{result.load}: this client used {result.cpu_share:.0%} of a core and may be the bottleneck")
     if (lag := send_lag_ms(result)) > _LATE_MS:
         notes.append(f"{result.load}: this client sent 1 % of the requests more than {lag:.0f} ms late")
+    if not figures.num_requests and not figures.num_errors and not result.interrupted:
+        notes.append(
+            f"{result.load}: no request began in the {result.window.seconds:.1f} s that were measured; raise --duration"
+        )
     if figures.num_requests and "output_sequence_length" not in figures.summaries:
         notes.append(f"{result.load}: the server does not say how many tokens it counts; what needs them is missing")
     if result.interrupted:
