@@ -108,7 +108,8 @@ def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(se
         errors = [outcome.exception(60) for outcome in outcomes]
     for error in errors:
         assert isinstance(error, InferenceServerException)
-        assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(error)
+        assert re.search(r"\[INTERNAL\] .*; the server's log says why", str(error))
+    assert "rank 1 (GPU 1) ended with signal SIGKILL" in server.log.read_text(errors="replace")
     until(lambda: server.process.poll() is not None, 30, "the server ends")
 
 
