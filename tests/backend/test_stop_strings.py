@@ -110,7 +110,8 @@ class Case:
         counts = range(num_echoed, len(self.ids) + 1)
         shown, ends = ([len(case.settled(count)) for count in counts] for case in (self, spelled))
         special = {
-            count: (ends[count] - len(token), ends[count])
+            # Its text may be shorter than its name: decoding may take something away.
+            count: (max(ends[count - 1], ends[count] - len(token)), ends[count])
             for count, token_id in enumerate(self.output_ids, 1)
             if (token := tokenizer_of(self.family).id_to_token(token_id)) in HIDDEN
         }
@@ -165,7 +166,7 @@ class Case:
             place
             for count in range(len(self.echoed_ids) + 1, num_tokens + 1)
             if (token := tokenizer_of(self.family).id_to_token(self.ids[count - 1])) in HIDDEN
-            for place in range(ends[count] - len(token) + 1, ends[count])
+            for place in range(max(ends[count - 1], ends[count] - len(token)) + 1, ends[count])
         }
         held = max(
             (

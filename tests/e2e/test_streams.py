@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 from tests.checkpoints import make_checkpoint
+from tests.decoding import decode
 from tests.e2e.build import build
 from tests.e2e.clients import Answer, ask_grpc
 from tests.e2e.server import serve
@@ -22,7 +22,6 @@ def test_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path)
     """`llama_2` is of the sentencepiece kind: leading spaces, and bytes for what its vocabulary lacks."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", tokenizer=tokenizer_of(family))
     repository = build(checkpoint, tmp_path / "repository", "--postprocessing-instances", "4")
-    decoder = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 
     with serve(repository, tmp_path / "log") as server:
 
@@ -44,7 +43,7 @@ def test_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path)
     for answer in answers:
         assert len(answer.output_ids) == 64
         assert answer.num_finals == 1
-        assert answer.text == decoder.decode(answer.output_ids, skip_special_tokens=True)
+        assert answer.text == decode(family, answer.output_ids)
     everything = "".join(answer.text for answer in answers)
     if family == "byte_level_bpe":
         assert any(ord(character) > 0x1F000 for character in everything), "some emoji came through"
