@@ -1,10 +1,15 @@
-"""Tokenizers of every family that Trident streams, trained on the spot on a few lines in many scripts."""
+"""Tokenizers of every family that Trident streams, trained on a few lines in many scripts.
+
+Training breaks ties by the order of a hash table, so two trainings differ; what was learnt lies in `trained/`, the same
+in every run. `python -m tests.tokenizer_zoo` trains anew.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -20,6 +25,7 @@ TEXTS = (
 )
 SPECIAL = ("<s>", "</s>", "<unk>")
 UNKNOWN = SPECIAL[2]
+_TRAINED = Path(__file__).parent / "trained"
 _ADDED = (
     AddedToken("<think>", special=False),
     AddedToken("<left>", lstrip=True, special=False),
@@ -38,7 +44,8 @@ def byte_level_bpe(vocab_size: int = 600) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return _train(tokenizer, trainers.BpeTrainer(**_options(vocab_size), initial_alphabet=alphabet))
+    trainer = trainers.BpeTrainer(**_options(vocab_size), initial_alphabet=alphabet)
+    return _with_added_tokens(_trained(f"byte_level_bpe_{vocab_size}", tokenizer, trainer))
 
 
 def llama_2() -> Tokenizer:
@@ -104,7 +111,7 @@ def unigram() -> Tokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=250, special_tokens=list(SPECIAL), unk_token=UNKNOWN, show_progress=False
     )
-    return _train(tokenizer, trainer)
+    return _with_added_tokens(_trained("unigram", tokenizer, trainer))
 
 
 def wordpiece() -> Tokenizer:
@@ -112,7 +119,7 @@ def wordpiece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    return _train(tokenizer, trainers.WordPieceTrainer(**_options(400)))
+    return _with_added_tokens(_trained("wordpiece", tokenizer, trainers.WordPieceTrainer(**_options(400))))
 
 
 def word_end_bpe() -> Tokenizer:
@@ -120,22 +127,31 @@ def word_end_bpe() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.BPEDecoder()
-    return _train(tokenizer, trainers.BpeTrainer(**_options(400), end_of_word_suffix="</w>"))
+    trainer = trainers.BpeTrainer(**_options(400), end_of_word_suffix="</w>")
+    return _with_added_tokens(_trained("word_end_bpe", tokenizer, trainer))
 
 
 def words() -> Tokenizer:
     """Whole words and no decoder at all."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return _train(tokenizer, trainers.WordLevelTrainer(**_options(200)))
+    return _with_added_tokens(_trained("words", tokenizer, trainers.WordLevelTrainer(**_options(200))))
 
 
 def _options(vocab_size: int) -> dict[str, Any]:
     return {"vocab_size": vocab_size, "special_tokens": list(SPECIAL), "show_progress": False}
 
 
-def _train(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
-    tokenizer.train_from_iterator(TEXTS, trainer)
+def _trained(name: str, tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
+    """Return what is stored under `name`; where nothing is, train `tokenizer` and store it."""
+    stored = _TRAINED / f"{name}.json"
+    if not stored.exists():
+        tokenizer.train_from_iterator(TEXTS, trainer)
+        stored.write_text(tokenizer.to_str())
+    return Tokenizer.from_file(str(stored))
+
+
+def _with_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_tokens([token for token in _ADDED if not token.special])
     tokenizer.add_special_tokens([token for token in _ADDED if token.special])
     return tokenizer
@@ -145,7 +161,7 @@ def _byte_fallback_bpe(decoder: decoders.Decoder) -> Tokenizer:
     learnt = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
     learnt.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     # A small alphabet, so that most scripts need byte tokens.
-    learnt.train_from_iterator(TEXTS, trainers.BpeTrainer(**_options(300), limit_alphabet=70))
+    learnt = _trained("byte_fallback_bpe", learnt, trainers.BpeTrainer(**_options(300), limit_alphabet=70))
     raw = json.loads(learnt.to_str())
     vocabulary = raw["model"]["vocab"]
     for token in [f"<0x{byte:02X}>" for byte in range(256)] + ["▁▁", "\ufffd"]:
@@ -153,9 +169,7 @@ def _byte_fallback_bpe(decoder: decoders.Decoder) -> Tokenizer:
     raw["pre_tokenizer"] = None
     tokenizer = Tokenizer.from_str(json.dumps(raw))
     tokenizer.decoder = decoder
-    tokenizer.add_tokens([token for token in _ADDED if not token.special])
-    tokenizer.add_special_tokens([token for token in _ADDED if token.special])
-    return tokenizer
+    return _with_added_tokens(tokenizer)
 
 
 ZOO: dict[str, Callable[[], Tokenizer]] = {
@@ -185,3 +199,10 @@ BYTE_FALLBACK = ("llama_2", "gemma", "two_spaces", "metaspace_bpe", *ODD)
 def tokenizer_of(family: str) -> Tokenizer:
     """The tokenizer of a family of `ZOO` or `ODD`, made once."""
     return (ZOO | ODD)[family]()
+
+
+if __name__ == "__main__":
+    for file in _TRAINED.glob("*.json"):
+        file.unlink()
+    for make in (ZOO | ODD).values():
+        make()

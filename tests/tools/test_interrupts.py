@@ -1,4 +1,4 @@
-"""The tests can interrupt what they start, however they are started themselves."""
+"""Interrupts: the tests can interrupt what they start, and no command loses one."""
 
 from __future__ import annotations
 
@@ -27,3 +27,34 @@ def test_so_it_can_where_the_tests_are_started_with_interrupts_ignored() -> None
     words = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-m", "pytest", "-q", this]
     outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+_INTERRUPTED_IN_A_DESTRUCTOR = """
+import sys, time
+from trident_tools import main
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)
+class Simulate:
+    add_arguments = staticmethod(lambda parser: None)
+    def run(self, args):
+        Slow()
+        time.sleep(60)
+main._load = lambda name: Simulate()
+sys.exit(main.main(["simulate"]))
+"""
+
+
+def test_an_interrupt_in_a_destructor_reaches_the_command() -> None:
+    program = [sys.executable, "-c", _INTERRUPTED_IN_A_DESTRUCTOR]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            assert child.stdout.readline() == b"ready\n"
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == 130
+            assert child.stderr.read() == b""
+        finally:
+            child.kill()

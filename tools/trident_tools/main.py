@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Protocol, cast
@@ -23,6 +25,9 @@ COMMANDS = {
     "simulate": "predict latency, throughput and cost under a load",
     "bench": "put a running server under load and measure it",
 }
+
+#: Long enough for a destructor to be left behind, too short for anybody to notice.
+_REPEAT_AFTER_S = 0.02
 
 
 class Command(Protocol):
@@ -48,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in words[:1]:
             _load(name).add_arguments(subparser)
     args = parser.parse_args(words)
+    sys.unraisablehook = _interrupt_again
     try:
         return _load(args.command).run(args)
     except TridentError as error:
@@ -55,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Repeat an interrupt that arrived in a destructor or a callback of C, from where no exception reaches the command."""
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(_REPEAT_AFTER_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _version() -> str:
