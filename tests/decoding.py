@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from tokenizers import Tokenizer
 
 from tests.tokenizer_zoo import BYTE_FALLBACK, HIDDEN, tokenizer_of
-from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET
+from trident_ensemble.text.anchors import BYTE_LEVEL_ALPHABET
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 

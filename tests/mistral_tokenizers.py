@@ -13,7 +13,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models
 
-from trident_ensemble.anchors import BYTE_LEVEL_ALPHABET
+from trident_ensemble.text.anchors import BYTE_LEVEL_ALPHABET
 
 
 @dataclass(frozen=True)

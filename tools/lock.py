@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from trident_tools.triton_server import WHEEL
+from trident_tools.server.triton_server import WHEEL
 
 if sys.version_info >= (3, 11):
     import tomllib

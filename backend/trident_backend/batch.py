@@ -10,7 +10,7 @@ from array import array
 import numpy as np
 
 from trident_backend.engine.protocol import Int32Array, StepBatch
-from trident_backend.steps import SchedulerOutput
+from trident_backend.sequences.steps import SchedulerOutput
 
 
 def pack(output: SchedulerOutput, block_size: int) -> StepBatch:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from trident_backend import batch
 from trident_backend.engine.protocol import Engine
-from trident_backend.guided.worker import MaskWorker
-from trident_backend.kv_caches import make_kv_cache
+from trident_backend.guided.mask_worker import MaskWorker
+from trident_backend.kv.factory import make_kv_cache
 from trident_backend.sampling.sampler import Sampler
-from trident_backend.scheduler import Scheduler
-from trident_backend.sequence import FinishReason
-from trident_backend.step_time import StepTimeModel
-from trident_backend.steps import Advance, SchedulerOutput
-from trident_ensemble.errors import EngineError
-from trident_ensemble.settings import CoreSettings, check_limits
+from trident_backend.scheduling.scheduler import Scheduler
+from trident_backend.sequences.sequence import FinishReason
+from trident_backend.sequences.step_time import StepTimeModel
+from trident_backend.sequences.steps import Advance, SchedulerOutput
+from trident_ensemble.contract.errors import EngineError
+from trident_ensemble.contract.settings import CoreSettings, check_limits
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,19 @@ import triton_python_backend_utils as pb_utils
 
 from trident_backend.engine.factory import load_engine
 from trident_backend.guided.compiler import GuideCompiler
-from trident_backend.meters import Labels
-from trident_backend.metrics import CoreMetrics
-from trident_backend.requests import RequestContext, check_parameters
-from trident_backend.responses import Response
-from trident_backend.service import CoreService
-from trident_backend.stop_strings import StopStrings
-from trident_ensemble import layout, tensors
-from trident_ensemble.detokenizer import load_tokenizer, make_detokenizer
+from trident_backend.metrics.gauges import CoreMetrics
+from trident_backend.metrics.instruments import Labels
+from trident_backend.requests.request import RequestContext, check_parameters
+from trident_backend.sequences.stop_strings import StopStrings
+from trident_backend.serving.responses import Response
+from trident_backend.serving.service import CoreService
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.contract.failures import internal_error, log_failure
+from trident_ensemble.contract.settings import CoreSettings, parse_parameters
 from trident_ensemble.draining import DrainNotice
-from trident_ensemble.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
-from trident_ensemble.failures import internal_error, log_failure
-from trident_ensemble.settings import CoreSettings, parse_parameters
-from trident_ensemble.special_tokens import special_tokens_of
+from trident_ensemble.text.detokenizer import load_tokenizer, make_detokenizer
+from trident_ensemble.text.special_tokens import special_tokens_of
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES_PERIOD_S = 0.1

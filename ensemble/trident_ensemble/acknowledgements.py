@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trident_ensemble.errors import PlanError
+from trident_ensemble.contract.errors import PlanError
 
 NUM_INSTANCES = 16
 #: In place of a number of chunks: the client is gone.

@@ -16,11 +16,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
-from trident_ensemble.failures import internal_error, log_failure
-from trident_ensemble.settings import UnarySettings, parse_parameters
-from trident_ensemble.tensors import TensorSpec
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
+from trident_ensemble.contract.failures import internal_error, log_failure
+from trident_ensemble.contract.settings import UnarySettings, parse_parameters
+from trident_ensemble.contract.tensors import TensorSpec
 from trident_ensemble.wiring import STEPS, Step
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

@@ -21,11 +21,17 @@ from dataclasses import dataclass, field
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import NUM_INSTANCES
-from trident_ensemble.errors import ConfigError
-from trident_ensemble.settings import CoreSettings, TextSettings, UnarySettings, parse_parameters, render_parameters
-from trident_ensemble.tensors import TensorSpec
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.settings import (
+    CoreSettings,
+    TextSettings,
+    UnarySettings,
+    parse_parameters,
+    render_parameters,
+)
+from trident_ensemble.contract.tensors import TensorSpec
 
 _SHELL = '''"""Triton loads this file; everything is in the package."""
 

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from trident_ensemble import layout, tensors
 from trident_ensemble.acknowledgements import GONE, Acknowledger
-from trident_ensemble.chunk_header import ALL, ChunkHeader, unpack
-from trident_ensemble.detokenizer import load_detokenizer
-from trident_ensemble.engine_limits import read_max_seq_len
-from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
-from trident_ensemble.failures import internal_error, log_failure
-from trident_ensemble.settings import TextSettings, parse_parameters
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.chunk_header import ALL, ChunkHeader, unpack
+from trident_ensemble.contract.engine_limits import read_max_seq_len
+from trident_ensemble.contract.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.contract.failures import internal_error, log_failure
+from trident_ensemble.contract.settings import TextSettings, parse_parameters
+from trident_ensemble.text.detokenizer import load_detokenizer
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 #: More than a header has of as many sequences as one step of any engine computes.

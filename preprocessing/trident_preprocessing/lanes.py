@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from enum import Enum, auto
 
-from trident_ensemble.errors import UnavailableError
+from trident_ensemble.contract.errors import UnavailableError
 
 
 class Lane(Enum):

@@ -5,7 +5,7 @@ Owns that check; what the text says is its reader's.
 
 from __future__ import annotations
 
-from trident_ensemble.errors import RequestError
+from trident_ensemble.contract.errors import RequestError
 
 
 def decode_text(field: str, raw: bytes, max_bytes: int, why: str) -> str:

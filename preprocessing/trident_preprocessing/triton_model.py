@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import RequestError, TridentError, triton_code, wire_message
-from trident_ensemble.failures import internal_error
-from trident_ensemble.settings import TextSettings, parse_parameters
-from trident_preprocessing.bad_words import TokenIds, pack_words
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.contract.failures import internal_error
+from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_preprocessing.lanes import Lane, Lanes
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.tokenizer import load_tokenizer
+from trident_preprocessing.tokens.bad_words import TokenIds, pack_words
+from trident_preprocessing.tokens.tokenizer import load_tokenizer
 
 _PROMPT_FIELDS = frozenset(field.name for field in fields(PromptRequest))
 #: A request that only ends another has no prompt; its input must have something in it all the same.

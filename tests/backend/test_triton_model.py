@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import fake_triton
-from tests.backend.doubles import SPEC, expected_tokens
-from tests.backend.test_artifact import MANIFEST
+from tests.ensemble.contract.test_manifest import MANIFEST
+from tests.fakes import triton as fake_triton
+from tests.fakes.core import SPEC, expected_tokens
 from tests.tokenizer_zoo import byte_level_bpe
-from trident_backend.engine.artifact import Generation
 from trident_backend.engine.mock import MockEngine
-from trident_ensemble import layout
-from trident_ensemble import tensors as contract
-from trident_ensemble.errors import ConfigError
+from trident_ensemble.contract import layout
+from trident_ensemble.contract import tensors as contract
+from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.manifest import Generation
 
 Shell = fake_triton.load_shell("trident_backend")
 

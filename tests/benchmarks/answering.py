@@ -18,16 +18,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.backend.doubles import SPEC
-from tests.backend.serving import context
-from trident_backend.loop import TokenEvent
-from trident_backend.reports import Reporter
-from trident_backend.requests import Request, parse_request
-from trident_backend.responses import Response
-from trident_backend.streams import Streams
+from tests.fakes.core import SPEC
+from tests.fakes.serving import context
+from trident_backend.requests.request import Request, parse_request
+from trident_backend.serving.answering import Streams
+from trident_backend.serving.loop import TokenEvent
+from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import Acknowledger
-from trident_ensemble.errors import DrainingError, TridentError
-from trident_ensemble.settings import CoreSettings
+from trident_ensemble.contract.errors import DrainingError, TridentError
+from trident_ensemble.contract.settings import CoreSettings
 from trident_tools.load.options import whole_number
 
 _NUM_RUNNING = 100

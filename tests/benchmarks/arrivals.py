@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trident_backend.core import EngineCore
-from trident_backend.sequence import Sequence
+from trident_backend.sequences.sequence import Sequence
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tests.benchmarks.genai_baseline import GenaiBaseline
 from tests.benchmarks.served import run_served
 from tests.e2e.build import build
 from tests.e2e.server import serve
-from trident_compiler.openvino_compiler import computes_bf16
+from trident_compiler.openvino.compiler import computes_bf16
 
 MAX_NUM_TOKENS = 1024
 _FASTER = "bf16" if computes_bf16() else "fp32"

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from tests.mistral_tokenizers import REAL
 from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
-from trident_ensemble.anchors import anchor_table, context_ids
-from trident_ensemble.detokenizer import make_detokenizer
+from trident_ensemble.text.anchors import anchor_table, context_ids
+from trident_ensemble.text.detokenizer import make_detokenizer
 from trident_tools.load.options import whole_number
 
 FAMILIES = ("byte_level_bpe", "llama_2", "metaspace_bpe", "unigram")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.commands import work_folder
-from trident_backend.engine.digests import file_digests
+from trident_ensemble.contract.digests import file_digests
 from trident_tools.load.options import whole_number
 
 

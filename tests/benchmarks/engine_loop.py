@@ -9,8 +9,8 @@ from pathlib import Path
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_ensemble.settings import CoreSettings
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_ensemble.contract.settings import CoreSettings
 
 
 @dataclass

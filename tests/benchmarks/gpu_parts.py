@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig
 
+from tests.backend.engine.driver import Driver, Floats
 from tests.benchmarks import gpu_tables
 from tests.benchmarks.gpu_bandwidth import copy_bandwidth
 from tests.benchmarks.gpu_checkpoint import SHAPES, make_checkpoint, reading
@@ -25,7 +26,6 @@ from tests.benchmarks.gpu_rounds import Figures, Load, parity, run_rounds, summa
 from tests.benchmarks.gpu_transformers import TransformersBaseline
 from tests.benchmarks.load import Bench
 from tests.e2e.server import serve
-from tests.engine.driver import Driver, Floats
 from tests.gpu import hardware
 from trident_backend.engine.factory import load_engine
 

@@ -26,15 +26,15 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from tests.backend.test_guided_schemas import SchemaMaker
-from trident_backend.guide import MASK_WORD, Guide, Masks
+from tests.backend.guided.test_json_schemas import SchemaMaker
 from trident_backend.guided.compiler import Alphabet, CompiledGrammar, max_items
 from trident_backend.guided.grammars import lark_grammar
+from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
-from trident_backend.guided.worker import MaskWorker
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_backend.steps import Row
+from trident_backend.sequences.guide import MASK_WORD, Guide, Masks
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.steps import Row
 from trident_tools.load.options import whole_number
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint" / "tokenizer.json"

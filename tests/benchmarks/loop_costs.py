@@ -21,16 +21,16 @@ from rich.progress import track
 from rich.table import Table
 
 from trident_backend.batch import pack
-from trident_backend.blocks import BlockManager
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.sampling.choices import Choices
-from trident_backend.sampling.edits import Edits
-from trident_backend.scheduler import Scheduler
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_backend.step_time import StepSize, StepTimeModel
-from trident_backend.steps import Row, ScheduledChunk, SchedulerOutput
-from trident_ensemble.settings import CoreSettings
+from trident_backend.kv.blocks import BlockManager
+from trident_backend.sampling.logits_processors import Edits
+from trident_backend.scheduling.scheduler import Scheduler
+from trident_backend.sequences.choices import Choices
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.step_time import StepSize, StepTimeModel
+from trident_backend.sequences.steps import Row, ScheduledChunk, SchedulerOutput
+from trident_ensemble.contract.settings import CoreSettings
 from trident_tools.load.options import whole_number
 
 NUM_SEQS = 100

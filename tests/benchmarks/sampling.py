@@ -21,23 +21,23 @@ from rich.table import Table
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.backend.engine.driver import DrivenSequence, Driver
 from tests.benchmarks.commands import work_folder
-from tests.engine.driver import DrivenSequence, Driver
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
-from trident_backend.engine.openvino_kernels import OpenVINOKernels
+from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.guide import MASK_WORD, RowMasks
 from trident_backend.sampling.sampler import Sampler
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_backend.steps import Row
-from trident_compiler.checkpoint import open_checkpoint
+from trident_backend.sequences.guide import MASK_WORD, RowMasks
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.steps import Row
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine
-from trident_compiler.machine import this_machine
-from trident_compiler.openvino_compiler import OpenVINOCompiler
-from trident_compiler.plan import Wanted, parse_cache_size
+from trident_compiler.openvino.compiler import OpenVINOCompiler
+from trident_compiler.planning.machine import this_machine
+from trident_compiler.planning.memory_plan import Wanted, parse_cache_size
 from trident_compiler.progress import SilentProgress
-from trident_preprocessing.template_probe import write_template_profiles
+from trident_preprocessing.chat.template_probe import write_template_profiles
 from trident_tools.load.options import positive_number, whole_number
 
 VOCAB_SIZE = 128_256

@@ -30,9 +30,9 @@ from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
-from trident_backend.sampling.choices import Choices
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+from trident_backend.sequences.choices import Choices
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 from trident_tools.load.options import whole_number
 
 Figures = dict[str, float]

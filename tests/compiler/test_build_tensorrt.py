@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import make_checkpoint
-from trident_backend.engine.artifact import read_manifest, verify_files
-from trident_compiler.checkpoint import open_checkpoint
-from trident_compiler.gpu import Gpus
-from trident_compiler.sampling_networks import sampling_networks
-from trident_compiler.weights import Weight, WeightSource
-from trident_ensemble import layout
-from trident_ensemble.errors import CheckpointError, PlanError
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.tensorrt.gpu import Gpus
+from trident_compiler.tensorrt.sampling_networks import sampling_networks
+from trident_compiler.weights.weights import Weight, WeightSource
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import CheckpointError, PlanError
+from trident_ensemble.contract.manifest import read_manifest, verify_files
 from trident_tools import build
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler import compiler_choice, gpu
-from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler import compiler_choice
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import Asked, choose_compiler
-from trident_compiler.gpu import Gpu, Gpus, gpus_at_hand
-from trident_compiler.network_compiler import NetworkCompiler
-from trident_compiler.plan import Wanted
-from trident_ensemble.errors import PlanError
+from trident_compiler.planning.memory_plan import Wanted
+from trident_compiler.tensorrt import gpu
+from trident_compiler.tensorrt.builder import NetworkCompiler
+from trident_compiler.tensorrt.gpu import Gpu, Gpus, gpus_at_hand
+from trident_ensemble.contract.errors import PlanError
 
 rtx: Any = pytest.importorskip("tensorrt_rtx_bindings")
 

@@ -13,7 +13,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from trident_ensemble import tensors
+from trident_ensemble.contract import tensors
 
 _NUMPY_TYPES: dict[str, Any] = {
     "STRING": np.object_,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.child_processes import tied
 from tests.e2e.server import START_SECONDS, STOP_SECONDS, free_ports
-from trident_tools.triton_server import Listen, compose_backends, find_server, server_command, server_environment
+from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 
 _SCRIPT = """#!/bin/sh
 "{stub}" "$@"

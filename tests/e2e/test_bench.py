@@ -13,7 +13,7 @@ import pytest
 
 from tests.checkpoints import tiny_tokenizer
 from tests.e2e.server import Server
-from tests.tools.deployment import command
+from tests.fakes.deployment import command
 from trident_tools.load.distributions import parse_distribution
 from trident_tools.load.prompts import PromptPlan, make_prompts
 from trident_tools.load.texts import TextMaker, open_tokenizer

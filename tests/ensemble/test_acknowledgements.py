@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from trident_ensemble import acknowledgements
 from trident_ensemble.acknowledgements import GONE, NUM_INSTANCES, AcknowledgementTable, Acknowledger, table_folder
-from trident_ensemble.errors import PlanError
+from trident_ensemble.contract.errors import PlanError
 
 
 @pytest.fixture

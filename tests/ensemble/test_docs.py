@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trident_ensemble import tensors
+from trident_ensemble.contract import tensors
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: All that tensorrtllm_backend's ensemble and core declare.

@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import (
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import (
     CancelledError,
     ConfigError,
     EngineError,
@@ -20,7 +20,7 @@ from trident_ensemble.errors import (
     triton_code,
     wire_message,
 )
-from trident_ensemble.settings import CoreSettings, TextSettings, parse_parameters, render_parameters
+from trident_ensemble.contract.settings import CoreSettings, TextSettings, parse_parameters, render_parameters
 from trident_ensemble.wiring import (
     STEPS,
     RepositorySettings,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tests.engine.driver import DrivenSequence, Driver, Floats, whole
+from tests.backend.engine.driver import DrivenSequence, Driver, Floats, whole
 from trident_backend.engine.protocol import Engine
 
 _LENGTHS = (101, 7, 64, 33)

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from transformers import LlamaConfig
 
+from tests.backend.engine.driver import DrivenSequence, Driver, whole
 from tests.benchmarks import gpu, gpu_parts
 from tests.benchmarks.gpu_checkpoint import SHAPES, make_checkpoint, reading
 from tests.benchmarks.gpu_decode import generation_step, step_seconds
@@ -23,7 +24,6 @@ from tests.benchmarks.gpu_transformers import TransformersBaseline
 from tests.benchmarks.load import Bench
 from tests.e2e.build import build
 from tests.e2e.server import serve
-from tests.engine.driver import DrivenSequence, Driver, whole
 from tests.gpu import hardware
 from trident_backend.engine.factory import load_engine
 

@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import make_checkpoint
 from tests.e2e.build import build
 from tests.tensorrt.double import environment
-from trident_backend.engine.artifact import read_manifest
+from trident_ensemble.contract.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.backend.engine.driver import DrivenSequence, Driver
 from tests.checkpoints import reference_model
-from tests.engine.driver import DrivenSequence, Driver
 from tests.gpu import hardware
 from tests.gpu.conftest import MAX_SEQ_LEN, Build, loaded
 from tests.gpu.steps import continued_from_copies, mixed_steps, prompt

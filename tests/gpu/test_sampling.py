@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.engine.driver import DrivenSequence, Driver, Floats, whole
+from tests.backend.engine.driver import DrivenSequence, Driver, Floats, whole
 from tests.gpu.conftest import MAX_NUM_SEQS, Build, loaded
 from tests.gpu.steps import prompt
 from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, StepLogits
-from trident_backend.sampling.token_counts import TokenCounts
+from trident_backend.sequences.token_counts import TokenCounts
 
 pytestmark = pytest.mark.gpu
 NUM_ROWS = 12

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from tests.backend.engine.conftest import reference_logits
+from tests.backend.engine.driver import Driver
 from tests.checkpoints import reference_model
 from tests.e2e.build import build
 from tests.e2e.clients import Answer, ask_grpc
 from tests.e2e.server import Server, serve
 from tests.e2e.test_parity import WORDS
-from tests.engine.conftest import reference_logits
-from tests.engine.driver import Driver
 from tests.gpu import hardware
 from tests.gpu.conftest import Build, engine_folder
 from tests.gpu.steps import assert_likeliest
 from trident_backend.engine.factory import load_engine
-from trident_ensemble.errors import ServerError
-from trident_tools.triton_server import find_server
+from trident_ensemble.contract.errors import ServerError
+from trident_tools.server.triton_server import find_server
 
 pytestmark = pytest.mark.gpu
 CheckpointOf = Callable[[str], Path]

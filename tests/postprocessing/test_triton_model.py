@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import fake_triton as triton
+from tests.fakes import triton
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.acknowledgements import GONE, AcknowledgementTable
-from trident_ensemble.chunk_header import ALL, ChunkHeader, Part
-from trident_ensemble.errors import ArtifactError, ConfigError
+from trident_ensemble.contract.chunk_header import ALL, ChunkHeader, Part
+from trident_ensemble.contract.errors import ArtifactError, ConfigError
 
 TritonPythonModel = triton.load_shell("trident_postprocessing")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
-from trident_preprocessing.template_probe import probe_profiles
-from trident_preprocessing.template_profile import write_profiles
-from trident_preprocessing.template_renderer import TemplateRenderer
+from trident_preprocessing.chat.template_probe import probe_profiles
+from trident_preprocessing.chat.template_profile import write_profiles
+from trident_preprocessing.chat.template_renderer import TemplateRenderer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests import fake_triton as triton
+from tests.fakes import triton
 from tests.preprocessing.engines import CHAT_TEMPLATE, make_engine_folder
 from tests.preprocessing.test_triton_model import execute, request, start
-from trident_ensemble.errors import UnavailableError
+from trident_ensemble.contract.errors import UnavailableError
 from trident_preprocessing import lanes as lanes_module
 from trident_preprocessing.lanes import LARGE_BYTES, Lane, Lanes
 

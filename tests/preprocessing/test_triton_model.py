@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import fake_triton as triton
+from tests.fakes import triton
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import tokenizer_of
-from trident_ensemble import tensors
-from trident_ensemble.errors import ConfigError
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import ConfigError
 
 TritonPythonModel = triton.load_shell("trident_preprocessing")
 

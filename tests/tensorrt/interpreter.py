@@ -17,7 +17,7 @@ from tests.tensorrt import arithmetic, attention, movement
 from tests.tensorrt.arithmetic import Kernel, Maker
 from tests.tensorrt.number_formats import INT4, STORAGE, Array, decode, encode, rounded
 from tests.tensorrt.program import Program, Step, TensorInfo
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 #: Given the operation (`ALL_REDUCE`, `ALL_GATHER`, `REDUCE_SCATTER`...), the reduction (`SUM`..., or `NONE`) and this
 #: rank's array, returns what this rank gets; gathered and scattered along axis 0.

@@ -14,11 +14,11 @@ from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
-from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.families.llama import llama
-from trident_compiler.lowering_tensorrt import TensorRTLowering
-from trident_compiler.sharding import Share
-from trident_compiler.weights import WeightSource
+from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.weights import WeightSource
 
 SLOT_LEN = 41
 

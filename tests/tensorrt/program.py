@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.tensorrt.number_formats import Array
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
 
 #: The first bytes of a saved program; the second half is the version of the form.
 _MAGIC = b"TRTNET01"

@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.tensorrt.number_formats import INT4, STORAGE, Array
 from tests.tensorrt.program import Program, Step, TensorInfo
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 _LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ACTIVATION": ("IActivationLayer", ("type", "alpha", "beta")),

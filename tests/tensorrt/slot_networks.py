@@ -17,10 +17,10 @@ from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
-from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.families.llama import llama
-from trident_compiler.lowering_tensorrt import TensorRTLowering
-from trident_compiler.weights import Weight, WeightSource
+from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.weights.weights import Weight, WeightSource
 
 
 class RememberingSource(WeightSource):

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backend.test_sampling_crowds import VOCAB, Crowd
-from tests.backend.test_sampling_reference import next_row, sequence_of
-from tests.tensorrt.sampling_double import SamplingDevice, on_host, trt
+from tests.backend.sampling.test_sampling_crowds import VOCAB, Crowd
+from tests.backend.sampling.test_sampling_reference import next_row, sequence_of
+from tests.fakes.sampling_plans import SamplingDevice, on_host, trt
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
-from trident_backend.sampling.choices import NOT_FINITE
 from trident_backend.sampling.sampler import Sampler
-from trident_backend.sequence import SamplingParams
-from trident_compiler.sampling_networks import sampling_networks
+from trident_backend.sequences.choices import NOT_FINITE
+from trident_backend.sequences.sequence import SamplingParams
+from trident_compiler.tensorrt.sampling_networks import sampling_networks
 
 MAX_ROWS = 300
 #: Below, at and above a chunk; of whole chunks and not; fewer than there are plans for the largest; more than all find.

@@ -20,10 +20,10 @@ from tests.checkpoints import make_checkpoint, reference_model
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.engines import Limit, build, installed
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.artifact import read_manifest, write_manifest
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, KVKind, StepBatch
-from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError, PlanError, TridentError
+from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError, PlanError, TridentError
+from trident_ensemble.contract.manifest import read_manifest, write_manifest
 
 Floats = npt.NDArray[np.float32]
 #: fp32 in another order; the logits are up to 6.

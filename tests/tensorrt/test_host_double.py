@@ -11,7 +11,7 @@ import pytest
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
 from trident_backend.engine.tensorrt.device import Device
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.tensorrt.interpreter import Interpreter, evaluate
 from tests.tensorrt.number_formats import Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.small_networks import FLOATS, KINDS, bits, close, constant, normal, recorded, trt
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 
 @pytest.mark.parametrize(("kind", "torch_kind", "tolerance"), FLOATS)

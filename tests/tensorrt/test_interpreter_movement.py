@@ -10,7 +10,7 @@ import torch
 
 from tests.tensorrt.interpreter import evaluate
 from tests.tensorrt.small_networks import constant, ints, normal, recorded, run, trt
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 
 def test_shuffles_transpose_reshape_and_transpose() -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tests.tensorrt.test_plans import ADA, AMPERE, MAGIC
-from trident_compiler.build_progress import NestedShares
-from trident_compiler.network_compiler import NetworkCompiler, ShapeRange
-from trident_ensemble.errors import PlanError
+from trident_compiler.tensorrt.builder import NetworkCompiler, ShapeRange
+from trident_compiler.tensorrt.progress_monitor import NestedShares
+from trident_ensemble.contract.errors import PlanError
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -44,7 +44,7 @@ def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, monkeypa
             steps.append(name)
             return super().step(name, num_done)
 
-    monkeypatch.setattr("trident_compiler.build_progress.NestedShares", Counted)
+    monkeypatch.setattr("trident_compiler.tensorrt.progress_monitor.NestedShares", Counted)
     network, profile, kept = chain(compiler, 40)
     full: list[float] = []
     compiler.compile(network, [profile], tmp_path / "whole.plan", full.append)

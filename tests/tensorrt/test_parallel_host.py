@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.backend.doubles import Client
-from tests.backend.serving import make_service
 from tests.checkpoints import make_checkpoint, reference_model
+from tests.fakes.core import Client
+from tests.fakes.serving import make_service
 from tests.tensorrt.double import communicators, faults
 from tests.tensorrt.double.engines import Limit, build, installed
 from tests.tensorrt.double.gpu import GPUS
@@ -29,7 +29,7 @@ from tests.tensorrt.test_host import pack, rows_of
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.engine.tensorrt.parallel import ParallelEngine
-from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
+from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError
 
 _ROOT = Path(__file__).parents[2]
 _DOUBLES = _ROOT / "tests" / "tensorrt" / "double"

@@ -12,7 +12,7 @@ import pytest
 
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.engine.tensorrt.messages import Channel, Kind, Message, pack_batch, unpack_batch
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 
 @pytest.fixture

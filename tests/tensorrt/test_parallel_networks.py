@@ -11,9 +11,9 @@ import torch
 
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.tensorrt.parallel_networks import SLOT_LEN, Ranks
-from trident_compiler.checkpoint import open_checkpoint
-from trident_compiler.sharding import check_division
-from trident_ensemble.errors import PlanError
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.weights.sharding import check_division
+from trident_ensemble.contract.errors import PlanError
 
 PROMPT = [5, 17, 60, 33, 200, 7, 91, 18, 44]
 #: Family, changes, and what is special about it.

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.backend.test_artifact import MANIFEST
+from tests.ensemble.contract.test_manifest import MANIFEST
+from tests.fakes.rank import CUE, load_well
 from tests.tensorrt.double import communicators
-from tests.tensorrt.rank_double import CUE, load_well
 from tests.tensorrt.rank_processes import LIMIT_S, Call, is_running, limited, no_ranks_left, pids, ranks_of, until
-from trident_backend.engine.artifact import write_manifest
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.engine.tensorrt import nccl, parallel
 from trident_backend.engine.tensorrt.parallel import ParallelEngine, load_leader
-from trident_ensemble import layout
-from trident_ensemble.errors import ArtifactError, EngineError, EngineLostError
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError
+from trident_ensemble.contract.manifest import write_manifest
 
 _ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def no_orphans() -> Iterator[None]:
 def lead(folder: Path, num_ranks: int = 2, conduct: str = "well") -> ParallelEngine:
     manifest = replace(MANIFEST, tensor_parallel=num_ranks)
     write_manifest(folder, manifest)
-    command = (sys.executable, "-m", "tests.tensorrt.rank_double", conduct)
+    command = (sys.executable, "-m", "tests.fakes.rank", conduct)
     return load_leader(folder, manifest, range(num_ranks), load_well, command)
 
 
@@ -233,7 +233,7 @@ def test_a_leader_that_hangs_while_it_loads_is_not_waited_for(tmp_path: Path, mo
     def hang(*_arguments: Any) -> Any:
         over.wait(LIMIT_S)
 
-    command = (sys.executable, "-m", "tests.tensorrt.rank_double", "well")
+    command = (sys.executable, "-m", "tests.fakes.rank", "well")
     with pytest.raises(EngineLostError, match=r"^rank 0 \(GPU 4\) did not load within 1 s"):
         limited(lambda: load_leader(tmp_path, manifest, [4, 5], hang, command))
     over.set()
@@ -263,7 +263,7 @@ def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> 
     def refuse(*_arguments: Any) -> Any:
         raise ArtifactError("compiler.target: the plan was built for sm_90")
 
-    command = (sys.executable, "-m", "tests.tensorrt.rank_double", "well")
+    command = (sys.executable, "-m", "tests.fakes.rank", "well")
     with pytest.raises(ArtifactError, match="sm_90"):
         limited(lambda: load_leader(tmp_path, manifest, [0, 1], refuse, command))
 
@@ -305,7 +305,7 @@ _LEADER = """
     from pathlib import Path
     from tests.tensorrt.double import communicators
     sys.modules["nccl.core"] = communicators
-    from tests.tensorrt.rank_double import CUE
+    from tests.fakes.rank import CUE
     from tests.tensorrt.test_parallel_ranks import lead, step
     engine = lead(Path(sys.argv[1]), 3, sys.argv[2])
     engine.execute(step(1))

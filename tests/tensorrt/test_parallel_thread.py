@@ -10,7 +10,7 @@ import pytest
 
 from tests.tensorrt.rank_processes import Call, limited
 from trident_backend.engine.tensorrt.watched_thread import WatchedThread
-from trident_ensemble.errors import EngineError, EngineLostError
+from trident_ensemble.contract.errors import EngineError, EngineLostError
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint import Checkpoint, open_checkpoint
+from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trident_compiler.families.llama import llama
-from trident_compiler.sharding import WHOLE, Share, Split
-from trident_compiler.weight_formats import estimated_bytes
-from trident_compiler.weights import Weight, WeightSource
+from trident_compiler.weights.formats import estimated_bytes
+from trident_compiler.weights.sharding import WHOLE, Share, Split
+from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_RANKS = 2
 GATE, DOWN, HEAD = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"

@@ -14,7 +14,7 @@ import torch
 from tests.checkpoints import FAMILIES, make_checkpoint, reference_model
 from tests.tensorrt.number_formats import Array
 from tests.tensorrt.slot_networks import Chunk, SlotHost, Written, write_network
-from trident_compiler.weights import Weight
+from trident_compiler.weights.weights import Weight
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backend.test_sampling_reference import sequence_of
-from tests.tensorrt.sampling_double import SamplingDevice, on_host
+from tests.backend.sampling.test_sampling_reference import sequence_of
+from tests.fakes.sampling_plans import SamplingDevice, on_host
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
-from trident_backend.sampling.edits import Edits
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_backend.steps import Row
-from trident_ensemble.errors import EngineError
+from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.steps import Row
+from trident_ensemble.contract.errors import EngineError
 
 VOCAB = 300
 #: Rows of a step, and of the table.

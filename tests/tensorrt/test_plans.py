@@ -14,14 +14,14 @@ import torch
 
 from tests.checkpoints import FAMILIES, make_checkpoint
 from trident_backend.engine.protocol import KVKind
-from trident_compiler.build_progress import NestedShares
-from trident_compiler.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.network_compiler import NetworkCompiler
-from trident_compiler.plan import MemoryPlan, Wanted
+from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trident_compiler.planning.memory_plan import MemoryPlan, Wanted
 from trident_compiler.progress import SilentProgress
-from trident_compiler.tensorrt_compiler import TensorRTCompiler, TensorRTTarget
-from trident_compiler.weights import WeightSource
-from trident_ensemble.errors import CheckpointError, PlanError
+from trident_compiler.tensorrt.builder import NetworkCompiler
+from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget
+from trident_compiler.tensorrt.progress_monitor import NestedShares
+from trident_compiler.weights.weights import WeightSource
+from trident_ensemble.contract.errors import CheckpointError, PlanError
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 

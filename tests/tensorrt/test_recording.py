@@ -13,7 +13,7 @@ from tests.tensorrt.interpreter import Interpreter, evaluate
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import record
 from tests.tensorrt.small_networks import BUILDER, bits, constant, normal, recorded, trt
-from trident_ensemble.errors import ArtifactError, EngineError
+from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 
 def dense_network() -> SimpleNamespace:

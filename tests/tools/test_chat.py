@@ -20,7 +20,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from tests.tools.deployment import command
+from tests.fakes.deployment import command
 
 SLOW = "slow"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 from trident_ensemble.wiring import RepositorySettings, read_core_settings, render_repository
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
 from trident_tools.main import main
-from trident_tools.overlay import overlay, served_settings
+from trident_tools.server.overlay import overlay, served_settings
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint"
 BUILT = CoreSettings(max_queue_size=7, target_itl_ms=30)

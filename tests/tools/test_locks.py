@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from trident_tools.triton_server import WHEEL
+from trident_tools.server.triton_server import WHEEL
 
 if sys.version_info >= (3, 11):
     import tomllib

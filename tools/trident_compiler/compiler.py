@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trident_backend.engine.artifact import Compiler, Precision
-from trident_compiler.checkpoint import Checkpoint
-from trident_compiler.model_config import ModelConfig
-from trident_compiler.plan import MemoryPlan, Wanted
+from trident_compiler.checkpoint.checkpoint import Checkpoint
+from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.planning.memory_plan import MemoryPlan, Wanted
 from trident_compiler.progress import Progress
-from trident_compiler.sharding import Share
-from trident_compiler.weights import WeightSource
+from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.weights import WeightSource
+from trident_ensemble.contract.manifest import Compiler, Precision
 
 #: Hands out one device's share of the weights.
 SourceOf = Callable[[Share], WeightSource]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trident_compiler.compiler import EngineCompiler
-from trident_compiler.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand, target
-from trident_compiler.machine import this_machine
-from trident_ensemble.errors import PlanError
+from trident_compiler.planning.machine import this_machine
+from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand, target
+from trident_ensemble.contract.errors import PlanError
 
 OPENVINO, TENSORRT = "openvino", "tensorrt"
 #: TensorRT's Python modules by the compiler's name in the manifest, best first.
@@ -98,7 +98,7 @@ def _openvino(asked: Asked, why: str) -> Choice:
 
 def _openvino_compiler() -> EngineCompiler:
     try:
-        from trident_compiler.openvino_compiler import OpenVINOCompiler  # noqa: PLC0415
+        from trident_compiler.openvino.compiler import OpenVINOCompiler  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name != OPENVINO:
             raise
@@ -108,7 +108,7 @@ def _openvino_compiler() -> EngineCompiler:
 
 def _tensorrt(asked: Asked, here: Gpus, why: str | None) -> Choice:
     """Without a reason it is the GPU that is built for."""
-    from trident_compiler.tensorrt_compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
+    from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
     if not asked.capability and not here.found:
         raise PlanError(

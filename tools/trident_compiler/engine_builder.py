@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from trident_backend.engine.artifact import (
+from trident_compiler.checkpoint.checkpoint import Checkpoint
+from trident_compiler.checkpoint.tokenizer_files import TOKENIZER_FILE
+from trident_compiler.compiler import EngineCompiler
+from trident_compiler.planning.memory_plan import MemoryPlan
+from trident_compiler.progress import Progress
+from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.weights import WeightSource
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
     Architecture,
     KVLayout,
@@ -21,15 +29,7 @@ from trident_backend.engine.artifact import (
     digest_folder,
     write_manifest,
 )
-from trident_compiler.checkpoint import Checkpoint
-from trident_compiler.compiler import EngineCompiler
-from trident_compiler.plan import MemoryPlan
-from trident_compiler.progress import Progress
-from trident_compiler.sharding import Share
-from trident_compiler.tokenizer_files import TOKENIZER_FILE
-from trident_compiler.weights import WeightSource
-from trident_ensemble import layout
-from trident_ensemble.anchors import anchor_table
+from trident_ensemble.text.anchors import anchor_table
 
 
 def build_engine(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.distributions import Distribution, parse_distribution
 from trident_tools.load.files import output_file, replace_file
 from trident_tools.load.loads import ClosedLoop, Load, OpenLoop, Timing

@@ -12,13 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from trident_backend.engine.artifact import Manifest, read_manifest
 from trident_backend.engine.protocol import KVKind
-from trident_compiler import slot_plan
-from trident_compiler.checkpoint import open_checkpoint
+from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import OPENVINO, TENSORRT, Asked, choose_compiler
 from trident_compiler.engine_builder import build_engine
-from trident_compiler.plan import (
+from trident_compiler.planning import slot_plan
+from trident_compiler.planning.memory_plan import (
     DEFAULT_CACHE_SHARE,
     DEFAULT_MAX_NUM_SEQS,
     DEFAULT_MAX_NUM_TOKENS,
@@ -28,14 +27,15 @@ from trident_compiler.plan import (
     parse_cache_size,
     size,
 )
-from trident_compiler.repository import ENGINE_VERSION, install, staging
-from trident_compiler.weight_formats import QUANTIZED
-from trident_ensemble.errors import ArtifactError
-from trident_ensemble.settings import check_limits
+from trident_compiler.weights.formats import QUANTIZED
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_tools.building.plan_lines import plan_lines
+from trident_tools.building.repository import ENGINE_VERSION, install, staging
+from trident_tools.building.text_check import check_text
 from trident_tools.core_options import add_core_options, core_settings
-from trident_tools.plan_lines import plan_lines
-from trident_tools.text_check import check_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ import sys
 from contextlib import closing, suppress
 from importlib import import_module
 
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import ServerError
 from trident_tools.chat_client import Answer, ChatClient
 
 _PROMPT = "> "

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-from trident_ensemble import tensors
-from trident_ensemble.errors import ServerError
-from trident_ensemble.tensors import TensorSpec
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.contract.tensors import TensorSpec
 
 _NUMPY: dict[str, Any] = {"STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
 _LIVE_TIMEOUT_S = 5.0

@@ -12,7 +12,7 @@ from dataclasses import Field, fields, replace
 from enum import Enum
 from typing import Any
 
-from trident_ensemble.settings import CoreSettings, parse_value, render_value
+from trident_ensemble.contract.settings import CoreSettings, parse_value, render_value
 
 
 def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[str] = ()) -> None:

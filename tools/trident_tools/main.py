@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Protocol, cast
 
-from trident_ensemble.errors import TridentError
+from trident_ensemble.contract.errors import TridentError
 
 #: Command -> what `trident --help` says; the module is `trident_tools.<command>`.
 COMMANDS = {
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Repeat an interrupt that arrived in a destructor or a callback of C, from where no exception reaches the command."""
+    """Repeat an interrupt that came in a destructor or a callback of C, from where no exception reaches the command."""
     if ignored.exc_type is KeyboardInterrupt:
         threading.Timer(_REPEAT_AFTER_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     else:

@@ -18,24 +18,24 @@ from typing import IO
 
 from rich.console import Console
 
-from trident_backend.engine.artifact import Manifest
 from trident_backend.engine.protocol import KVKind
-from trident_ensemble import layout
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.contract.manifest import Manifest
+from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
-from trident_ensemble.errors import ServerError
-from trident_ensemble.settings import check_limits
-from trident_tools.container import runs_in_container
+from trident_tools.building.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
-from trident_tools.model_control import ModelControl
-from trident_tools.overlay import overlay, served_settings
-from trident_tools.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
-from trident_tools.restarts import Restarts
-from trident_tools.server_process import ServerProcess
-from trident_tools.serving import Serving
-from trident_tools.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
-from trident_tools.triton_log import TritonLog
-from trident_tools.triton_server import Listen, compose_backends, find_server, server_command, server_environment
-from trident_tools.triton_status import TritonStatus
+from trident_tools.server.container import runs_in_container
+from trident_tools.server.model_control import ModelControl
+from trident_tools.server.overlay import overlay, served_settings
+from trident_tools.server.restarts import Restarts
+from trident_tools.server.server_process import ServerProcess
+from trident_tools.server.serving import Serving
+from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
+from trident_tools.server.triton_log import TritonLog
+from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
+from trident_tools.server.triton_status import TritonStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trident_backend.step_time import StepTime
+from trident_backend.sequences.step_time import StepTime
 from trident_tools.core_options import add_core_options
 from trident_tools.load.distributions import parse_distribution
 from trident_tools.load.files import output_file

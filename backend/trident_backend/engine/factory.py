@@ -10,13 +10,13 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from trident_backend.engine.artifact import Manifest, read_manifest, verify_files
 from trident_backend.engine.protocol import Engine
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Manifest, read_manifest, verify_files
 
 #: By compiler: its host, and whether that runs on a GPU.
 _HOSTS = {
-    "openvino": ("trident_backend.engine.openvino", False),
+    "openvino": ("trident_backend.engine.openvino.engine", False),
     "tensorrt": ("trident_backend.engine.tensorrt", True),
     "tensorrt_rtx": ("trident_backend.engine.tensorrt", True),
 }

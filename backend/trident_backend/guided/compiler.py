@@ -17,14 +17,14 @@ from weakref import WeakSet
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from trident_backend.guide import Guide
-from trident_backend.guided.follower import STATES_USED_UP, Follower
 from trident_backend.guided.grammars import LarkGrammar, bad_guide, lark_grammar
 from trident_backend.guided.lexer import Lexer
+from trident_backend.guided.matcher import STATES_USED_UP, Follower
 from trident_backend.guided.memory import GuideMemory, Share
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import CheckpointError, RequestError
+from trident_backend.sequences.guide import Guide
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import CheckpointError, RequestError
 
 TOKENIZER_FILE = "tokenizer.json"
 

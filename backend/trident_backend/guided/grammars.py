@@ -14,10 +14,10 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from trident_backend.guided import ebnf
+from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.response_formats import ResponseFormatError, unwrapped
-from trident_backend.guided.schemas import CheckedSchema, SchemaError
-from trident_ensemble import tensors
-from trident_ensemble.errors import RequestError
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import RequestError
 
 
 @dataclass(frozen=True)

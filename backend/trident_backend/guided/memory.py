@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from trident_ensemble.errors import UnavailableError
+from trident_ensemble.contract.errors import UnavailableError
 
 
 class Share:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from trident_ensemble.anchors import (
+from trident_ensemble.contract.errors import CheckpointError
+from trident_ensemble.text.anchors import (
     DecoderFamily,
     byte_level_bytes,
     byte_of,
@@ -25,7 +26,6 @@ from trident_ensemble.anchors import (
     decoder_stages,
     hidden_tokens,
 )
-from trident_ensemble.errors import CheckpointError
 
 
 @dataclass(frozen=True)

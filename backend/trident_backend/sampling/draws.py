@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from trident_backend.engine.protocol import StepLogits, TokenIds
-from trident_backend.sampling.drawing_rows import DrawingRows
 from trident_backend.sampling.inversion import invert, passed
-from trident_backend.sampling.largest import largest
-from trident_backend.sampling.nucleus import keep_or_redraw
+from trident_backend.sampling.sampling_rows import DrawingRows
+from trident_backend.sampling.top_k import largest
+from trident_backend.sampling.top_p import keep_or_redraw
 
 
 def draw(logits: StepLogits, drawing: DrawingRows) -> TokenIds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, FloatArray, StepLogits, TokenIds
-from trident_backend.sampling.drawing_rows import DrawingRows
+from trident_backend.sampling.sampling_rows import DrawingRows
 
 
 def invert(

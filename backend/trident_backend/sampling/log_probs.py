@@ -10,10 +10,10 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from trident_backend.engine.protocol import StepLogits
-from trident_backend.sampling.choices import TokenLogProbs
-from trident_backend.sampling.edits import Moved
-from trident_backend.sampling.largest import largest
-from trident_backend.steps import Row
+from trident_backend.sampling.logits_processors import Moved
+from trident_backend.sampling.top_k import largest
+from trident_backend.sequences.choices import TokenLogProbs
+from trident_backend.sequences.steps import Row
 
 
 class LogProbs:

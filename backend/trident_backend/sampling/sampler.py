@@ -11,13 +11,13 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from trident_backend.engine.protocol import Indices, StepLogits
-from trident_backend.guide import RowMasks
-from trident_backend.sampling.choices import NO_TOKEN, NOT_FINITE, Choices
-from trident_backend.sampling.drawing_rows import draws, pack
 from trident_backend.sampling.draws import draw
-from trident_backend.sampling.edits import Edits
 from trident_backend.sampling.log_probs import LogProbs
-from trident_backend.steps import Row
+from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sampling.sampling_rows import draws, pack
+from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
+from trident_backend.sequences.guide import RowMasks
+from trident_backend.sequences.steps import Row
 
 
 class Sampler:

@@ -15,7 +15,15 @@ from typing import Any
 
 from tests.tensorrt.double import faults, tensorrt
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.artifact import (
+from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.families.llama import llama
+from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.tensorrt.sampling_networks import sampling_networks
+from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.weights import WeightSource
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
     Architecture,
     Compiler,
@@ -27,14 +35,6 @@ from trident_backend.engine.artifact import (
     digest_folder,
     write_manifest,
 )
-from trident_compiler.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.families.llama import llama
-from trident_compiler.lowering_tensorrt import TensorRTLowering
-from trident_compiler.model_config import ModelConfig
-from trident_compiler.sampling_networks import sampling_networks
-from trident_compiler.sharding import Share
-from trident_compiler.weights import WeightSource
-from trident_ensemble import layout
 
 _MODULES = {
     "tensorrt": "tests.tensorrt.double.tensorrt",

@@ -20,7 +20,7 @@ from tests.tensorrt.double.gpu import GPUS, Fault
 from tests.tensorrt.double.plans import PlanFile
 from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE
-from trident_ensemble.errors import EngineError, TridentError
+from trident_ensemble.contract.errors import EngineError, TridentError
 
 #: What a run works in, for the double's plans.
 _WORK_BYTES = 4096

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from tests.tensorrt.program import Program
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
 
 _MAGIC = b"DOUBLE01"
 #: The smallest, the usual and the largest shape of an input.

@@ -1,1 +1,1 @@
-"""Model families: each one function in the compiler's vocabulary."""
+"""Model families, each a function in the vocabulary of `ops`."""

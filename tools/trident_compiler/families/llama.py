@@ -5,10 +5,10 @@ Owns the network's structure and the names of its tensors. Never touches a compi
 
 from __future__ import annotations
 
-from trident_compiler.model_config import ModelConfig
-from trident_compiler.sharding import Split
-from trident_compiler.vocabulary import Value, Vocabulary
-from trident_compiler.weights import WeightSource
+from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.families.ops import Value, Vocabulary
+from trident_compiler.weights.sharding import Split
+from trident_compiler.weights.weights import WeightSource
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 

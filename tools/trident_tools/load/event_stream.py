@@ -17,7 +17,7 @@ import gevent.ssl
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.service import FailedRequestError
 
 _LIVE_TIMEOUT_S = 5.0

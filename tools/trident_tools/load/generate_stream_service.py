@@ -10,7 +10,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from trident_ensemble import layout, tensors
+from trident_ensemble.contract import layout, tensors
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.records import Stream

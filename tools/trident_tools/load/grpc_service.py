@@ -19,8 +19,8 @@ import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from trident_ensemble import layout, tensors
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.records import Stream
 from trident_tools.load.service import FailedRequestError, Target

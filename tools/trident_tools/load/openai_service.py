@@ -9,7 +9,7 @@ import json
 import time
 from typing import Any
 
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.records import Stream

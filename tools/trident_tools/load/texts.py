@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trident_ensemble.errors import ServerError
+from trident_ensemble.contract.errors import ServerError
 
 #: Short, frequent words: a token each, with a space before, for most tokenizers of English text.
 _FREQUENT = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trident_backend.step_time import StepTime
-from trident_ensemble.errors import ConfigError
+from trident_backend.sequences.step_time import StepTime
+from trident_ensemble.contract.errors import ConfigError
 from trident_tools.simulation.step_cost import make_step_time
 
 

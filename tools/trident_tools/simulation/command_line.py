@@ -9,12 +9,12 @@ import argparse
 from dataclasses import asdict, replace
 from typing import Any
 
-from trident_ensemble import layout
-from trident_ensemble.errors import ConfigError
-from trident_ensemble.settings import CoreSettings, render_parameters
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.settings import CoreSettings, render_parameters
 from trident_tools.core_options import core_settings
 from trident_tools.load.loads import ClosedLoop, OpenLoop
-from trident_tools.overlay import served_settings
+from trident_tools.server.overlay import served_settings
 from trident_tools.simulation.bench_file import BenchedServer, read_bench
 from trident_tools.simulation.deployments import Limits, Roof, engine_spec, read_engine, read_model
 from trident_tools.simulation.hardware import GPUS, Efficiency, Hardware

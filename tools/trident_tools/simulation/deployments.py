@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trident_backend.engine.artifact import Manifest, read_manifest
 from trident_backend.engine.protocol import EngineSpec, KVKind
-from trident_compiler.json_config import JsonConfig
-from trident_compiler.model_config import ModelConfig, read_model_config
-from trident_compiler.plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
-from trident_ensemble import layout
-from trident_ensemble.errors import ConfigError, PlanError
-from trident_ensemble.settings import CoreSettings
+from trident_compiler.checkpoint.json_config import JsonConfig
+from trident_compiler.checkpoint.model_config import ModelConfig, read_model_config
+from trident_compiler.planning.memory_plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ConfigError, PlanError
+from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.settings import CoreSettings
 from trident_tools.simulation.bench_file import BenchedServer
 from trident_tools.simulation.hardware import Efficiency, Hardware
 from trident_tools.simulation.model_shape import ModelShape

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.records import RequestRecord
-from trident_backend.steps import Advance
+from trident_backend.metrics.records import RequestRecord
+from trident_backend.sequences.steps import Advance
 from trident_tools.simulation.arrivals import Window
 
 

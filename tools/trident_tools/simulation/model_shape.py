@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from trident_compiler.model_config import ModelConfig
+from trident_compiler.checkpoint.model_config import ModelConfig
 
 #: Bits of a weight in each format, with the scales of quantized ones.
 WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.1, "int4": 4.4}

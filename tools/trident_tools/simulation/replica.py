@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_backend.admission import Admission
 from trident_backend.engine.protocol import EngineSpec
-from trident_backend.kv_caches import make_kv_cache
-from trident_backend.records import request_record
-from trident_backend.sampling.choices import Choices
-from trident_backend.scheduler import Scheduler
-from trident_backend.sequence import SamplingParams, Sequence
-from trident_backend.step_time import StepSize, StepTimeModel
-from trident_backend.steps import SchedulerOutput
-from trident_ensemble.errors import QueueFullError
-from trident_ensemble.settings import BatchSchedulerPolicy, CoreSettings
+from trident_backend.kv.factory import make_kv_cache
+from trident_backend.metrics.records import request_record
+from trident_backend.scheduling.scheduler import Scheduler
+from trident_backend.sequences.choices import Choices
+from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.step_time import StepSize, StepTimeModel
+from trident_backend.sequences.steps import SchedulerOutput
+from trident_backend.serving.admission import Admission
+from trident_ensemble.contract.errors import QueueFullError
+from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 from trident_tools.simulation.arrivals import Arrival, Window
 from trident_tools.simulation.measurements import CoreState, Measurements
 from trident_tools.simulation.step_cost import StepCost

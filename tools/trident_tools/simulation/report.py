@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from trident_ensemble.errors import TridentError
+from trident_ensemble.contract.errors import TridentError
 from trident_tools.load.files import replace_file
 from trident_tools.load.loads import ClosedLoop, Load
 from trident_tools.simulation.figures import Figures, Spread

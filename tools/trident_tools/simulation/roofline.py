@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_backend.steps import ScheduledChunk, SchedulerOutput
+from trident_backend.sequences.steps import ScheduledChunk, SchedulerOutput
 from trident_tools.simulation.model_shape import ModelShape
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from trident_ensemble.errors import TridentError
+from trident_ensemble.contract.errors import TridentError
 from trident_tools.load.loads import ClosedLoop, Load
 from trident_tools.simulation.arrivals import Arrivals, PoissonArrivals, UserArrivals
 from trident_tools.simulation.measurements import Measurements

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from trident_backend.step_time import StepTime
-from trident_backend.steps import SchedulerOutput
-from trident_ensemble.errors import ConfigError
+from trident_backend.sequences.step_time import StepTime
+from trident_backend.sequences.steps import SchedulerOutput
+from trident_ensemble.contract.errors import ConfigError
 
 
 class StepCost(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_ensemble.errors import ArtifactError, EngineError
+from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from trident_backend.engine.tensorrt.graphs import GenerationGraphs
 from trident_backend.engine.tensorrt.network_runner import NetworkRunner
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.step_inputs import StepCalls, split
-from trident_ensemble.errors import EngineError, EngineLostError
+from trident_ensemble.contract.errors import EngineError, EngineLostError
 
 
 class TensorRTEngine:

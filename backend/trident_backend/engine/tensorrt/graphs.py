@@ -14,7 +14,7 @@ from typing import Any
 
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.plan import Context, Plan, Shape
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 #: The optimization profile of calls with one token a sequence.
 GENERATION_PROFILE = 0

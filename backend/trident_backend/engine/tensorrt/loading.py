@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from trident_backend.engine.artifact import Manifest
 from trident_backend.engine.protocol import Engine, EngineSpec, KVKind
 from trident_backend.engine.tensorrt import input_buffer, logits_buffer, sampling_plans
 from trident_backend.engine.tensorrt.device import Device, DeviceMemoryError
@@ -24,8 +23,9 @@ from trident_backend.engine.tensorrt.plan import Plan
 from trident_backend.engine.tensorrt.runtime import check_target, import_runtime
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.slot_pool import SlotPool
-from trident_ensemble import layout
-from trident_ensemble.errors import ArtifactError, PlanError
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ArtifactError, PlanError
+from trident_ensemble.contract.manifest import Manifest
 
 _GIB = 2**30
 _REMEDY = "free some of it, or build with a smaller --max-num-seqs, --max-seq-len or --max-num-tokens"

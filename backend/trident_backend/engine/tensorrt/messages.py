@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trident_backend.engine.protocol import StepBatch
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 _MARK = b"TRDR"
 _HEADER = struct.Struct("<4sBI")

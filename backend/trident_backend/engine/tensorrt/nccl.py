@@ -10,7 +10,7 @@ import ctypes
 import importlib
 from typing import Any
 
-from trident_ensemble.errors import ArtifactError, EngineError
+from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 _CAPSULE_NAME = b"ncclComm_t"
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trident_backend.engine.artifact import Manifest
 from trident_backend.engine.tensorrt.graphs import GENERATION_PROFILE
 from trident_backend.engine.tensorrt.input_buffer import ALIGNMENT
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.slot_pool import SlotTensor
 from trident_backend.engine.tensorrt.step_inputs import INPUTS
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Manifest
 
 #: The optimization profile of calls with one sequence.
 CONTEXT_PROFILE = 1

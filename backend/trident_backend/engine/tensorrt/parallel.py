@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from trident_backend.engine.artifact import Manifest, read_manifest
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
@@ -24,8 +23,9 @@ from trident_backend.engine.tensorrt.rank import COMMAND
 from trident_backend.engine.tensorrt.ranks import Ranks
 from trident_backend.engine.tensorrt.time_limit import TimeLimit
 from trident_backend.engine.tensorrt.watched_thread import WatchedThread
-from trident_ensemble import layout
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import EngineError
+from trident_ensemble.contract.manifest import Manifest, read_manifest
 
 #: Seconds that the leader has to free its GPU; and if a rank has failed, as it may wait for it.
 _CLOSE_S, _CLOSE_FAILED_S = 10.0, 2.0

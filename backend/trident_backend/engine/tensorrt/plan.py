@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trident_backend.engine.tensorrt.device import Device
-from trident_ensemble.errors import ArtifactError, EngineError
+from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 Shape = tuple[int, ...]
 

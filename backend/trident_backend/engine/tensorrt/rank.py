@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trident_backend.engine.tensorrt.messages import Channel
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 #: How a rank is started; the descriptor of its socket comes last.
 COMMAND = (sys.executable, "-m", "trident_backend.engine.tensorrt.rank_process")

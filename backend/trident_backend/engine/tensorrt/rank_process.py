@@ -23,7 +23,7 @@ from trident_backend.engine.protocol import StepBatch
 from trident_backend.engine.tensorrt import loading
 from trident_backend.engine.tensorrt.messages import Channel, Kind, Message, unpack_batch
 from trident_backend.engine.tensorrt.parallel import load_rank
-from trident_ensemble.errors import EngineError, TridentError
+from trident_ensemble.contract.errors import EngineError, TridentError
 
 _EXIT_FAILED = 1
 _EXIT_LEADER_GONE = 3

@@ -17,7 +17,7 @@ from pathlib import Path
 from trident_backend.engine.tensorrt.messages import Kind, Message
 from trident_backend.engine.tensorrt.rank import COMMAND, Rank
 from trident_backend.engine.tensorrt.time_limit import TimeLimit
-from trident_ensemble.errors import EngineError, EngineLostError
+from trident_ensemble.contract.errors import EngineError, EngineLostError
 
 #: Seconds that ranks have to end after they were told to.
 _END_S = 10.0

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from trident_backend.engine.artifact import Compiler
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Compiler
 
 #: By compiler: the modules that serve it, the first to be had is taken, and what to install.
 _MODULES = {

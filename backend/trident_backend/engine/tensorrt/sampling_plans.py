@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.penalty_rows import PenaltyRows
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
-from trident_ensemble.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -59,7 +59,7 @@ class SamplingPlans:
     """Runs the plans, one at a time.
 
     Args:
-        plans: by name; see `trident_compiler.sampling_networks`. They are closed with this.
+        plans: by name; see `trident_compiler.tensorrt.sampling_networks`. They are closed with this.
         device: where they run.
     """
 

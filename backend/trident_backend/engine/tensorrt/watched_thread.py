@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from trident_ensemble.errors import EngineError
+from trident_ensemble.contract.errors import EngineError
 
 #: Seconds between two looks at whether a job is still worth waiting for.
 _WATCH_S = 0.05

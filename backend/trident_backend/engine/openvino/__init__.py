@@ -1,0 +1,1 @@
+"""The engine that OpenVINO compiles, on CPUs."""

@@ -1,0 +1,95 @@
+"""What a manifest means to OpenVINO: properties to compile with, and the cache geometry read off a compiled network.
+
+Owns both so that the compiler's memory plan and the engine host cannot differ. Never runs a network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import openvino as ov
+
+from trident_backend.engine.openvino import attention as openvino_attention
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Precision
+
+_TYPES = {"bf16": ov.Type.bf16, "fp32": ov.Type.f32, "f32": ov.Type.f32, "u8": ov.Type.u8}
+_HALVES = (ov.Type.bf16, ov.Type.f16)
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One cache input of a compiled network: `[num_blocks, *block_shape]` of an element type."""
+
+    name: str
+    element_type: Any
+    block_shape: tuple[int, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of this layer's keys or values."""
+        return math.prod(self.block_shape) * int(self.element_type.bitwidth) // 8
+
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """The whole paged KV cache of a compiled network."""
+
+    tensors: tuple[CacheTensor, ...]
+    block_size: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of keys and values through all layers."""
+        return sum(tensor.block_bytes for tensor in self.tensors)
+
+
+def compile_network(network: Any, precision: Precision) -> Any:
+    """Complete a network with its attention and compile it, tuned for one request of many sequences at a time.
+
+    Raises:
+        ArtifactError: a precision or a network that this version does not know.
+    """
+    for field, value in (("compute", precision.compute), ("kv_cache", precision.kv_cache)):
+        if value not in _TYPES:
+            raise ArtifactError(f"precision.{field}: {value!r} is not known to the OpenVINO engine; build again")
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": _TYPES[precision.compute],
+        "KV_CACHE_PRECISION": _TYPES[precision.kv_cache],
+    }
+    openvino_attention.fill(network)
+    _mark_compressed_weights(network)
+    return ov.Core().compile_model(network, "CPU", properties)
+
+
+def _mark_compressed_weights(network: Any) -> None:
+    """Tell the plugin that 16-bit constants behind a conversion are compressed weights, to be kept as they are.
+
+    Without the mark it multiplies the same, but from copies: a network then takes three times its weights. The mark
+    does not survive OpenVINO's file format.
+    """
+    for node in network.get_ops():
+        if node.get_type_name() == "Convert":
+            source = node.input_value(0)
+            if source.get_node().get_type_name() == "Constant" and source.get_element_type() in _HALVES:
+                node.get_rt_info()["decompression_0"] = True
+
+
+def cache_geometry(compiled: Any) -> CacheGeometry:
+    """Read the paged KV cache's shape off a compiled network; the plugin alone decides it."""
+    tensors = []
+    block_size = 0
+    for port in compiled.inputs:
+        name = port.get_any_name()
+        if name.startswith(("key_cache.", "value_cache.")):
+            shape = port.get_partial_shape()
+            block_shape = tuple(shape[axis].get_length() for axis in range(1, len(shape)))
+            tensors.append(CacheTensor(name, port.get_element_type(), block_shape))
+            if name.startswith("value_cache."):
+                # Keys may carry rows of scales beside their tokens; values have one row a token: [heads, tokens, size].
+                block_size = block_shape[1]
+    return CacheGeometry(tuple(tensors), block_size)

@@ -1,0 +1,1 @@
+"""Which sequence's keys and values lie where in the KV cache."""

@@ -1,0 +1,108 @@
+"""What the core shows at Triton's metrics port.
+
+Owns the names and labels of its gauges (those of TensorRT-LLM's backend, so that existing dashboards work) and where
+each value comes from; what the records of steps and requests add up to is `record_metrics`. Knows no metrics library.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from trident_backend.engine.protocol import EngineSpec
+from trident_backend.metrics.histograms import RecordMetrics
+from trident_backend.metrics.instruments import Gauge, Labels, Meters
+from trident_backend.metrics.records import RequestRecord, StepRecord
+from trident_backend.serving.loop import LoopStats
+
+
+class _View(NamedTuple):
+    """The core at one time; `num_context_tokens` are the prompts' tokens in its last step, 0 once it is idle."""
+
+    stats: LoopStats
+    spec: EngineSpec
+    num_context_tokens: int
+
+
+def _num_scheduled(view: _View) -> int:
+    return view.stats.num_running - view.stats.num_paused
+
+
+def _num_generating(view: _View) -> int:
+    return max(0, _num_scheduled(view) - view.stats.num_context)
+
+
+def _coefficient(name: str) -> Callable[[_View], float]:
+    return lambda view: getattr(view.stats.step_time, name, 0.0)
+
+
+_REQUESTS = ("nv_trt_llm_request_metrics", "requests in the core", "request_type")
+_BLOCKS = ("nv_trt_llm_kv_cache_block_metrics", "blocks of the KV cache", "kv_cache_block_type")
+_BATCHER = ("nv_trt_llm_inflight_batcher_metrics", "in-flight batching", "inflight_batcher_specific_metric")
+_GENERAL = ("nv_trt_llm_general_metrics", "the core's loop", "general_type")
+_STEP_TIME = (
+    "nv_llm_step_time_model",
+    "seconds that a step takes, and each of its tokens, pairs of query and key, and rows of logits; 0 until learned",
+    "coefficient",
+)
+
+_SOURCES: tuple[tuple[tuple[str, str, str], str, Callable[[_View], float]], ...] = (
+    (_REQUESTS, "active", lambda view: view.stats.num_open),
+    (_REQUESTS, "max", lambda view: view.spec.max_num_seqs),
+    (_REQUESTS, "scheduled", _num_scheduled),
+    (_REQUESTS, "context", lambda view: view.stats.num_context),
+    (_REQUESTS, "waiting", lambda view: view.stats.num_waiting),
+    (_BLOCKS, "max", lambda view: view.spec.num_blocks),
+    (_BLOCKS, "free", lambda view: view.stats.num_free_blocks),
+    (_BLOCKS, "used", lambda view: view.stats.num_used_blocks),
+    (_BLOCKS, "tokens_per", lambda view: view.spec.block_size),
+    (_BLOCKS, "reused", lambda view: view.stats.num_reused_blocks),
+    (_BLOCKS, "fraction", lambda view: view.stats.num_used_blocks / view.spec.num_blocks),
+    (_BATCHER, "total_context_tokens", lambda view: view.num_context_tokens),
+    (_BATCHER, "generation_requests", _num_generating),
+    (_BATCHER, "micro_batch_id", lambda _: 0),  # nothing is split into micro-batches
+    (_BATCHER, "paused_requests", lambda view: view.stats.num_paused + view.stats.num_interrupted),
+    (_GENERAL, "iteration_counter", lambda view: view.stats.num_steps),
+    (_GENERAL, "timestamp", lambda _: time.time()),
+    *((_STEP_TIME, name, _coefficient(name)) for name in ("base", "per_token", "per_pair", "per_row")),
+)
+
+
+class CoreMetrics:
+    """All metrics of one core.
+
+    Args:
+        spec: the engine's limits.
+        labels: of every metric: model and version.
+        meters: makes the metrics.
+    """
+
+    def __init__(self, spec: EngineSpec, labels: Labels, meters: Meters) -> None:
+        self._spec = spec
+        self._last: _View | None = None
+        self._records = RecordMetrics(labels, meters)
+        self._gauges = [
+            (Gauge(meters.gauge(family, description, {label: value, **labels})), source)
+            for (family, description, label), value, source in _SOURCES
+        ]
+
+    def show(self, stats: LoopStats, records: list[StepRecord | RequestRecord]) -> None:
+        """Set what has changed in the gauges, and take what has happened since the last time."""
+        self._records.add(records)
+        view = _View(stats, self._spec, self._num_context_tokens(stats, records))
+        if view != self._last:
+            self._last = view
+            for gauge, source in self._gauges:
+                gauge.set(source(view))
+
+    def publish_sums(self) -> None:
+        """Show all that has happened in the sums and distributions."""
+        self._records.publish()
+
+    def _num_context_tokens(self, stats: LoopStats, records: list[StepRecord | RequestRecord]) -> int:
+        for record in reversed(records):
+            if isinstance(record, StepRecord):
+                return record.num_context_tokens
+        is_running = stats.num_running > stats.num_paused
+        return self._last.num_context_tokens if self._last is not None and is_running else 0

@@ -1,0 +1,1 @@
+"""What clients ask for: inputs and parameters, read and checked."""

@@ -1,0 +1,80 @@
+"""How a request wants to be answered.
+
+Owns the defaults of every field of it and which of them exclude each other. Pure. Never answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trident_backend.requests.fields import RequestFields
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import RequestError
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """See the tensors of the same names.
+
+    Args:
+        streaming: send tokens as they come.
+        flow_control: postprocessing acknowledges chunks.
+        echo: the output begins with the prompt.
+        skip_special_tokens: they are no text.
+        perf_metrics: report times, cache blocks and guesses.
+        num_input_tokens: report the prompt's length.
+        num_output_tokens: report the output's.
+        pad_id: fills up the ids of the shorter sequences in a response.
+    """
+
+    streaming: bool = False
+    flow_control: bool = False
+    echo: bool = False
+    skip_special_tokens: bool = True
+    perf_metrics: bool = False
+    num_input_tokens: bool = True
+    num_output_tokens: bool = True
+    pad_id: int = 0
+
+
+def parse_output_options(fields: RequestFields) -> OutputOptions:
+    """Of one request.
+
+    Raises:
+        RequestError: fields contradict each other, or ask for what there is not.
+    """
+    fields.only(tensors.RETURN_CONTEXT_LOGITS, False, "use return_prompt_log_probs and num_top_log_probs")
+    fields.only(tensors.RETURN_GENERATION_LOGITS, False, "use return_log_probs and num_top_log_probs")
+    streaming = fields.flag(tensors.STREAM, default=False)
+    return OutputOptions(
+        streaming=streaming,
+        flow_control=fields.flag(tensors.FLOW_CONTROL, default=False),
+        echo=_echo(fields, streaming=streaming),
+        skip_special_tokens=fields.flag(tensors.SKIP_SPECIAL_TOKENS, default=True),
+        perf_metrics=fields.flag(tensors.RETURN_PERF_METRICS, default=False),
+        num_input_tokens=fields.flag(tensors.RETURN_NUM_INPUT_TOKENS, default=True),
+        num_output_tokens=fields.flag(tensors.RETURN_NUM_OUTPUT_TOKENS, default=True),
+        pad_id=fields.integer(tensors.PAD_ID, 0, 0, _MAX_ID),
+    )
+
+
+def _echo(fields: RequestFields, *, streaming: bool) -> bool:
+    """Whether the prompt comes back.
+
+    `exclude_input_in_output` false asks for it as in tensorrtllm_backend, whose streams never have it: its clients put
+    the chunks together themselves. `echo` is for both.
+    """
+    echo = fields.flag(tensors.ECHO, default=False)
+    if tensors.EXCLUDE_INPUT not in fields:
+        return echo
+    excluded = fields.flag(tensors.EXCLUDE_INPUT, default=True)
+    if tensors.ECHO in fields:
+        if echo == excluded:
+            raise RequestError(
+                tensors.EXCLUDE_INPUT.name, f"is the contrary of echo: both are {str(echo).lower()}; give one"
+            )
+        return echo
+    return not excluded and not streaming
+
+
+_MAX_ID = 2**31 - 1

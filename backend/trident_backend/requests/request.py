@@ -1,0 +1,248 @@
+"""Turns what a client asked for into sequences, or says what is wrong with it.
+
+Owns the bounds of the prompt, of lengths and of scheduling, and puts together what the modules of each subject have
+read. Pure: knows no tensor type. Never compiles a grammar: that takes long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from trident_backend.engine.protocol import EngineSpec
+from trident_backend.requests.fields import RequestFields
+from trident_backend.requests.output_options import OutputOptions, parse_output_options
+from trident_backend.requests.sampling_options import parse_min_tokens, parse_sampling
+from trident_backend.requests.stop_options import StopOptions, parse_stop_options
+from trident_backend.sequences.sequence import Sequence
+from trident_backend.sequences.stop_strings import StopStrings
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.manifest import Generation
+from trident_ensemble.text.special_tokens import SpecialTokens
+
+
+class StopStringsFactory(Protocol):
+    """Makes one sequence's stop strings; see the arguments of `StopStrings`."""
+
+    def __call__(
+        self,
+        words: tuple[str, ...],
+        *,
+        echoed_ids: Ids[int],
+        min_tokens: int,
+        include_stop: bool,
+        skip_special_tokens: bool,
+    ) -> StopStrings:
+        """Of an output that has not begun."""
+        ...
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What every request is read against.
+
+    Args:
+        spec: the engine's limits.
+        defaults: the checkpoint's generation settings.
+        stop_strings: makes a sequence's.
+        special: the tokenizer's special tokens.
+    """
+
+    spec: EngineSpec
+    defaults: Generation
+    stop_strings: StopStringsFactory
+    special: SpecialTokens = field(default_factory=SpecialTokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One request as the core takes it.
+
+    Args:
+        sequences: its answers; all but the first are siblings of that.
+        output: how they are sent.
+        guide: type and text of what guides them, to be compiled.
+        request_id: the client's own name for it.
+    """
+
+    sequences: tuple[Sequence, ...]
+    output: OutputOptions
+    guide: tuple[str, str] | None = None
+    request_id: str = ""
+
+    @property
+    def first(self) -> Sequence:
+        """The sequence whose prompt the others share."""
+        return self.sequences[0]
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse a request parameter nobody knows: over HTTP's generate endpoints a misspelt field becomes one.
+
+    Raises:
+        RequestError: naming it.
+    """
+    for name in parameters:
+        if name not in tensors.KNOWN_PARAMETERS:
+            raise RequestError(name, f"unknown field; known are {', '.join(spec.name for spec in tensors.CORE_INPUTS)}")
+
+
+def parse_size(values: Mapping[str, Any], spec: EngineSpec) -> tuple[int, str, int]:
+    """Return what the queue must know of a request, at no cost: its number of prompt tokens, its tenant, its answers.
+
+    Raises:
+        RequestError: naming the field and the limit it breaks.
+    """
+    fields = RequestFields(values)
+    num_tokens = len(fields.integers(tensors.INPUT_IDS))
+    num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
+    return num_tokens, parse_tenant(values), num_sequences
+
+
+def parse_request(
+    sequence_ids: Iterator[int], values: Mapping[str, Any], context: RequestContext, now: float, request_id: str = ""
+) -> Request:
+    """Build the sequences of one request.
+
+    Args:
+        sequence_ids: the core's own numbers for them.
+        values: see `RequestFields`; absent ones take their default.
+        context: what it is read against.
+        now: when the request came, in seconds of the core's clock.
+        request_id: the client's.
+
+    Raises:
+        RequestError: naming the field and the limit it breaks.
+    """
+    fields, spec = RequestFields(values), context.spec
+    token_ids = _token_ids(fields, spec)
+    max_tokens = _max_tokens(fields, len(token_ids), spec)
+    min_tokens = parse_min_tokens(fields, context.defaults, max_tokens)
+    sampling = parse_sampling(fields, context.defaults, spec.vocab_size, min_tokens)
+    stop = parse_stop_options(fields, context.defaults, spec.vocab_size, context.special)
+    output = parse_output_options(fields)
+    num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
+    guide = _guide(fields)
+    deadline = now + _timeout_seconds(fields)
+    priority = fields.integer(tensors.PRIORITY, 0, -_MAX_PRIORITY, _MAX_PRIORITY)
+    tenant, cache_salt = (fields.text(label, _MAX_LABEL_BYTES) for label in (tensors.TENANT, tensors.CACHE_SALT))
+    # A prompt found in the cache is not computed, and so has no log probabilities.
+    reuse_cache = fields.flag(tensors.REUSE_CACHE, default=True) and not sampling.prompt_log_probs
+
+    stop_strings = _stop_strings(context, stop, output, token_ids, min_tokens)
+
+    def build(index: int, parent: Sequence | None) -> Sequence:
+        own = sampling if parent is None else replace(sampling, index=index, prompt_log_probs=False)
+        return Sequence(
+            sequence_id=next(sequence_ids),
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            max_tokens=max_tokens,
+            sampling=own,
+            end_ids=stop.end_ids,
+            arrived_at=now,
+            deadline=deadline,
+            priority=priority,
+            tenant=tenant,
+            cache_salt=cache_salt,
+            reuse_cache=reuse_cache,
+            parent=parent,
+            stop_ids=stop.stop_ids,
+            stop_id_words=stop.stop_id_words,
+            stop_strings=stop_strings if parent is None or stop_strings is None else stop_strings.fork(),
+            include_stop=stop.include_stop,
+        )
+
+    first = build(0, None)
+    return Request((first, *(build(index, first) for index in range(1, num_sequences))), output, guide, request_id)
+
+
+def parse_tenant(values: Mapping[str, Any]) -> str:
+    """Return whose request it is.
+
+    Raises:
+        RequestError: the name is too long, or no text.
+    """
+    return RequestFields(values).text(tensors.TENANT, _MAX_LABEL_BYTES)
+
+
+def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
+    """Whose request is to be stopped, and its id. Ids are the clients' own, so a tenant reaches none but its own.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if not request_id:
+        raise RequestError(tensors.STOP.name, "needs the request id of the request that is to be stopped")
+    return parse_tenant(values), request_id
+
+
+def _stop_strings(
+    context: RequestContext, stop: StopOptions, output: OutputOptions, token_ids: list[int], min_tokens: int
+) -> StopStrings | None:
+    if not stop.stop_words:
+        return None
+    return context.stop_strings(
+        stop.stop_words,
+        echoed_ids=token_ids if output.echo else (),
+        min_tokens=min_tokens,
+        include_stop=stop.include_stop,
+        skip_special_tokens=output.skip_special_tokens,
+    )
+
+
+def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
+    name = fields.name(tensors.INPUT_IDS)
+    token_ids = fields.integers(tensors.INPUT_IDS)
+    if not token_ids:
+        raise RequestError(name, "must hold at least one token")
+    if len(token_ids) >= spec.max_seq_len:
+        raise RequestError(
+            name, f"a prompt of {len(token_ids)} tokens is too long: the engine's max_seq_len is {spec.max_seq_len}"
+        )
+    if min(token_ids) < 0 or max(token_ids) >= spec.vocab_size:
+        raise RequestError(name, f"every id must be from 0 to {spec.vocab_size - 1}")
+    fields.only(tensors.INPUT_LENGTHS, len(token_ids), f"{name} holds so many")
+    return token_ids
+
+
+def _max_tokens(fields: RequestFields, num_prompt_tokens: int, spec: EngineSpec) -> int:
+    name = fields.name(tensors.MAX_TOKENS)
+    if tensors.MAX_TOKENS not in fields:
+        raise RequestError(name, "is missing; say how many tokens to generate at most")
+    max_tokens = fields.integer(tensors.MAX_TOKENS, 0, 1)
+    if num_prompt_tokens + max_tokens > spec.max_seq_len:
+        raise RequestError(
+            name,
+            f"{max_tokens} after a prompt of {num_prompt_tokens} tokens is too large: the engine holds "
+            f"{spec.max_seq_len} tokens a sequence, so at most {spec.max_seq_len - num_prompt_tokens} here",
+        )
+    return max_tokens
+
+
+def _timeout_seconds(fields: RequestFields) -> float:
+    if tensors.TIMEOUT_MS not in fields:
+        return math.inf
+    return fields.integer(tensors.TIMEOUT_MS, 0, 1) / 1000
+
+
+def _guide(fields: RequestFields) -> tuple[str, str] | None:
+    guide_type = fields.text(tensors.GUIDE_TYPE, _MAX_LABEL_BYTES)
+    guide = fields.text(tensors.GUIDE, _MAX_GUIDE_BYTES)
+    if guide and not guide_type:
+        raise RequestError(tensors.GUIDE_TYPE.name, f"is missing; {tensors.GUIDE.name} goes with it")
+    if guide_type and tensors.GUIDE not in fields and guide_type != _UNWORDED_GUIDE:
+        raise RequestError(tensors.GUIDE.name, f"is missing; {tensors.GUIDE_TYPE.name} {guide_type} goes with it")
+    return (guide_type, guide) if guide_type else None
+
+
+#: Keeps the longest that aging takes in proportion.
+_MAX_PRIORITY = 100
+_MAX_LABEL_BYTES = 256
+_MAX_GUIDE_BYTES = 1 << 16
+#: Any JSON will do.
+_UNWORDED_GUIDE = "json"

@@ -1,0 +1,1 @@
+"""Which sequences are computed in a step, and how far. Pure: no thread, no clock, no engine."""

@@ -1,0 +1,166 @@
+"""Takes what a step has chosen and scored into its sequences, and says whether it ends one.
+
+Owns the order of the reasons to end: an end id before a stop id before a stop string before a finished guide before
+`max_tokens`. Never chooses a token, never frees anything.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
+from trident_backend.sequences.sequence import FinishReason, Sequence
+from trident_backend.sequences.steps import Advance, ScheduledChunk
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import EngineError, InternalError, RequestError, TridentError
+
+
+class Accepted(NamedTuple):
+    """What a sequence got from a step.
+
+    Args:
+        num_tokens: how many tokens were appended.
+        reason: why it ends: ERROR if there was no token to choose, or if what follows its text failed; None if it goes
+            on.
+        error: what its client is told where the reason is ERROR.
+    """
+
+    num_tokens: int
+    reason: FinishReason | None
+    error: TridentError | None = None
+
+
+def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
+    """Note the log probabilities of the prompt's tokens that a chunk has scored, from `first_row` on."""
+    log_probs = (choices.log_probs[row] for row in range(first_row, first_row + chunk.num_scored))
+    chunk.sequence.prompt_log_probs.extend(log_probs)
+
+
+def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> Accepted:
+    """Append what was chosen as long as the guesses before it were right and nothing ends the text.
+
+    A guide and stop strings are the request's own, and are followed by other people's libraries: whatever they raise
+    ends this sequence and no other.
+
+    Args:
+        chunk: one that completes.
+        choices: of the whole step.
+        first_row: the row that chose the next token; one for each guess follows.
+    """
+    sequence, draft_ids, log_probs = chunk.sequence, chunk.draft_ids, choices.log_probs
+    try:
+        if sequence.guide is not None and sequence.guide.is_finished:
+            # It was found out only while the mask for what would follow was filled.
+            return Accepted(0, last_look(sequence, FinishReason.STOP))
+    except BaseException as cause:
+        return Accepted(0, FinishReason.ERROR, _not_followed(cause))
+    reason, num_tokens, num_accepted = None, 0, 0
+    error: TridentError | None = None
+    for row in range(first_row, first_row + 1 + len(draft_ids)):
+        token_id = choices.token_ids[row]
+        if token_id < 0:
+            if num_tokens and token_id == NO_TOKEN and sequence.guide is not None:
+                # A guess was right whose mask was not filled: the next step looks again.
+                sequence.num_computed_tokens -= 1
+            else:
+                reason, error = FinishReason.ERROR, _no_token(sequence, token_id)
+            break
+        sequence.token_ids.append(token_id)
+        num_tokens += 1
+        if log_probs and row in log_probs:
+            sequence.log_probs.append(log_probs[row])
+        try:
+            reason = _reason_to_end(sequence, token_id)
+        except BaseException as cause:  # a panic of a library written in Rust is no Exception
+            reason, error = FinishReason.ERROR, _not_followed(cause)
+        if reason is not None or num_tokens > len(draft_ids) or draft_ids[num_tokens - 1] != token_id:
+            break
+        num_accepted += 1
+        sequence.num_computed_tokens += 1
+    lookup = sequence.lookup
+    if lookup is not None and draft_ids:
+        lookup.judged(len(draft_ids), num_accepted)
+        sequence.num_draft_tokens += len(draft_ids)
+        sequence.num_accepted_tokens += num_accepted
+    return Accepted(num_tokens, reason, error)
+
+
+def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
+    """Note when its newest tokens came."""
+    waited = None if sequence.last_token_at is None else now - sequence.last_token_at
+    sequence.last_token_at = now
+    if waited is None:
+        sequence.first_token_at = now
+    return Advance(sequence, num_tokens, waited)
+
+
+def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
+    """Show the token just appended to whoever follows the text."""
+    if token_id in sequence.end_ids or token_id in sequence.stop_ids:
+        sequence.num_silent_tokens = 0 if sequence.include_stop else 1
+        if token_id in sequence.end_ids:
+            return last_look(sequence, FinishReason.EOS)
+        word = sequence.stop_id_words.get(token_id)
+        stop_reason, ending_id = (str(token_id), None) if word is None else (word, token_id)
+        return last_look(sequence, FinishReason.STOP, stop_reason, ending_id)
+    guide, stop_strings = sequence.guide, sequence.stop_strings
+    if guide is not None:
+        guide.advance(token_id)
+    if stop_strings is not None and (word := stop_strings.append(token_id)) is not None:
+        sequence.stop_reason = word
+        return FinishReason.STOP
+    if guide is not None and guide.is_finished:
+        return last_look(sequence, FinishReason.STOP)
+    if len(sequence.token_ids) - sequence.num_prompt_tokens == sequence.max_tokens:
+        return last_look(sequence, FinishReason.LENGTH)
+    return None
+
+
+def last_look(
+    sequence: Sequence, reason: FinishReason, stop_reason: str = "", ending_id: int | None = None
+) -> FinishReason:
+    """Return why the text ends, as no token comes any more: a stop string if one was in what had been held back.
+
+    Args:
+        sequence: whose text it is.
+        reason: without a stop string.
+        stop_reason: which goes with it.
+        ending_id: the token that ended the text, if the request names it by a stop word: a longer one may end with it.
+    """
+    stop_strings, word = sequence.stop_strings, None
+    if stop_strings is not None:
+        word = stop_strings.finish() if ending_id is None else stop_strings.finish(ending_id)
+    sequence.stop_reason = stop_reason if word is None else word
+    return reason if word is None else FinishReason.STOP
+
+
+def stopped(sequence: Sequence) -> tuple[FinishReason, TridentError | None]:
+    """Return why a sequence ends that is asked to stop, and what its client is told if its stop strings fail then."""
+    try:
+        return last_look(sequence, FinishReason.CANCELLED), None
+    except BaseException as cause:
+        return FinishReason.ERROR, _not_followed(cause)
+
+
+def _no_token(sequence: Sequence, token_id: int) -> TridentError:
+    """Return the error of a sequence for which no token can be chosen: the engine's fault, or the request's."""
+    guide, sampling = sequence.guide, sequence.sampling
+    if guide is not None and guide.failure is not None:
+        return guide.failure
+    bans = [tensors.BAD_WORDS.name] if sampling.bad_words else []
+    if sampling.min_tokens > sequence.num_output_tokens and (sequence.end_ids or sequence.stop_ids):
+        bans.append(tensors.MIN_TOKENS.name)
+    if token_id == NOT_FINITE or (guide is None and not bans):
+        return EngineError("no token can be chosen: the logits are not finite numbers")
+    where = f"token {sequence.num_output_tokens + 1} of the output"
+    if guide is None:
+        return RequestError(bans[0], f"bans every token at {where}")
+    if not bans:
+        return RequestError(tensors.GUIDE.name, f"allows no token at {where}")
+    return RequestError(tensors.GUIDE.name, f"allows no token at {where} that {' and '.join(bans)} leave")
+
+
+def _not_followed(cause: BaseException) -> InternalError:
+    error = InternalError("this request's guide or stop strings failed on its output; the server's log says why")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,274 @@
+"""Decides what the next step computes.
+
+Owns the order of sequences and their progress. There is no prefill mode and no decode mode: every sequence catches its
+computed tokens up with its tokens, under the step's token budget, so prompts are computed in chunks beside running
+streams. Pure: no engine, no thread, no logger, no clock (times are passed in).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections import Counter
+from collections.abc import Set
+
+from trident_backend.kv.cache import KVCache
+from trident_backend.scheduling import deadlines, outcomes
+from trident_backend.scheduling.deadlines import Deadlines
+from trident_backend.scheduling.fair_queue import FairQueue
+from trident_backend.scheduling.prompt_chunks import PromptChunks
+from trident_backend.scheduling.prompt_order import PromptOrder
+from trident_backend.scheduling.speculation import Speculation
+from trident_backend.scheduling.step_budget import StepBudget
+from trident_backend.scheduling.ttft_estimate import FirstTokenEstimate
+from trident_backend.sequences import prompt_scores
+from trident_backend.sequences.choices import Choices
+from trident_backend.sequences.sequence import FinishReason, Sequence
+from trident_backend.sequences.step_time import StepSize, StepTimeModel
+from trident_backend.sequences.steps import Advance, ScheduledChunk, SchedulerOutput
+from trident_ensemble.contract.errors import TridentError
+from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
+
+
+class Scheduler:
+    """In-flight batching with chunked context, prefix reuse, fair shares, deadlines and prompt lookup.
+
+    Args:
+        kv_cache: room for keys and values.
+        max_num_seqs: running sequences, at most.
+        max_num_tokens: tokens of one step, at most; no less than `max_num_seqs`, so that no stream waits for a prompt.
+        settings: policy, latency budget, shares, speculation.
+        step_times: what steps cost; learns from every update.
+    """
+
+    def __init__(
+        self,
+        kv_cache: KVCache,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        settings: CoreSettings,
+        step_times: StepTimeModel,
+    ) -> None:
+        assert max_num_tokens >= max_num_seqs
+        self._kv_cache = kv_cache
+        self._max_num_seqs = max_num_seqs
+        self._settings = settings
+        self._step_times = step_times
+        self._deadlines = Deadlines()
+        self._ended: list[Sequence] = []
+        self._first_token = FirstTokenEstimate(kv_cache, max_num_tokens, step_times)
+        self._budget = StepBudget(max_num_tokens, settings.target_itl_ms / 1000, step_times)
+        self._prompt_chunks = PromptChunks(kv_cache, self._budget)
+        self._speculation = Speculation(kv_cache, self._budget, settings.max_draft_tokens, step_times)
+        self.waiting = FairQueue(dict(settings.tenant_weights), settings.priority_aging_ms / 1000)
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        """Queue a new sequence; its `max_len` must fit into an empty cache.
+
+        One whose deadline cannot be met ends at once.
+        """
+        assert self._kv_cache.fits(sequence.max_len)
+        if sequence.deadline < math.inf:
+            earliest = now + self._first_token.seconds(sequence, self.waiting)
+            # An idle engine tries: it costs nobody anything, and what is thought of its speed may be long out of date.
+            if earliest > sequence.deadline and (self.waiting or self.running):
+                self.finish(sequence, FinishReason.REFUSED, deadlines.unreachable(sequence, earliest))
+                return
+            self._deadlines.add(sequence)
+        if self._settings.max_draft_tokens:
+            self._speculation.begin(sequence)
+        self.waiting.enter(sequence)
+        self.waiting.push(sequence)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `expire` has something to do; infinity if never."""
+        return self._deadlines.next
+
+    def expire(self, now: float) -> None:
+        """End every sequence whose deadline has passed."""
+        for sequence in self._deadlines.take_passed(now):
+            self.finish(sequence, FinishReason.TIMEOUT, deadlines.missed(sequence))
+
+    def schedule(self, now: float) -> SchedulerOutput:
+        """Choose the next step; empty when nothing can run.
+
+        Running streams go first, the oldest before the others. Prompts fill what the token budget and the latency
+        budget leave, tenant by tenant as each has been served least. Guesses fill what is then left, where they pay.
+        """
+        self.expire(now)
+        chunks: list[ScheduledChunk] = []
+        prompts: list[Sequence] = []
+        preempted: list[Sequence] = []
+        num_pairs = 0
+        shares: Counter[str] = Counter()
+        for sequence in tuple(self.running):
+            if sequence.sits_out or (preempted and sequence in preempted):
+                continue
+            num_tokens = len(sequence.token_ids)
+            if sequence.num_computed_tokens != num_tokens - 1:
+                prompts.append(sequence)
+            elif self._make_room(sequence, num_tokens, preempted):
+                chunks.append(ScheduledChunk(sequence, 1, completes=True))
+                shares[sequence.tenant] += 1
+                num_pairs += num_tokens
+        for tenant, num_tokens in shares.items():
+            self.waiting.charge(tenant, num_tokens)
+        streams = len(chunks)
+        size = StepSize(streams, num_pairs, streams)
+        # What was taken for a stream is not given to another; where no stream runs, it may be. While as many run as
+        # may, nobody who waits is looked at, however many tenants they are of.
+        admits = not (preempted and chunks) and len(self.running) < self._max_num_seqs
+        if prompts or (self.waiting and admits):
+            chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
+        num_context_tokens = size.num_tokens - streams
+        if self._settings.max_draft_tokens:
+            self._speculation.index_prompts(chunks[streams:])
+        if self._settings.max_draft_tokens and streams:
+            size = self._speculation.extend(chunks, size, streams)
+            for chunk in chunks[:streams]:
+                self.waiting.charge(chunk.sequence.tenant, len(chunk.draft_ids))
+        # Each copy is for a sequence that has grown for its chunk, so it is never of a step that computes nothing.
+        copies = self._kv_cache.take_copies()
+        return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted), copies)
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
+        """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""
+        while not self._kv_cache.grow(sequence, num_tokens):
+            youngest = self.running.pop()
+            self._kv_cache.release(youngest)
+            youngest.num_computed_tokens = 0
+            youngest.num_preemptions += 1
+            self.waiting.push(youngest)
+            preempted.append(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _add_prompts(
+        self, chunks: list[ScheduledChunk], size: StepSize, prompts: list[Sequence], *, admits: bool, now: float
+    ) -> tuple[list[ScheduledChunk], StepSize]:
+        streams = size if chunks else None
+        num_score_rows = prompt_scores.MAX_ROWS
+        order = PromptOrder(self.waiting, prompts, admits=admits)
+        while self._budget.room(size, streams, 0) and (sequence := order.next()) is not None:
+            if sequence in self.waiting and not self._admit(sequence, now):
+                # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
+                order.close(sequence.tenant)
+                continue
+            if not sequence.sits_out and (num_score_rows or not prompt_scores.num_unscored(sequence)):
+                chunk = self._prompt_chunks.cut(sequence, size, streams, num_score_rows)
+                if chunk is None:
+                    break
+                self.waiting.charge(sequence.tenant, chunk.num_new_tokens)
+                chunks.append(chunk)
+                num_score_rows -= chunk.num_scored
+                num_rows = chunk.num_scored + chunk.completes
+                size = size.with_chunk(chunk.num_new_tokens, sequence.num_computed_tokens, num_rows)
+            order.rejoin(sequence.tenant)
+        return chunks, size
+
+    def _admit(self, sequence: Sequence, now: float) -> bool:
+        if len(self.running) == self._max_num_seqs:  # since another was admitted in this step
+            return False
+        room = sequence.max_len
+        if self._settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION:
+            room = min(room, sequence.num_tokens + _HEADROOM_TOKENS)
+        num_cached = self._kv_cache.admit(sequence, room)
+        if num_cached is None:
+            return False
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_age)
+        sequence.num_computed_tokens = num_cached
+        if sequence.first_scheduled_at is None:
+            sequence.first_scheduled_at = now
+            sequence.num_cached_tokens = num_cached
+            self._first_token.admitted(sequence, num_cached)
+        return True
+
+    def resume(self, sequence: Sequence, error: TridentError | None = None) -> None:
+        """Let a sequence take steps again whose mask was late, or end it with the error that it got instead."""
+        sequence.awaits_mask = False
+        if error is not None:
+            self.finish(sequence, FinishReason.ERROR, error)
+
+    def update(
+        self,
+        output: SchedulerOutput,
+        choices: Choices,
+        now: float,
+        seconds: float,
+        *,
+        late: Set[Sequence] = frozenset(),
+    ) -> tuple[Advance, ...]:
+        """Commit a computed step.
+
+        Args:
+            output: what was computed.
+            choices: what each of `output.rows` chose.
+            now: when it was done.
+            seconds: how long it took.
+            late: those whose choice does not count, because the mask for it was not there; they sit out until `resume`.
+
+        Returns:
+            who got tokens, and how many.
+        """
+        assert len(choices.token_ids) == len(output.rows)
+        advances = []
+        row = 0
+        for chunk in output.chunks:
+            sequence, past = chunk.sequence, chunk.sequence.num_computed_tokens
+            sequence.num_computed_tokens = past + chunk.num_new_tokens
+            if chunk.num_scored:
+                outcomes.score(chunk, choices, row)
+                row += chunk.num_scored
+            if chunk.completes and sequence in late:
+                row += 1 + len(chunk.draft_ids)
+                sequence.awaits_mask = True
+                sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
+            elif chunk.completes:
+                num_tokens, reason, error = outcomes.accept(chunk, choices, row)
+                row += 1 + len(chunk.draft_ids)
+                if num_tokens:
+                    advances.append(outcomes.advance(sequence, num_tokens, now))
+                if reason is FinishReason.ERROR:
+                    sequence.num_computed_tokens = past  # whoever shares its blocks must not read what is no number
+                if reason is not None:
+                    self.finish(sequence, reason, error)
+            if sequence.finish_reason is None:
+                self._kv_cache.commit(sequence)
+        self._step_times.observe(output.size, seconds)
+        return tuple(advances)
+
+    def finish(self, sequence: Sequence, reason: FinishReason, error: TridentError | None = None) -> None:
+        """End a sequence, wherever it is, and free its room; ending it twice changes nothing."""
+        if sequence.finish_reason is not None:
+            return
+        if reason is FinishReason.CANCELLED and error is None:
+            reason, error = outcomes.stopped(sequence)
+        sequence.finish_reason, sequence.error = reason, error
+        self._speculation.end(sequence)
+        self._ended.append(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence in self.running:
+            self.running.remove(sequence)
+            self._kv_cache.release(sequence)
+        else:
+            return
+        self.waiting.leave(sequence)
+
+    def take_ended(self) -> list[Sequence]:
+        """The sequences that have ended since this was last asked, each once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+
+def _age(sequence: Sequence) -> tuple[float, int]:
+    """The order of running sequences; the last is the first to give up its room, and none can ask to be spared."""
+    return sequence.arrived_at, sequence.sequence_id
+
+
+#: Room for this many tokens of output is promised with the prompt, so that preemption does not follow at once.
+_HEADROOM_TOKENS = 32

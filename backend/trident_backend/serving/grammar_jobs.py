@@ -1,0 +1,113 @@
+"""Requests whose grammar is being compiled.
+
+Owns the threads that compile, and who has such a request: whoever takes it out of here answers it, and nobody else.
+Never answers one. To be used under one lock, but for `close`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Timer
+from typing import Protocol
+
+from trident_backend.requests.request import Request
+from trident_backend.scheduling import deadlines
+from trident_backend.sequences.guide import Guide
+from trident_backend.serving.responses import Responder
+from trident_ensemble.contract.errors import TridentError
+from trident_ensemble.contract.failures import internal_error
+
+
+class Grammar(Protocol):
+    """See `trident_backend.guided`."""
+
+    def start(self, end_ids: frozenset[int], *, begins_text: bool) -> Guide:
+        """The guide of a new sequence."""
+        ...
+
+
+class GuideCompiler(Protocol):
+    """See `trident_backend.guided`."""
+
+    def compile(self, guide_type: str, guide: str) -> Grammar:
+        """Compile a grammar, in any thread; it may take seconds.
+
+        Raises:
+            RequestError: it is none.
+        """
+        ...
+
+
+class GuidedRequests:
+    """See the module.
+
+    Args:
+        compiler: used by several threads.
+        on_done: called on a thread of its own choice for each request, with the failure if there was one; the request
+            is still here, unless somebody has taken it.
+    """
+
+    def __init__(self, compiler: GuideCompiler, on_done: Callable[[Request, TridentError | None], None]) -> None:
+        self._compiler = compiler
+        self._on_done = on_done
+        self._responders: dict[Request, Responder] = {}
+        self._jobs: dict[Request, Future[None]] = {}
+        self._timers: dict[Request, Timer] = {}
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "trident-guide-compiler")
+
+    def add(self, request: Request, responder: Responder) -> None:
+        """Begin to compile the guide of a request; its sequences have theirs when it is done.
+
+        It fails when its deadline has passed before. Whatever is raised, the request is not here.
+        """
+        self._responders[request] = responder
+        first = request.first
+        try:
+            if first.deadline < math.inf:
+                seconds = max(0.0, first.deadline - time.monotonic())
+                self._timers[request] = Timer(seconds, self._on_done, (request, deadlines.missed(first)))
+                self._timers[request].daemon = True
+                self._timers[request].start()
+            self._jobs[request] = self._threads.submit(self._compile, request)
+        except BaseException:
+            self.take(request)
+            raise
+
+    def take(self, request: Request) -> Responder | None:
+        """Its responder, and it is here no more; None if it is not. What was not begun for it never is."""
+        if (job := self._jobs.pop(request, None)) is not None:
+            job.cancel()
+        if (timer := self._timers.pop(request, None)) is not None:
+            timer.cancel()
+        return self._responders.pop(request, None)
+
+    def take_all(self) -> list[tuple[Request, Responder]]:
+        """All of them, and nothing is here any more; `close` ends what was begun for them."""
+        taken, self._responders = self._responders, {}
+        return list(taken.items())
+
+    def close(self) -> None:
+        """Begin no further grammar, and forget deadlines. What is being compiled is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for timer in tuple(self._timers.values()):
+            timer.cancel()
+
+    def _compile(self, request: Request) -> None:
+        assert request.guide is not None
+        try:
+            grammar = self._compiler.compile(*request.guide)
+            for sequence in request.sequences:
+                end_ids = sequence.end_ids | sequence.stop_ids
+                sequence.guide = grammar.start(end_ids, begins_text=not request.output.echo)
+        except TridentError as error:
+            self._on_done(request, error)
+        except BaseException as error:  # whatever it is, somebody waits for an answer
+            self._on_done(request, internal_error("the guide could not be compiled", error))
+        else:
+            self._on_done(request, None)
+
+
+_NUM_THREADS = 2

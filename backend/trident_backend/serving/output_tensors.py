@@ -1,0 +1,165 @@
+"""What a response says beside its tokens.
+
+Owns which outputs a request has asked for, when each is due, and its values. Reads sequences, never changes one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from trident_backend.requests.request import Request
+from trident_backend.sequences.choices import TokenLogProbs
+from trident_backend.sequences.sequence import Sequence
+from trident_backend.serving.responses import Output
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.tensors import TensorSpec
+
+
+class Span(NamedTuple):
+    """What of one sequence is in a response.
+
+    Args:
+        sequence: whose.
+        num_ids: how many of the response's ids, an echoed prompt's among them.
+        start: where they begin in its output; 0 with an echoed prompt.
+        end: and where they end.
+    """
+
+    sequence: Sequence
+    num_ids: int
+    start: int
+    end: int
+
+
+class Reporter:
+    """Fills responses of requests.
+
+    Args:
+        block_size: tokens in one KV block.
+        epoch_ns: what the core's clock showed 0 at, in nanoseconds since 1970.
+    """
+
+    def __init__(self, block_size: int, epoch_ns: int) -> None:
+        self._block_size = block_size
+        self._epoch_ns = epoch_ns
+
+    def outputs(self, request: Request, spans: tuple[Span, ...], *, is_last: bool) -> tuple[Output, ...]:
+        """What is due with one response.
+
+        Args:
+            request: to which it belongs.
+            spans: what is in it, by rising index of the sequence.
+            is_last: it is the last one of these sequences.
+        """
+        params = request.first.sampling
+        # The usual response carries nothing: each tensor costs more than a token.
+        if not (is_last or params.log_probs or len(request.sequences) > 1):
+            return ()
+        outputs: list[Output] = []
+        if is_last or len(request.sequences) > 1:
+            outputs.append(_integers(tensors.SEQUENCE_INDEX, (span.sequence.sampling.index for span in spans)))
+        if params.log_probs:
+            outputs += _log_probs(spans, params.num_top_log_probs)
+        if is_last:
+            outputs += self._ends(request, spans)
+            if params.log_probs:
+                sums = [math.fsum(item.log_prob for item in span.sequence.log_probs) for span in spans]
+                outputs.append(Output(tensors.CUM_LOG_PROBS, np.array(sums, np.float32)))
+            if params.prompt_log_probs and spans[0].sequence is request.first:
+                outputs += _prompt_log_probs(request.first)
+            if request.output.perf_metrics:
+                outputs += self._perf_metrics(request, [span.sequence for span in spans])
+        return tuple(outputs)
+
+    def _ends(self, request: Request, spans: tuple[Span, ...]) -> list[Output]:
+        sequences = [span.sequence for span in spans]
+        first = request.first
+        outputs = [
+            _texts(tensors.FINISH_REASON, (_finish_reason(sequence) for sequence in sequences)),
+            _texts(tensors.STOP_REASON, (sequence.stop_reason for sequence in sequences)),
+            _integers(tensors.NUM_CACHED_TOKENS, [first.num_cached_tokens]),
+            Output(tensors.USED_SEED, np.array([first.sampling.seed], np.uint64)),
+            _integers(tensors.SEQUENCE_LENGTH, (span.num_ids for span in spans)),
+            _integers(tensors.BATCH_INDEX, [0]),
+        ]
+        if request.output.num_input_tokens:
+            outputs.append(_integers(tensors.NUM_INPUT_TOKENS, [first.num_prompt_tokens]))
+        if request.output.num_output_tokens:
+            outputs.append(_integers(tensors.NUM_OUTPUT_TOKENS, (sequence.num_output_tokens for sequence in sequences)))
+        return outputs
+
+    def _perf_metrics(self, request: Request, sequences: list[Sequence]) -> list[Output]:
+        first = request.first
+        num_reused = math.ceil(first.num_cached_tokens / self._block_size)
+        ran = first.first_scheduled_at is not None
+        num_blocks = math.ceil(first.num_tokens / self._block_size) if ran else 0
+
+        def times(spec: TensorSpec, at: Callable[[Sequence], float | None]) -> Output:
+            return Output(spec, np.array([self._nanoseconds(at(sequence)) for sequence in sequences], np.int64))
+
+        guesses = [(sequence.num_accepted_tokens, sequence.num_draft_tokens) for sequence in sequences]
+        rates = [right / all_ if all_ else 0.0 for right, all_ in guesses]
+        return [
+            Output(tensors.ARRIVAL_TIME, np.array([self._nanoseconds(first.arrived_at)], np.int64)),
+            times(tensors.FIRST_SCHEDULED_TIME, lambda sequence: sequence.first_scheduled_at),
+            times(tensors.FIRST_TOKEN_TIME, lambda sequence: sequence.first_token_at),
+            times(tensors.LAST_TOKEN_TIME, lambda sequence: sequence.last_token_at),
+            _integers(tensors.REUSED_BLOCKS, [num_reused]),
+            _integers(tensors.NEW_BLOCKS, [num_blocks - num_reused]),
+            _integers(tensors.TOTAL_BLOCKS, [num_blocks]),
+            _integers(tensors.NUM_DRAFT_TOKENS, (all_ for _, all_ in guesses)),
+            _integers(tensors.NUM_ACCEPTED_TOKENS, (right for right, _ in guesses)),
+            Output(tensors.ACCEPTANCE_RATE, np.array(rates, np.float32)),
+        ]
+
+    def _nanoseconds(self, seconds: float | None) -> int:
+        """Since 1970; 0 for what never happened."""
+        return 0 if seconds is None else self._epoch_ns + round(seconds * 1e9)
+
+
+def _finish_reason(sequence: Sequence) -> str:
+    assert sequence.finish_reason is not None
+    return sequence.finish_reason.value
+
+
+def _log_probs(spans: tuple[Span, ...], num_top: int) -> list[Output]:
+    rows = [span.sequence.log_probs[span.start : span.end] for span in spans]
+    padded = np.zeros((len(rows), max(map(len, rows))), np.float32)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = [item.log_prob for item in row]
+    outputs = [Output(tensors.OUTPUT_LOG_PROBS, padded)]
+    if num_top:
+        flat = [item for row in rows for item in row]
+        outputs += _likeliest(tensors.TOP_LOG_PROBS, tensors.TOP_LOG_PROB_IDS, flat, num_top)
+    return outputs
+
+
+def _prompt_log_probs(sequence: Sequence) -> list[Output]:
+    items, num_top = sequence.prompt_log_probs, sequence.sampling.num_top_log_probs
+    values = np.array([0.0, *(item.log_prob for item in items)], np.float32)
+    outputs = [Output(tensors.PROMPT_LOG_PROBS, values)]
+    if num_top:
+        outputs += _likeliest(tensors.PROMPT_TOP_LOG_PROBS, tensors.PROMPT_TOP_LOG_PROB_IDS, items, num_top)
+    return outputs
+
+
+def _likeliest(
+    log_probs: TensorSpec, token_ids: TensorSpec, items: list[TokenLogProbs], num_top: int
+) -> tuple[Output, Output]:
+    shape = len(items), num_top
+    return (
+        Output(log_probs, np.array([item.top_log_probs for item in items], np.float32).reshape(shape)),
+        Output(token_ids, np.array([item.top_ids for item in items], np.int32).reshape(shape)),
+    )
+
+
+def _integers(spec: TensorSpec, values: Iterable[int]) -> Output:
+    return Output(spec, np.array(list(values), np.int32))
+
+
+def _texts(spec: TensorSpec, texts: Iterable[str]) -> Output:
+    return Output(spec, np.array([text.encode() for text in texts], np.object_))

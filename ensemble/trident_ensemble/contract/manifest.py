@@ -1,0 +1,242 @@
+"""An engine on disk: the manifest and the files it vouches for.
+
+Owns the format of `engine.json`, its writing and its checks. The manifest is the only source of the engine's limits.
+Never compiles, never loads a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.digests import file_digests
+from trident_ensemble.contract.errors import ArtifactError
+
+FORMAT_VERSION = 4
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network's shape, as far as serving it needs to know."""
+
+    family: str
+    num_layers: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `EngineSpec`."""
+
+    max_num_seqs: int
+    max_num_tokens: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True)
+class PrecisionTrial:
+    """What a few layers of the network's shape took on the machine that built the engine, computed in one format.
+
+    Args:
+        compute: the format.
+        prompt_ms: a prompt's step.
+        decode_ms: a step of one token of each of several sequences.
+    """
+
+    compute: str
+    prompt_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """Why an engine computes in its format.
+
+    Args:
+        reason: for people.
+        cpu: the model of the CPU on which the formats were tried; empty where they were not.
+        trials: one a format that was tried.
+    """
+
+    reason: str = ""
+    cpu: str = ""
+    trials: tuple[PrecisionTrial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Numeric formats: compute bf16, fp16 or fp32; weights fp32, bf16, fp16, int8, int4 or fp8; KV cache u8, bf16, f16
+    or f32; and why compute is what it is."""
+
+    compute: str
+    weights: str
+    kv_cache: str
+    choice: PrecisionChoice = PrecisionChoice()
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The KV cache; `block_bytes` is one block, or slot, of keys and values through all layers, on each device.
+
+    `kind` is a `KVKind`.
+    """
+
+    block_size: int
+    num_blocks: int
+    block_bytes: int
+    kind: str = "blocks"
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """What compiled the network, and what for: `cpu`, or a GPU's compute capability such as `sm_89`."""
+
+    name: str
+    version: str
+    target: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The checkpoint's generation defaults; see `SamplingParams`, whose values of no effect are the defaults here."""
+
+    end_ids: tuple[int, ...]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`engine.json`.
+
+    Args:
+        digests: of every other file of the folder, by its relative POSIX path; `digests` says what they are.
+        tensor_parallel: devices among which the network is divided; each has its own plan.
+    """
+
+    format_version: int
+    architecture: Architecture
+    limits: Limits
+    precision: Precision
+    kv_cache: KVLayout
+    compiler: Compiler
+    generation: Generation
+    digests: dict[str, str]
+    tensor_parallel: int = 1
+
+
+def _parse(kind: type[Part], raw: Any, where: str) -> Part:
+    """Build one frozen part from JSON, refusing unknown, missing and mistyped fields by name."""
+    if not isinstance(raw, Mapping):
+        raise ArtifactError(f"{where}: must be an object")
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in raw:
+        if key not in names:
+            raise ArtifactError(f"{where}.{key}: unknown field")
+    values: dict[str, Any] = {}
+    for name in names:
+        if name not in raw:
+            raise ArtifactError(f"{where}.{name}: missing")
+        values[name] = _value(hints[name], raw[name], f"{where}.{name}")
+    return kind(**values)
+
+
+def _value(hint: Any, raw: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _parse(hint, raw, where)
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return float(raw)
+    if hint is int and isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        return raw
+    if hint is str and isinstance(raw, str):
+        return raw
+    if get_origin(hint) is tuple and isinstance(raw, list):
+        return tuple(_value(get_args(hint)[0], item, f"{where}[{place}]") for place, item in enumerate(raw))
+    if hint == dict[str, str] and isinstance(raw, dict) and all(isinstance(item, str) for item in raw.values()):
+        return dict(raw)
+    raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
+
+
+def digest_folder(folder: Path) -> dict[str, str]:
+    """Return the digests of every file below `folder` but the manifest, sorted by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.MANIFEST_FILE)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, file_digests(files), strict=True))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `engine.json` as the last file of an engine folder."""
+    text = json.dumps(asdict(manifest), indent=2) + "\n"
+    (folder / layout.MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest alone.
+
+    Raises:
+        ArtifactError: missing, unreadable, another format version, or a field that is not what it should be.
+    """
+    path = folder / layout.MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `trident build` into this repository first") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"format_version: this Trident reads {FORMAT_VERSION}, not {version!r}; build again")
+    manifest = _parse(Manifest, raw, "engine")
+    _check_limits(manifest)
+    return manifest
+
+
+def _check_limits(manifest: Manifest) -> None:
+    limits, cache = manifest.limits, manifest.kv_cache
+    if min(limits.max_num_seqs, limits.max_seq_len, cache.block_size, cache.num_blocks) < 1:
+        raise ArtifactError("engine.limits and engine.kv_cache: every limit must be at least 1; build again")
+    if limits.max_num_tokens < limits.max_num_seqs:
+        raise ArtifactError(
+            f"engine.limits.max_num_tokens: {limits.max_num_tokens} is less than max_num_seqs {limits.max_num_seqs}"
+        )
+    num_tokens = cache.num_blocks * cache.block_size
+    if num_tokens < limits.max_seq_len:
+        raise ArtifactError(
+            f"engine.kv_cache.num_blocks: the cache holds {num_tokens} tokens, max_seq_len is {limits.max_seq_len}"
+        )
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check that every file of the manifest is there and unchanged; reads all of them, on all cores.
+
+    It is done before anything else looks into a file, so that a damaged one is refused by name and never reaches a
+    compiler's own parser.
+
+    Raises:
+        ArtifactError: a file is missing or differs, named.
+    """
+    for name in manifest.digests:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactError(f"digests.{name}: leads out of the engine folder")
+        if not (folder / name).is_file():
+            raise ArtifactError(f"digests.{name}: the file is missing")
+    try:
+        found = file_digests([folder / name for name in manifest.digests])
+    except OSError as error:
+        raise ArtifactError(f"digests: a file cannot be read: {error}") from None
+    for (name, expected), digest in zip(manifest.digests.items(), found, strict=True):
+        if digest != expected:
+            raise ArtifactError(f"digests.{name}: the file has changed since the build; build again")

@@ -1,0 +1,249 @@
+"""The parameters of each model's config.pbtxt, typed.
+
+Owns their names, defaults and bounds; parses them once into frozen dataclasses. Never reads a file or the environment.
+Limits of the engine are not here: its manifest is their only source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
+from typing import Any, TypeVar
+
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ConfigError
+
+#: Far more than a machine has; what is beyond is a slip of the hand.
+_MOST_GPUS = 1024
+
+Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySettings")
+
+
+class BatchSchedulerPolicy(str, Enum):
+    """How many sequences run at a time."""
+
+    #: A sequence starts when all blocks it may ever need are free, and is never interrupted.
+    GUARANTEED_NO_EVICT = "guaranteed_no_evict"
+    #: A sequence starts when its prompt fits; when blocks run out, the youngest waits and is computed again later.
+    MAX_UTILIZATION = "max_utilization"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Of preprocessing and postprocessing.
+
+    Args:
+        core_model: name of the model whose engine folder holds the tokenizer.
+    """
+
+    core_model: str = layout.CORE
+
+
+def _about(
+    doc: str, *, least: int = 1, metavar: str = "N", parse: Callable[[str], Any] | None = None
+) -> Mapping[str, Any]:
+    return {"doc": doc, "least": least, "metavar": metavar, "parse": parse}
+
+
+def _parse_weights(text: str) -> tuple[tuple[str, float], ...]:
+    weights = tuple(_parse_weight(item) for item in text.split(",") if item)
+    if len(dict(weights)) < len(weights):
+        raise ValueError(f"must name each tenant once, not {text!r}")
+    return weights
+
+
+def _parse_weight(item: str) -> tuple[str, float]:
+    name, equals, text = item.rpartition("=")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not equals or not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"must be name=weight,... with weights above 0, not {item!r}")
+    return name, weight
+
+
+def _parse_gpus(text: str) -> tuple[int, ...]:
+    items = text.split(",") if text else []
+    if all(item.isdecimal() and len(item) <= len(str(_MOST_GPUS)) for item in items):
+        numbers = tuple(int(item) for item in items)
+        if len(set(numbers)) == len(numbers) and max(numbers, default=0) < _MOST_GPUS:
+            return numbers
+    raise ValueError(f"must be numbers of GPUs below {_MOST_GPUS}, each once, such as 0 or 0,1, not {text!r}")
+
+
+@dataclass(frozen=True)
+class CoreSettings:
+    """Of the core; what each is stands beside it, for people and for the command line."""
+
+    batch_scheduler_policy: BatchSchedulerPolicy = field(
+        default=BatchSchedulerPolicy.GUARANTEED_NO_EVICT,
+        metadata=_about(
+            "guaranteed_no_evict: a sequence starts when all blocks it may ever need are free; max_utilization: it "
+            "starts when its prompt fits, and the youngest is computed again later when blocks run out"
+        ),
+    )
+    token_budget: int = field(
+        default=0, metadata=_about("tokens computed in one step, at most; 0: the engine's max_num_tokens", least=0)
+    )
+    target_itl_ms: int = field(
+        default=0,
+        metadata=_about(
+            "latency budget: prompts come in chunks that keep running streams' tokens so close; 0: none", least=0
+        ),
+    )
+    enable_kv_cache_reuse: bool = field(
+        default=True, metadata=_about("whether prompts share the cached blocks of equal beginnings")
+    )
+    max_draft_tokens: int = field(
+        default=0,
+        metadata=_about("tokens guessed ahead for a stream in a step, at most, by prompt lookup; 0: none", least=0),
+    )
+    max_queue_size: int = field(
+        default=1024, metadata=_about("requests that may wait; one more is answered UNAVAILABLE at once")
+    )
+    max_queue_tokens: int = field(
+        default=262144, metadata=_about("prompt tokens that may wait, beside as many as the KV cache holds")
+    )
+    priority_aging_ms: int = field(
+        default=1000, metadata=_about("waiting time that makes up for one level of priority")
+    )
+    tenant_weights: tuple[tuple[str, float], ...] = field(
+        default=(),
+        metadata=_about(
+            "shares of tenants, name=weight,...; any other has 1, no name is who gives none",
+            metavar="NAME=W,...",
+            parse=_parse_weights,
+        ),
+    )
+    pause_after_ms: int = field(
+        default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
+    )
+    abandon_after_ms: int = field(default=3000, metadata=_about("and is ended after so long, freeing its blocks"))
+    guided_memory_mb: int = field(
+        default=2048,
+        metadata=_about(
+            "MiB that the grammars of guided decoding may take; a guide beyond is answered UNAVAILABLE", least=64
+        ),
+    )
+    gpu: tuple[int, ...] = field(
+        default=(),
+        metadata=_about(
+            "GPUs that an engine compiled for GPUs runs on, by their numbers: one, or one for each of its parts",
+            metavar="N,...",
+            parse=_parse_gpus,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class UnarySettings:
+    """Of the unary front.
+
+    Args:
+        max_concurrent_requests: requests in flight; one more is answered UNAVAILABLE at once.
+    """
+
+    max_concurrent_requests: int = 256
+
+
+def check_limits(
+    settings: CoreSettings, max_num_seqs: int, max_num_tokens: int, *, computes_guesses_alone: bool = False
+) -> None:
+    """Hold the settings against an engine.
+
+    Args:
+        settings: of a core.
+        max_num_seqs: the engine's.
+        max_num_tokens: the engine's.
+        computes_guesses_alone: a stream that guesses takes a pass of its own, as it does where there are KV slots.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    if settings.token_budget and not max_num_seqs <= settings.token_budget <= max_num_tokens:
+        raise ConfigError(
+            f"parameters.token_budget: must be from {max_num_seqs} (max_num_seqs) to {max_num_tokens} "
+            f"(max_num_tokens), not {settings.token_budget}"
+        )
+    if settings.max_draft_tokens and computes_guesses_alone:
+        raise ConfigError(
+            f"parameters.max_draft_tokens: must be 0, not {settings.max_draft_tokens}: this engine's KV cache has "
+            "slots, and each stream that guesses would take a pass of its own through the network"
+        )
+
+
+def parse_parameters(kind: type[Settings], parameters: Mapping[str, Any]) -> Settings:
+    """The settings in a model configuration's `parameters`, as Triton hands them over (`{key: {string_value: ...}}`).
+
+    Raises:
+        ConfigError: an unknown key, or a value that will not do for it.
+    """
+    texts = {
+        key: wrapped["string_value"] if isinstance(wrapped, Mapping) else str(wrapped)
+        for key, wrapped in parameters.items()
+    }
+    known = {known_field.name: known_field for known_field in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise ConfigError(f"parameters.{key}: unknown; known are {', '.join(sorted(known))}")
+        try:
+            values[key] = parse_value(known[key], text)
+        except ValueError as error:
+            raise ConfigError(f"parameters.{key}: {error}") from None
+    return kind(**values)
+
+
+def parse_value(known: Field[Any], text: str) -> Any:
+    """A setting's value from its text.
+
+    Raises:
+        ValueError: saying what it must be.
+    """
+    default = known.default
+    if known.metadata.get("parse"):
+        return known.metadata["parse"](text)
+    if isinstance(default, Enum):
+        return _parse_choice(type(default), text)
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ValueError(f"must be true or false, not {text!r}")
+        return text == "true"
+    if isinstance(default, int):
+        least = known.metadata.get("least", 1)
+        if not text.isdecimal() or int(text) < least:
+            raise ValueError(f"must be a whole number of at least {least}, not {text!r}")
+        return int(text)
+    if not text or "/" in text or text.startswith("."):
+        raise ValueError(f"must be the plain name of a model, not {text!r}")
+    return text
+
+
+def _parse_choice(kind: type[Enum], text: str) -> Enum:
+    choices = [choice.value for choice in kind]
+    if text not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}, not {text!r}")
+    return kind(text)
+
+
+def render_parameters(settings: TextSettings | CoreSettings | UnarySettings) -> dict[str, str]:
+    """The inverse of `parse_parameters`."""
+    return {known.name: render_value(getattr(settings, known.name)) for known in fields(settings)}
+
+
+def render_value(value: Any) -> str:
+    """The inverse of `parse_value`."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(str(item) if isinstance(item, int) else _render_weight(*item) for item in value)
+    return str(value)
+
+
+def _render_weight(name: str, weight: float) -> str:
+    return f"{name}={weight!r}".removesuffix(".0")

@@ -1,0 +1,102 @@
+"""The special tokens of a tokenizer and the texts by which clients name them.
+
+Owns the reading of a name: which token a text stands for. Where special tokens are left out of the text they can be
+named all the same, as stop words. Never decodes a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tokenizers import Tokenizer
+
+from trident_ensemble.text.detokenizer import make_detokenizer
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """One special token.
+
+    Args:
+        content: its name in the tokenizer's files.
+        texts: what it decodes to where special tokens are not skipped; its content, as a rule.
+        lstrip: the tokenizer takes spaces before it for a part of it.
+        rstrip: the same for spaces behind it.
+    """
+
+    content: str
+    texts: frozenset[str]
+    lstrip: bool = False
+    rstrip: bool = False
+
+    def is_named_by(self, word: str) -> bool:
+        """Return whether a text names this token and nothing else."""
+        name = word.lstrip() if self.lstrip else word
+        name = name.rstrip() if self.rstrip else name
+        return name == self.content or name in self.texts
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """All of a tokenizer.
+
+    Args:
+        by_id: the tokens.
+    """
+
+    by_id: Mapping[int, SpecialToken] = field(default_factory=dict)
+
+    def ids_of(self, word: str) -> tuple[int, ...]:
+        """Return the ids of the tokens that a text names; none if it is, or has, any other text."""
+        names = dict.fromkeys((word, word.lstrip(), word.rstrip(), word.strip()))
+        found = [token_id for name in names for token_id in self._ids_by_name.get(name, ())]
+        return tuple(dict.fromkeys(token_id for token_id in found if self.by_id[token_id].is_named_by(word)))
+
+    def is_part_of(self, word: str) -> bool:
+        """Return whether a text has that of a special token, and other text beside it."""
+        if self._first_characters.isdisjoint(word):
+            return False
+        return any(text in word and text != word for text in self._texts)
+
+    @cached_property
+    def _ids_by_name(self) -> dict[str, list[int]]:
+        ids: dict[str, list[int]] = {}
+        for token_id, token in self.by_id.items():
+            for name in {token.content, *token.texts}:
+                ids.setdefault(name, []).append(token_id)
+        return ids
+
+    @cached_property
+    def _texts(self) -> frozenset[str]:
+        return frozenset().union(*(token.texts for token in self.by_id.values()))
+
+    @cached_property
+    def _first_characters(self) -> frozenset[str]:
+        return frozenset(text[0] for text in self._texts)
+
+
+def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
+    """Return the special tokens of a tokenizer.
+
+    Raises:
+        CheckpointError: its decoder cannot be streamed exactly.
+    """
+    detokenizer = make_detokenizer(tokenizer)
+
+    def texts(token_id: int) -> frozenset[str]:
+        # At the beginning of a text, and behind another token, from which a space may part it.
+        contexts: tuple[tuple[int, ...], ...] = ((), (token_id,))
+        decoded = [
+            detokenizer.text(context, (token_id,), is_last=True, skip_special_tokens=False) for context in contexts
+        ]
+        return frozenset(text.strip() for text in decoded) - {""}
+
+    return SpecialTokens(
+        {
+            token_id: SpecialToken(token.content, texts(token_id), token.lstrip, token.rstrip)
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+    )

@@ -1,0 +1,1 @@
+"""Messages become one text by a chat template."""

@@ -1,0 +1,170 @@
+"""Chat messages to the text of a prompt, by the checkpoint's own chat template.
+
+Owns which of a request's chat inputs go together, the rendering and what is said when a template refuses. Never
+tokenizes. Templates run in transformers' sandbox, for a bounded time; what one operation of them takes (of memory,
+too) cannot be bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.errors import ArtifactError, RequestError
+from trident_preprocessing.chat.client_text import ClientText, Inputs
+from trident_preprocessing.chat.left_out import refuse_left_out
+from trident_preprocessing.chat.message_forms import Message, conform
+from trident_preprocessing.chat.messages import parse_messages, parse_template_kwargs, parse_tools
+from trident_preprocessing.chat.template_probe import probe_profiles
+from trident_preprocessing.chat.template_profile import TemplateProfile
+from trident_preprocessing.chat.template_renderer import RenderError, TemplateRenderer
+from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
+from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.texts import decode_text
+from trident_preprocessing.tokens.control_tokens import ControlTokens
+
+Result = TypeVar("Result")
+
+FIELD = tensors.MESSAGES.name
+#: What goes with messages alone.
+_CHAT_INPUTS = (
+    tensors.TOOLS, tensors.CHAT_TEMPLATE_KWARGS, tensors.ADD_GENERATION_PROMPT, tensors.CONTINUE_FINAL_MESSAGE,
+    tensors.SANITIZE_CONTROL_TOKENS,
+)  # fmt: skip
+_TOO_LARGE = "a conversation for the engine's longest prompt can have"
+
+
+def refuse_chat_inputs(request: PromptRequest) -> None:
+    """Refuse what only messages can have, for a request without.
+
+    Raises:
+        RequestError: names the first of them.
+    """
+    for spec in _CHAT_INPUTS:
+        if getattr(request, spec.name) is not None:
+            raise RequestError(spec.name, f"goes with {FIELD} alone; {tensors.TEXT_INPUT.name} is taken as it is")
+
+
+def refuse_text_inputs(request: PromptRequest) -> None:
+    """Refuse what only a prompt as it is can have, for a request with messages.
+
+    Raises:
+        RequestError: names it.
+    """
+    if request.add_special_tokens is not None:
+        problem = f"goes with {tensors.TEXT_INPUT.name} alone; of {FIELD}, the chat template writes all special tokens"
+        raise RequestError(tensors.ADD_SPECIAL_TOKENS.name, problem)
+
+
+class RenderedPrompt(str):
+    """The text of a prompt.
+
+    Args:
+        text: all of it.
+        masked: the same with what must stay text made unrecognizable; None where all of it is what it looks like.
+    """
+
+    __slots__ = ("masked",)
+    masked: str | None
+
+    def __new__(cls, text: str, masked: str | None = None) -> RenderedPrompt:
+        prompt = super().__new__(cls, text)
+        prompt.masked = masked
+        return prompt
+
+
+class ChatTemplate:
+    """The chat template of one tokenizer, or its several by name: `tool_use` is for messages with tools.
+
+    Args:
+        tokenizer: of transformers.
+        profiles: what each template takes, as the engine folder has it; found out here where that is None.
+        max_render_seconds: a template that computes longer for one request is given up.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        profiles: Mapping[str, TemplateProfile] | None = None,
+        max_render_seconds: float = 1,
+    ) -> None:
+        self._renderer = TemplateRenderer(tokenizer)
+        self._profiles = probe_profiles(self._renderer) if profiles is None else profiles
+        if self._profiles.keys() != self._renderer.templates.keys():
+            found, known = sorted(self._renderer.templates), sorted(self._profiles)
+            raise ArtifactError(f"{layout.TEMPLATE_PROFILES_FILE}: of the templates {known}, not {found}; build again")
+        written = {token for profile in self._profiles.values() for token in profile.written}
+        self._tokens = ControlTokens(tokenizer, written)
+        self._client_text = ClientText(self._tokens)
+        self._time_limit = TimeLimit(max_render_seconds)
+
+    def render(self, request: PromptRequest, max_json_bytes: int) -> RenderedPrompt:
+        """Return the prompt for a request with messages, with all the special tokens it shall have written out.
+
+        Args:
+            request: its truncation is not looked at.
+            max_json_bytes: of messages, tools and arguments each.
+
+        Raises:
+            RequestError: an input that is not what it must be, a checkpoint without a template, or a template that
+                refuses, or leaves something out; names the field.
+        """
+        assert request.messages is not None
+        messages = parse_messages(decode_text(FIELD, request.messages, max_json_bytes, _TOO_LARGE))
+        tools, kwargs = None, {}
+        if request.tools is not None:
+            tools = parse_tools(decode_text(tensors.TOOLS.name, request.tools, max_json_bytes, _TOO_LARGE))
+        if request.chat_template_kwargs is not None:
+            text = decode_text(
+                tensors.CHAT_TEMPLATE_KWARGS.name, request.chat_template_kwargs, max_json_bytes, _TOO_LARGE
+            )
+            kwargs = parse_template_kwargs(text, self._renderer.reserved_kwargs)
+        continue_final_message = bool(request.continue_final_message)
+        if continue_final_message and request.add_generation_prompt:
+            problem = "cannot go with add_generation_prompt: the answer begins anew, or goes on; send one of them"
+            raise RequestError(tensors.CONTINUE_FINAL_MESSAGE.name, problem)
+        if not self._renderer.templates:
+            raise RequestError(FIELD, "the served checkpoint has no chat template; send text_input")
+        options = {
+            "add_generation_prompt": request.add_generation_prompt is not False and not continue_final_message,
+            "continue_final_message": continue_final_message,
+        }
+        sanitize = request.sanitize_control_tokens is not False
+        return self._within_limit(lambda: self._render(messages, tools, kwargs, options, sanitize))
+
+    def encode(self, prompt: str, masked: str) -> list[int]:
+        """Return the ids of a prompt that has been masked.
+
+        Raises:
+            RequestError: the tokenizer cannot have a text as text alone.
+        """
+        return self._tokens.encode(prompt, masked)
+
+    def _render(
+        self, messages: list[Message], tools: Any, kwargs: dict[str, Any], options: dict[str, bool], sanitize: bool
+    ) -> RenderedPrompt:
+        name = self._renderer.choose(has_tools=tools is not None)
+        roles = [message["role"] for message in messages]
+        messages = conform(messages, self._profiles[name])
+
+        def render(inputs: Inputs) -> str:
+            return self._renderer.render(name, inputs[0], inputs[1], **inputs[2], **options)
+
+        inputs = (messages, tools, kwargs)
+        prompt = render(inputs)
+        refuse_left_out(lambda messages, tools: render((messages, tools, kwargs)), messages, tools, prompt, roles)
+        if not sanitize or self._client_text.is_harmless(inputs):
+            return RenderedPrompt(prompt)
+        return RenderedPrompt(*self._client_text.mask(render, inputs, prompt))
+
+    def _within_limit(self, work: Callable[[], Result]) -> Result:
+        try:
+            return self._time_limit.run(work)
+        except TimeLimitError:
+            problem = f"the checkpoint's chat template takes more than {self._time_limit.seconds:g} s for them"
+            raise RequestError(FIELD, problem) from None
+        except RenderError as error:
+            raise RequestError(FIELD, f"the checkpoint's chat template refuses them: {error}") from None
+        except RecursionError:
+            raise RequestError(FIELD, "nested too deeply") from None

@@ -1,0 +1,134 @@
+"""A prompt, or chat messages, to token ids, as the checkpoint's own tokenizer and chat template have it.
+
+Owns the checks of the text, the bounds on its size in bytes and tokens and the choice between prompt and messages. Used
+by any number of threads. Never knows Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.engine_limits import read_max_seq_len
+from trident_ensemble.contract.errors import RequestError
+from trident_preprocessing.chat.chat import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
+from trident_preprocessing.chat.template_profile import TemplateProfile, read_profiles
+from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.texts import check_size, decode_text
+from trident_preprocessing.tokens.bad_words import BadWords
+from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
+from trident_preprocessing.tokens.token_bound import has_more_tokens
+from trident_preprocessing.tokens.truncation import Truncation, parse_truncation
+
+#: JSON may spell one character in so many bytes (`\\u000a`), and puts so much around the text of a conversation.
+_JSON_BYTES_PER_BYTE = 6
+_JSON_OVERHEAD = 1 << 16
+#: JSON larger than this, and than the longest prompt, is refused however it spells its characters: to read it takes
+#: the interpreter from all other requests.
+_MAX_JSON_BYTES = 1 << 23
+#: What will be cut may be so large, in bytes; it is tokenized whole all the same, because a cut moves token borders.
+_MAX_CUT_TEXT_BYTES = 1 << 20
+_TOO_LARGE = "the engine's longest prompt can have"
+_TOO_LARGE_TO_CUT = "a prompt that is cut may have"
+
+
+class PromptTokenizer:
+    """The tokenizer of one engine.
+
+    Args:
+        tokenizer: of transformers.
+        max_seq_len: the engine's, in tokens.
+        profiles: what its chat templates take, as the engine folder has it; found out here where that is None.
+    """
+
+    def __init__(self, tokenizer: Any, max_seq_len: int, profiles: Mapping[str, TemplateProfile] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._chat = ChatTemplate(tokenizer, profiles)
+        self._max_seq_len = max_seq_len
+        self.bad_words = BadWords(tokenizer)
+        longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        #: Even of the longest token no more than this would fit, so larger texts need not be tokenized to be refused.
+        self.max_text_bytes = max_seq_len * longest
+
+    def encode(self, request: PromptRequest) -> list[int]:
+        """The token ids of a request, which has either text_input or messages.
+
+        A plain prompt gets the special tokens that the tokenizer adds by default (a beginning of text, say), and they
+        stay when it is cut; of messages the chat template decides, and they are cut as they come.
+
+        Raises:
+            RequestError: none or both given, or one that cannot be tokenized; names the field and says why.
+        """
+        if request.text_input is not None and request.messages is not None:
+            raise RequestError(tensors.TEXT_INPUT.name, "given together with messages; send one of them")
+        if request.text_input is None and request.messages is None:
+            raise RequestError(tensors.TEXT_INPUT.name, "missing; send text_input, or messages for a chat")
+        truncation = parse_truncation(request, self._max_seq_len)
+        max_bytes, why = self.max_text_bytes, _TOO_LARGE
+        if truncation is not None:
+            max_bytes, why = max(max_bytes, _MAX_CUT_TEXT_BYTES), _TOO_LARGE_TO_CUT
+        if request.text_input is not None:
+            refuse_chat_inputs(request)
+            field = tensors.TEXT_INPUT.name
+            text = decode_text(field, request.text_input, max_bytes, why)
+            add_special_tokens = request.add_special_tokens is not False
+            return self._tokenize(field, text, truncation, add_special_tokens=add_special_tokens)
+        refuse_text_inputs(request)
+        field = tensors.MESSAGES.name
+        prompt = self._chat.render(request, self._max_json_bytes(max_bytes))
+        try:
+            check_size(field, len(prompt.encode()), max_bytes, why)
+        except UnicodeEncodeError:
+            raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
+        if prompt.masked is None:
+            return self._tokenize(field, prompt, truncation, add_special_tokens=False)
+        self._refuse_giant(field, prompt, truncation)
+        token_ids = self._chat.encode(prompt, prompt.masked)
+        return self._checked(field, token_ids) if truncation is None else truncation.cut(token_ids)
+
+    def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
+        self._refuse_giant(field, text, truncation)
+        # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
+        encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        token_ids: list[int] = encoded["input_ids"]
+        if not token_ids:
+            problem = (
+                "send more text" if text else "it begins no text with a token of its own; send at least one character"
+            )
+            raise RequestError(field, f"has no tokens for this tokenizer; {problem}")
+        if truncation is None:
+            return self._checked(field, token_ids)
+        # Of special tokens, what the tokenizer added, not what the text itself spells.
+        return truncation.cut(token_ids, encoded.encodings[0].special_tokens_mask)
+
+    def _refuse_giant(self, field: str, text: str, truncation: Truncation | None) -> None:
+        if truncation is None and has_more_tokens(self._tokenizer.backend_tokenizer, text, self._max_seq_len):
+            raise self._too_long(field, f"more than {self._max_seq_len}")
+
+    def _checked(self, field: str, token_ids: list[int]) -> list[int]:
+        """Refuse a prompt that leaves no room for an answer, by the name that the client knows."""
+        if len(token_ids) >= self._max_seq_len:
+            raise self._too_long(field, str(len(token_ids)))
+        return token_ids
+
+    def _too_long(self, field: str, num_tokens: str) -> RequestError:
+        problem = f"a prompt of {num_tokens} tokens is too long: the engine's max_seq_len is {self._max_seq_len}"
+        return RequestError(field, f"{problem}, with at least one token of output")
+
+    @staticmethod
+    def _max_json_bytes(max_text_bytes: int) -> int:
+        return min(max_text_bytes * _JSON_BYTES_PER_BYTE, max(max_text_bytes, _MAX_JSON_BYTES)) + _JSON_OVERHEAD
+
+
+def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
+    """The tokenizer of an engine, with nothing downloaded and no code of the checkpoint's run.
+
+    Raises:
+        ArtifactError: the engine folder lacks its manifest, its tokenizer or what is known of its templates, or they
+            cannot be read.
+    """
+    max_seq_len = read_max_seq_len(engine_folder)
+    tokenizer = open_tokenizer(engine_folder / layout.TOKENIZER_FOLDER)
+    return PromptTokenizer(tokenizer, max_seq_len, read_profiles(engine_folder))

@@ -1,0 +1,62 @@
+"""A Hugging Face checkpoint folder, opened and understood.
+
+Owns what is read from which file: architecture, tensors, generation defaults, tokenizer files. Never converts a weight
+and never runs anything that a checkpoint brings along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trident_compiler.checkpoint.end_of_text import EndOfText, read_end_of_text
+from trident_compiler.checkpoint.generation_defaults import not_served, read_generation
+from trident_compiler.checkpoint.json_config import JsonConfig
+from trident_compiler.checkpoint.model_config import ModelConfig, read_model_config
+from trident_compiler.checkpoint.tensor_files import TensorFiles
+from trident_compiler.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from trident_ensemble.contract.errors import CheckpointError
+from trident_ensemble.contract.manifest import Generation
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; its tensors are mapped, not read.
+
+    Args:
+        folder: where it lies.
+        config: the architecture.
+        generation: what the engine does where a request says nothing.
+        end_of_text: the tokens that end a text, and which files name them.
+        tokenizer_files: the tokenizer and its templates.
+        tensors: the weights.
+        not_served: settings of generation_config.json that change what transformers generates and are not applied.
+    """
+
+    folder: Path
+    config: ModelConfig
+    generation: Generation
+    end_of_text: EndOfText
+    tokenizer_files: TokenizerFiles
+    tensors: TensorFiles
+    not_served: tuple[str, ...] = ()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read everything but the tensors' values.
+
+    Raises:
+        CheckpointError: something is missing, damaged or not supported; named, with its value.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+    raw = JsonConfig.read(folder / "config.json")
+    config = read_model_config(raw)
+    generation = JsonConfig.read_optional(folder / "generation_config.json")
+    tensors = TensorFiles(folder)
+    tokenizer = read_tokenizer_files(folder)
+    end_of_text = read_end_of_text(
+        (raw, generation), (tokenizer.config, tokenizer.ends), tokenizer.tokenizer, config.vocab_size
+    )
+    defaults = read_generation(generation, end_of_text.ids, config.vocab_size)
+    return Checkpoint(folder, config, defaults, end_of_text, tokenizer, tensors, not_served(generation))

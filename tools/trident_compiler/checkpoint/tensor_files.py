@@ -1,0 +1,149 @@
+"""A checkpoint's tensors: safetensors files, one or sharded, mapped into memory and checked before use.
+
+Owns the reading of the format; trusts neither offsets, nor names, nor the index. Never copies values and never converts
+them. A mapped tensor costs memory only while its pages are touched, and `release` gives them back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_ensemble.contract.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_NUMPY_TYPES: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor in a mapped file.
+
+    Args:
+        name: as the checkpoint spells it.
+        dtype: BF16, F16 or F32; BF16 values are seen as the uint16 of their bits.
+        values: read-only view of the mapped file.
+        file: where it is mapped.
+        begin: first byte in the file.
+    """
+
+    name: str
+    dtype: str
+    values: npt.NDArray[Any]
+    file: mmap.mmap
+    begin: int
+
+    def release(self) -> None:
+        """Give the tensor's pages back to the system; touching the values maps them again."""
+        page = mmap.PAGESIZE
+        first = -(-self.begin // page) * page
+        last = (self.begin + self.values.nbytes) // page * page
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self.file.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class TensorFiles(Mapping[str, StoredTensor]):
+    """Every tensor of a checkpoint folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map the folder's files and check their headers.
+
+        Raises:
+            CheckpointError: no safetensors, a damaged or dishonest header, or an index that does not fit its files.
+        """
+        self._tensors: dict[str, StoredTensor] = {}
+        expected = _weight_map(folder)
+        for name in sorted(set(expected.values())) if expected is not None else [SINGLE_FILE]:
+            for tensor in _read(folder / name):
+                if expected is not None and expected.get(tensor.name) != name:
+                    raise CheckpointError(f"{name}: holds {tensor.name!r}, which {INDEX_FILE} does not place there")
+                self._tensors[tensor.name] = tensor
+        missing = sorted(set(expected or ()) - set(self._tensors))
+        if missing:
+            raise CheckpointError(f"{INDEX_FILE}: {missing[0]!r} is not in {expected and expected[missing[0]]}")
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.values.nbytes for tensor in self._tensors.values())
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """The index's tensor -> file name; None for a checkpoint of a single file."""
+    if (folder / SINGLE_FILE).is_file():
+        return None
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        legacy = next((path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)), None)
+        advice = (
+            f"{legacy} is a pickle, which can run code and is not read; convert the checkpoint to safetensors"
+            if legacy
+            else f"the folder must hold {SINGLE_FILE} or {INDEX_FILE}"
+        )
+        raise CheckpointError(f"{folder}: no safetensors: {advice}")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(key): str(value) for key, value in weight_map.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{INDEX_FILE}: cannot be read: {error!r}") from None
+    for name in files.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{INDEX_FILE}: weight_map names {name!r}, which is no safetensors file of the folder"
+            )
+    return files
+
+
+def _read(path: Path) -> Iterator[StoredTensor]:
+    """Map one file. Its layout: u64 header length, JSON header, then the values without gaps or overlaps."""
+    try:
+        with path.open("rb") as opened:
+            file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: cannot be read: {error}") from None
+    header_bytes = int.from_bytes(file[:8], "little")
+    if len(file) < 8 or header_bytes > min(len(file) - 8, _MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path.name}: the header says it is {header_bytes} bytes long; the file is truncated")
+    try:
+        header = json.loads(file[8 : 8 + header_bytes])
+        entries = sorted(
+            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]), str(name), entry)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        )
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError):
+        raise CheckpointError(f"{path.name}: the header is not that of a safetensors file") from None
+    start, position = 8 + header_bytes, 0
+    for begin, end, name, entry in entries:
+        dtype, shape = entry.get("dtype"), entry.get("shape")
+        if dtype not in _NUMPY_TYPES:
+            raise CheckpointError(f"{path.name}: {name}: dtype {dtype!r} is not supported; BF16, F16 and F32 are")
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise CheckpointError(f"{path.name}: {name}: shape {shape!r} is not one")
+        item = np.dtype(_NUMPY_TYPES[dtype])
+        if begin != position or end - begin != math.prod(shape) * item.itemsize or end > len(file) - start:
+            raise CheckpointError(
+                f"{path.name}: {name}: data_offsets {begin}..{end} do not fit shape {shape} in the file"
+            )
+        position = end
+        values = np.frombuffer(file, item, math.prod(shape), start + begin).reshape(shape)
+        yield StoredTensor(name, dtype, values, file, start + begin)

@@ -1,0 +1,201 @@
+"""Engines for CPUs, by OpenVINO: precisions, what the memory plan must know of a network, and writing one to disk.
+
+Owns the calls of the compiler; the lowering beside it owns the operations. Never reads a checkpoint's files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
+from trident_compiler.checkpoint.checkpoint import Checkpoint
+from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.compiler import SourceOf, WeightFormats
+from trident_compiler.families.llama import llama
+from trident_compiler.openvino.lowering import Network, OpenVINOLowering
+from trident_compiler.openvino.precision_trials import Trials, choose, run_trials
+from trident_compiler.openvino.probe import CompiledProbe, RandomWeights, probe_config
+from trident_compiler.planning.machine import Machine
+from trident_compiler.planning.memory_plan import MemoryPlan, Needs, Wanted, make_plan
+from trident_compiler.progress import Progress
+from trident_compiler.weights.formats import BF16, FP16, FP32, INT4, INT8, QUANTIZED, estimated_bytes
+from trident_compiler.weights.sharding import WHOLE
+from trident_compiler.weights.weights import Weight, WeightSource
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.manifest import Compiler, Precision, PrecisionChoice
+
+#: Memory that weights take once an engine runs, as a share of their file: packed copies, some of them for two kernels.
+RESIDENT_SHARE = 1.5
+_POLL_SECONDS = 0.05
+
+
+#: Tries the more exact and the other precision on a shape, whose tensors are stored in the dtype that is named last.
+Measure = Callable[[ModelConfig, Precision, Precision, str], Trials]
+
+
+class OpenVINOCompiler:
+    """Compiles for this machine's CPU; an `EngineCompiler`.
+
+    Args:
+        machine: it.
+        measure: tries precisions; `measure_precisions` by default.
+    """
+
+    memory = "free"
+    num_devices = 1
+
+    def __init__(self, machine: Machine, measure: Measure | None = None) -> None:
+        self._machine = machine
+        self._measure = measure or measure_precisions
+        self.compiler = Compiler("openvino", ov.__version__.partition("-")[0])
+
+    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+        """See `EngineCompiler`; compute is bf16 or fp32, by default what this machine is measured to be faster in, and
+        weights are bf16, int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
+        if compute not in {None, "bf16", "fp32"}:
+            raise PlanError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
+        if weight_format not in {None, BF16, INT8, INT4}:
+            raise PlanError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
+        if compute == "bf16" and not computes_bf16():
+            raise PlanError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
+        if compute is not None:
+            return _precision(checkpoint, compute, weight_format, PrecisionChoice("as asked"))
+        if not computes_bf16():
+            reason = "this CPU cannot compute in bfloat16"
+            return _precision(checkpoint, "fp32", weight_format, PrecisionChoice(reason))
+        exact = _precision(checkpoint, "fp32", weight_format, PrecisionChoice())
+        other = _precision(checkpoint, "bf16", weight_format, PrecisionChoice())
+        trials = self._measure(checkpoint.config, exact, other, _stored_dtype(checkpoint))
+        chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
+        return replace(exact if chosen == exact.compute else other, choice=choice)
+
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+        """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
+        layer = probe_cache(checkpoint.config, precision)
+        tied = checkpoint.config.tie_word_embeddings
+        weights_bytes = estimated_bytes(checkpoint.tensors, precision.weights, tied=tied)
+        needs = Needs(
+            weights_bytes=weights_bytes,
+            resident_bytes=int(weights_bytes * RESIDENT_SHARE),
+            block_size=layer.block_size,
+            block_bytes=layer.block_bytes * checkpoint.config.num_layers,
+            max_position_embeddings=checkpoint.config.max_position_embeddings,
+        )
+        return make_plan(wanted, needs, self._machine.free_bytes)
+
+    def formats(self, precision: Precision) -> WeightFormats:
+        """See `EngineCompiler`."""
+        return weight_formats(precision)
+
+    def write(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        source_of: SourceOf,
+        *,
+        precision: Precision,
+        plan: MemoryPlan,
+        progress: Progress,
+    ) -> None:
+        """See `EngineCompiler`; the network takes its precision and its cache when it is loaded."""
+        del precision, plan
+        source = source_of(WHOLE)
+        network = lower(config, source)
+        progress.phase("writing the network", source.num_bytes)
+        write_network(folder, network, progress.reached)
+
+
+def measure_precisions(config: ModelConfig, exact: Precision, other: Precision, dtype: str) -> Trials:
+    """Try two precisions on a few layers of a model's shape, for some hundred milliseconds.
+
+    Args:
+        config: the model.
+        exact: the more exact precision.
+        other: the other one.
+        dtype: of the tensors as the checkpoint stores them, BF16, F16 or F32.
+    """
+    shape = probe_config(config)
+    return run_trials(_probe(shape, exact, dtype), _probe(shape, other, dtype))
+
+
+def _probe(shape: ModelConfig, precision: Precision, dtype: str) -> CompiledProbe:
+    formats = weight_formats(precision)
+    source = RandomWeights(dtype, formats.matrix, formats.plain, tied=shape.tie_word_embeddings)
+    net = OpenVINOLowering()
+    return CompiledProbe(net.network(llama(net, shape, source), shape.vocab_size), precision)
+
+
+def weight_formats(precision: Precision) -> WeightFormats:
+    """Return how the weights of an engine in such a precision come."""
+    plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
+    return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)
+
+
+def _precision(checkpoint: Checkpoint, compute: str, weight_format: str | None, choice: PrecisionChoice) -> Precision:
+    as_stored = FP32 if compute == "fp32" and _stored_dtype(checkpoint) == "F32" else BF16
+    return Precision(compute, weight_format or as_stored, kv_precision(compute), choice)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """Return the dtype of the matrices: F32 or F16 where all are so, BF16 where any is or they differ."""
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
+    return stored.pop() if len(stored) == 1 else "BF16"
+
+
+def computes_bf16() -> bool:
+    """Whether the plugin can compute in bfloat16 on this CPU; it needs AVX-512."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def plain_format(compute: str) -> str:
+    """The 16-bit format that the plugin handles best: its fused feed-forward in bf16 takes float16 constants, while
+    fp32 keeps the checkpoint's values exactly."""
+    return FP16 if compute == "bf16" else BF16
+
+
+def kv_precision(compute: str) -> str:
+    """The KV cache in the precision of the computation: exact, and faster than the plugin's default of u8."""
+    return "bf16" if compute == "bf16" else "f32"
+
+
+def probe_cache(config: ModelConfig, precision: Precision) -> CacheGeometry:
+    """The cache of one layer of this attention geometry, read off a compiled network of nothing else."""
+    net = OpenVINOLowering()
+    heads = []
+    for name, count in (("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads)):
+        shape = (1, count * config.head_dim)
+        heads.append(net.split_heads(net.embedding(Weight(name, FP32, shape, np.zeros(shape, np.float32))), count))
+    attended = net.attention(0, *heads, scale=1.0, sliding_window=None)
+    network = net.network(net.select_rows(attended), config.num_heads * config.head_dim)
+    return cache_geometry(compile_network(network.model, precision))
+
+
+def lower(config: ModelConfig, source: WeightSource) -> Network:
+    """The family in OpenVINO's operations.
+
+    Raises:
+        CheckpointError: tensors are missing, of another shape, or left over.
+    """
+    net = OpenVINOLowering()
+    logits = llama(net, config, source)
+    source.require_all_used()
+    return net.network(logits, config.vocab_size)
+
+
+def write_network(folder: Path, network: Network, on_written: Callable[[int], None] = lambda _: None) -> None:
+    """Write `network.xml` and `network.bin`; `on_written` is called with the bytes written so far."""
+    target = folder / layout.WEIGHTS_FILE
+    with ThreadPoolExecutor(1) as writer:
+        done = writer.submit(ov.serialize, network.model, folder / layout.NETWORK_FILE, target)
+        while not done.done():
+            time.sleep(_POLL_SECONDS)
+            on_written(target.stat().st_size if target.exists() else 0)
+        done.result()

@@ -1,0 +1,201 @@
+"""The vocabulary in OpenVINO, for one device.
+
+Owns how each word becomes OpenVINO operations, in the very patterns that its CPU plugin fuses (RoPE, LLMMLP, RMS,
+compressed FullyConnected), and the network's inputs. Knows nothing of models, and never compiles or writes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset15 as ops
+
+from trident_backend.engine.openvino import attention as openvino_attention
+from trident_compiler.weights import formats as weight_formats
+from trident_compiler.weights.weights import Weight
+
+Node = Any  # openvino's Python classes come without usable types
+_OPENVINO_TYPES = {
+    weight_formats.BF16: ov.Type.bf16,
+    weight_formats.FP16: ov.Type.f16,
+    weight_formats.FP32: ov.Type.f32,
+    weight_formats.INT8: ov.Type.i8,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """An `openvino.Model` and the arrays whose memory its constants share."""
+
+    model: Any
+    memory: tuple[npt.NDArray[Any], ...]
+
+
+class OpenVINOLowering:
+    """Builds one `openvino.Model`. A value is a node.
+
+    Wide values are `[T, 1, features]` and heads are `[T, heads, 1, head_dim]`: the shapes that the fusions ask for.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: dict[str, Node] = {}
+        self._holes: list[openvino_attention.Hole] = []
+        self._memory: list[npt.NDArray[Any]] = []
+        self._constants: dict[str, Node] = {}
+        self._rotations: dict[bytes, tuple[Node, Node]] = {}
+        self._token_ids = self._input("token_ids", [-1])
+        self._position_ids = self._input("position_ids", [-1])
+        self._logit_rows = self._input("logit_rows", [-1])
+
+    def network(self, logits: Node, vocab_size: int) -> Network:
+        """The finished network; its output is `logits`, f32 `[R, vocab]`."""
+        flat = ops.reshape(logits, _ints([-1, vocab_size]), special_zero=False)
+        flat.output(0).get_tensor().set_names({"logits"})
+        results = [ops.result(flat), *(result for hole in self._holes for result in hole.results)]
+        inputs = [*self._inputs.values(), *(hole.attended for hole in self._holes)]
+        model = ov.Model(results, inputs, "trident")
+        openvino_attention.describe(model, self._holes)
+        return Network(model, tuple(self._memory))
+
+    def embedding(self, table: Weight) -> Node:
+        rows = _gather(self._stored(table), self._token_ids)
+        hidden = ops.convert(rows, ov.Type.f32)
+        if table.scales is not None:
+            hidden = ops.multiply(hidden, _gather(self._scales(table), self._token_ids))
+        return ops.unsqueeze(hidden, _ints([1]))
+
+    def linear(self, x: Node, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Node:
+        del summed  # of one device's products
+        product = ops.matmul(x, self._matrix(weight), transpose_a=False, transpose_b=True)
+        return product if bias is None else ops.add(product, self._vector(bias))
+
+    def gathered(self, x: Node) -> Node:
+        return x
+
+    def rms_norm(self, x: Node, scale: Weight, epsilon: float) -> Node:
+        mean = ops.reduce_mean(ops.power(x, _float(2)), _ints([-1]), keep_dims=True)
+        inverse = ops.divide(_float(1), ops.sqrt(ops.add(mean, _float(epsilon))))
+        return ops.multiply(ops.multiply(x, inverse), self._vector(scale))
+
+    def split_heads(self, x: Node, num_heads: int) -> Node:
+        head_dim = x.output(0).get_partial_shape()[2].get_length() // num_heads
+        return ops.reshape(x, _ints([-1, num_heads, 1, head_dim]), special_zero=False)
+
+    def rotary(self, x: Node, inverse_frequencies: npt.NDArray[np.float32]) -> Node:
+        cosine, sine = self._rotation(inverse_frequencies)
+        half = len(inverse_frequencies)
+        low = ops.slice(x, _ints([0]), _ints([half]), _ints([1]), _ints([3]))
+        high = ops.slice(x, _ints([half]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
+        turned = ops.concat([ops.multiply(high, _float(-1)), low], -1)
+        return ops.add(ops.multiply(x, cosine), ops.multiply(turned, sine))
+
+    def attention(
+        self, layer: int, query: Node, key: Node, value: Node, *, scale: float, sliding_window: int | None
+    ) -> Node:
+        key_shape = key.output(0).get_partial_shape()
+        num_kv_heads, head_dim = key_shape[1].get_length(), key_shape[3].get_length()
+        width = query.output(0).get_partial_shape()[1].get_length() * head_dim
+        assert layer == len(self._holes), "layers are written in order, each once"
+        hole = openvino_attention.dig(
+            layer,
+            ops.reshape(query, _ints([-1, width]), special_zero=False),
+            ops.reshape(key, _ints([-1, num_kv_heads * head_dim]), special_zero=False),
+            ops.reshape(value, _ints([-1, num_kv_heads * head_dim]), special_zero=False),
+            openvino_attention.LayerAttention(num_kv_heads, head_dim, scale, sliding_window or 0),
+        )
+        self._holes.append(hole)
+        return ops.reshape(hole.attended, _ints([-1, 1, width]), special_zero=False)
+
+    def silu(self, x: Node) -> Node:
+        return ops.multiply(x, ops.sigmoid(x))
+
+    def multiply(self, a: Node, b: Node) -> Node:
+        return ops.multiply(a, b)
+
+    def add(self, a: Node, b: Node) -> Node:
+        return ops.add(a, b)
+
+    def select_rows(self, x: Node) -> Node:
+        return _gather(x, self._logit_rows)
+
+    def _input(self, name: str, shape: list[int]) -> Node:
+        parameter = ops.parameter(shape, ov.Type.i32, name)
+        parameter.output(0).get_tensor().set_names({name})
+        self._inputs[name] = parameter
+        return parameter
+
+    def _rotation(self, inverse_frequencies: npt.NDArray[np.float32]) -> tuple[Node, Node]:
+        key = inverse_frequencies.tobytes()
+        if key not in self._rotations:
+            positions = ops.reshape(self._position_ids, _ints([-1, 1, 1, 1]), special_zero=False)
+            angles = ops.multiply(
+                ops.convert(positions, ov.Type.f32), _constant(inverse_frequencies.reshape(1, 1, 1, -1))
+            )
+            both = ops.concat([angles, angles], 3)
+            self._rotations[key] = (ops.cos(both), ops.sin(both))
+        return self._rotations[key]
+
+    def _stored(self, weight: Weight) -> Node:
+        """The constant of a weight as it is stored; one for all its uses."""
+        if weight.name not in self._constants:
+            constant = self._shared(weight.values, list(weight.shape), _OPENVINO_TYPES[weight.format])
+            constant.set_friendly_name(weight.name)
+            self._constants[weight.name] = constant
+        return self._constants[weight.name]
+
+    def _shared(self, values: npt.NDArray[Any], shape: list[int], kind: Node) -> Node:
+        """A constant over the array's own memory, which must therefore live as long as the network."""
+        self._memory.append(values)
+        return ops.constant(ov.Tensor(values, ov.Shape(shape), kind), shared_memory=True)
+
+    def _scales(self, weight: Weight) -> Node:
+        assert weight.scales is not None
+        return _constant(weight.scales)
+
+    def _vector(self, weight: Weight) -> Node:
+        assert weight.format == weight_formats.FP32
+        return self._stored(weight)
+
+    def _matrix(self, weight: Weight) -> Node:
+        """A matrix as the plugin recognises it: stored values behind the operations that decompress them."""
+        if weight.format == weight_formats.INT4:
+            return self._int4_matrix(weight)
+        stored = self._stored(weight)
+        if weight.format == weight_formats.FP32:
+            return stored
+        if weight.format == weight_formats.INT8:
+            return ops.multiply(ops.convert(stored, ov.Type.f32), self._scales(weight))
+        return ops.convert(stored, ov.Type.f32)
+
+    def _int4_matrix(self, weight: Weight) -> Node:
+        assert weight.scales is not None
+        assert weight.zero_points is not None
+        out_size, in_size = weight.shape
+        num_groups = weight.scales.shape[1]
+        values = self._shared(weight.values, [out_size, num_groups, in_size // num_groups], ov.Type.u4)
+        zeros = weight.zero_points.reshape(-1)
+        zeros = np.append(zeros, np.zeros(zeros.size % 2, np.uint8))
+        zero_points = self._shared(zeros[0::2] | zeros[1::2] << 4, [out_size, num_groups, 1], ov.Type.u4)
+        centred = ops.subtract(ops.convert(values, ov.Type.f16), ops.convert(zero_points, ov.Type.f16))
+        scaled = ops.multiply(centred, _constant(weight.scales[..., None].astype(np.float16)))
+        return ops.convert(ops.reshape(scaled, _ints([out_size, in_size]), special_zero=False), ov.Type.f32)
+
+
+def _gather(table: Node, rows: Node) -> Node:
+    return ops.gather(table, rows, _constant(np.array(0, np.int32)))
+
+
+def _constant(values: npt.NDArray[Any]) -> Node:
+    return ops.constant(values)
+
+
+def _ints(values: list[int]) -> Node:
+    return ops.constant(np.array(values, np.int32))
+
+
+def _float(value: float) -> Node:
+    return ops.constant(np.array(value, np.float32))

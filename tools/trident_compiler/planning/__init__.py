@@ -1,0 +1,1 @@
+"""Which limits fit into the memory of a machine."""

@@ -1,0 +1,124 @@
+"""The NVIDIA GPUs of this machine, as far as building for one must know them.
+
+Owns the calls of cuda-python that say so. Never allocates or runs anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trident_ensemble.contract.errors import PlanError
+
+Capability = tuple[int, int]
+#: The driver's; with it there is a GPU, whatever CUDA says.
+_DEVICE_NODE = Path("/dev/nvidiactl")
+_NONE_FOUND = "no NVIDIA GPU found"
+#: The first driver that runs CUDA 13, which cuda-python is of.
+_FIRST_DRIVER = 580
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Args:
+        ordinal: as CUDA counts them.
+        capability: its compute capability, major and minor.
+    """
+
+    ordinal: int
+    capability: Capability
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What this machine has.
+
+    Args:
+        found: every GPU, in CUDA's order.
+        why_none: why there is none, for people; empty where there are.
+    """
+
+    found: tuple[Gpu, ...]
+    why_none: str = ""
+
+
+def gpus_at_hand() -> Gpus:
+    """Every GPU that CUDA can use; none of them is made the present one.
+
+    Raises:
+        PlanError: there are GPUs, and CUDA cannot tell of which kind.
+    """
+    try:
+        cuda = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        return Gpus((), _without_cuda_python(error))
+    status, count = cuda.cudaGetDeviceCount()
+    if status != cuda.cudaError_t.cudaSuccess:
+        return Gpus((), _why_unusable(cuda, status))
+    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)), "" if count else _NONE_FOUND)
+
+
+def free_bytes(ordinal: int) -> int:
+    """Memory of a GPU that nobody uses; makes it the calling thread's.
+
+    Raises:
+        PlanError: CUDA does not say; names the call.
+    """
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    select(ordinal)
+    free, _ = _called(cuda, ordinal, "cudaMemGetInfo")
+    return int(free)
+
+
+def select(ordinal: int) -> None:
+    """Make it the GPU that the calling thread builds for.
+
+    Raises:
+        PlanError: it cannot be used; names the call.
+    """
+    _called(importlib.import_module("cuda.bindings.runtime"), ordinal, "cudaSetDevice", ordinal)
+
+
+def target(capability: Capability) -> str:
+    """A compute capability as manifests spell it, such as `sm_89`."""
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def _gpu(cuda: Any, ordinal: int) -> Gpu:
+    kinds = cuda.cudaDeviceAttr
+    wanted = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+    (major,), (minor,) = (_called(cuda, ordinal, "cudaDeviceGetAttribute", kind, ordinal) for kind in wanted)
+    return Gpu(ordinal, (int(major), int(minor)))
+
+
+def _called(cuda: Any, ordinal: int, call: str, *arguments: Any) -> tuple[Any, ...]:
+    status, *values = getattr(cuda, call)(*arguments)
+    if status != cuda.cudaError_t.cudaSuccess:
+        raise PlanError(f"GPU {ordinal} cannot be used: {call}: {_words(cuda, status)}")
+    return tuple(values)
+
+
+def _words(cuda: Any, status: Any) -> str:
+    said = cuda.cudaGetErrorString(status)[1]
+    return said.decode() if isinstance(said, bytes) else str(said)
+
+
+def _without_cuda_python(error: ImportError) -> str:
+    if not _DEVICE_NODE.exists():
+        return _NONE_FOUND
+    return f"there is an NVIDIA GPU, but cuda-python cannot be imported ({error}); pip install 'cuda-bindings>=13,<14'"
+
+
+def _why_unusable(cuda: Any, status: Any) -> str:
+    if status.name == "cudaErrorInsufficientDriver":
+        # It says the same where there is no driver at all.
+        if cuda.cudaDriverGetVersion()[1] or _DEVICE_NODE.exists():
+            return f"the NVIDIA driver is too old for CUDA 13, which takes driver {_FIRST_DRIVER} or later"
+        return _NONE_FOUND
+    if status.name == "cudaErrorNoDevice":
+        return _NONE_FOUND
+    return f"no NVIDIA GPU can be used: cudaGetDeviceCount: {_words(cuda, status)}"

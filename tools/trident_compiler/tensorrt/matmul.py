@@ -1,0 +1,85 @@
+"""Products with weights in TensorRT's network API, in every format of weights.
+
+Owns how a weight is stored in the network and how it becomes numbers again. Never knows what is multiplied.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
+from trident_compiler.weights import formats as weight_formats
+from trident_compiler.weights.quantization import E4M3_MAX
+from trident_compiler.weights.weights import Weight
+
+
+class TensorRTProducts:
+    """Weights of one network, each stored once.
+
+    Args:
+        layers: of the network.
+        compute: format of activations: fp16, bf16, or fp32.
+    """
+
+    def __init__(self, layers: TensorRTLayers, compute: str) -> None:
+        trt = layers.trt
+        self._types = {
+            weight_formats.FP32: trt.float32,
+            weight_formats.FP16: trt.float16,
+            weight_formats.BF16: trt.bfloat16,
+            weight_formats.INT8: trt.int8,
+            weight_formats.INT4: trt.int4,
+            weight_formats.FP8: trt.fp8,
+        }
+        self.compute = self._types[compute]
+        self._layers = layers
+        self._constants: dict[str, Tensor] = {}
+
+    def stored(self, weight: Weight) -> Tensor:
+        """The weight as it is stored."""
+        if weight.name not in self._constants:
+            self._constants[weight.name] = self._layers.packed_constant(
+                weight.values, self._types[weight.format], weight.shape, weight.name
+            )
+        return self._constants[weight.name]
+
+    def vector(self, weight: Weight, rank: int) -> Tensor:
+        """A vector that broadcasts over the last of `rank` axes."""
+        assert weight.format == weight_formats.FP32
+        shape = (1,) * (rank - 1) + weight.shape
+        return self._layers.cast(self._layers.constant(weight.values.reshape(shape)), self.compute)
+
+    def product(self, x: Tensor, weight: Weight) -> Tensor:
+        """`x @ weight.T` of `x [T, in]` and `weight [out, in]`."""
+        return self._float8_product(x, weight) if weight.format == weight_formats.FP8 else self._product(x, weight)
+
+    def _product(self, x: Tensor, weight: Weight) -> Tensor:
+        operation = self._layers.trt.MatrixOperation
+        layer = self._layers.network.add_matrix_multiply(x, operation.NONE, self._matrix(weight), operation.TRANSPOSE)
+        return layer.get_output(0)
+
+    def _float8_product(self, x: Tensor, weight: Weight) -> Tensor:
+        """A product of float8 values: each row of x is stretched to their whole range and the product shrunk again, so
+        that nothing need be known of activations beforehand."""
+        layers, trt = self._layers, self._layers.trt
+        exact = layers.cast(x, trt.float32)
+        largest = layers.reduce("MAX", layers.unary("ABS", exact), 1, keep=True)
+        above_zero = layers.elementwise("MAX", largest, layers.number(1e-12))
+        scale = layers.elementwise("PROD", above_zero, layers.number(1 / E4M3_MAX))
+        stretched = layers.cast(layers.elementwise("DIV", exact, scale), self.compute)
+        one = layers.cast(layers.constant(np.ones((), np.float32)), self.compute)
+        rounded = layers.network.add_quantize(stretched, one, trt.fp8).get_output(0)
+        product = self._product(layers.network.add_dequantize(rounded, one, self.compute).get_output(0), weight)
+        return layers.cast(layers.elementwise("PROD", layers.cast(product, trt.float32), scale), self.compute)
+
+    def _matrix(self, weight: Weight) -> Tensor:
+        stored = self.stored(weight)
+        if weight.scales is None:
+            return self._layers.cast(stored, self.compute)
+        # One scale for each output channel, or for each block of a row: TensorRT infers the blocks from the shape.
+        per_channel = weight.scales.shape[1] == 1
+        scales = self._layers.constant(weight.scales[:, 0] if per_channel else weight.scales)
+        layer = self._layers.network.add_dequantize(stored, self._layers.cast(scales, self.compute), self.compute)
+        if per_channel:
+            layer.axis = 0
+        return layer.get_output(0)

@@ -1,0 +1,1 @@
+"""Weights, one at a time, in the formats that engines take."""

@@ -1,0 +1,226 @@
+"""Weights as the network takes them: values, their format, and scales where they are quantized.
+
+Owns the choice of format for each kind of weight and keeps account of which tensors were used. Reads tensors one at a
+time and lets their pages go, so that no more than the converted weights stay in memory. Never knows a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_compiler.checkpoint.tensor_files import StoredTensor
+from trident_compiler.weights import quantization
+from trident_compiler.weights.formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
+from trident_compiler.weights.sharding import WHOLE, Share, Split
+from trident_ensemble.contract.errors import CheckpointError
+
+_ROW_SCALED = (INT8, FP8)
+_PLAIN = {"BF16": BF16, "F16": FP16, "F32": FP32}
+#: Buffers that old checkpoints carry and that follow from the configuration.
+_DERIVED = ".rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight.
+
+    Args:
+        name: unique among all weights of a network.
+        format: bf16 (values are the uint16 of the bits), fp16, fp32, int8, int4 (two to a byte, low half first), or fp8
+            (values are the uint8 of e4m3's bits).
+        shape: logical shape, `[out, in]` for a matrix.
+        values: in the weight's format; maps the checkpoint where nothing had to be converted.
+        scales: float32; `[out, 1]` for int8 and fp8, `[out, groups]` for int4; None for plain formats.
+        zero_points: uint8 `[out, groups]`, for int4 of 0..15 only: a value is `(stored - zero_point) * scale`. None for
+            int4 of -8..7.
+    """
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    values: npt.NDArray[Any]
+    scales: npt.NDArray[np.float32] | None = None
+    zero_points: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the values and what scales them."""
+        return sum(part.nbytes for part in (self.values, self.scales, self.zero_points) if part is not None)
+
+
+class WeightSource:
+    """Hands a family the weights it asks for, checked against the shape it expects.
+
+    Quantization spares what costs more quality than it saves: the output projection is int8 where matrices are int4,
+    and plain where they are fp8; the embeddings, of which a step reads a few rows only, keep a plain format, unless
+    both are one tensor that can be read both ways.
+
+    Args:
+        tensors: the checkpoint's.
+        matrix_format: of the linear layers.
+        plain_format: of what is not quantized: fp32 leaves tensors as they are stored, bf16 and fp16 turn them into
+            16 bits (fp16 only where no value overflows; bf16 only from fp32).
+        tied: the output projection is the table of embeddings.
+        uniform: every plain matrix takes `plain_format`, however it is stored; scales are rounded to it, int4 has no
+            zero points, and rows of quantized matrices cannot be looked up, so that a tied table comes in two formats.
+        share: the device's share of the network; sizes are asked for as the whole has them, and what is split is
+            handed out in part, with the very values that the whole would have; but for int4 of cut rows, whose groups
+            are those of a part's length (see `row_format`).
+        on_weight: called with the stored bytes of each tensor when it has been prepared.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        matrix_format: str,
+        plain_format: str,
+        *,
+        tied: bool,
+        uniform: bool = False,
+        share: Share = WHOLE,
+        on_weight: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._tensors = tensors
+        self._matrix_format = matrix_format
+        self._plain_format = plain_format
+        self._tied = tied
+        self._uniform = uniform
+        self._share = share
+        self._on_weight = on_weight
+        self._used: dict[str, Weight] = {}
+        self._asked: set[str] = set()
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that share the network."""
+        return self._share.num_ranks
+
+    def matrix(self, name: str, out_size: int, in_size: int, split: Split | None = None) -> Weight:
+        """The `[out, in]` weight of a linear layer, in the wanted format."""
+        return self._weight(name, (out_size, in_size), self._matrix_format, split)
+
+    def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+        """The `[vocab, hidden]` table."""
+        if self._tied and self._uniform and self._matrix_format in QUANTIZED:
+            return self._rows(name, vocab_size, hidden_size)
+        if self._tied:
+            return self.head(name, vocab_size, hidden_size)
+        return self._weight(name, (vocab_size, hidden_size), self._plain_format)
+
+    def head(self, name: str, vocab_size: int, hidden_size: int, split: Split | None = None) -> Weight:
+        """The `[vocab, hidden]` output projection."""
+        wanted = head_format(self._matrix_format, self._plain_format)
+        return self._weight(name, (vocab_size, hidden_size), wanted, split)
+
+    def vector(self, name: str, size: int, split: Split | None = None) -> Weight:
+        """A norm's scale or a bias, exact, as float32."""
+        stored = self._stored(name, (size,))
+        part = self._share.part(stored.values, split)
+        weight = Weight(self._part_name(name, split), FP32, part.shape, quantization.to_float32(part))
+        return self._keep(weight, stored)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights handed out."""
+        return sum(weight.num_bytes for weight in self._used.values())
+
+    def require_all_used(self) -> None:
+        """Refuse a checkpoint with tensors that the family does not know: ignoring one would change the model.
+
+        Raises:
+            CheckpointError: names the first of them.
+        """
+        ignored = {"lm_head.weight"} if self._tied else set()
+        extra = sorted(
+            name
+            for name in self._tensors
+            if name not in self._asked and name not in ignored and not name.endswith(_DERIVED)
+        )
+        if extra:
+            raise CheckpointError(
+                f"{extra[0]}: this tensor ({len(extra)} in all) is not part of the architecture that config.json names"
+            )
+
+    def _rows(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+        """A tied table to look rows up in, apart from the output projection."""
+        stored = self._stored(name, (vocab_size, hidden_size))
+        plain = self._plain(stored, self._plain_format)
+        weight = replace(plain, name=f"{name} (rows)")
+        self._used[weight.name] = weight
+        return weight
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        stored = self._tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{name}: the checkpoint has no such tensor")
+        if stored.values.shape != shape:
+            raise CheckpointError(
+                f"{name}: its shape is {list(stored.values.shape)}, config.json asks for {list(shape)}"
+            )
+        self._asked.add(name)
+        return stored
+
+    def _part_name(self, name: str, split: Split | None) -> str:
+        """The head may be a part of a tensor whose whole are the embeddings."""
+        return name if split is None or self._share.num_ranks == 1 else f"{name}.part"
+
+    def _weight(self, name: str, shape: tuple[int, int], wanted: str, split: Split | None = None) -> Weight:
+        part_name = self._part_name(name, split)
+        if part_name in self._used:
+            return self._used[part_name]
+        stored = self._stored(name, shape)
+        width = shape[1] // self._share.num_ranks if split is Split.IN else shape[1]
+        wanted = row_format(wanted, width)
+        convert = self._quantized if wanted in QUANTIZED else self._plain
+        # A scale of a whole row is found before the row is cut.
+        whole = split is None or (split is Split.IN and wanted in _ROW_SCALED)
+        part = stored if whole else replace(stored, values=self._share.part(stored.values, split))
+        weight = replace(convert(part, wanted), name=part_name)
+        return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored)
+
+    def _columns(self, weight: Weight) -> Weight:
+        values = self._share.part(weight.values, Split.IN)
+        return replace(weight, shape=values.shape, values=values)
+
+    def _quantized(self, stored: StoredTensor, wanted: str) -> Weight:
+        name, shape = stored.name, stored.values.shape
+        if wanted == INT4 and not self._uniform:
+            return Weight(name, INT4, shape, *quantization.int4_groups(stored.values))
+        if wanted == INT4:
+            return Weight(name, INT4, shape, *quantization.int4_symmetric(stored.values, self._round_scales))
+        if wanted == FP8:
+            return Weight(name, FP8, shape, *quantization.e4m3_per_channel(stored.values, self._round_scales))
+        return Weight(name, INT8, shape, *quantization.int8_per_channel(stored.values, self._round_scales))
+
+    def _plain(self, stored: StoredTensor, wanted: str) -> Weight:
+        name, shape, plain = stored.name, stored.values.shape, _PLAIN[stored.dtype]
+        if wanted == FP16 and plain != FP16:
+            halves = quantization.to_float16(stored.values)
+            if halves is not None:
+                return Weight(name, FP16, shape, halves)
+            if self._uniform:
+                raise CheckpointError(f"{name}: some of its values are too large for float16; build with bf16")
+        elif wanted == BF16 and (plain == FP32 or (self._uniform and plain == FP16)):
+            return Weight(name, BF16, shape, quantization.to_bfloat16(stored.values))
+        elif wanted == FP32 and self._uniform:
+            return Weight(name, FP32, shape, quantization.to_float32(stored.values))
+        return Weight(name, plain, shape, stored.values)
+
+    def _round_scales(self, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not self._uniform or self._plain_format == FP32:
+            return scales
+        if self._plain_format == FP16:
+            return scales.astype(np.float16).astype(np.float32)
+        return quantization.to_float32(quantization.to_bfloat16(scales))
+
+    def _keep(self, weight: Weight, stored: StoredTensor) -> Weight:
+        if not np.may_share_memory(weight.values, stored.values):
+            stored.release()
+        self._used[weight.name] = weight
+        self._on_weight(stored.values.nbytes)
+        return weight

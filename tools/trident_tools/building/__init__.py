@@ -1,0 +1,1 @@
+"""What `trident build` checks, prints and installs."""

@@ -1,0 +1,78 @@
+"""What `trident build` is about to do, in lines for people.
+
+Owns their words. Never decides or prints anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trident_backend.engine.protocol import KVKind
+from trident_compiler.checkpoint.checkpoint import Checkpoint
+from trident_compiler.compiler_choice import Choice
+from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS
+from trident_compiler.planning.memory_plan import MemoryPlan, size
+from trident_compiler.weights.formats import count_matrices
+from trident_ensemble.contract.manifest import Precision, PrecisionChoice
+
+
+def plan_lines(
+    checkpoint: Checkpoint, choice: Choice, precision: Precision, plan: MemoryPlan
+) -> Iterator[tuple[str, str]]:
+    """What each line is about, and its text."""
+    config, compiler = checkpoint.config, choice.compiler.compiler
+    on_cpu = plan.kv_kind is KVKind.BLOCKS
+    resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
+    parts = "blocks" if on_cpu else "slots"
+    target = "this CPU" if on_cpu else compiler.target
+    yield "model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"
+    yield "engine", f"{compiler.name} {compiler.version} for {target}: {choice.why}"
+    weights = _weights(checkpoint, choice, precision)
+    choice_of = precision.choice
+    reason = f": {choice_of.reason}" if choice_of.reason else ""
+    yield "precision", f"{precision.compute}, {weights}, {precision.kv_cache} KV cache{reason}"
+    if choice_of.trials:
+        yield "measured", _measured(choice_of)
+    yield "memory", f"{size(plan.free_bytes)} {choice.compiler.memory}"
+    yield "weights", f"{size(plan.weights_bytes)}, {resident} {size(plan.resident_bytes)}"
+    yield (
+        "KV cache",
+        f"{size(plan.cache_bytes)}: {plan.num_blocks} {parts} of {plan.block_size} tokens, "
+        f"{plan.cache_tokens} tokens, {plan.full_sequences} sequences of full length",
+    )
+    yield (
+        "limits",
+        f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
+    )
+    yield from _end_of_text(checkpoint)
+    if checkpoint.tokenizer_files.converted_from is not None:
+        yield "tokenizer", f"converted from {checkpoint.tokenizer_files.converted_from} by transformers"
+    for setting in checkpoint.not_served:
+        yield "not used", f"{setting} of generation_config.json: not served yet"
+
+
+def _measured(choice: PrecisionChoice) -> str:
+    times = ", ".join(f"{trial.compute} {trial.prompt_ms:.1f} + {trial.decode_ms:.1f} ms" for trial in choice.trials)
+    return (
+        f"{times}: a prompt of {PROMPT_TOKENS} tokens and a token of each of {DECODE_SEQUENCES} sequences, through "
+        f"layers of this shape, on {choice.cpu}"
+    )
+
+
+def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    ends = checkpoint.end_of_text
+    tokens = ", ".join(f"{token.token_id} {token.text!r} ({', '.join(token.named_by)})" for token in ends.tokens)
+    none = "none: no file names a token that ends the text, so answers end at max_tokens or a stop string alone"
+    yield "end", tokens or none
+    for text in ends.unknown:
+        yield "warning", f"{text} is no token of the tokenizer, and ends nothing"
+
+
+def _weights(checkpoint: Checkpoint, choice: Choice, precision: Precision) -> str:
+    compiler = choice.compiler
+    num_all, num_wider = count_matrices(checkpoint.tensors, compiler.formats(precision).matrix, compiler.num_devices)
+    text = f"{precision.weights} weights"
+    if not num_wider:
+        return text
+    rows = "rows are" if compiler.num_devices == 1 else "parts of rows are"
+    return f"{text} ({num_wider} of {num_all} matrices in int8: their {rows} no multiple of 32)"

@@ -1,0 +1,110 @@
+"""What must be true before a server is started.
+
+Owns the checks of the repository, of the GPUs and of the ports, and their messages. Never starts anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_tools.server.triton_server import Listen
+
+
+def check_repository(repository: Path) -> Manifest:
+    """The manifest of the engine that would be served.
+
+    Raises:
+        ArtifactError: the engine is missing or damaged.
+        ServerError: the repository is not complete.
+    """
+    if not repository.is_dir():
+        raise ServerError(f"--repository {repository}: no such folder; make one with `trident build`")
+    missing = [model for model in layout.MODELS if not (repository / model / layout.CONFIG_FILE).is_file()]
+    if missing:
+        raise ServerError(
+            f"--repository {repository}: no {layout.CONFIG_FILE} for {', '.join(missing)}; "
+            f"run `trident build CHECKPOINT --repository {repository}` first"
+        )
+    return read_manifest(layout.newest_version(repository / layout.CORE))
+
+
+def runs_on_gpus(manifest: Manifest) -> bool:
+    """Whether the engine was compiled for GPUs."""
+    return manifest.compiler.target != "cpu"
+
+
+def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
+    """Hold the GPUs to serve on against the engine, and against what this machine has.
+
+    Args:
+        gpus: their numbers, as CUDA counts them; the first ones when empty.
+        manifest: the engine's.
+
+    Raises:
+        ServerError: says what does not go together, or what this machine lacks, and what to do.
+    """
+    compiler, num_parts = manifest.compiler, manifest.tensor_parallel
+    if not runs_on_gpus(manifest):
+        if gpus:
+            raise ServerError(
+                f"--gpu: the engine was compiled by {compiler.name} for CPUs; leave it out, or build one for GPUs with "
+                "`trident build --engine tensorrt`"
+            )
+        return
+    if gpus and len(gpus) != num_parts:
+        raise ServerError(
+            f"--gpu: the engine was built with --tensor-parallel {num_parts}, so it takes {num_parts} "
+            f"GPU{'s' * (num_parts > 1)}, not {len(gpus)}"
+        )
+    num_gpus = _num_gpus(f"the engine was compiled for a GPU ({compiler.target}), and CUDA finds none here")
+    if missing := [gpu for gpu in gpus or range(num_parts) if gpu >= num_gpus]:
+        raise ServerError(f"--gpu: there is no GPU {missing[0]}; CUDA finds {num_gpus} here, counted from 0")
+
+
+def _num_gpus(problem: str) -> int:
+    """How many GPUs CUDA finds, at least one; only counts them, so that no memory is taken on any."""
+    try:
+        cuda = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise ServerError(
+            f"{problem}: cuda-python cannot be imported ({error}); pip install 'trident-llm[tensorrt]'"
+        ) from None
+    status, count = cuda.cudaGetDeviceCount()
+    if status != cuda.cudaError_t.cudaSuccess or not count:
+        raise ServerError(
+            f"{problem} (cudaGetDeviceCount: {status.name}); in a container, start it with `docker run --gpus all`; "
+            "elsewhere `nvidia-smi` must list a GPU, and CUDA_VISIBLE_DEVICES must not hide it"
+        )
+    return int(count)
+
+
+def check_ports(listen: Listen) -> None:
+    """Refuse ports that are out of range, the same, or taken, before anything is started.
+
+    Raises:
+        ServerError: names the option and the port.
+    """
+    ports = {"http": listen.http_port, "grpc": listen.grpc_port, "metrics": listen.metrics_port}
+    for name, port in ports.items():
+        if not 1 <= port <= 65535:
+            raise ServerError(f"--{name}-port {port}: must be between 1 and 65535")
+    if len(set(ports.values())) != len(ports):
+        raise ServerError(
+            f"--http-port, --grpc-port and --metrics-port must differ: {', '.join(map(str, ports.values()))}"
+        )
+    for name, port in ports.items():
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((listen.host, port))
+            except OSError as error:
+                raise ServerError(
+                    f"--{name}-port {port}: cannot listen on {listen.host}: {error.strerror or error}; choose another"
+                ) from error

@@ -1,0 +1,178 @@
+"""What serving will load of a checkpoint's text side, loaded and tried before the network is compiled.
+
+Owns the order of the checks, which of their findings end a build and which are only told: a build of an hour must not
+fail at its end, and an engine that was built must serve. Never runs code of the checkpoint, and decides nothing about
+how text is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from trident_backend.guided.vocabulary import read_vocabulary
+from trident_compiler.checkpoint.checkpoint import Checkpoint
+from trident_compiler.checkpoint.tokenizer_files import CONFIG_FILE, TOKENIZER_FILE
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ArtifactError, CheckpointError
+from trident_ensemble.text.detokenizer import load_detokenizer
+from trident_preprocessing.chat.template_probe import write_template_profiles
+from trident_preprocessing.chat.template_renderer import TemplateRenderer
+from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
+from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
+from trident_tools.building.template_check import TemplateFindings, find_out
+
+#: What is found out, and its text: a line of the build's plan.
+Line = tuple[str, str]
+
+_MAX_SECONDS = 30
+_MAX_NAMED = 3
+#: Texts that pre-tokenizers and normalizers have been seen to differ in.
+_PROBES = (
+    "The trident has three prongs, doesn't it?",
+    " 1234567 + 89 = x_1 ",
+    "naïve cafe\u0301, Привет мир, 東京は日本の首都です",
+    "def step(self):\n\n    return [x ** 2]",
+)
+
+
+def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
+    """Load the tokenizer, the chat templates, the detokenizer and the alphabet of guides as serving does.
+
+    Writes what the text models must know of the templates into the engine folder.
+
+    Args:
+        checkpoint: what is built.
+        engine_folder: holds the tokenizer's files already.
+
+    Returns:
+        what the user should know, warnings among it.
+
+    Raises:
+        CheckpointError: something of it cannot be served; names the file and what to do.
+    """
+    folder = engine_folder / layout.TOKENIZER_FOLDER
+    tokenizer = _load(checkpoint, folder)
+    backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    load_detokenizer(engine_folder)
+    lines = [*_check_ids(checkpoint, tokenizer, backend)]
+    lines += _check_splitting(checkpoint, tokenizer, backend)
+    lines += _check_templates(checkpoint, engine_folder, tokenizer, backend)
+    try:
+        read_vocabulary(folder / TOKENIZER_FILE, checkpoint.config.vocab_size)
+    except CheckpointError as error:
+        lines.append(("guides", f"none, requests that ask for one are refused: {error}"))
+    return lines
+
+
+def _load(checkpoint: Checkpoint, folder: Path) -> Any:
+    try:
+        return open_tokenizer(folder)
+    except ArtifactError as error:
+        said = " ".join(str(error.__cause__ or error).replace(str(folder), str(checkpoint.folder)).split())
+    config = checkpoint.tokenizer_files.config
+    own_code = config.values.get("auto_map")
+    if own_code:
+        advice = (
+            f"its class is code of the checkpoint (auto_map = {own_code}), which is never run; if {TOKENIZER_FILE} is "
+            'all there is to it, remove auto_map and set tokenizer_class to "PreTrainedTokenizerFast"'
+        )
+    else:
+        advice = f"repair the tokenizer's files; tokenizer_class = {config.values.get('tokenizer_class')!r}"
+    raise CheckpointError(
+        f"{checkpoint.folder / CONFIG_FILE}: transformers cannot load the tokenizer as serving does: {advice}. "
+        f"transformers says: {said}"
+    )
+
+
+def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
+    """Hold what encodes prompts against what decodes answers, and both against the network."""
+    vocab_size = checkpoint.config.vocab_size
+    encoding: Mapping[str, int] = tokenizer.get_vocab()
+    decoding = backend.get_vocab(with_added_tokens=True)
+    for token, token_id in encoding.items():
+        if decoding.get(token, token_id) != token_id:
+            raise CheckpointError(
+                f"{checkpoint.folder / CONFIG_FILE}: with it {token!r} is token {token_id}, but {decoding[token]} in "
+                f"{TOKENIZER_FILE}; prompts and answers would not be of one tokenizer; save it again with transformers"
+            )
+    base = backend.get_vocab(with_added_tokens=False)
+    # Added tokens may repeat tokens of the vocabulary, and are what is beyond the network in checkpoints that work.
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    beyond = [token for token, token_id in base.items() if token_id >= vocab_size and token not in added]
+    if beyond:
+        raise CheckpointError(
+            f"{TOKENIZER_FILE}: has {len(base)} tokens, but the network's vocabulary (config.json: vocab_size) is "
+            f"{vocab_size}: {beyond[0]!r} has id {base[beyond[0]]}; it is another model's tokenizer"
+        )
+    unserved = sorted((token_id, token) for token, token_id in encoding.items() if token_id >= vocab_size)
+    if unserved:
+        named = ", ".join(f"{token_id} {token!r}" for token_id, token in unserved[:_MAX_NAMED])
+        more = f" and {len(unserved) - _MAX_NAMED} more" if len(unserved) > _MAX_NAMED else ""
+        yield (
+            "warning",
+            f"tokens beyond the network's vocabulary of {vocab_size}: {named}{more}; prompts with them are refused",
+        )
+
+
+def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
+    """Tell where a class of transformers splits text by rules of its own and not by those of tokenizer.json."""
+    for text in _PROBES:
+        served = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if served != backend.encode(text, add_special_tokens=False).ids:
+            name = checkpoint.tokenizer_files.config.values.get("tokenizer_class")
+            yield (
+                "warning",
+                f"tokenizer_class {name!r} splits {text!r} otherwise than {TOKENIZER_FILE} does, and prompts are split "
+                f"as the class has it; if the model was trained by {TOKENIZER_FILE}, set tokenizer_class to "
+                f'"PreTrainedTokenizerFast" in {CONFIG_FILE}',
+            )
+            return
+
+
+def _check_templates(checkpoint: Checkpoint, engine_folder: Path, tokenizer: Any, backend: Tokenizer) -> list[Line]:
+    source = checkpoint.tokenizer_files.template_source
+    renderer = TemplateRenderer(tokenizer)
+    if not renderer.templates:
+        write_template_profiles(engine_folder)
+        return [("template", "none: requests with messages are refused, text_input is served")]
+    try:
+        write_template_profiles(engine_folder)
+        findings = TimeLimit(_MAX_SECONDS).run(lambda: find_out(renderer, backend))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}; mend the template, or remove it to serve text_input alone") from None
+    except TimeLimitError:
+        raise CheckpointError(f"{source}: takes more than {_MAX_SECONDS} s for a few messages") from None
+    if findings is None:
+        names = ", ".join(sorted(renderer.templates))
+        return [("template", f"{names}, and no default: messages without tools are refused")]
+    return [("template", f"{source}: {_roles(findings)}"), *_end_of_turn(checkpoint, findings)]
+
+
+def _roles(findings: TemplateFindings) -> str:
+    text = "renders system, user and assistant" if not findings.refused else "renders a conversation, but "
+    return text + "; ".join(f"refuses {what} ({said})" for what, said in findings.refused.items())
+
+
+def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator[Line]:
+    ends = checkpoint.end_of_text
+    if findings.end_of_turn is not None:
+        token_id, text = findings.end_of_turn
+        if token_id >= checkpoint.config.vocab_size:
+            yield "warning", f"the chat template ends a turn with {token_id} {text!r}, which the network does not have"
+        elif token_id not in ends.ids:
+            yield (
+                "warning",
+                f"the chat template ends an answer with {token_id} {text!r}, which is no end of text: answers may run "
+                f"on past their end. If the model was trained with this template, add {token_id} to eos_token_id in "
+                f"generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
+            )
+    elif findings.after_answer:
+        yield (
+            "warning",
+            f"the chat template ends an answer with {findings.after_answer!r}, which is no token of its own: "
+            "if answers run on past it, send it as a stop string",
+        )

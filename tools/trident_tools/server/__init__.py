@@ -1,0 +1,1 @@
+"""The server that `trident serve` starts, and what watches over it."""

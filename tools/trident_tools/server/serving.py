@@ -1,0 +1,150 @@
+"""A deployment that is served until it is told to stop, by one server after another where servers die.
+
+Owns the order of things: start, wait until it is ready, watch, drain; after a death say what died, wait, and start
+again as long as `Restarts` agrees. Every server is cleaned up after before the next one starts. Never starts a process
+itself and never decides whether a death is worth another start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from trident_ensemble.contract.errors import ServerDiedError, ServerError
+from trident_tools.server.restarts import MAX_FAILED_STARTS, Failure, Restarts
+from trident_tools.server.supervisor import Signals, Supervisor
+from trident_tools.server.triton_log import TritonLog
+
+_POLL_S = 0.1
+
+
+class Serving:
+    """One deployment.
+
+    Args:
+        start: starts a server and returns its supervisor; raises ServerError where that cannot be done.
+        restarts: decides about another start.
+        signals: of this process; one ends the serving, also while it waits.
+        log: of the servers.
+        loading: entered while a server loads; shows it.
+        announce: takes the seconds that the first server took to become ready, and says so.
+        say: takes one line on what happens.
+        complain: takes what went wrong, and must be shown in any case.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Supervisor],
+        restarts: Restarts,
+        signals: Signals,
+        log: TritonLog,
+        *,
+        loading: Callable[[], AbstractContextManager[object]],
+        announce: Callable[[float], None],
+        say: Callable[[str], None],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._start = start
+        self._restarts = restarts
+        self._signals = signals
+        self._log = log
+        self._loading = loading
+        self._announce = announce
+        self._say = say
+        self._complain = complain
+        self._num_starts = 0
+        self._was_ready = False
+
+    @property
+    def num_starts(self) -> int:
+        """How many servers have been started."""
+        return self._num_starts
+
+    def run(self) -> int:
+        """Serve until a signal; return 0, or what `Supervisor.drain` returns.
+
+        Raises:
+            ServerError: a server could not be started or has died, and is not started again; says what its log says.
+        """
+        while True:
+            self._log.begin()
+            try:
+                return self._serve_once()
+            except ServerError as error:
+                delay_s = None if self._signals.count else self._restarts.delay_after(self._failure(error))
+                if delay_s is None:
+                    raise self._explained(error) from None
+                self._complain(self._story(error, delay_s))
+            if not self._wait(delay_s):
+                self._say("Stopped before it was started again.")
+                return 0
+
+    def _serve_once(self) -> int:
+        began = time.monotonic()
+        supervisor = self._start()
+        self._num_starts += 1
+        try:
+            with self._loading():
+                is_ready = supervisor.wait_until_ready()
+            if not is_ready:
+                self._say("Stopped before it was ready.")
+                supervisor.stop()
+                return 0
+            self._tell_ready(time.monotonic() - began)
+            supervisor.watch()
+            self._say("Draining: requests in flight finish, new ones are refused.")
+            outcome = supervisor.drain()
+            self._say("Stopped.")
+            return outcome
+        finally:
+            supervisor.clean_up()
+
+    def _tell_ready(self, seconds: float) -> None:
+        if self._was_ready:
+            self._say(f"Ready again after {seconds:.1f} s.")
+        else:
+            self._was_ready = True
+            self._announce(seconds)
+
+    def _failure(self, error: ServerError) -> Failure:
+        ready_s = error.ready_s if isinstance(error, ServerDiedError) else None
+        has_crashed = error.has_crashed if isinstance(error, ServerDiedError) else False
+        is_transient = self._log.tells_of_transient_failure()
+        if is_transient is None:  # an orderly refusal ends with an exit status, so a crash is all that can be told
+            is_transient = has_crashed
+        return Failure(ready_s, has_crashed=has_crashed, is_transient=is_transient)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; return False as soon as a stop is asked for."""
+        deadline = time.monotonic() + seconds
+        while not self._signals.count:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return True
+            time.sleep(min(left_s, _POLL_S))
+        return False
+
+    def _story(self, error: ServerError, delay_s: float) -> str:
+        """What died, what its log says last, and what follows."""
+        again = "again" if self._was_ready else "once more"
+        return "\n".join([str(error), *self._log_lines(), f"Starting it {again} in {delay_s:g} s."])
+
+    def _explained(self, error: ServerError) -> ServerError:
+        """The error, with what the log says about it, and why there is no other start."""
+        lines = [str(error), *self._log_lines()]
+        if self._restarts.num_failed_starts >= MAX_FAILED_STARTS:
+            lines.append(f"{self._restarts.num_failed_starts} starts in a row have failed; there is no other.")
+        elif self._would_restart(error):
+            lines.append("It is not started again; with --restart it would be.")
+        if self._log.path is not None and not self._log.is_empty():
+            lines.append(f"The whole log: {self._log.path}")
+        return ServerError("\n".join(lines))
+
+    def _would_restart(self, error: ServerError) -> bool:
+        """Whether it is for want of `--restart` alone that there is no other start; a server that drains gets none."""
+        has_served = isinstance(error, ServerDiedError) and error.ready_s is not None
+        return has_served and not self._restarts.is_enabled and not self._signals.count
+
+    def _log_lines(self) -> list[str]:
+        return [f"  {line}" for line in self._log.last_errors() or self._log.last_lines()]

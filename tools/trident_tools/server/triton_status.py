@@ -1,0 +1,76 @@
+"""What a running tritonserver says about itself over HTTP.
+
+Owns the three questions that supervision asks. Never changes anything and never waits for an answer to become true.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Mapping
+
+from trident_tools.server.triton_server import Listen, local_address
+
+_TIMEOUT_S = 2.0
+_ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
+
+
+class TritonStatus:
+    """Asks one server.
+
+    Args:
+        listen: where it listens.
+        headers: what opens its repository's index.
+    """
+
+    def __init__(self, listen: Listen, headers: Mapping[str, str]) -> None:
+        self._listen = listen
+        self._headers = headers
+        self._host = local_address(listen.host)
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and all its models are loaded."""
+        try:
+            status, _ = self._ask("GET", self._listen.http_port, "/v2/health/ready")
+        except (OSError, http.client.HTTPException):
+            return False
+        return status == http.client.OK
+
+    def ready_models(self) -> set[tuple[str, str]]:
+        """Name and version of every model that is READY.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        try:
+            status, body = self._ask("POST", self._listen.http_port, "/v2/repository/index")
+            if status != http.client.OK:
+                raise OSError(f"the repository index answered {status}")
+            entries = json.loads(body)
+        except (http.client.HTTPException, ValueError) as error:
+            raise OSError(f"the repository index cannot be read: {error}") from error
+        return {(entry["name"], entry["version"]) for entry in entries if entry.get("state") == "READY"}
+
+    def num_active_requests(self) -> int:
+        """Requests in the core, by its metrics; 0 where no core publishes any.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        try:
+            status, body = self._ask("GET", self._listen.metrics_port, "/metrics")
+        except http.client.HTTPException as error:
+            raise OSError(f"the metrics cannot be read: {error}") from error
+        if status != http.client.OK:
+            raise OSError(f"the metrics answered {status}")
+        return sum(int(float(value)) for value in _ACTIVE.findall(body.decode("utf-8", "replace")))
+
+    def _ask(self, method: str, port: int, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, port, timeout=_TIMEOUT_S)
+        try:
+            connection.request(method, path, headers=dict(self._headers))
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
