@@ -6,7 +6,6 @@ Owns every sequence and the KV cache, and is used by one thread. Never answers a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from trident_backend import batch
 from trident_backend.engine.protocol import Engine
@@ -16,26 +15,9 @@ from trident_backend.sampling.sampler import Sampler
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.sequence import FinishReason
 from trident_backend.sequences.step_time import StepTimeModel
-from trident_backend.sequences.steps import Advance, SchedulerOutput
+from trident_backend.sequences.steps import StepResult
 from trident_ensemble.contract.errors import EngineError
 from trident_ensemble.contract.settings import CoreSettings, check_limits
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed.
-
-    The failure's text is for the log: it may say more of the machine than a client is to read.
-
-    Args:
-        awaits_masks: nothing was computed, but will be when a late mask is there: the next step must come soon.
-    """
-
-    output: SchedulerOutput
-    advances: tuple[Advance, ...] = ()
-    seconds: float = 0.0
-    error: EngineError | None = None
-    awaits_masks: bool = False
 
 
 class EngineCore:

@@ -23,8 +23,8 @@ from trident_ensemble.contract.failures import internal_error
 from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_preprocessing.lanes import Lane, Lanes
 from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.prompt_tokenizer import load_tokenizer
 from trident_preprocessing.tokens.bad_words import TokenIds, pack_words
-from trident_preprocessing.tokens.tokenizer import load_tokenizer
 
 _PROMPT_FIELDS = frozenset(field.name for field in fields(PromptRequest))
 #: A request that only ends another has no prompt; its input must have something in it all the same.

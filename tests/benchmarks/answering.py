@@ -22,7 +22,7 @@ from tests.fakes.core import SPEC
 from tests.fakes.serving import context
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.serving.answering import Streams
-from trident_backend.serving.loop import TokenEvent
+from trident_backend.serving.events import TokenEvent
 from trident_backend.serving.output_tensors import Reporter
 from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import Acknowledger

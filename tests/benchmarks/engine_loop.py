@@ -9,7 +9,8 @@ from pathlib import Path
 from trident_backend.core import EngineCore
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.settings import CoreSettings
 
 

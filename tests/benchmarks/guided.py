@@ -33,7 +33,8 @@ from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_backend.sequences.guide import MASK_WORD, Guide, Masks
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_tools.load.options import whole_number
 

@@ -27,7 +27,8 @@ from trident_backend.kv.blocks import BlockManager
 from trident_backend.sampling.logits_processors import Edits
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import Row, ScheduledChunk, SchedulerOutput
 from trident_ensemble.contract.settings import CoreSettings

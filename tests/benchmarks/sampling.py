@@ -29,7 +29,8 @@ from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequences.guide import MASK_WORD, RowMasks
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine

@@ -31,7 +31,8 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.sequences.choices import Choices
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 from trident_tools.load.options import whole_number
 

@@ -16,7 +16,8 @@ from trident_backend.engine.mock import MockEngine, next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_backend.sampling.sampler import Sampler
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
 from trident_backend.sequences.steps import Row
 from trident_backend.serving.responses import Response

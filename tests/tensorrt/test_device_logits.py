@@ -16,7 +16,7 @@ from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequences.choices import NOT_FINITE
-from trident_backend.sequences.sequence import SamplingParams
+from trident_backend.sequences.sampling_params import SamplingParams
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
 
 MAX_ROWS = 300

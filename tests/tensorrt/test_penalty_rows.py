@@ -15,7 +15,8 @@ from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.sampling.logits_processors import Edits
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_ensemble.contract.errors import EngineError
 

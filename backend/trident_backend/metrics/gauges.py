@@ -13,8 +13,8 @@ from typing import NamedTuple
 from trident_backend.engine.protocol import EngineSpec
 from trident_backend.metrics.histograms import RecordMetrics
 from trident_backend.metrics.instruments import Gauge, Labels, Meters
+from trident_backend.metrics.loop_stats import LoopStats
 from trident_backend.metrics.records import RequestRecord, StepRecord
-from trident_backend.serving.loop import LoopStats
 
 
 class _View(NamedTuple):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trident_backend.core import StepResult
 from trident_backend.sequences.sequence import FinishReason, Sequence
+from trident_backend.sequences.steps import StepResult
 
 
 class StepRecord(NamedTuple):

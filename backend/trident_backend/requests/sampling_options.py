@@ -10,7 +10,7 @@ import secrets
 from trident_backend.requests.bad_words import parse_bad_words
 from trident_backend.requests.fields import RequestFields
 from trident_backend.requests.logit_bias import MAX_BIAS_BYTES, parse_logit_bias
-from trident_backend.sequences.sequence import SamplingParams
+from trident_backend.sequences.sampling_params import SamplingParams
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import Generation

@@ -16,7 +16,8 @@ import numpy as np
 from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties, StepLogits, TokenIds
 from trident_backend.sampling.logit_edits import FixedEdits
 from trident_backend.sequences.guide import RowMasks
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_backend.sequences.token_counts import TokenCounts
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from trident_backend.kv.cache import KVCache
-from trident_backend.scheduling.ngram_drafter import IndexRoom, PromptLookup
 from trident_backend.scheduling.step_budget import StepBudget
+from trident_backend.sequences.ngram_drafter import IndexRoom, PromptLookup
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import ScheduledChunk

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
+from trident_ensemble.contract.errors import EngineError
 
 
 class Row(NamedTuple):
@@ -94,3 +95,20 @@ class Advance(NamedTuple):
     sequence: Sequence
     num_tokens: int
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, who got tokens, how long it took in seconds, and the engine's failure, if it failed.
+
+    The failure's text is for the log: it may say more of the machine than a client is to read.
+
+    Args:
+        awaits_masks: nothing was computed, but will be when a late mask is there: the next step must come soon.
+    """
+
+    output: SchedulerOutput
+    advances: tuple[Advance, ...] = ()
+    seconds: float = 0.0
+    error: EngineError | None = None
+    awaits_masks: bool = False

@@ -1,1 +1,1 @@
-"""What meets clients: the service, the engine's loop, and the thread that answers. Threads live here and nowhere below."""
+"""What meets clients: the service, the loop of the engine, the thread that answers. Threads live here."""

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.answers import Answer, Stream
+from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.flow_control import FlowState
-from trident_backend.serving.loop import Command, TokenEvent
 from trident_backend.serving.output_tensors import Reporter
 from trident_backend.serving.responses import Responder, Response, padded
 from trident_ensemble.acknowledgements import AcknowledgementTable

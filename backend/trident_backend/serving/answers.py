@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
+from trident_backend.serving.events import TokenEvent
 from trident_backend.serving.flow_control import FlowControl
-from trident_backend.serving.loop import TokenEvent
 from trident_backend.serving.output_tensors import Span
 from trident_backend.serving.responses import Responder
 from trident_ensemble.contract.chunk_header import ALL, Part

@@ -10,81 +10,18 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import NamedTuple
 
-from trident_backend.core import EngineCore, StepResult
+from trident_backend.core import EngineCore
+from trident_backend.metrics.loop_stats import LoopStats
 from trident_backend.metrics.records import RequestRecord, StepRecord, request_record, step_record
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.sequences.step_time import StepTime
-from trident_backend.sequences.steps import Advance
+from trident_backend.sequences.steps import Advance, StepResult
+from trident_backend.serving.events import Command, TokenEvent
 from trident_ensemble.contract.errors import CancelledError, DrainingError, EngineLostError, TridentError
 from trident_ensemble.contract.failures import log_failure
 
 #: Takes what was measured, on the loop's thread.
 Recorder = Callable[[StepRecord | RequestRecord], None]
-
-
-class TokenEvent(NamedTuple):
-    """What happened to one sequence: new tokens, its end, or both.
-
-    Args:
-        sequence_id: whose.
-        token_ids: the new ones.
-        finish_reason: why it ended, if it did.
-        error: the failure that ended it, if one did.
-        num_safe_tokens: how many of its tokens may leave, see `StopStrings`; None if all may.
-    """
-
-    sequence_id: int
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    error: TridentError | None = None
-    num_safe_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class LoopStats:
-    """A consistent look at the core between two steps; the service adds `num_open`.
-
-    Args:
-        num_open: sequences whose request has no final answer.
-        num_running: sequences with room in the KV cache.
-        num_waiting: sequences without.
-        num_interrupted: of these, sequences that have run before and were preempted.
-        num_paused: running sequences whose reader is behind.
-        num_context: running sequences whose prompt is being computed.
-        num_used_blocks: KV blocks in use.
-        num_free_blocks: KV blocks in nobody's use.
-        num_reused_blocks: KV blocks that sequences have found filled, so far.
-        num_steps: steps so far.
-        step_time: what a step costs, as far as it has been learned.
-    """
-
-    num_open: int = 0
-    num_running: int = 0
-    num_waiting: int = 0
-    num_interrupted: int = 0
-    num_paused: int = 0
-    num_context: int = 0
-    num_used_blocks: int = 0
-    num_free_blocks: int = 0
-    num_reused_blocks: int = 0
-    num_steps: int = 0
-    step_time: StepTime | None = None
-
-
-class Command(Enum):
-    """What may be asked of a sequence in the core."""
-
-    ADD = auto()
-    #: Nobody wants it any more.
-    ABORT = auto()
-    #: No more of it is wanted; what there is, is.
-    STOP = auto()
-    PAUSE = auto()
-    RESUME = auto()
 
 
 class EngineLoop:

@@ -21,13 +21,15 @@ from typing import Any
 
 from trident_backend.core import EngineCore
 from trident_backend.engine.protocol import Engine
+from trident_backend.metrics.loop_stats import LoopStats
 from trident_backend.metrics.records import RequestRecord, StepRecord, refusal
 from trident_backend.requests.request import Request, RequestContext, parse_request, parse_size, parse_stop
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.admission import Admission
 from trident_backend.serving.answering import Streams
+from trident_backend.serving.events import Command
 from trident_backend.serving.grammar_jobs import GuideCompiler, GuidedRequests
-from trident_backend.serving.loop import Command, EngineLoop, LoopStats
+from trident_backend.serving.loop import EngineLoop
 from trident_backend.serving.output_tensors import Reporter
 from trident_backend.serving.responses import Responder, nothing_generated
 from trident_ensemble.contract import tensors

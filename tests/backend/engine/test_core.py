@@ -15,8 +15,9 @@ from tests.backend.engine.conftest import BuildAndLoad
 from tests.checkpoints import make_checkpoint, reference_model
 from trident_backend.core import EngineCore
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
-from trident_backend.scheduling.ngram_drafter import PromptLookup
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.ngram_drafter import PromptLookup
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 NUM_PROMPTS = 14

@@ -17,7 +17,7 @@ from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.sampling.sampler import Sampler
-from trident_backend.sequences.sequence import SamplingParams
+from trident_backend.sequences.sampling_params import SamplingParams
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 

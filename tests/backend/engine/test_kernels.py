@@ -15,7 +15,7 @@ from trident_backend.engine.host_logits import VocabularyKernels
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
-from trident_backend.sequences.sequence import SamplingParams
+from trident_backend.sequences.sampling_params import SamplingParams
 
 SIZES = (2, 50, 256, 257, 1000, 32_000, 50_257)
 

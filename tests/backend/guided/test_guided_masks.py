@@ -13,7 +13,8 @@ import pytest
 
 from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.sequences.guide import Guide, Masks
-from trident_backend.sequences.sequence import FinishReason, SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import Row
 from trident_ensemble.contract.errors import InternalError, RequestError, TridentError
 

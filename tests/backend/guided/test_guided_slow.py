@@ -30,7 +30,8 @@ from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.sequences.guide import MASK_WORD, Masks
-from trident_backend.sequences.sequence import FinishReason, SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_ensemble.contract.errors import EngineError, RequestError, TridentError
 from trident_ensemble.contract.settings import CoreSettings
 

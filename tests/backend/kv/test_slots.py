@@ -12,7 +12,8 @@ from trident_backend.engine.protocol import EngineSpec, KVKind
 from trident_backend.kv.factory import make_kv_cache
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.choices import TokenLogProbs
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 
 A, B, C = (list(range(start, start + 12)) for start in (100, 200, 300))
 

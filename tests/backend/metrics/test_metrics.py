@@ -18,10 +18,10 @@ from trident_backend.metrics.gauges import CoreMetrics
 from trident_backend.metrics.histograms import SECONDS, STEP_TOKENS
 from trident_backend.metrics.instruments import BulkHistogram, Gauge
 from trident_backend.metrics.instruments import Counter as Sum
+from trident_backend.metrics.loop_stats import LoopStats
 from trident_backend.metrics.records import RequestRecord, StepRecord
 from trident_backend.sequences.sequence import FinishReason
 from trident_backend.sequences.step_time import StepTime
-from trident_backend.serving.loop import LoopStats
 
 Records = list[StepRecord | RequestRecord]
 

@@ -14,7 +14,8 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
 from trident_backend.metrics.records import RequestRecord, StepRecord
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.serving.loop import Command, EngineLoop, TokenEvent
+from trident_backend.serving.events import Command, TokenEvent
+from trident_backend.serving.loop import EngineLoop
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 STEP = 0.01

@@ -18,7 +18,8 @@ from trident_backend.requests.bad_words import parse_bad_words
 from trident_backend.requests.logit_bias import parse_logit_bias
 from trident_backend.requests.output_options import OutputOptions
 from trident_backend.requests.request import Request, check_parameters, parse_request
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import Generation
 

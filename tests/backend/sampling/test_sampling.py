@@ -16,7 +16,8 @@ from trident_backend.sampling.inversion import invert
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sampling.sampling_rows import pack
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 
 #: Two chunks of the vocabulary and a bit.

@@ -14,7 +14,7 @@ from trident_backend.engine.protocol import FloatArray, Int32Array
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.guide import MASK_WORD, RowMasks
-from trident_backend.sequences.sequence import SamplingParams
+from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.steps import Row
 
 #: No multiple of a chunk, a word or a byte.

@@ -25,7 +25,8 @@ from transformers import (
 
 from tests.fakes.core import make_sequence
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 
 Mask = npt.NDArray[np.bool_]

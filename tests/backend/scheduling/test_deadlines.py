@@ -16,7 +16,8 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
 from trident_backend.scheduling.deadlines import Deadlines
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.serving.loop import Command, EngineLoop, TokenEvent
+from trident_backend.serving.events import Command, TokenEvent
+from trident_backend.serving.loop import EngineLoop
 from trident_ensemble.contract.errors import CancelledError, DeadlineError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 

@@ -23,14 +23,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes.core import Clock, TimedEngine, linear, make_sequence
 from tests.fakes.followers import Grammar, ScoringSampler, Words, alone
 from tests.fakes.masks import ChosenMasks
-from trident_backend.core import EngineCore, StepResult
+from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, KVKind
 from trident_backend.kv import factory as kv_caches
 from trident_backend.sequences import prompt_scores
-from trident_backend.sequences.sequence import FinishReason, SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import FinishReason, Sequence
+from trident_backend.sequences.steps import StepResult
 from trident_ensemble.contract.errors import CancelledError, DeadlineError, EngineError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 

@@ -9,9 +9,9 @@ import pytest
 from tests.fakes.core import make_sequence
 from tests.fakes.followers import Grammar, Words
 from trident_backend.kv.blocks import BlockManager
-from trident_backend.scheduling.ngram_drafter import PromptLookup
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import NO_TOKEN, Choices, TokenLogProbs
+from trident_backend.sequences.ngram_drafter import PromptLookup
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import ScheduledChunk, SchedulerOutput

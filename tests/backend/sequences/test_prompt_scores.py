@@ -18,7 +18,8 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.mock import next_token
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.prompt_scores import MAX_ROWS
-from trident_backend.sequences.sequence import FinishReason, SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepSize, StepTime
 from trident_backend.sequences.steps import SchedulerOutput
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings

@@ -26,7 +26,7 @@ from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row, ScheduledChunk
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_backend.serving.answers import Answer
-from trident_backend.serving.loop import TokenEvent
+from trident_backend.serving.events import TokenEvent
 from trident_ensemble.contract.chunk_header import ALL
 from trident_ensemble.contract.manifest import Generation
 from trident_ensemble.contract.settings import CoreSettings

@@ -13,7 +13,7 @@ from tests.fakes.serving import context, until
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.serving.answering import Streams
 from trident_backend.serving.answers import Answer
-from trident_backend.serving.loop import TokenEvent
+from trident_backend.serving.events import TokenEvent
 from trident_backend.serving.output_tensors import Reporter
 from trident_ensemble.contract.errors import DrainingError
 from trident_ensemble.contract.settings import CoreSettings

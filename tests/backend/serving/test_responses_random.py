@@ -20,7 +20,7 @@ from trident_backend.scheduling.outcomes import last_look
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.serving.answering import Streams
-from trident_backend.serving.loop import Command, TokenEvent
+from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.output_tensors import Reporter
 from trident_backend.serving.responses import Response
 from trident_ensemble.contract.errors import CancelledError, DrainingError, EngineError

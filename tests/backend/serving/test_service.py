@@ -16,8 +16,9 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.sequences.sequence import FinishReason
+from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.flow_control import FlowControl, FlowState
-from trident_backend.serving.loop import Command, EngineLoop, TokenEvent
+from trident_backend.serving.loop import EngineLoop
 from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.contract.errors import (

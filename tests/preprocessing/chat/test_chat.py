@@ -21,7 +21,7 @@ from tests.tokenizer_zoo import SPECIAL, tokenizer_of
 from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.chat.chat import ChatTemplate
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.tokens.tokenizer import PromptTokenizer, load_tokenizer
+from trident_preprocessing.prompt_tokenizer import PromptTokenizer, load_tokenizer
 
 DEMO = Path("tools/demo/checkpoint")
 CONVERSATION: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ from tests.preprocessing.tokens.tokenizers import CONTROL, ORDINARY, OTHERS, bac
 from tests.tokenizer_zoo import SPECIAL, UNKNOWN
 from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.tokens.tokenizer import PromptTokenizer
+from trident_preprocessing.prompt_tokenizer import PromptTokenizer
 
 #: Its pieces are one token: parts follow each other at once.
 JOINING = (

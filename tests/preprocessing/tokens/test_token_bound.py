@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.prompt_request import PromptRequest
+from trident_preprocessing.prompt_tokenizer import PromptTokenizer
 from trident_preprocessing.tokens import token_bound
 from trident_preprocessing.tokens.token_bound import has_more_tokens
-from trident_preprocessing.tokens.tokenizer import PromptTokenizer
 
 #: Llama 3's.
 WORDS = (

@@ -16,7 +16,7 @@ from tests.preprocessing.engines import CHAT_TEMPLATE
 from tests.tokenizer_zoo import TEXTS, llama_2, tokenizer_of
 from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.tokens.tokenizer import PromptTokenizer
+from trident_preprocessing.prompt_tokenizer import PromptTokenizer
 
 MESSAGES = [{"role": "user", "content": " ".join(TEXTS)}]
 

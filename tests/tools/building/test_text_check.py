@@ -18,7 +18,7 @@ from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import CheckpointError
-from trident_preprocessing.tokens.tokenizer import load_tokenizer
+from trident_preprocessing.prompt_tokenizer import load_tokenizer
 from trident_tools import build
 from trident_tools.building.text_check import check_text
 

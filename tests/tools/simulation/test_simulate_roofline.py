@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
 from trident_backend.sequences.steps import ScheduledChunk, SchedulerOutput
 from trident_ensemble.contract.errors import CheckpointError, PlanError

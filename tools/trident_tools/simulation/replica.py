@@ -13,7 +13,8 @@ from trident_backend.kv.factory import make_kv_cache
 from trident_backend.metrics.records import request_record
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import SchedulerOutput
 from trident_backend.serving.admission import Admission

@@ -12,7 +12,7 @@ from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.contract.errors import ArtifactError, RequestError
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.tokens.tokenizer import PromptTokenizer, load_tokenizer
+from trident_preprocessing.prompt_tokenizer import PromptTokenizer, load_tokenizer
 
 MESSAGES = [
     {"role": "user", "content": "What is 東京?"},

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from tests.fakes.core import SPEC, TimedEngine, add, expected_output, linear, make_core, make_sequence, run_to_end
 from trident_backend.core import EngineCore
-from trident_backend.scheduling.ngram_drafter import IndexRoom, PromptLookup
 from trident_backend.scheduling.speculation import worthwhile
-from trident_backend.sequences.sequence import SamplingParams, Sequence
+from trident_backend.sequences.ngram_drafter import IndexRoom, PromptLookup
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
 from trident_ensemble.contract.settings import CoreSettings
 

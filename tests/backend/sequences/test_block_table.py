@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.core import make_sequence
 from trident_backend.batch import pack
-from trident_backend.kv.block_table import BlockTable
+from trident_backend.sequences.block_table import BlockTable
 from trident_backend.sequences.step_time import StepSize
 from trident_backend.sequences.steps import ScheduledChunk, SchedulerOutput
 
