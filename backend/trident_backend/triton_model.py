@@ -173,7 +173,7 @@ def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
 
 
 class _TritonMeters:
-    """See `Meters`.
+    """See `Instruments`.
 
     What it makes lives as long as the process, and is never destroyed. At the end of the process a metric's destructor
     would speak to a stub that is gone, which is a segmentation fault (triton-inference-server/server issue 8662).

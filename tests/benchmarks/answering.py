@@ -1,7 +1,7 @@
 """`make bench BENCH=answering`: what the thread that answers costs, by how many requests are open.
 
-Drives `Streams` alone, through what the engine loop and clients see of it: no engine, no Triton. Only what the thread
-itself uses of the processor is counted, so a busy machine changes little. Every figure is a median over rounds.
+Drives `AnsweringThread` alone, through what the engine loop and clients see of it: no engine, no Triton. Only what the
+thread itself uses of the processor is counted, so a busy machine changes little. Every figure is a median over rounds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rich.table import Table
 from tests.fakes.core import SPEC
 from tests.fakes.serving import context
 from trident_backend.requests.request import Request, parse_request
-from trident_backend.serving.answering import Streams
+from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.events import TokenEvent
-from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.output_tensors import OutputTensorBuilder
 from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import Acknowledger
 from trident_ensemble.contract.errors import DrainingError, TridentError
@@ -81,13 +81,13 @@ class Reader:
 @contextmanager
 def _opened(
     num_open: int, counters: Counters, acknowledger: Acknowledger | None, **fields: Any
-) -> Iterator[tuple[Streams, list[Request]]]:
+) -> Iterator[tuple[AnsweringThread, list[Request]]]:
     """So many open requests, and the thread that answers them."""
-    streams = Streams(
+    streams = AnsweringThread(
         _SETTINGS,
         num_open,
         bytes([1]) * SPEC.vocab_size,
-        Reporter(SPEC.block_size, 0),
+        OutputTensorBuilder(SPEC.block_size, 0),
         lambda _command, _sequence: None,
         on_closed=lambda _request: None,
         on_fatal=lambda error: print(f"the answering thread died: {error!r}"),
@@ -104,7 +104,7 @@ def _opened(
         streams.stop(DrainingError("the round is over"))
 
 
-def _step(streams: Streams, running: list[Request]) -> None:
+def _step(streams: AnsweringThread, running: list[Request]) -> None:
     streams.emit([TokenEvent(request.first.sequence_id, (7,), None) for request in running])
 
 

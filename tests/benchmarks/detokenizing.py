@@ -30,7 +30,7 @@ CHUNKS = (1, 8)
 
 
 class Streamer:
-    """Streams one text, over and over.
+    """AnsweringThread one text, over and over.
 
     Args:
         tokenizer: whose.

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.backend.guided.test_json_schemas import SchemaMaker
-from trident_backend.guided.compiler import Alphabet, CompiledGrammar, max_items
+from trident_backend.guided.compiler import CompiledGrammar, TokenizerInfo, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.guided.memory import GuideMemory
@@ -100,7 +100,7 @@ class Llguidance:
     """As Trident uses it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._alphabet = Alphabet(vocabulary)
+        self._alphabet = TokenizerInfo(vocabulary)
         self._end_ids = frozenset({vocabulary.size - 1})
 
     def compile(self, kind: str, text: str) -> Callable[[], Guide]:

@@ -24,7 +24,7 @@ from trident_backend.batch import pack
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.kv.blocks import BlockManager
-from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sampling.logits_processors import LogitsProcessors
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -96,7 +96,7 @@ def _penalties(params: SamplingParams, given: np.ndarray[tuple[int, int], np.dty
         Sequence(number, rng.integers(0, vocab_size, 2000).tolist(), 2000, 1000, params, frozenset())
         for number in range(NUM_SEQS)
     ]
-    edits, logits = Edits(vocab_size), np.empty_like(given)
+    edits, logits = LogitsProcessors(vocab_size), np.empty_like(given)
 
     def measure() -> float:
         logits[:] = given
@@ -130,7 +130,7 @@ def _packing(num_tokens: int) -> Part:
 
 
 class LongPrompt:
-    """Streams that guess, and a prompt of 32k tokens that comes in beside them and guesses too.
+    """AnsweringThread that guess, and a prompt of 32k tokens that comes in beside them and guesses too.
 
     An engine is imagined that takes 10 ms a step and next to nothing for a token, so that guesses pay.
 

@@ -36,7 +36,7 @@ from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_compiler.planning.machine import this_machine
-from trident_compiler.planning.memory_plan import Wanted, parse_cache_size
+from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
 from trident_compiler.progress import SilentProgress
 from trident_preprocessing.chat.template_probe import write_template_profiles
 from trident_tools.load.options import positive_number, whole_number
@@ -155,7 +155,7 @@ def _step_ms(num_seqs: int, num_rounds: int) -> float:
         precision = compiler.precision(opened, None, None)
         cache = parse_cache_size(f"{2 * num_seqs * CONTEXT} tokens")
         # The cache must hold at least one sequence of the greatest length, also when there is only one.
-        wanted = Wanted(max_num_seqs=num_seqs, max_num_tokens=1024, max_seq_len=2 * CONTEXT, cache=cache)
+        wanted = LimitsRequest(max_num_seqs=num_seqs, max_num_tokens=1024, max_seq_len=2 * CONTEXT, cache=cache)
         engine_folder.mkdir()
         plan = compiler.plan(opened, precision, wanted)
         build_engine(

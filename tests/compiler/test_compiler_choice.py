@@ -15,8 +15,8 @@ import pytest
 from tests.checkpoints import make_checkpoint
 from trident_compiler import compiler_choice
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
-from trident_compiler.compiler_choice import Asked, choose_compiler
-from trident_compiler.planning.memory_plan import Wanted
+from trident_compiler.compiler_choice import BuildRequest, choose_compiler
+from trident_compiler.planning.memory_plan import LimitsRequest
 from trident_compiler.tensorrt import gpu
 from trident_compiler.tensorrt.builder import NetworkCompiler
 from trident_compiler.tensorrt.gpu import Gpu, Gpus, gpus_at_hand
@@ -55,7 +55,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def chosen(**asked: Any) -> tuple[str, str, str]:
-    choice = choose_compiler(Asked(**asked))
+    choice = choose_compiler(BuildRequest(**asked))
     return choice.compiler.compiler.name, choice.compiler.compiler.target, choice.why
 
 
@@ -82,10 +82,10 @@ def test_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None
     assert chosen(capability="8.6", gpu_memory=1 << 30)[:2] == ("tensorrt_rtx", "sm_86")
     with pytest.raises(PlanError, match=r"--gpu-memory: .*24GiB"):
         chosen(capability="8.6")
-    compiler = choose_compiler(Asked(capability="8.6", gpu_memory=1 << 30)).compiler
+    compiler = choose_compiler(BuildRequest(capability="8.6", gpu_memory=1 << 30)).compiler
     assert compiler.memory == "of the GPU, as --gpu-memory says"
     machine((ADA,), "tensorrt_rtx_bindings")
-    assert choose_compiler(Asked(capability="8.9")).compiler.memory == "free on GPU 0"
+    assert choose_compiler(BuildRequest(capability="8.9")).compiler.memory == "free on GPU 0"
 
 
 @pytest.mark.parametrize(
@@ -126,22 +126,22 @@ def test_what_cannot_be_built_here_is_refused(
 
 def test_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None:
     machine((ADA, Gpu(1, (8, 9)), Gpu(2, (8, 9))), "tensorrt_rtx")
-    two = choose_compiler(Asked(gpus=(2, 1), tensor_parallel=2)).compiler
+    two = choose_compiler(BuildRequest(gpus=(2, 1), tensor_parallel=2)).compiler
     assert two.num_devices == 2
     assert two.memory == "free on GPU 2 and on GPU 1"
     heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
     checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", **heads))
-    plan = two.plan(checkpoint, two.precision(checkpoint, None, None), Wanted())
+    plan = two.plan(checkpoint, two.precision(checkpoint, None, None), LimitsRequest())
     assert plan.free_bytes == 2 << 30
 
 
 def test_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:
     machine((HOPPER, Gpu(1, (8, 9)), Gpu(2, (9, 0)), Gpu(3, (8, 9))), "tensorrt", "tensorrt_rtx")
-    choice = choose_compiler(Asked(capability="8.9"))
+    choice = choose_compiler(BuildRequest(capability="8.9"))
     assert (choice.gpus, choice.compiler.memory) == ((1,), "free on GPU 1")
     assert choice.compiler.compiler.name == "tensorrt", "the GPU is here, so that the better compiler can be used"
-    assert choose_compiler(Asked(capability="8.9", tensor_parallel=2)).gpus == (1, 3)
-    assert choose_compiler(Asked(tensor_parallel=2)).gpus == (0, 2)
+    assert choose_compiler(BuildRequest(capability="8.9", tensor_parallel=2)).gpus == (1, 3)
+    assert choose_compiler(BuildRequest(tensor_parallel=2)).gpus == (0, 2)
     machine((HOPPER, Gpu(1, (8, 9))), "tensorrt_rtx")
     assert chosen(capability="8.9")[0] == "tensorrt_rtx"
 
@@ -151,19 +151,19 @@ def test_of_equal_gpus_the_named_one_builds(machine: Any, monkeypatch: pytest.Mo
     selected: list[int] = []
     monkeypatch.setattr(gpu, "select", selected.append)
     for memory in (None, 1 << 30):
-        assert choose_compiler(Asked(capability="8.9", gpus=(1,), gpu_memory=memory)).gpus == (1,)
+        assert choose_compiler(BuildRequest(capability="8.9", gpus=(1,), gpu_memory=memory)).gpus == (1,)
     assert selected == [1, 1]
 
 
 def test_gpus_elsewhere_are_named_for_serving_alone(machine: Any) -> None:
     machine((HOPPER,), "tensorrt", "tensorrt_rtx_bindings")
     for gpus in ((0,), (5,)):
-        choice = choose_compiler(Asked(capability="8.6", gpu_memory=1 << 30, gpus=gpus))
+        choice = choose_compiler(BuildRequest(capability="8.6", gpu_memory=1 << 30, gpus=gpus))
         assert choice.compiler.compiler.target == "sm_86"
         assert choice.gpus == gpus
-    two = choose_compiler(Asked(capability="8.6", gpu_memory=1 << 30, tensor_parallel=2))
+    two = choose_compiler(BuildRequest(capability="8.6", gpu_memory=1 << 30, tensor_parallel=2))
     assert two.gpus == (0, 1)
-    assert choose_compiler(Asked(engine="openvino")).gpus == ()
+    assert choose_compiler(BuildRequest(engine="openvino")).gpus == ()
 
 
 def test_nothing_is_asked_of_gpus_for_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +288,8 @@ def test_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -> None:
     program = (
         "import sys; sys.modules['{absent}'] = None\n"
         "import trident_tools.build, trident_compiler.engine_builder\n"
-        "from trident_compiler.compiler_choice import Asked, choose_compiler\n"
-        "print(choose_compiler(Asked({asked})).compiler.compiler.name)\n"
+        "from trident_compiler.compiler_choice import BuildRequest, choose_compiler\n"
+        "print(choose_compiler(BuildRequest({asked})).compiler.compiler.name)\n"
     )
     for absent, asked, name in (
         ("tensorrt_rtx_bindings", "engine='openvino'", "openvino"),

@@ -20,7 +20,7 @@ NUM_SEQS, NUM_TOKENS, SEQ_LEN, NUM_BLOCKS = 4, 64, 640, 32
 
 
 @dataclass(frozen=True)
-class Asked:
+class BuildRequest:
     """One request as its client saw it; times are seconds from sending it."""
 
     num_input_tokens: int
@@ -46,7 +46,7 @@ class Deployment:
     def num_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text).ids)
 
-    def ask(self, server: Server, text: str, max_tokens: int, **fields: Any) -> Asked:
+    def ask(self, server: Server, text: str, max_tokens: int, **fields: Any) -> BuildRequest:
         """Stream one answer."""
         fields = {"text_input": text, "max_tokens": max_tokens, "stream": True, "temperature": 0.0, **fields}
         answer = Answer()
@@ -57,7 +57,7 @@ class Deployment:
                 first_seconds = first_seconds or time.monotonic() - began
                 answer.add(result)
             seconds = time.monotonic() - began
-        return Asked(self.num_tokens(text), answer, first_seconds, seconds)
+        return BuildRequest(self.num_tokens(text), answer, first_seconds, seconds)
 
 
 def _forget(weights: Path) -> None:

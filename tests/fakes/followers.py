@@ -136,7 +136,7 @@ class Alone:
     output: list[int]
     reason: FinishReason
     stop_reason: str
-    num_silent_tokens: int
+    num_hidden_tail_tokens: int
     log_probs: list[TokenLogProbs]
     prompt_log_probs: list[TokenLogProbs]
 

@@ -1,4 +1,4 @@
-"""Meters that keep what they are sent, as the server's metrics page would show it."""
+"""Instruments that keep what they are sent, as the server's metrics page would show it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LABELS = {"model": "core", "version": "1"}
 
 
 class Page:
-    """Meters that add up what they are sent."""
+    """Instruments that add up what they are sent."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}

@@ -40,16 +40,16 @@ def _floats(*values: float) -> Floats:
 def test_the_likeliest_token_is_the_lowest_of_equals(logits: StepLogits) -> None:
     logits.write(ROWS, np.full(len(ROWS), 77), _floats(50.0).repeat(len(ROWS)))
     logits.write(ROWS, np.full(len(ROWS), 300), _floats(50.0).repeat(len(ROWS)))
-    ids, values = logits.likeliest(ROWS)
+    ids, values = logits.argmax(ROWS)
     assert ids.tolist() == [77] * len(ROWS)
     assert values.tolist() == [50.0] * len(ROWS)
     others = np.setdiff1d(np.arange(NUM_ROWS), ROWS)
-    np.testing.assert_array_equal(logits.likeliest(others)[0], whole(logits)[others].argmax(1))
+    np.testing.assert_array_equal(logits.argmax(others)[0], whole(logits)[others].argmax(1))
 
 
 def test_a_row_that_is_no_number_shows_as_such(logits: StepLogits) -> None:
     logits.write(np.array([3]), np.array([17]), _floats(np.nan))
-    _, values = logits.likeliest(ROWS)
+    _, values = logits.argmax(ROWS)
     shows = np.isnan(values) | (values == np.inf)
     assert shows.tolist() == [row == 3 for row in ROWS]
 
@@ -59,7 +59,7 @@ def test_masses_are_sums_of_exponentials(logits: StepLogits) -> None:
     maxima, temperatures = values.max(1), np.linspace(0.5, 2.0, len(ROWS))
     floors = np.sort(values, axis=1)[:, -40]
     for floor in (None, floors):
-        found = logits.masses(ROWS, maxima, temperatures, floor)
+        found = logits.chunk_exp_sums(ROWS, maxima, temperatures, floor)
         np.testing.assert_allclose(found, _masses(values, maxima, temperatures, floor), rtol=1e-4, atol=1e-6)
 
 
@@ -75,7 +75,7 @@ def _masses(values: Floats, maxima: Floats, temperatures: Doubles, floors: Float
 
 @pytest.mark.parametrize("count", [1, 20, 100, 399])
 def test_the_largest_are_those_of_a_sort(logits: StepLogits, count: int) -> None:
-    values, ids = logits.largest(ROWS, count)
+    values, ids = logits.top_k(ROWS, count)
     expected = whole(logits)[ROWS]
     np.testing.assert_array_equal(values, -np.sort(-expected, axis=1)[:, :count])
     np.testing.assert_array_equal(np.take_along_axis(expected, ids, axis=1), values)
@@ -98,7 +98,7 @@ def test_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> Non
     bits = np.zeros((len(ROWS), -(-vocab_size // 32) * 32), np.uint8)
     bits[:, :vocab_size] = allowed
     words = np.packbits(bits, axis=1, bitorder="little").view("<u4")
-    logits.allow(ROWS, words.astype(np.uint32))
+    logits.apply_token_bitmask(ROWS, words.astype(np.uint32))
     expected = before.copy()
     expected[ROWS] = np.where(allowed, before[ROWS], -np.inf)
     np.testing.assert_array_equal(whole(logits), expected)
@@ -123,6 +123,6 @@ def test_tokens_that_came_before_are_penalised(logits: StepLogits) -> None:
 def test_equals_are_found_lowest_first(logits: StepLogits) -> None:
     logits.write(np.array([2]), np.array([9]), _floats(3.5))
     logits.write(np.array([2]), np.array([200]), _floats(3.5))
-    (one,), (both,) = (logits.equals(np.array([2]), _floats(3.5), np.array([count])) for count in (1, 5))
+    (one,), (both,) = (logits.find_ties(np.array([2]), _floats(3.5), np.array([count])) for count in (1, 5))
     assert one.tolist() == [9]
     assert both.tolist() == [9, 200]

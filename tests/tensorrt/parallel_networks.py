@@ -17,13 +17,13 @@ from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.families.llama import llama
 from trident_compiler.tensorrt.lowering import TensorRTLowering
-from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 
 SLOT_LEN = 41
 
 
-def write_rank(checkpoint: Path, share: Share, compute: str, weight_format: str) -> Program:
+def write_rank(checkpoint: Path, share: ShardSpec, compute: str, weight_format: str) -> Program:
     """One rank's network, recorded as it was handed to TensorRT."""
     opened = open_checkpoint(checkpoint)
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
@@ -47,7 +47,7 @@ class Ranks:
 
     def __init__(self, checkpoint: Path, num_ranks: int, compute: str, weight_format: str, num_slots: int = 2) -> None:
         self.programs = [
-            write_rank(checkpoint, Share(rank, num_ranks), compute, weight_format) for rank in range(num_ranks)
+            write_rank(checkpoint, ShardSpec(rank, num_ranks), compute, weight_format) for rank in range(num_ranks)
         ]
         self._group = ThreadGroup(num_ranks)
         self._caches = [_caches(program, num_slots) for program in self.programs]

@@ -48,7 +48,7 @@ def test_the_likeliest_are_argmax_and_what_is_no_number_shows(vocab_size: int) -
     logits[3] = 1.0
     logits[4, [3, 9]], logits[5, 7], logits[6] = np.nan, np.inf, np.nan
     for rows in (np.arange(150), np.array([149]), np.array([2, 3, 4, 5, 6, 140])):
-        ids, values = device_of(vocab_size).logits(logits).likeliest(rows)
+        ids, values = device_of(vocab_size).logits(logits).argmax(rows)
         broken = np.isin(rows, (4, 5, 6))
         np.testing.assert_array_equal(ids[~broken], logits[rows].argmax(axis=1)[~broken])
         np.testing.assert_array_equal(values[~broken], logits[rows].max(axis=1)[~broken])
@@ -64,7 +64,7 @@ def test_masses_are_sums_by_chunk(vocab_size: int) -> None:
         exponents = (logits[rows].astype(np.float64) - maxima[:, None]) / temperatures[:, None]
         weights = np.where(logits[rows] < (-np.inf if floors is None else floors[:, None]), 0, np.exp(exponents))
         expected = np.add.reduceat(weights, np.arange(0, vocab_size, CHUNK_WIDTH), axis=1)
-        masses = device_of(vocab_size).logits(logits).masses(rows, maxima, temperatures, floors)
+        masses = device_of(vocab_size).logits(logits).chunk_exp_sums(rows, maxima, temperatures, floors)
         np.testing.assert_allclose(masses, expected, rtol=1e-5, atol=1e-30)
 
 
@@ -73,7 +73,7 @@ def test_the_largest_are_found_in_any_number(vocab_size: int) -> None:
     logits, rows = _logits(vocab_size), np.array([0, 1, 2, 5, 100])
     for count in {1, 64, 65, 1025, 3841, vocab_size}:
         if count <= vocab_size:
-            values, ids = device_of(vocab_size).logits(logits).largest(rows, count)
+            values, ids = device_of(vocab_size).logits(logits).top_k(rows, count)
             np.testing.assert_array_equal(values, -np.sort(-logits[rows], axis=1)[:, :count])
             np.testing.assert_array_equal(np.take_along_axis(logits[rows], ids, axis=1), values)
             assert all(len(set(row)) == count for row in ids.tolist())
@@ -85,7 +85,7 @@ def test_equals_are_the_lowest_ids(vocab_size: int) -> None:
     rows, counts = np.arange(0, 150, 3), np.arange(50) * 3 + 1
     values = logits[rows, rows % vocab_size]
     values[0] = 0.123
-    found = device_of(vocab_size).logits(logits).equals(rows, values, counts)
+    found = device_of(vocab_size).logits(logits).find_ties(rows, values, counts)
     for row, value, count, ids in zip(rows, values, counts, found, strict=True):
         np.testing.assert_array_equal(ids, np.flatnonzero(logits[row] == value)[:count])
 
@@ -124,7 +124,7 @@ def test_masks_ban_what_their_bits_do_not_allow(vocab_size: int) -> None:
     logits = device_of(vocab_size).logits(expected)
     for rows in (np.arange(150), np.array([3, 4, 8])):
         words = rng.integers(0, 2**32, (len(rows), -(-vocab_size // 32)), dtype=np.uint32)
-        logits.allow(rows, words)
+        logits.apply_token_bitmask(rows, words)
         ids = np.arange(vocab_size)
         allowed = words[:, ids // 32] >> (ids % 32).astype(np.uint32) & np.uint32(1)
         expected[rows] = np.where(allowed, expected[rows], -np.inf)

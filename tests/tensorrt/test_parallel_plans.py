@@ -10,14 +10,14 @@ import tensorrt_rtx_bindings as trt
 from tests.checkpoints import make_checkpoint
 from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trident_compiler.engine_builder import build_engine
-from trident_compiler.planning.memory_plan import Wanted
+from trident_compiler.planning.memory_plan import LimitsRequest
 from trident_compiler.progress import SilentProgress
 from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget
 from trident_ensemble.contract.errors import CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest
 from trident_preprocessing.chat.template_probe import write_template_profiles
 
-WANTED = Wanted(max_num_seqs=4, max_num_tokens=32, max_seq_len=64)
+WANTED = LimitsRequest(max_num_seqs=4, max_num_tokens=32, max_seq_len=64)
 
 
 @pytest.fixture(scope="module")

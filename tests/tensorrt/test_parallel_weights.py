@@ -14,7 +14,7 @@ from tests.checkpoints import make_checkpoint
 from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trident_compiler.families.llama import llama
 from trident_compiler.weights.formats import estimated_bytes
-from trident_compiler.weights.sharding import WHOLE, Share, Split
+from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
 from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_RANKS = 2
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(make_checkpoint(folder, hidden_size=HIDDEN, intermediate_size=WIDTH, num_hidden_layers=1))
 
 
-def source(checkpoint: Checkpoint, weight_format: str, share: Share = WHOLE, *, tied: bool = False) -> WeightSource:
+def source(checkpoint: Checkpoint, weight_format: str, share: ShardSpec = WHOLE, *, tied: bool = False) -> WeightSource:
     return WeightSource(checkpoint.tensors, weight_format, "bf16", tied=tied, uniform=True, share=share)
 
 
@@ -52,7 +52,7 @@ def restored(weight: Weight) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize("weight_format", ["bf16", "int8", "fp8", "int4"])
 def test_parts_put_together_are_the_weight(weight_format: str, checkpoint: Checkpoint) -> None:
-    sources = [source(checkpoint, weight_format, Share(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
+    sources = [source(checkpoint, weight_format, ShardSpec(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
     whole = source(checkpoint, weight_format)
     rows = [restored(part.matrix(GATE, WIDTH, HIDDEN, Split.OUT)) for part in sources]
     np.testing.assert_array_equal(np.concatenate(rows), restored(whole.matrix(GATE, WIDTH, HIDDEN, Split.OUT)))
@@ -73,14 +73,14 @@ def test_int4_parts_whose_groups_are_not_cut_are_the_weight(tmp_path: Path) -> N
     folder = make_checkpoint(tmp_path / "checkpoint", intermediate_size=256, num_hidden_layers=1)
     opened = open_checkpoint(folder)
     parts = [
-        source(opened, "int4", Share(rank, NUM_RANKS)).matrix(DOWN, 64, 256, Split.IN) for rank in range(NUM_RANKS)
+        source(opened, "int4", ShardSpec(rank, NUM_RANKS)).matrix(DOWN, 64, 256, Split.IN) for rank in range(NUM_RANKS)
     ]
     whole = source(opened, "int4").matrix(DOWN, 64, 256, Split.IN)
     np.testing.assert_array_equal(np.concatenate([restored(part) for part in parts], axis=1), restored(whole))
 
 
 def test_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Checkpoint) -> None:
-    part = source(checkpoint, "bf16", Share(1, NUM_RANKS), tied=True)
+    part = source(checkpoint, "bf16", ShardSpec(1, NUM_RANKS), tied=True)
     table = part.embedding("model.embed_tokens.weight", 400, HIDDEN)
     head = part.head("model.embed_tokens.weight", 400, HIDDEN, Split.OUT)
     assert table.name != head.name
@@ -93,7 +93,9 @@ def test_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Che
 
 def test_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
     name = "model.norm.weight"
-    parts = [source(checkpoint, "bf16", Share(rank, NUM_RANKS)).vector(name, HIDDEN, Split.OUT) for rank in range(2)]
+    parts = [
+        source(checkpoint, "bf16", ShardSpec(rank, NUM_RANKS)).vector(name, HIDDEN, Split.OUT) for rank in range(2)
+    ]
     np.testing.assert_array_equal(
         np.concatenate([part.values for part in parts]), source(checkpoint, "bf16").vector(name, HIDDEN).values
     )
@@ -103,7 +105,7 @@ def test_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
 def test_the_estimate_is_of_one_device(tied: bool, tmp_path: Path) -> None:
     opened = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", tie_word_embeddings=tied))
     for num_devices in (1, 2):
-        weights = source(opened, "bf16", Share(0, num_devices), tied=tied)
+        weights = source(opened, "bf16", ShardSpec(0, num_devices), tied=tied)
         llama(MagicMock(), opened.config, weights)
         estimate = estimated_bytes(opened.tensors, "bf16", tied=tied, num_devices=num_devices)
         assert abs(estimate - weights.num_bytes) < 0.01 * weights.num_bytes

@@ -14,7 +14,7 @@ from tests.fakes.sampling_plans import SamplingDevice, on_host
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
-from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sampling.logits_processors import LogitsProcessors
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
@@ -41,10 +41,10 @@ def _logits(num_rows: int, seed: int) -> FloatArray:
     return logits
 
 
-def _check_step(device: SamplingDevice, edits: Edits, rows: list[Row], seed: int) -> None:
+def _check_step(device: SamplingDevice, edits: LogitsProcessors, rows: list[Row], seed: int) -> None:
     given = _logits(len(rows), seed)
     expected, found = on_host(given, NumpyKernels()), device.logits(given, seed)
-    Edits(VOCAB).apply(expected, rows, None)
+    LogitsProcessors(VOCAB).apply(expected, rows, None)
     edits.apply(found, rows, None)
     np.testing.assert_array_equal(_all(found), expected.array)
 
@@ -53,7 +53,7 @@ def _check_step(device: SamplingDevice, edits: Edits, rows: list[Row], seed: int
 @given(st.integers(0, 2**32))
 def test_any_history_gives_the_hosts_logits(seed: int) -> None:
     """More sequences than the table has rows, with guesses among them, some of which end and make way for others."""
-    rng, edits, device = random.Random(seed), Edits(VOCAB), SamplingDevice(VOCAB, NUM_ROWS)  # noqa: S311 (a test's)
+    rng, edits, device = random.Random(seed), LogitsProcessors(VOCAB), SamplingDevice(VOCAB, NUM_ROWS)  # noqa: S311 (a test's)
     sequences = [_sequence(rng) for _ in range(NUM_ROWS + 3)]
     for step in range(12):
         rows = []
@@ -89,7 +89,7 @@ def test_a_step_sends_what_is_new_however_long_the_prompts_are(
     params = SamplingParams(repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1)
     costs = []
     for num_tokens in (20, 280):
-        edits = Edits(VOCAB)
+        edits = LogitsProcessors(VOCAB)
         sequences = [sequence_of(params, list(range(num_tokens)), [1]) for _ in range(NUM_ROWS)]
         per_step = []
         for step in range(4):
@@ -110,7 +110,7 @@ def test_a_step_sends_what_is_new_however_long_the_prompts_are(
 
 def test_after_a_failure_nothing_is_taken_for_granted(device: SamplingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1)
-    sequences, edits = [sequence_of(params, [1, 2, 3], [4]) for _ in range(3)], Edits(VOCAB)
+    sequences, edits = [sequence_of(params, [1, 2, 3], [4]) for _ in range(3)], LogitsProcessors(VOCAB)
     rows = [Row(sequence, sequence.num_tokens) for sequence in sequences]
     _check_step(device, edits, rows, 0)
     for sequence in sequences:
@@ -129,7 +129,7 @@ def test_after_a_failure_nothing_is_taken_for_granted(device: SamplingDevice, mo
 
 
 def test_rows_of_sequences_that_are_gone_are_used_again(device: SamplingDevice) -> None:
-    edits, params = Edits(VOCAB), SamplingParams(repetition_penalty=1.2)
+    edits, params = LogitsProcessors(VOCAB), SamplingParams(repetition_penalty=1.2)
     for step in range(2 * NUM_ROWS):
         sequences = [sequence_of(params, [step, number]) for number in range(3)]
         _check_step(device, edits, [Row(sequence, 2) for sequence in sequences], step)

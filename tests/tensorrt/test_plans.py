@@ -15,7 +15,7 @@ import torch
 from tests.checkpoints import FAMILIES, make_checkpoint
 from trident_backend.engine.protocol import KVKind
 from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.planning.memory_plan import MemoryPlan, Wanted
+from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.progress import SilentProgress
 from trident_compiler.tensorrt.builder import NetworkCompiler
 from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget
@@ -27,7 +27,7 @@ trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
 TURING, AMPERE, ADA, BLACKWELL = (7, 5), (8, 0), (8, 9), (12, 0)
 TARGETS = (AMPERE, (8, 6), ADA, BLACKWELL)
-WANTED = Wanted(max_num_seqs=4, max_num_tokens=64, max_seq_len=127)
+WANTED = LimitsRequest(max_num_seqs=4, max_num_tokens=64, max_seq_len=127)
 PLAN = MemoryPlan(
     free_bytes=2**33,
     weights_bytes=0,
@@ -248,7 +248,7 @@ def test_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> No
     config = checkpoint.config
     for max_seq_len in (100, 127, 128, 129):
         plan = compiler.plan(
-            checkpoint, compiler.precision(checkpoint, None, None), Wanted(4, 64, max_seq_len=max_seq_len)
+            checkpoint, compiler.precision(checkpoint, None, None), LimitsRequest(4, 64, max_seq_len=max_seq_len)
         )
         assert plan.max_seq_len == max_seq_len <= plan.block_size
         assert (plan.block_size + 1) * config.num_kv_heads * config.head_dim * 2 % 256 == 0

@@ -12,14 +12,14 @@ from typing import Protocol
 
 from trident_compiler.checkpoint.checkpoint import Checkpoint
 from trident_compiler.checkpoint.model_config import ModelConfig
-from trident_compiler.planning.memory_plan import MemoryPlan, Wanted
+from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.progress import Progress
-from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract.manifest import Compiler, Precision
 
 #: Hands out one device's share of the weights.
-SourceOf = Callable[[Share], WeightSource]
+SourceOf = Callable[[ShardSpec], WeightSource]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class EngineCompiler(Protocol):
         """
         ...
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Limits and KV cache that fit into the target's memory.
 
         Raises:

@@ -25,7 +25,7 @@ _CAPABILITY = re.compile(r"(\d{1,3})\.(\d)")
 
 
 @dataclass(frozen=True)
-class Asked:
+class BuildRequest:
     """What the user asked for; None and empty are the defaults.
 
     Args:
@@ -47,7 +47,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CompilerChoice:
     """A compiler, and why it was chosen.
 
     Args:
@@ -61,7 +61,7 @@ class Choice:
     gpus: tuple[int, ...] = ()
 
 
-def choose_compiler(asked: Asked) -> Choice:
+def choose_compiler(asked: BuildRequest) -> CompilerChoice:
     """The compiler that was asked for, or the best for this machine.
 
     Raises:
@@ -83,7 +83,7 @@ def choose_compiler(asked: Asked) -> Choice:
     return _tensorrt(asked, here, None)
 
 
-def _openvino(asked: Asked, why: str) -> Choice:
+def _openvino(asked: BuildRequest, why: str) -> CompilerChoice:
     for option, value in (
         ("--compute-capability", asked.capability),
         ("--gpu", asked.gpus),
@@ -93,7 +93,7 @@ def _openvino(asked: Asked, why: str) -> Choice:
     ):
         if value:
             raise PlanError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
-    return Choice(_openvino_compiler(), why)
+    return CompilerChoice(_openvino_compiler(), why)
 
 
 def _openvino_compiler() -> EngineCompiler:
@@ -106,7 +106,7 @@ def _openvino_compiler() -> EngineCompiler:
     return OpenVINOCompiler(this_machine())
 
 
-def _tensorrt(asked: Asked, here: Gpus, why: str | None) -> Choice:
+def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoice:
     """Without a reason it is the GPU that is built for."""
     from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
@@ -139,14 +139,14 @@ def _tensorrt(asked: Asked, here: Gpus, why: str | None) -> Choice:
     )
     all_here = len(chosen) == asked.tensor_parallel
     serving = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
-    return Choice(
+    return CompilerChoice(
         TensorRTCompiler(trt, built_for),
         why or f"this machine's GPU is {target(built_for.capability)}",
         asked.gpus or serving,
     )
 
 
-def _gpus(asked: Asked, here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
+def _gpus(asked: BuildRequest, here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
     """The GPUs here that are built for: those named, or the first ones of the kind. Fewer than asked for, or none,
     where they are elsewhere."""
     if asked.gpus and here and (capability is None or asked.gpu_memory is None):
@@ -170,7 +170,7 @@ def _named(numbers: tuple[int, ...], here: tuple[Gpu, ...], capability: Capabili
     return chosen
 
 
-def _memory(asked: Asked, chosen: list[Gpu]) -> tuple[int, str]:
+def _memory(asked: BuildRequest, chosen: list[Gpu]) -> tuple[int, str]:
     """Bytes to plan with on each GPU, and which they are, for people."""
     if asked.gpu_memory is not None:
         return asked.gpu_memory, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"

@@ -16,7 +16,7 @@ from trident_compiler.checkpoint.tokenizer_files import TOKENIZER_FILE
 from trident_compiler.compiler import EngineCompiler
 from trident_compiler.planning.memory_plan import MemoryPlan
 from trident_compiler.progress import Progress
-from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.manifest import (
@@ -68,7 +68,7 @@ def build_engine(
 
     formats = compiler.formats(precision)
 
-    def source_of(share: Share) -> WeightSource:
+    def source_of(share: ShardSpec) -> WeightSource:
         progress.phase("preparing weights", checkpoint.tensors.num_bytes)
         prepared = 0
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from trident_backend.engine.protocol import KVKind
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
-from trident_compiler.compiler_choice import OPENVINO, TENSORRT, Asked, choose_compiler
+from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.planning import slot_plan
 from trident_compiler.planning.memory_plan import (
@@ -22,7 +22,7 @@ from trident_compiler.planning.memory_plan import (
     DEFAULT_MAX_NUM_SEQS,
     DEFAULT_MAX_NUM_TOKENS,
     DEFAULT_MAX_SEQ_LEN,
-    Wanted,
+    LimitsRequest,
     parse_bytes,
     parse_cache_size,
     size,
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     core = core_settings(args)
-    wanted = Wanted(
+    wanted = LimitsRequest(
         max_num_seqs=args.max_num_seqs,
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len,
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     )
     checkpoint = open_checkpoint(args.checkpoint)
     memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
-    asked = Asked(
+    asked = BuildRequest(
         engine=args.engine,
         capability=args.compute_capability,
         gpus=core.gpu,

@@ -18,7 +18,7 @@ class VocabularyKernels(Protocol):
     """Operations on whole rows of logits. What they give for a row depends on that row alone. Logits are C-contiguous
     `[R, V]`, read and never changed; of a row with NaN or +inf anything may come."""
 
-    def masses(
+    def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
     ) -> FloatArray:
         """Sum the weights `exp((logit - maximum) * inverse_temperature)` over each chunk of the vocabulary.
@@ -34,7 +34,7 @@ class VocabularyKernels(Protocol):
         """
         ...
 
-    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+    def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
         """Find each row's largest logits and their token ids.
 
         Args:
@@ -65,30 +65,30 @@ class HostLogits:
         num_rows, vocab_size = self.array.shape
         return num_rows, vocab_size
 
-    def likeliest(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
-        """See `StepLogits.likeliest`."""
+    def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
+        """See `StepLogits.argmax`."""
         logits, places = self._block(rows)
         ids = logits.argmax(axis=1)
         return ids[places].astype(np.int64), logits[np.arange(len(ids)), ids][places]
 
-    def masses(
+    def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
     ) -> Doubles:
-        """See `StepLogits.masses`."""
+        """See `StepLogits.chunk_exp_sums`."""
         logits, places = self._block(rows)
         columns = [maxima, (1 / temperatures).astype(np.float32), *([] if floors is None else [floors])]
         if len(logits) > len(rows):
             columns = [_spread(column, places, len(logits)) for column in columns]
-        return self._kernels.masses(logits, *columns)[places].astype(np.float64)
+        return self._kernels.chunk_exp_sums(logits, *columns)[places].astype(np.float64)
 
-    def largest(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
-        """See `StepLogits.largest`."""
+    def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
+        """See `StepLogits.top_k`."""
         logits, places = self._block(rows)
-        values, ids = self._kernels.largest(logits, count)
+        values, ids = self._kernels.top_k(logits, count)
         return values[places], ids[places].astype(np.int64)
 
-    def equals(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
-        """See `StepLogits.equals`."""
+    def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
+        """See `StepLogits.find_ties`."""
         return [
             np.flatnonzero(self.array[row] == value)[:count]
             for row, value, count in zip(rows.tolist(), values, counts.tolist(), strict=True)
@@ -119,8 +119,8 @@ class HostLogits:
             pairs = np.repeat(rows, lengths), np.concatenate([each.counted_ids for each in penalties])
             self.array[pairs] -= np.concatenate([each.offsets for each in penalties])
 
-    def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
-        """See `StepLogits.allow`; run by run of adjacent rows."""
+    def apply_token_bitmask(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
+        """See `StepLogits.apply_token_bitmask`; run by run of adjacent rows."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         forbidden = np.ascontiguousarray(~words).astype("<u4", copy=False).view(np.uint8)
         banned = np.unpackbits(forbidden, axis=1, count=self.array.shape[1], bitorder="little").view(np.bool_)

@@ -13,10 +13,10 @@ from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray, Int32Array
 class NumpyKernels:
     """See `VocabularyKernels`."""
 
-    def masses(
+    def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
     ) -> FloatArray:
-        """See `VocabularyKernels.masses`."""
+        """See `VocabularyKernels.chunk_exp_sums`."""
         with np.errstate(all="ignore"):
             weights = np.exp((logits - maxima[:, None]) * inverse_temperatures[:, None])
         if floors is not None:
@@ -24,7 +24,7 @@ class NumpyKernels:
         sums: FloatArray = np.add.reduceat(weights, np.arange(0, logits.shape[1], CHUNK_WIDTH), axis=1)
         return sums
 
-    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        """See `VocabularyKernels.largest`; among equals the lowest ids come first."""
+    def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+        """See `VocabularyKernels.top_k`; among equals the lowest ids come first."""
         ids = np.argsort(-logits, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(logits, ids, axis=1), ids.astype(np.int32)

@@ -123,19 +123,19 @@ class RowPenalties(NamedTuple):
 class StepLogits(Protocol):
     """The logits of a step, `[R, V]`, wherever they lie: what sampling asks of them and does to them. What comes of a
     row depends on that row alone. Rows are named in ascending order, each once, but in `read` and `write`; none at all
-    in `equals`, `read` and `write` alone."""
+    in `find_ties`, `read` and `write` alone."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """R and V."""
         ...
 
-    def likeliest(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
+    def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
         """The rows' likeliest tokens, of equals those of the lowest ids, and their logits, `[n]`; the latter is NaN or
         +inf where one of the row is NaN or +inf, and its token may be any."""
         ...
 
-    def masses(
+    def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
     ) -> Doubles:
         """Sum the weights `exp((logit - maximum) / temperature)` over each chunk of the vocabulary.
@@ -151,7 +151,7 @@ class StepLogits(Protocol):
         """
         ...
 
-    def largest(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
+    def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
         """Find the rows' largest logits and their token ids.
 
         Args:
@@ -163,7 +163,7 @@ class StepLogits(Protocol):
         """
         ...
 
-    def equals(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
+    def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
         """Find the tokens whose logits are these very numbers.
 
         Args:
@@ -199,7 +199,7 @@ class StepLogits(Protocol):
         """
         ...
 
-    def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
+    def apply_token_bitmask(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
         """Ban the tokens that masks do not allow: their logits become -inf.
 
         Args:

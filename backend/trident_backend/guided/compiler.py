@@ -19,7 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from trident_backend.guided.grammars import LarkGrammar, bad_guide, lark_grammar
 from trident_backend.guided.lexer import Lexer
-from trident_backend.guided.matcher import STATES_USED_UP, Follower
+from trident_backend.guided.matcher import STATES_USED_UP, GrammarMatcher
 from trident_backend.guided.memory import GuideMemory, Share
 from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
 from trident_backend.sequences.guide import Guide
@@ -46,14 +46,16 @@ class CompiledGrammar:
         UnavailableError: there is no memory for it now.
     """
 
-    def __init__(self, alphabet: Alphabet, grammar: LarkGrammar, max_items: int, take: Callable[[int], Share]) -> None:
+    def __init__(
+        self, alphabet: TokenizerInfo, grammar: LarkGrammar, max_items: int, take: Callable[[int], Share]
+    ) -> None:
         self._alphabet = alphabet
         self._grammar = grammar
         self._max_items = max_items
         self._take = take
         self._lock = threading.Lock()
-        self._followers: WeakSet[Follower] = WeakSet()
-        self._slow_followers: WeakSet[Follower] = WeakSet()
+        self._followers: WeakSet[GrammarMatcher] = WeakSet()
+        self._slow_followers: WeakSet[GrammarMatcher] = WeakSet()
         self._lexer = self._new_lexer(min(_FEW_LEXER_STATES, _MAX_LEXER_STATES))
         if STATES_USED_UP in str(self._lexer.matcher.get_error() or ""):
             self._lexer = self._new_lexer(_MAX_LEXER_STATES)
@@ -85,8 +87,8 @@ class CompiledGrammar:
             lexer = self._lexer
         return self._follow(lexer, end_ids, begins_text=begins_text)
 
-    def _follow(self, lexer: Lexer, end_ids: frozenset[int], *, begins_text: bool = True) -> Follower:
-        guide = Follower(
+    def _follow(self, lexer: Lexer, end_ids: frozenset[int], *, begins_text: bool = True) -> GrammarMatcher:
+        guide = GrammarMatcher(
             self._alphabet.vocabulary, lexer, self._renewed, end_ids, self._slow_followers, begins_text=begins_text
         )
         self._followers.add(guide)
@@ -112,7 +114,7 @@ class CompiledGrammar:
         return _problem(self._alphabet.matcher(str(grammar), self._max_items, _FEW_LEXER_STATES))
 
 
-class Alphabet:
+class TokenizerInfo:
     """A vocabulary as llguidance sees it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -160,7 +162,7 @@ class GuideCompiler:
         self.memory = GuideMemory(max_bytes)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-        self._alphabet: Alphabet | None = None
+        self._alphabet: TokenizerInfo | None = None
         self._grammars: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
 
     def compile(self, guide_type: str, guide: str) -> CompiledGrammar:
@@ -197,11 +199,11 @@ class GuideCompiler:
             key = next((key for key, grammar in self._grammars.items() if not grammar.is_in_use), None)
             return key is not None and self._grammars.pop(key) is not None
 
-    def _read(self) -> Alphabet:
+    def _read(self) -> TokenizerInfo:
         with self._reading:
             if self._alphabet is None:
                 try:
-                    self._alphabet = Alphabet(read_vocabulary(self._tokenizer_file, self._vocab_size))
+                    self._alphabet = TokenizerInfo(read_vocabulary(self._tokenizer_file, self._vocab_size))
                 except CheckpointError as error:
                     raise RequestError(
                         tensors.GUIDE_TYPE.name, f"this checkpoint's tokenizer cannot be guided: {error}"

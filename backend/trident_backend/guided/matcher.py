@@ -21,7 +21,7 @@ from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError, TridentError, UnavailableError
 
 
-class Follower:
+class GrammarMatcher:
     """The `Guide` of one sequence.
 
     Args:
@@ -40,7 +40,7 @@ class Follower:
         lexer: Lexer,
         renewed: Callable[[Lexer], Lexer],
         end_ids: frozenset[int],
-        slow: MutableSet[Follower],
+        slow: MutableSet[GrammarMatcher],
         *,
         begins_text: bool = True,
     ) -> None:

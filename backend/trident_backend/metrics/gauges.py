@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from trident_backend.engine.protocol import EngineSpec
-from trident_backend.metrics.histograms import RecordMetrics
-from trident_backend.metrics.instruments import Gauge, Labels, Meters
+from trident_backend.metrics.histograms import RecordHistograms
+from trident_backend.metrics.instruments import Gauge, Instruments, Labels
 from trident_backend.metrics.loop_stats import LoopStats
 from trident_backend.metrics.records import RequestRecord, StepRecord
 
@@ -78,10 +78,10 @@ class CoreMetrics:
         meters: makes the metrics.
     """
 
-    def __init__(self, spec: EngineSpec, labels: Labels, meters: Meters) -> None:
+    def __init__(self, spec: EngineSpec, labels: Labels, meters: Instruments) -> None:
         self._spec = spec
         self._last: _View | None = None
-        self._records = RecordMetrics(labels, meters)
+        self._records = RecordHistograms(labels, meters)
         self._gauges = [
             (Gauge(meters.gauge(family, description, {label: value, **labels})), source)
             for (family, description, label), value, source in _SOURCES

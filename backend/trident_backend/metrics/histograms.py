@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from trident_backend.metrics.instruments import BulkHistogram, Counter, Histogram, Labels, Meters
+from trident_backend.metrics.instruments import BulkHistogram, Counter, Histogram, Instruments, Labels
 from trident_backend.metrics.records import RequestRecord, StepRecord
 from trident_backend.sequences.sequence import FinishReason
 
@@ -70,7 +70,7 @@ _REQUEST_COUNTERS: tuple[tuple[str, str, Callable[[RequestRecord], float]], ...]
 )
 
 
-class RecordMetrics:
+class RecordHistograms:
     """Sums and distributions. A request counts when it has ended; in distributions, when it has been served whole. One
     for several answers counts as so many.
 
@@ -79,7 +79,7 @@ class RecordMetrics:
         meters: makes the metrics.
     """
 
-    def __init__(self, labels: Labels, meters: Meters) -> None:
+    def __init__(self, labels: Labels, meters: Instruments) -> None:
         self._request_histograms = [
             (Histogram(meters.histogram(family, description, labels, bounds)), value)
             for family, description, bounds, value in _REQUEST_HISTOGRAMS

@@ -1,6 +1,6 @@
 """The kinds of metrics, and how their values get to Triton's server.
 
-Owns what has been counted and not yet published. Knows no metrics library: `Meters` makes the metrics, and every value
+Owns what has been counted and not yet published. Knows no metrics library: `Instruments` makes them, and every value
 given to what it made is a message from this process to the server. With tritonserver 2.51 one takes 25 us, 10 us of
 them this process' CPU time. So a gauge is told only what is new, all else is kept until it is published, and a
 distribution has two forms:
@@ -24,7 +24,7 @@ from typing import Protocol
 Labels = Mapping[str, str]
 
 
-class Meters(Protocol):
+class Instruments(Protocol):
     """Makes metrics; what it returns sends a value at once, and is used by one thread.
 
     A value that the server refuses (an increment below 0) may cost the server its life, so none is ever sent.
@@ -119,7 +119,9 @@ class BulkHistogram:
         bounds: inclusive upper bounds of the buckets, rising; one without a bound follows.
     """
 
-    def __init__(self, meters: Meters, family: str, description: str, labels: Labels, bounds: Sequence[float]) -> None:
+    def __init__(
+        self, meters: Instruments, family: str, description: str, labels: Labels, bounds: Sequence[float]
+    ) -> None:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
         self._buckets = [

@@ -11,12 +11,12 @@ import numpy as np
 
 from trident_backend.engine.protocol import StepLogits, TokenIds
 from trident_backend.sampling.inversion import invert, passed
-from trident_backend.sampling.sampling_rows import DrawingRows
-from trident_backend.sampling.top_k import largest
+from trident_backend.sampling.sampling_rows import SamplingRows
+from trident_backend.sampling.top_k import top_k
 from trident_backend.sampling.top_p import keep_or_redraw
 
 
-def draw(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
+def draw(logits: StepLogits, drawing: SamplingRows) -> TokenIds:
     """One token for each of n rows, `[n]`."""
     tokens = drawing.likeliest.copy()
     # Rows of about the same k go together, as the largest sets the price for all.
@@ -28,9 +28,9 @@ def draw(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
     return tokens
 
 
-def _draw_from_largest(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
+def _draw_from_largest(logits: StepLogits, drawing: SamplingRows) -> TokenIds:
     """With top_k: all else is arithmetic on few tokens."""
-    values, ids = largest(logits, drawing.rows, drawing.top_ks)
+    values, ids = top_k(logits, drawing.rows, drawing.top_ks)
     exact = values.astype(np.float64)
     weights = np.exp((exact - exact[:, :1]) / drawing.temperatures[:, None])
     weights[np.arange(weights.shape[1]) >= drawing.top_ks[:, None]] = 0.0
@@ -43,14 +43,14 @@ def _draw_from_largest(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
     return tokens
 
 
-def _draw_from_all(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
+def _draw_from_all(logits: StepLogits, drawing: SamplingRows) -> TokenIds:
     """Without top_k."""
     floors = None
     if drawing.min_ps.any():
         with np.errstate(divide="ignore"):
             offsets = drawing.temperatures * np.log(drawing.min_ps)
         floors = (drawing.maxima + offsets).astype(np.float32)
-    masses = logits.masses(drawing.rows, drawing.maxima, drawing.temperatures, floors)
+    masses = logits.chunk_exp_sums(drawing.rows, drawing.maxima, drawing.temperatures, floors)
     tokens = invert(logits, drawing, masses, drawing.uniforms(), floors)
     narrow = np.flatnonzero(drawing.top_ps < 1)
     if narrow.size:
@@ -59,7 +59,7 @@ def _draw_from_all(logits: StepLogits, drawing: DrawingRows) -> TokenIds:
         if cut.size:
             # top_p's share is one of all tokens, whatever min_p takes away.
             members = drawing.of(cut)
-            totals[cut] = logits.masses(members.rows, members.maxima, members.temperatures).sum(axis=1)
+            totals[cut] = logits.chunk_exp_sums(members.rows, members.maxima, members.temperatures).sum(axis=1)
         tokens[narrow] = keep_or_redraw(logits, drawing.of(narrow), totals[narrow], tokens[narrow])
     return tokens
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, FloatArray, StepLogits, TokenIds
-from trident_backend.sampling.sampling_rows import DrawingRows
+from trident_backend.sampling.sampling_rows import SamplingRows
 
 
 def invert(
-    logits: StepLogits, drawing: DrawingRows, masses: Doubles, shares: Doubles, floors: FloatArray | None = None
+    logits: StepLogits, drawing: SamplingRows, masses: Doubles, shares: Doubles, floors: FloatArray | None = None
 ) -> TokenIds:
     """The tokens at which the rows' running weights pass these shares of the whole; each weighs more than 0.
 
     Args:
         logits: of the step.
         drawing: n rows of it.
-        masses: `[n, C]`, the weights' sums by chunk, some of them above 0; see `StepLogits.masses`.
+        masses: `[n, C]`, the weights' sums by chunk, some of them above 0; see `StepLogits.chunk_exp_sums`.
         shares: `[n]`, in [0, 1).
         floors: `[n]`, as the masses were asked for.
     """

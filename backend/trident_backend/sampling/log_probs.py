@@ -10,8 +10,8 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from trident_backend.engine.protocol import StepLogits
-from trident_backend.sampling.logits_processors import Moved
-from trident_backend.sampling.top_k import largest
+from trident_backend.sampling.logits_processors import ModifiedLogits
+from trident_backend.sampling.top_k import top_k
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.steps import Row
 
@@ -31,14 +31,14 @@ class LogProbs:
         self._tops: dict[int, tuple[list[int], list[float]]] = {}
         if self._wanted:
             numbers = np.array(self._wanted)
-            _, maxima = logits.likeliest(numbers)
-            masses = logits.masses(numbers, maxima, np.ones(len(numbers)))
+            _, maxima = logits.argmax(numbers)
+            masses = logits.chunk_exp_sums(numbers, maxima, np.ones(len(numbers)))
             with np.errstate(invalid="ignore"):
                 log_sums = maxima + np.log(masses.sum(axis=1))
             self._log_sums = dict(zip(self._wanted, log_sums.tolist(), strict=True))
             self._find_tops(rows)
 
-    def of(self, token_ids: list[int], moved: list[Moved]) -> dict[int, TokenLogProbs]:
+    def of(self, token_ids: list[int], moved: list[ModifiedLogits]) -> dict[int, TokenLogProbs]:
         """By row, of those rows that want them and have a token.
 
         Args:
@@ -67,7 +67,7 @@ class LogProbs:
         asked = [(number, count) for number, count in zip(self._wanted, counts, strict=True) if count]
         if asked:
             numbers, wanted_counts = np.array(asked, np.int64).T
-            values, ids = largest(self._logits, numbers, wanted_counts)
+            values, ids = top_k(self._logits, numbers, wanted_counts)
             for (number, count), row_ids, row_values in zip(asked, ids.tolist(), values.tolist(), strict=True):
                 self._tops[number] = row_ids[:count], row_values[:count]
 

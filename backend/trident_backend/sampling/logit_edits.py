@@ -16,7 +16,7 @@ from trident_backend.sequences.steps import Row
 TokenIds = npt.NDArray[np.int64]
 
 
-class FixedEdits:
+class RequestLogitBias:
     """Of one request's sequences.
 
     Args:

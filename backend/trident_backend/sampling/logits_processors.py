@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties, StepLogits, TokenIds
-from trident_backend.sampling.logit_edits import FixedEdits
+from trident_backend.sampling.logit_edits import RequestLogitBias
 from trident_backend.sequences.guide import RowMasks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
@@ -22,7 +22,7 @@ from trident_backend.sequences.steps import Row
 from trident_backend.sequences.token_counts import TokenCounts
 
 
-class Moved(NamedTuple):
+class ModifiedLogits(NamedTuple):
     """Logits that one edit has moved, as they were before it.
 
     Args:
@@ -48,7 +48,7 @@ class Moved(NamedTuple):
         return float(self.values[begin + places[0]]) if places.size else after
 
 
-class Edits:
+class LogitsProcessors:
     """Of all sequences.
 
     Args:
@@ -57,9 +57,9 @@ class Edits:
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._fixed: WeakKeyDictionary[Sequence, FixedEdits] = WeakKeyDictionary()
+        self._fixed: WeakKeyDictionary[Sequence, RequestLogitBias] = WeakKeyDictionary()
 
-    def apply(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None) -> list[Moved]:
+    def apply(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None) -> list[ModifiedLogits]:
         """Change the logits in place.
 
         Args:
@@ -73,7 +73,7 @@ class Edits:
         moved = []
         penalised: list[int] = []
         penalties: list[RowPenalties] = []
-        fixed: list[tuple[int, FixedEdits]] = []
+        fixed: list[tuple[int, RequestLogitBias]] = []
         for number, row in enumerate(rows):
             params = row.sequence.sampling
             if row.is_scored:
@@ -91,26 +91,26 @@ class Edits:
             ]
             if moving:
                 at, ids = _pairs(moving)
-                moved.append(Moved(at, ids, logits.read(at, ids)))
+                moved.append(ModifiedLogits(at, ids, logits.read(at, ids)))
             logits.penalise(np.array(penalised, np.intp), penalties)
         biased = [(number, edits) for number, edits in fixed if edits.bias_ids.size]
         if biased:
             at, ids = _pairs((number, edits.bias_ids) for number, edits in biased)
-            moved.append(Moved(at, ids, logits.read(at, ids)))
+            moved.append(ModifiedLogits(at, ids, logits.read(at, ids)))
             logits.write(at, ids, moved[-1].values + np.concatenate([edits.biases for _, edits in biased]))
         banned = [(number, edits.banned_ids(rows[number])) for number, edits in fixed]
         if banned:
             logits.write(*_pairs(banned), np.array(-np.inf, np.float32))
         if masks is not None and len(masks.rows):
-            logits.allow(masks.rows, masks.words)
+            logits.apply_token_bitmask(masks.rows, masks.words)
         return moved
 
-    def _fixed_edits(self, sequence: Sequence) -> FixedEdits:
+    def _fixed_edits(self, sequence: Sequence) -> RequestLogitBias:
         """One for all sequences of a request."""
         first = sequence.parent or sequence
         edits = self._fixed.get(first)
         if edits is None:
-            edits = self._fixed[first] = FixedEdits(first, self._vocab_size)
+            edits = self._fixed[first] = RequestLogitBias(first, self._vocab_size)
         return edits
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from trident_backend.engine.protocol import Indices, StepLogits
 from trident_backend.sampling.draws import draw
 from trident_backend.sampling.log_probs import LogProbs
-from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sampling.logits_processors import LogitsProcessors
 from trident_backend.sampling.sampling_rows import draws, pack
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.guide import RowMasks
@@ -28,7 +28,7 @@ class Sampler:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._edits = Edits(vocab_size)
+        self._edits = LogitsProcessors(vocab_size)
 
     def choose(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
         """One token for each row.
@@ -52,7 +52,7 @@ class Sampler:
 
 
 def _choose(logits: StepLogits, rows: Rows[Row], choosing: Indices) -> list[int]:
-    tokens, maxima = logits.likeliest(choosing)
+    tokens, maxima = logits.argmax(choosing)
     tokens[~np.isfinite(maxima)] = NOT_FINITE
     # -inf is the largest only where every token is banned.
     tokens[np.isneginf(maxima)] = NO_TOKEN

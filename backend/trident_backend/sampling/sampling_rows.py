@@ -15,7 +15,7 @@ from trident_backend.sampling.philox import UIntArray, uniforms
 from trident_backend.sequences.steps import Row
 
 
-class DrawingRows(NamedTuple):
+class SamplingRows(NamedTuple):
     """Of n rows; see `SamplingParams` for what is not said here.
 
     Args:
@@ -42,10 +42,10 @@ class DrawingRows(NamedTuple):
     indices: UIntArray
     places: UIntArray
 
-    def of(self, members: Indices) -> DrawingRows:
+    def of(self, members: Indices) -> SamplingRows:
         """Some of them."""
         columns: Any = (column[members] for column in self)
-        return DrawingRows(*columns)
+        return SamplingRows(*columns)
 
     def uniforms(self, attempt: int = 0) -> Doubles:
         """Random numbers `[n]`; a row that draws several times has one for each attempt."""
@@ -58,20 +58,20 @@ def draws(row: Row) -> bool:
     return params.temperature > 0 and params.top_k != 1 and params.top_p > 0
 
 
-def pack(rows: Rows[Row], numbers: Indices, likeliest: TokenIds, maxima: FloatArray, vocab_size: int) -> DrawingRows:
+def pack(rows: Rows[Row], numbers: Indices, likeliest: TokenIds, maxima: FloatArray, vocab_size: int) -> SamplingRows:
     """Pack rows that draw.
 
     Args:
         rows: all of the step.
         numbers: `[n]`, which of them.
-        likeliest: `[n]`, see `DrawingRows`.
-        maxima: `[n]`, see `DrawingRows`.
+        likeliest: `[n]`, see `SamplingRows`.
+        maxima: `[n]`, see `SamplingRows`.
         vocab_size: a top_k of so many or more keeps all.
     """
     chosen = [rows[number] for number in numbers.tolist()]
     params = [row.sequence.sampling for row in chosen]
     temperatures = np.array([p.temperature for p in params], np.float64)
-    return DrawingRows(
+    return SamplingRows(
         rows=numbers,
         likeliest=likeliest,
         maxima=maxima,

@@ -10,7 +10,7 @@ import numpy as np
 from trident_backend.engine.protocol import FloatArray, Indices, StepLogits, TokenIds
 
 
-def largest(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatArray, TokenIds]:
+def top_k(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatArray, TokenIds]:
     """The rows' largest logits and their tokens, the largest first; of equals the lowest ids, in order.
 
     Args:
@@ -24,14 +24,14 @@ def largest(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatA
     vocab_size = logits.shape[1]
     width = int(counts.max())
     # One more than asked for tells whether equals of the last were left out.
-    values, ids = logits.largest(rows, min(width + 1, vocab_size))
+    values, ids = logits.top_k(rows, min(width + 1, vocab_size))
     numbers = np.arange(len(rows))
     lasts = values[numbers, counts - 1]
     is_cut = (counts < vocab_size) & (values[numbers, np.minimum(counts, vocab_size - 1)] == lasts)
     cut = np.flatnonzero(is_cut & np.isfinite(lasts))
     if cut.size:
         places = values[cut] == lasts[cut, None]
-        equals = logits.equals(rows[cut], lasts[cut], places.sum(axis=1))
+        equals = logits.find_ties(rows[cut], lasts[cut], places.sum(axis=1))
         for number, its_places, lowest in zip(cut.tolist(), places, equals, strict=True):
             ids[number, its_places] = lowest
     order = np.lexsort((ids, -values), axis=1)[:, :width]

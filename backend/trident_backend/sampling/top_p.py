@@ -2,7 +2,8 @@
 
 Owns the rejection: a token drawn from all stays if the tokens likelier than it weigh less than top_p's share of the
 whole. If not, everything that top_p keeps is likelier than it, and the next draw is from the likelier tokens alone. So
-the draw is exact: it takes 1 / top_p attempts in the mean at most, each of which is one pass of `StepLogits.masses`.
+the draw is exact: it takes 1 / top_p attempts in the mean at most, each of which is one pass of
+`StepLogits.chunk_exp_sums`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy.typing as npt
 
 from trident_backend.engine.protocol import Doubles, StepLogits, TokenIds
 from trident_backend.sampling.inversion import invert
-from trident_backend.sampling.sampling_rows import DrawingRows
+from trident_backend.sampling.sampling_rows import SamplingRows
 
 
-def keep_or_redraw(logits: StepLogits, drawing: DrawingRows, totals: Doubles, tokens: TokenIds) -> TokenIds:
+def keep_or_redraw(logits: StepLogits, drawing: SamplingRows, totals: Doubles, tokens: TokenIds) -> TokenIds:
     """Tokens that top_p keeps, `[n]`.
 
     Args:
@@ -35,12 +36,12 @@ def keep_or_redraw(logits: StepLogits, drawing: DrawingRows, totals: Doubles, to
 
 
 def _judge(
-    logits: StepLogits, drawing: DrawingRows, totals: Doubles, tokens: TokenIds, attempt: int
+    logits: StepLogits, drawing: SamplingRows, totals: Doubles, tokens: TokenIds, attempt: int
 ) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
     """Those of n tokens that are kept, others in place of the rest, and which of the others may not be kept either."""
     values = logits.read(drawing.rows, tokens)
     floors = np.nextafter(values, np.float32(np.inf))
-    masses = logits.masses(drawing.rows, drawing.maxima, drawing.temperatures, floors)
+    masses = logits.chunk_exp_sums(drawing.rows, drawing.maxima, drawing.temperatures, floors)
     likelier = masses.sum(axis=1)
     weights = np.exp((values.astype(np.float64) - drawing.maxima) / drawing.temperatures)
     # How many tokens of this very weight top_p has room for.
@@ -49,7 +50,7 @@ def _judge(
     is_redrawn = is_rejected = room <= 0
     # Lower ids of the same weight come first; there can be too many only if there are so many lower ids.
     crowded = np.flatnonzero(~is_rejected & (room <= tokens))
-    equals = logits.equals(drawing.rows[crowded], values[crowded], room[crowded].astype(np.int64))
+    equals = logits.find_ties(drawing.rows[crowded], values[crowded], room[crowded].astype(np.int64))
     for number, kept in zip(crowded.tolist(), equals, strict=True):
         if kept[-1] < tokens[number]:
             # What is kept is known by now: all that is likelier, and these. So this draw is the last.

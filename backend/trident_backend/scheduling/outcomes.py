@@ -97,7 +97,7 @@ def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
 def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
     """Show the token just appended to whoever follows the text."""
     if token_id in sequence.end_ids or token_id in sequence.stop_ids:
-        sequence.num_silent_tokens = 0 if sequence.include_stop else 1
+        sequence.num_hidden_tail_tokens = 0 if sequence.include_stop else 1
         if token_id in sequence.end_ids:
             return last_look(sequence, FinishReason.EOS)
         word = sequence.stop_id_words.get(token_id)

@@ -20,7 +20,7 @@ from trident_backend.scheduling.prompt_chunks import PromptChunks
 from trident_backend.scheduling.prompt_order import PromptOrder
 from trident_backend.scheduling.speculation import Speculation
 from trident_backend.scheduling.step_budget import StepBudget
-from trident_backend.scheduling.ttft_estimate import FirstTokenEstimate
+from trident_backend.scheduling.ttft_estimate import TtftEstimate
 from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
@@ -56,7 +56,7 @@ class Scheduler:
         self._step_times = step_times
         self._deadlines = Deadlines()
         self._ended: list[Sequence] = []
-        self._first_token = FirstTokenEstimate(kv_cache, max_num_tokens, step_times)
+        self._first_token = TtftEstimate(kv_cache, max_num_tokens, step_times)
         self._budget = StepBudget(max_num_tokens, settings.target_itl_ms / 1000, step_times)
         self._prompt_chunks = PromptChunks(kv_cache, self._budget)
         self._speculation = Speculation(kv_cache, self._budget, settings.max_draft_tokens, step_times)

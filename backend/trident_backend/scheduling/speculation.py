@@ -1,7 +1,7 @@
 """Lets streams guess ahead, where that pays.
 
 Owns the choice of who guesses how far in a step, and of how much of which text is indexed in it. Never makes a guess (a
-sequence's `PromptLookup` does) and never judges one: a guess is right when the sampler chooses it, so that what comes
+sequence's `NgramDrafter` does) and never judges one: a guess is right when the sampler chooses it, so that what comes
 out is what would have come out without.
 """
 
@@ -11,7 +11,7 @@ import math
 
 from trident_backend.kv.cache import KVCache
 from trident_backend.scheduling.step_budget import StepBudget
-from trident_backend.sequences.ngram_drafter import IndexRoom, PromptLookup
+from trident_backend.sequences.ngram_drafter import IndexRoom, NgramDrafter
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import ScheduledChunk
@@ -42,7 +42,7 @@ class Speculation:
 
     def begin(self, sequence: Sequence) -> None:
         """Let a new sequence guess."""
-        sequence.lookup = PromptLookup(self._index_room)
+        sequence.lookup = NgramDrafter(self._index_room)
 
     def end(self, sequence: Sequence) -> None:
         """Give back what its guesses needed."""

@@ -12,7 +12,7 @@ from trident_backend.sequences.siblings import num_own_tokens
 from trident_backend.sequences.step_time import StepTimeModel
 
 
-class FirstTokenEstimate:
+class TtftEstimate:
     """As if prompts were all there is to do.
 
     Args:

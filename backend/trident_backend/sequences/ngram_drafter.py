@@ -32,7 +32,7 @@ class IndexRoom:
         self.max_half = max_half
 
 
-class PromptLookup:
+class NgramDrafter:
     """The n-grams of one growing sequence.
 
     The index has two halves. When the newer one is full, or nothing is left of the room, the older one is forgotten and

@@ -13,7 +13,7 @@ from enum import Enum
 from trident_backend.sequences.block_table import BlockTable
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.guide import Guide
-from trident_backend.sequences.ngram_drafter import PromptLookup
+from trident_backend.sequences.ngram_drafter import NgramDrafter
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_backend.sequences.token_counts import TokenCounts
@@ -27,7 +27,7 @@ class FinishReason(str, Enum):
     #: A stop string, a stop id, or a guide that allows nothing more.
     STOP = "stop"
     LENGTH = "length"
-    #: Asked to stop, which is no error; or its client is gone.
+    #: BuildRequest to stop, which is no error; or its client is gone.
     CANCELLED = "cancelled"
     #: Its timeout has passed.
     TIMEOUT = "timeout"
@@ -63,7 +63,7 @@ class Sequence:
         include_stop: whether the token that ended it is text.
         guide: what it may say; sees every token.
         stop_reason: the stop string, or stop id, that ended it.
-        num_silent_tokens: 1 if the last token is no text (it ended it), else 0.
+        num_hidden_tail_tokens: 1 if the last token is no text (it ended it), else 0.
         log_probs: of the output, token by token, if wanted.
         prompt_log_probs: of the prompt's tokens from the second on, if wanted.
     """
@@ -94,7 +94,7 @@ class Sequence:
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
-    lookup: PromptLookup | None = None
+    lookup: NgramDrafter | None = None
     token_counts: TokenCounts | None = None
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Sequence:
     awaits_mask: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str = ""
-    num_silent_tokens: int = 0
+    num_hidden_tail_tokens: int = 0
     error: TridentError | None = None
 
     @property

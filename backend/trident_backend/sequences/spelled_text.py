@@ -19,7 +19,7 @@ class Place(NamedTuple):
     """A place in the text that is shown: so many characters of what all but the last so many tokens decode to."""
 
     num_characters: int
-    num_silent_tokens: int
+    num_hidden_tail_tokens: int
 
 
 class SpelledText:

@@ -56,7 +56,7 @@ class StopStrings:
         self._include_stop = include_stop
         self._num_safe_tokens = self._num_echoed
         self._num_characters = ALL
-        self._num_silent_tokens = 0
+        self._num_hidden_tail_tokens = 0
         self._shown = Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=skip_special_tokens)
         self._search = WordSearch(words, self._shown.ends[0])
         self._spelled: SpelledText | None = None
@@ -85,9 +85,9 @@ class StopStrings:
         return self._num_characters
 
     @property
-    def num_silent_tokens(self) -> int:
+    def num_hidden_tail_tokens(self) -> int:
         """How many tokens at the end are no text once a stop string was found that begins with a hidden token."""
-        return self._num_silent_tokens
+        return self._num_hidden_tail_tokens
 
     def append(self, token_id: int) -> str | None:
         """Take the next token; return the stop string that is complete now, if one is.
@@ -147,14 +147,14 @@ class StopStrings:
     def _spelled_cut(self, spelled: SpelledText, match: Match) -> _Cut:
         begin, end = spelled.shown(match.begin), spelled.shown(match.end, is_end=True)
         if self._include_stop:
-            begin = end._replace(num_silent_tokens=0)
-        return _Cut(end.num_characters, end.num_silent_tokens, -len(match.word), match.word, *begin)
+            begin = end._replace(num_hidden_tail_tokens=0)
+        return _Cut(end.num_characters, end.num_hidden_tail_tokens, -len(match.word), match.word, *begin)
 
     def _end(self, cuts: list[_Cut]) -> str | None:
         if not cuts:
             return None
         cut = min(cuts)
-        self._num_characters, self._num_silent_tokens = cut.num_characters, cut.num_silent_tokens
+        self._num_characters, self._num_hidden_tail_tokens = cut.num_characters, cut.num_hidden_tail_tokens
         return cut.word
 
     def _release(self) -> None:
@@ -177,7 +177,7 @@ class _Cut(NamedTuple):
         minus_length: of the stop string.
         word: the stop string.
         num_characters: of the text.
-        num_silent_tokens: at the end, which are no text.
+        num_hidden_tail_tokens: at the end, which are no text.
     """
 
     end: int
@@ -185,4 +185,4 @@ class _Cut(NamedTuple):
     minus_length: int
     word: str
     num_characters: int
-    num_silent_tokens: int = 0
+    num_hidden_tail_tokens: int = 0

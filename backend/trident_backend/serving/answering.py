@@ -21,7 +21,7 @@ from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.answers import Answer, Stream
 from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.flow_control import FlowState
-from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.output_tensors import OutputTensorBuilder
 from trident_backend.serving.responses import Responder, Response, padded
 from trident_ensemble.acknowledgements import AcknowledgementTable
 from trident_ensemble.contract.chunk_header import ChunkHeader
@@ -34,7 +34,7 @@ _POLL_UNACKNOWLEDGED_S = 0.02
 _POLL_CANCELLED_S = 0.1
 
 
-class Streams:
+class AnsweringThread:
     """All open answers of a core.
 
     Args:
@@ -52,7 +52,7 @@ class Streams:
         settings: CoreSettings,
         max_num_streams: int,
         anchors: bytes,
-        reporter: Reporter,
+        reporter: OutputTensorBuilder,
         tell: Callable[[Command, Sequence], None],
         *,
         on_closed: Callable[[Request], None],
@@ -61,7 +61,7 @@ class Streams:
         self._settings = settings
         self._anchors = anchors
         self._reporter = reporter
-        self._tell = tell
+        self._emit_step = tell
         self._on_closed = on_closed
         self._on_fatal = on_fatal
         self._table = AcknowledgementTable(max_num_streams)
@@ -117,7 +117,7 @@ class Streams:
             error = None
             while error is None:
                 error = self._take_inbox()
-                self._pump_all()
+                self._flush_all()
             self._end_all(error)
         except BaseException as cause:  # the last line of defence: nobody may wait for ever
             try:
@@ -137,7 +137,7 @@ class Streams:
     def _take_inbox(self) -> TridentError | None:
         """Wait for news, and take all there is; return what is left to be told when it is the end."""
         try:
-            message = self._inbox.get(timeout=self._patience())
+            message = self._inbox.get(timeout=self._wait_timeout())
             while not isinstance(message, TridentError):
                 self._take(message)
                 message = self._inbox.get_nowait()
@@ -145,7 +145,7 @@ class Streams:
             return None
         return message
 
-    def _patience(self) -> float | None:
+    def _wait_timeout(self) -> float | None:
         """Return how long to wait for news: acknowledgements and cancellations make no sound."""
         if self._held:
             return _POLL_HELD_S
@@ -182,13 +182,13 @@ class Streams:
             except BaseException as cause:
                 self._fail(answer, internal_error("the request could not be answered", cause))
 
-    def _pump_all(self) -> None:
+    def _flush_all(self) -> None:
         now = time.monotonic()
         self._poll_cancelled(now)
         self._read_acknowledgements(now)
         ready, self._ready = self._ready, {}
         for answer in ready:
-            self._pump(answer, now)
+            self._flush(answer, now)
 
     def _poll_cancelled(self, now: float) -> None:
         if now < self._next_cancel_poll:
@@ -219,10 +219,10 @@ class Streams:
             if is_new or may_be_late:
                 answer.flow.acknowledged(num_acknowledged)
                 # Whoever comes behind one that is not late yet was sent later.
-                is_late = self._heed(answer, answer.flow.state(now))
+                is_late = self._apply_acks(answer, answer.flow.state(now))
                 may_be_late = may_be_late and (is_new or is_late)
 
-    def _heed(self, answer: Answer, state: FlowState) -> bool:
+    def _apply_acks(self, answer: Answer, state: FlowState) -> bool:
         """Act on what is known of an answer's reader; return whether its chunk has been on its way for long."""
         assert answer.flow is not None
         if state is FlowState.GONE:
@@ -235,14 +235,14 @@ class Streams:
         if (state is FlowState.STALLED) != answer.paused:
             answer.paused = not answer.paused
             for stream in answer.streams:
-                self._tell(Command.PAUSE if answer.paused else Command.RESUME, stream.sequence)
+                self._emit_step(Command.PAUSE if answer.paused else Command.RESUME, stream.sequence)
         if answer.flow.may_send:
             del self._in_flight[answer]
             self._held.discard(answer)
             self._ready[answer] = None
         return state is FlowState.STALLED
 
-    def _pump(self, answer: Answer, now: float) -> None:
+    def _flush(self, answer: Answer, now: float) -> None:
         """Send what may be sent; what fails on the way ends this request, and no other."""
         if answer.is_closed:
             return
@@ -267,7 +267,7 @@ class Streams:
         answer.aborted = True
         for stream in answer.streams:
             if not stream.ended:
-                self._tell(Command.ABORT, stream.sequence)
+                self._emit_step(Command.ABORT, stream.sequence)
 
     def _send(self, answer: Answer, streams: list[Stream], now: float) -> None:
         """One response: all of an answer, or what there is of one of its streams."""

@@ -11,7 +11,7 @@ from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.events import TokenEvent
 from trident_backend.serving.flow_control import FlowControl
-from trident_backend.serving.output_tensors import Span
+from trident_backend.serving.output_tensors import ResponseSlice
 from trident_backend.serving.responses import Responder
 from trident_ensemble.contract.chunk_header import ALL, Part
 from trident_ensemble.contract.errors import TridentError
@@ -61,19 +61,19 @@ class Stream:
         skip = self.answer.request.output.skip_special_tokens
         return context_ids(anchors, self.token_ids, self.num_sent, skip_special_tokens=skip)
 
-    def send(self) -> tuple[list[int], Part, Span]:
+    def send(self) -> tuple[list[int], Part, ResponseSlice]:
         """All that may leave, which then has left."""
         start, end = self.num_sent, self.num_safe
         self.num_sent = end
-        span = Span(self.sequence, end - start, max(0, start - self.num_echoed), max(0, end - self.num_echoed))
+        span = ResponseSlice(self.sequence, end - start, max(0, start - self.num_echoed), max(0, end - self.num_echoed))
         return self.token_ids[start:end], self._part(start, end), span
 
     def _part(self, start: int, end: int) -> Part:
         if not self.ended:
             return Part(end - start)
-        stop_strings, num_silent, num_characters = self.sequence.stop_strings, self.sequence.num_silent_tokens, ALL
+        stop_strings, num_silent, num_characters = self.sequence.stop_strings, self.sequence.num_hidden_tail_tokens, ALL
         if stop_strings is not None and stop_strings.num_characters != ALL:
-            num_silent = max(num_silent, stop_strings.num_silent_tokens)
+            num_silent = max(num_silent, stop_strings.num_hidden_tail_tokens)
             num_characters = stop_strings.num_characters - stop_strings.text_end(start)
         return Part(end - start, num_silent, num_characters)
 
@@ -107,7 +107,7 @@ class Answer:
         self.slot, self.secret = 0, 0
         self.paused = False
         self.is_closed = False
-        #: Streams whose last response has not left.
+        #: AnsweringThread whose last response has not left.
         self.streams = [
             Stream(
                 sequence,

@@ -41,7 +41,7 @@ class GuideCompiler(Protocol):
         ...
 
 
-class GuidedRequests:
+class GrammarJobs:
     """See the module.
 
     Args:

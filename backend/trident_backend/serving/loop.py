@@ -79,23 +79,23 @@ class EngineLoop:
     def _take_inbox(self, *, wait: bool) -> bool:
         """Obey all that was asked since the last step; False when asked to stop."""
         if wait:
-            self._look()
+            self._publish_stats()
         try:
-            message = self._inbox.get(block=wait, timeout=self._patience() if wait else None)
+            message = self._inbox.get(block=wait, timeout=self._wait_timeout() if wait else None)
             while message is not None:
-                self._obey(*message)
+                self._handle(*message)
                 message = self._inbox.get_nowait()
         except queue.Empty:
-            self._tell(())
+            self._emit_step(())
             return True
         return False
 
-    def _patience(self) -> float | None:
+    def _wait_timeout(self) -> float | None:
         """Seconds until something is due though nobody asks for it."""
         deadline = self._core.scheduler.next_deadline
         return None if deadline == math.inf else max(0.0, deadline - self._core.clock())
 
-    def _obey(self, command: Command, sequence: Sequence) -> None:
+    def _handle(self, command: Command, sequence: Sequence) -> None:
         if sequence.finish_reason is not None:
             return  # an abort may overtake the addition, and anything the end
         scheduler = self._core.scheduler
@@ -112,8 +112,8 @@ class EngineLoop:
         if result.output.chunks:
             self._num_steps += 1
             self._record(step_record(result))
-        self._look()
-        self._tell(result.advances)
+        self._publish_stats()
+        self._emit_step(result.advances)
         if result.error is not None:
             log_failure("a step of the engine failed", result.error)
         self._num_failures = self._num_failures + 1 if result.error is not None else 0
@@ -122,7 +122,7 @@ class EngineLoop:
         if result.error is not None and self._num_failures == _MAX_FAILURES:
             raise result.error
 
-    def _tell(self, advances: Iterable[Advance]) -> None:
+    def _emit_step(self, advances: Iterable[Advance]) -> None:
         """Emit new tokens and ends, and record the ends."""
         events = []
         for sequence, num_tokens, _ in advances:
@@ -139,7 +139,7 @@ class EngineLoop:
         if events:
             self._emit(events)
 
-    def _look(self) -> None:
+    def _publish_stats(self) -> None:
         scheduler, kv_cache = self._core.scheduler, self._core.kv_cache
         self.stats = LoopStats(
             num_running=len(scheduler.running),
@@ -159,11 +159,11 @@ class EngineLoop:
         while not self._inbox.empty():
             message = self._inbox.get()
             if message is not None:
-                self._obey(*message)
+                self._handle(*message)
         for sequence in [*scheduler.running, *scheduler.waiting]:
             scheduler.finish(sequence, FinishReason.CANCELLED, error)
-        self._look()
-        self._tell(())
+        self._publish_stats()
+        self._emit_step(())
 
 
 #: Consecutive failed steps after which the engine is held to be broken.

@@ -19,7 +19,7 @@ from trident_ensemble.contract import tensors
 from trident_ensemble.contract.tensors import TensorSpec
 
 
-class Span(NamedTuple):
+class ResponseSlice(NamedTuple):
     """What of one sequence is in a response.
 
     Args:
@@ -35,7 +35,7 @@ class Span(NamedTuple):
     end: int
 
 
-class Reporter:
+class OutputTensorBuilder:
     """Fills responses of requests.
 
     Args:
@@ -47,7 +47,7 @@ class Reporter:
         self._block_size = block_size
         self._epoch_ns = epoch_ns
 
-    def outputs(self, request: Request, spans: tuple[Span, ...], *, is_last: bool) -> tuple[Output, ...]:
+    def outputs(self, request: Request, spans: tuple[ResponseSlice, ...], *, is_last: bool) -> tuple[Output, ...]:
         """What is due with one response.
 
         Args:
@@ -75,7 +75,7 @@ class Reporter:
                 outputs += self._perf_metrics(request, [span.sequence for span in spans])
         return tuple(outputs)
 
-    def _ends(self, request: Request, spans: tuple[Span, ...]) -> list[Output]:
+    def _ends(self, request: Request, spans: tuple[ResponseSlice, ...]) -> list[Output]:
         sequences = [span.sequence for span in spans]
         first = request.first
         outputs = [
@@ -126,7 +126,7 @@ def _finish_reason(sequence: Sequence) -> str:
     return sequence.finish_reason.value
 
 
-def _log_probs(spans: tuple[Span, ...], num_top: int) -> list[Output]:
+def _log_probs(spans: tuple[ResponseSlice, ...], num_top: int) -> list[Output]:
     rows = [span.sequence.log_probs[span.start : span.end] for span in spans]
     padded = np.zeros((len(rows), max(map(len, rows))), np.float32)
     for place, row in enumerate(rows):

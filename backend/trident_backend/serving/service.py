@@ -3,9 +3,9 @@
 Owns the order of starting and stopping, which requests go by which of their clients' names, and what was measured until
 somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
 
-A request that was taken is at every moment held by one of two, who answers it: `GuidedRequests` while its grammar is
-compiled, `Streams` from then on. Whichever thread fails, these two are told to answer all they hold and to take no
-more, and then the process is told to end.
+A request that was taken is at every moment held by one of two, who answers it: `GrammarJobs` while its grammar is
+compiled, `AnsweringThread` from then on. Whichever thread fails, these two are told to answer all they hold and to
+take no more, and then the process is told to end.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trident_backend.metrics.records import RequestRecord, StepRecord, refusal
 from trident_backend.requests.request import Request, RequestContext, parse_request, parse_size, parse_stop
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.admission import Admission
-from trident_backend.serving.answering import Streams
+from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.events import Command
-from trident_backend.serving.grammar_jobs import GuideCompiler, GuidedRequests
+from trident_backend.serving.grammar_jobs import GrammarJobs, GuideCompiler
 from trident_backend.serving.loop import EngineLoop
-from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.output_tensors import OutputTensorBuilder
 from trident_backend.serving.responses import Responder, nothing_generated
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import DrainingError, TridentError
@@ -73,16 +73,16 @@ class CoreService:
         self._in_hand: set[Request] = set()
         self._admission = Admission(self.spec, settings)
         self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
-        self._guided = GuidedRequests(guides, self._compiled)
+        self._guided = GrammarJobs(guides, self._compiled)
         self._stopping = False
         self._records: deque[StepRecord | RequestRecord] = deque(maxlen=_MAX_RECORDS)
         self._core = EngineCore(engine, settings, time.monotonic)
-        self._streams = Streams(
+        self._streams = AnsweringThread(
             settings,
             self._admission.capacity,
             anchors,
-            Reporter(self.spec.block_size, time.time_ns() - time.monotonic_ns()),
-            self._tell,
+            OutputTensorBuilder(self.spec.block_size, time.time_ns() - time.monotonic_ns()),
+            self._emit_step,
             on_closed=self._closed,
             on_fatal=self._streams_died,
         )
@@ -213,7 +213,7 @@ class CoreService:
         with self._lock:
             self._lock.wait_for(lambda: not self._in_hand, _ANSWER_S)
 
-    def _tell(self, command: Command, sequence: Sequence) -> None:
+    def _emit_step(self, command: Command, sequence: Sequence) -> None:
         self._loop.tell(command, sequence)
 
     def _closed(self, request: Request) -> None:

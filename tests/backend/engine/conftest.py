@@ -18,7 +18,7 @@ from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_compiler.planning.machine import Machine
-from trident_compiler.planning.memory_plan import Wanted, parse_cache_size
+from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
 from trident_compiler.progress import SilentProgress
 from trident_preprocessing.chat.template_probe import write_template_profiles
 
@@ -31,7 +31,7 @@ def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format
     opened = open_checkpoint(checkpoint)
     compiler = OpenVINOCompiler(MACHINE)
     chosen = compiler.precision(opened, precision, weight_format)
-    wanted = Wanted(max_num_seqs=16, max_num_tokens=1024, cache=parse_cache_size("8192t"))
+    wanted = LimitsRequest(max_num_seqs=16, max_num_tokens=1024, cache=parse_cache_size("8192t"))
     folder.mkdir(parents=True)
     plan = compiler.plan(opened, chosen, wanted)
     build_engine(

@@ -15,7 +15,7 @@ from tests.backend.engine.conftest import BuildAndLoad
 from tests.checkpoints import make_checkpoint, reference_model
 from trident_backend.core import EngineCore
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
-from trident_backend.sequences.ngram_drafter import PromptLookup
+from trident_backend.sequences.ngram_drafter import NgramDrafter
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
@@ -45,7 +45,7 @@ class Smaller:
 
 
 @dataclass
-class Guesser(PromptLookup):
+class Guesser(NgramDrafter):
     """Guesses what is known to come, but for every fifth place, where it is wrong."""
 
     continuation: list[int]

@@ -48,7 +48,7 @@ def test_masses_are_torchs_sums(vocab_size: int) -> None:
         padded = torch.nn.functional.pad(weights, (0, -vocab_size % CHUNK_WIDTH))
         expected = padded.reshape(num_rows, -1, CHUNK_WIDTH).sum(2)
         for kernels in _kernels(vocab_size):
-            masses = kernels.masses(logits, maxima, inverse, floors)
+            masses = kernels.chunk_exp_sums(logits, maxima, inverse, floors)
             assert masses.dtype == np.float32
             np.testing.assert_allclose(masses, expected.numpy(), rtol=3e-6, atol=1e-30)
 
@@ -60,7 +60,7 @@ def test_the_largest_are_torchs(vocab_size: int) -> None:
         if count <= vocab_size:
             expected = torch.from_numpy(logits).topk(count).values.numpy()
             for kernels in _kernels(vocab_size):
-                values, ids = kernels.largest(logits, count)
+                values, ids = kernels.top_k(logits, count)
                 np.testing.assert_array_equal(values, expected)
                 np.testing.assert_array_equal(np.take_along_axis(logits, ids, axis=1), values)
                 assert all(len(set(row)) == count for row in ids.tolist())
@@ -71,15 +71,15 @@ def test_what_they_give_for_a_row_depends_on_that_row_alone(vocab_size: int) -> 
     kernels, logits = OpenVINOKernels(vocab_size), _logits(vocab_size)
     maxima, ones = logits.max(axis=1), np.ones(len(logits), np.float32)
     floors = np.full(len(logits), -2, np.float32)
-    masses, above = kernels.masses(logits, maxima, ones), kernels.masses(logits, maxima, ones, floors)
-    values, _ = kernels.largest(logits, 21)
+    masses, above = kernels.chunk_exp_sums(logits, maxima, ones), kernels.chunk_exp_sums(logits, maxima, ones, floors)
+    values, _ = kernels.top_k(logits, 21)
     logits[5], logits[6] = np.nan, np.inf
     for start, end in ((0, 1), (7, 37), (3, 20), (36, 37), (0, 37)):
         some = slice(start, end)
         again = (
-            kernels.masses(logits[some], maxima[some], ones[some]),
-            kernels.masses(logits[some], maxima[some], ones[some], floors[some]),
-            kernels.largest(logits[some], 21)[0],
+            kernels.chunk_exp_sums(logits[some], maxima[some], ones[some]),
+            kernels.chunk_exp_sums(logits[some], maxima[some], ones[some], floors[some]),
+            kernels.top_k(logits[some], 21)[0],
         )
         whole = ~np.isin(np.arange(start, end), (5, 6))
         for after, before in zip(again, (masses, above, values), strict=True):

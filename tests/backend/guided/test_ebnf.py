@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tests.fakes.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
-from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler, max_items
+from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler, TokenizerInfo, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary
@@ -184,7 +184,7 @@ ws ::= " "? | "\n" [ \t]{0,20}
 
 def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     texts = [letter * length for letter in (bytes([code]) for code in range(97, 123)) for length in range(1, 101)]
-    alphabet = Alphabet(Vocabulary(len(texts), [*texts, b""], None))
+    alphabet = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
     for grammar in AMBIGUOUS:
         with pytest.raises(RequestError, match="costs too much"):
             CompiledGrammar(

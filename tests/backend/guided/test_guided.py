@@ -23,7 +23,7 @@ from tests.fakes.guides import (
     write,
 )
 from tests.tokenizer_zoo import tokenizer_of
-from trident_backend.guided.compiler import Alphabet, CompiledGrammar, GuideCompiler
+from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler, TokenizerInfo
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary
@@ -197,7 +197,7 @@ def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
 @pytest.mark.parametrize("end_ids", [frozenset(), frozenset({2})])
 def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
     texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
-    alphabet = Alphabet(Vocabulary(128, [*texts, b""], None))
+    alphabet = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
     grammar = CompiledGrammar(
         alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000, GuideMemory(1 << 30).take
     )

@@ -21,7 +21,7 @@ from tests.fakes.guides import (
 )
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import compiler as compiler_module
-from trident_backend.guided.compiler import Alphabet, GuideCompiler
+from trident_backend.guided.compiler import GuideCompiler, TokenizerInfo
 from trident_ensemble.contract.errors import RequestError
 
 
@@ -87,13 +87,13 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
         victim.advance(letters["b"])
     assert not greedy.is_finished
     renewed: list[str] = []
-    renew = Alphabet.matcher
+    renew = TokenizerInfo.matcher
 
-    def counted(alphabet: Alphabet, text: str, max_items: int, max_states: int) -> LLMatcher:
+    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
         renewed.append(text)
         return renew(alphabet, text, max_items, max_states)
 
-    monkeypatch.setattr(Alphabet, "matcher", counted)
+    monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(5):
         assert set(letters.values()) <= allowed(grammar.start(frozenset({NO_TEXT})))[0]
     assert len(renewed) == 1
@@ -197,13 +197,13 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
     (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
     guide = guides.compile("ebnf_grammar", 'root ::= "a" root | "b"').start(frozenset({NO_TEXT}))
     compiled: list[str] = []
-    renew = Alphabet.matcher
+    renew = TokenizerInfo.matcher
 
-    def counted(alphabet: Alphabet, text: str, max_items: int, max_states: int) -> LLMatcher:
+    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
         compiled.append(text)
         return renew(alphabet, text, max_items, max_states)
 
-    monkeypatch.setattr(Alphabet, "matcher", counted)
+    monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(2500):
         guide.advance(letter)
     assert last in allowed(guide, (last,))[0]

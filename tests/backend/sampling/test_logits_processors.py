@@ -17,7 +17,7 @@ from tests.backend.sampling.test_sampling_reference import edited, next_row, seq
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties
-from trident_backend.sampling.logits_processors import Edits
+from trident_backend.sampling.logits_processors import LogitsProcessors
 from trident_backend.sequences.guide import RowMasks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
@@ -26,10 +26,10 @@ from trident_backend.sequences.steps import Row
 VOCAB = 70
 
 
-def _apply(rows: list[Row], masks: RowMasks | None = None, edits: Edits | None = None) -> FloatArray:
+def _apply(rows: list[Row], masks: RowMasks | None = None, edits: LogitsProcessors | None = None) -> FloatArray:
     logits = np.random.default_rng(len(rows)).normal(0, 3, (len(rows), VOCAB)).astype(np.float32)
     changed = logits.copy()
-    (edits or Edits(VOCAB)).apply(HostLogits(changed, NumpyKernels()), rows, masks)
+    (edits or LogitsProcessors(VOCAB)).apply(HostLogits(changed, NumpyKernels()), rows, masks)
     for number, row in enumerate(rows):
         allowed = None
         if masks is not None and number in masks.rows:
@@ -42,7 +42,7 @@ def _apply(rows: list[Row], masks: RowMasks | None = None, edits: Edits | None =
 def test_penalties_follow_a_growing_sequence() -> None:
     params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.3, frequency_penalty=0.2)
     sequences = [sequence_of(params, [1, 2, 3, 2]), sequence_of(SamplingParams(), [1]), sequence_of(params, [9])]
-    rng, edits = np.random.default_rng(0), Edits(VOCAB)
+    rng, edits = np.random.default_rng(0), LogitsProcessors(VOCAB)
     for _ in range(40):
         _apply([next_row(sequence) for sequence in sequences], edits=edits)
         for sequence in sequences:
@@ -58,7 +58,7 @@ def test_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) 
     logits[0, [prompt[0], prompt[1], output[0], 7]] = 0.0, -0.0, -np.inf, -1e-38
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), torch.from_numpy(logits))
     row = next_row(sequence_of(SamplingParams(repetition_penalty=penalty), prompt, output))
-    Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
+    LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
     np.testing.assert_array_equal(logits.view(np.int32), expected.numpy().view(np.int32))
 
 
@@ -67,7 +67,7 @@ def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
     params = SamplingParams(repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1)
     costs = []
     for num_tokens in (100, 5000):
-        edits, logits = Edits(6000), HostLogits(np.ones((4, 6000), np.float32), NumpyKernels())
+        edits, logits = LogitsProcessors(6000), HostLogits(np.ones((4, 6000), np.float32), NumpyKernels())
         sequences = [sequence_of(params, list(range(num_tokens)), [1]) for _ in range(4)]
         edits.apply(logits, [next_row(sequence) for sequence in sequences], None)
         for sequence in sequences:
@@ -87,7 +87,7 @@ def test_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
             super().penalise(rows, penalties)
 
     logits = np.zeros((1, VOCAB), np.float32)
-    Edits(VOCAB).apply(Noting(logits, NumpyKernels()), [next_row(sequence)], None)
+    LogitsProcessors(VOCAB).apply(Noting(logits, NumpyKernels()), [next_row(sequence)], None)
     assert [penalties.ids.tolist() for penalties in looked_at] == [[61]]
     assert {token_id: logits[0, token_id] for token_id in np.flatnonzero(logits[0])} == {61: -1.0}
 
@@ -150,7 +150,7 @@ def test_ends_are_banned_until_the_output_is_long_enough() -> None:
         sequence.end_ids, sequence.stop_ids = ends["end_ids"], ends["stop_ids"]
         logits = np.zeros((1, VOCAB), np.float32)
         row = Row(sequence, sequence.num_tokens + num_drafts, (1,) * num_drafts)
-        Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
+        LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
         assert np.flatnonzero(np.isneginf(logits[0])).tolist() == ([2, 3] if is_banned else [])
 
 
@@ -166,13 +166,15 @@ def test_rows_that_score_are_left_as_they_are() -> None:
     params = SamplingParams(repetition_penalty=2.0, logit_bias=((1, 5.0),), bad_words=((2,),), min_tokens=9)
     sequence = sequence_of(params, [1, 2, 3])
     logits = np.ones((3, VOCAB), np.float32)
-    Edits(VOCAB).apply(HostLogits(logits, NumpyKernels()), [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)], None)
+    LogitsProcessors(VOCAB).apply(
+        HostLogits(logits, NumpyKernels()), [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)], None
+    )
     assert (logits[:2] == 1).all()
     assert not (logits[2] == 1).all()
 
 
 def test_what_is_known_of_a_sequence_goes_with_it() -> None:
-    edits = Edits(VOCAB)
+    edits = LogitsProcessors(VOCAB)
     rows = [next_row(sequence_of(SamplingParams(bad_words=((2,),)), [1]))]
     edits.apply(HostLogits(np.zeros((1, VOCAB), np.float32), NumpyKernels()), rows, None)
     assert any(isinstance(each, Sequence) for each in edits._fixed)

@@ -83,7 +83,7 @@ def check_large_vocabulary(kernels: VocabularyKernels) -> None:
     """100 000 draws from 128 256 tokens, nearly evenly likely, counted by chunk and by the place in a chunk."""
     vocab_size, num_draws = 128_256, 100_000
     logits = np.where(np.arange(vocab_size) % 2, 0.0, -0.1).astype(np.float32)[None]
-    masses = kernels.masses(logits, np.zeros(1, np.float32), np.ones(1, np.float32)).astype(np.float64)
+    masses = kernels.chunk_exp_sums(logits, np.zeros(1, np.float32), np.ones(1, np.float32)).astype(np.float64)
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, num_draws, 5000):
         rows = [next_row(sequence_of(SamplingParams(1.0, seed=start + seed), [1])) for seed in range(5000)]

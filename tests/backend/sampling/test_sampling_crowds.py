@@ -137,8 +137,8 @@ def _wider(params: SamplingParams) -> SamplingParams:
 class ContraryKernels(NumpyKernels):
     """Of equals the highest ids come first, as they may."""
 
-    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        values, ids = super().largest(np.ascontiguousarray(logits[:, ::-1]), count)
+    def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+        values, ids = super().top_k(np.ascontiguousarray(logits[:, ::-1]), count)
         return values, logits.shape[1] - 1 - ids
 
 

@@ -16,7 +16,7 @@ from trident_ensemble.contract.settings import CoreSettings
 
 
 class LostLogits(HostLogits):
-    def likeliest(self, rows: Indices) -> NoReturn:
+    def argmax(self, rows: Indices) -> NoReturn:
         raise EngineError("the device is gone")
 
 

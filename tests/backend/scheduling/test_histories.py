@@ -274,7 +274,7 @@ class Histories(RuleBasedStateMachine):
         ended = output == expected.output and sequence not in self.asked
         if expected.reason is FinishReason.ERROR and ended:
             assert sequence.error is not None
-        assert sequence.num_silent_tokens == (expected.num_silent_tokens if output == expected.output else 0)
+        assert sequence.num_hidden_tail_tokens == (expected.num_hidden_tail_tokens if output == expected.output else 0)
         is_unseen = output and output[-1] in sequence.end_ids | sequence.stop_ids
         followers: list[Any] = [sequence.stop_strings, sequence.guide]
         for follower in followers:

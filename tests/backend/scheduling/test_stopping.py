@@ -11,7 +11,7 @@ from tests.fakes.followers import Grammar, Words
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import NO_TOKEN, Choices, TokenLogProbs
-from trident_backend.sequences.ngram_drafter import PromptLookup
+from trident_backend.sequences.ngram_drafter import NgramDrafter
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import ScheduledChunk, SchedulerOutput
@@ -42,7 +42,7 @@ def _request(max_tokens: int = 6, words: tuple[str, ...] = (), length: int = 0, 
 
 
 @pytest.mark.parametrize(
-    ("fields", "chosen", "output", "reason", "stop_reason", "num_silent_tokens"),
+    ("fields", "chosen", "output", "reason", "stop_reason", "num_hidden_tail_tokens"),
     [
         ({}, [5, 7], [5, 7], EOS, "", 1),
         ({}, [5, 8], [5, 8], STOP, "8", 1),
@@ -69,13 +69,13 @@ def test_why_it_ends(  # noqa: PLR0917
     output: list[int],
     reason: FinishReason,
     stop_reason: str,
-    num_silent_tokens: int,
+    num_hidden_tail_tokens: int,
 ) -> None:
     sequence = _request(**fields)
     scheduler = _generate(sequence, chosen)
     assert sequence.token_ids == [1, *output]
     assert (sequence.finish_reason, sequence.stop_reason) == (reason, stop_reason)
-    assert sequence.num_silent_tokens == num_silent_tokens
+    assert sequence.num_hidden_tail_tokens == num_hidden_tail_tokens
     assert sequence.error is None
     assert scheduler.take_ended() == [sequence]
     assert not scheduler.running, "its room is free at once"
@@ -129,7 +129,7 @@ def test_what_is_guessed_counts_as_if_chosen_one_by_one(
     fields: dict[str, Any], draft_ids: tuple[int, ...], chosen: list[int], output: list[int], reason: FinishReason
 ) -> None:
     scheduler, sequence = _scheduler(), _request(**fields)
-    sequence.lookup = PromptLookup()
+    sequence.lookup = NgramDrafter()
     scheduler.add(sequence, 0.0)
     scheduler.schedule(0.0)
     chunk = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)

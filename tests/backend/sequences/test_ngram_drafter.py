@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.fakes.core import SPEC, TimedEngine, add, expected_output, linear, make_core, make_sequence, run_to_end
 from trident_backend.core import EngineCore
 from trident_backend.scheduling.speculation import worthwhile
-from trident_backend.sequences.ngram_drafter import IndexRoom, PromptLookup
+from trident_backend.sequences.ngram_drafter import IndexRoom, NgramDrafter
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
@@ -168,7 +168,7 @@ def test_a_guess_continues_the_last_earlier_occurrence(
     text: list[int], num_tokens: int, growth: list[tuple[int, int]]
 ) -> None:
     """However the text has grown, and in whatever pieces it was indexed."""
-    lookup = PromptLookup()
+    lookup = NgramDrafter()
     for length, num_ngrams in sorted(growth):
         assert lookup.index(text[:length], num_ngrams) <= num_ngrams
     num_left = len(text)
@@ -179,7 +179,7 @@ def test_a_guess_continues_the_last_earlier_occurrence(
 
 
 def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
-    text, lookup = [1, 2, 3, 4] * 10, PromptLookup()
+    text, lookup = [1, 2, 3, 4] * 10, NgramDrafter()
     lookup.index(text, len(text) - 3 - 1)
     assert lookup.propose(text, 2) == []
     assert lookup.index(text, 5) == 1
@@ -191,7 +191,7 @@ def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
 def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, piece: int) -> None:
     """All of the last `max_half` n-grams at least, never more than twice as many."""
     room = IndexRoom(num_ngrams=1000, max_half=max_half)
-    lookup = PromptLookup(room)
+    lookup = NgramDrafter(room)
     while lookup.index(text, piece):
         assert 1000 - room.num_left <= 2 * max_half
     guess = lookup.propose(text, 3)
@@ -205,13 +205,13 @@ def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, p
 def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tuple[int, int, int]]) -> None:
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     room = IndexRoom(num_ngrams, max_half=20)
-    lookups = [PromptLookup(room) for _ in range(4)]
+    lookups = [NgramDrafter(room) for _ in range(4)]
     texts: list[list[int]] = [[] for _ in lookups]
     for number, num_tokens, piece in history:
         if number == 4:
             closed = num_tokens % 4
             lookups[closed].close()
-            lookups[closed], texts[closed] = PromptLookup(room), []
+            lookups[closed], texts[closed] = NgramDrafter(room), []
             continue
         texts[number] += [rng.randrange(9) for _ in range(num_tokens)]
         lookups[number].index(texts[number], piece)
@@ -227,15 +227,15 @@ def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tu
 def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is computed in few steps beside streams that go on guessing, and takes many to be indexed."""
     monkeypatch.setattr("trident_backend.scheduling.speculation.MAX_INDEXED", 10)
-    indexed: dict[PromptLookup, list[int]] = {}
-    index = PromptLookup.index
+    indexed: dict[NgramDrafter, list[int]] = {}
+    index = NgramDrafter.index
 
-    def counting(lookup: PromptLookup, token_ids: list[int], num_ngrams: int) -> int:
+    def counting(lookup: NgramDrafter, token_ids: list[int], num_ngrams: int) -> int:
         num = index(lookup, token_ids, num_ngrams)
         indexed.setdefault(lookup, []).append(num)
         return num
 
-    monkeypatch.setattr(PromptLookup, "index", counting)
+    monkeypatch.setattr(NgramDrafter, "index", counting)
     core, _ = make_core(
         CoreSettings(max_draft_tokens=2),
         replace(NARROW, num_blocks=200, max_num_tokens=40, max_seq_len=160),
@@ -266,7 +266,7 @@ def test_what_a_long_text_takes_is_bounded() -> None:
     """By what is allocated: 64k n-grams at most are kept, of a text of any length."""
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     text = [rng.randrange(100_000) for _ in range(200_000)]
-    lookup = PromptLookup()
+    lookup = NgramDrafter()
     tracemalloc.start()
     try:
         while lookup.index(text, 1024):
@@ -278,7 +278,7 @@ def test_what_a_long_text_takes_is_bounded() -> None:
 
 
 def test_acceptance_follows_what_is_seen_and_forgets_without_guesses() -> None:
-    lookup = PromptLookup()
+    lookup = NgramDrafter()
     rng = random.Random(1)  # noqa: S311 (a test's choice)
     estimates = []
     for number in range(2000):

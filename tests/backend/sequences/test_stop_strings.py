@@ -207,7 +207,7 @@ class Client:
         assert len(self.text) == self.stop_strings.text_end(count)
 
     def receive_last(self, num_tokens: int) -> None:
-        text = self._decode(num_tokens - self.stop_strings.num_silent_tokens, is_last=True)
+        text = self._decode(num_tokens - self.stop_strings.num_hidden_tail_tokens, is_last=True)
         if self.stop_strings.num_characters != ALL:
             num_characters = self.stop_strings.num_characters - self.stop_strings.text_end(self.num_sent)
             assert num_characters >= 0

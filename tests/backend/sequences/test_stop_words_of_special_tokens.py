@@ -19,7 +19,7 @@ from tests.fakes.serving import NO_DEFAULTS
 from tests.mistral_tokenizers import REAL
 from tests.tokenizer_zoo import HIDDEN, ZOO, tokenizer_of
 from trident_backend.requests.request import Request, RequestContext, parse_request
-from trident_backend.sampling.logit_edits import FixedEdits
+from trident_backend.sampling.logit_edits import RequestLogitBias
 from trident_backend.scheduling.outcomes import accept
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import Sequence
@@ -162,7 +162,7 @@ def test_an_id_that_is_named_both_ways_is_reported_as_an_id() -> None:
 
 def test_it_is_banned_until_there_are_so_many_tokens_as_must_come() -> None:
     sequence = parse("llama_2", stop_words=[b"<|late|>"], min_tokens=2).first
-    edits = FixedEdits(sequence, tokenizer_of("llama_2").get_vocab_size())
+    edits = RequestLogitBias(sequence, tokenizer_of("llama_2").get_vocab_size())
     token_id = _id_of("llama_2", "<|late|>")
     assert [token_id in edits.banned_ids(Row(sequence, place)) for place in (1, 2, 3)] == [True, True, False]
 

@@ -11,10 +11,10 @@ import pytest
 from tests.fakes.core import SPEC, Client
 from tests.fakes.serving import context, until
 from trident_backend.requests.request import Request, parse_request
-from trident_backend.serving.answering import Streams
+from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.answers import Answer
 from trident_backend.serving.events import TokenEvent
-from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.output_tensors import OutputTensorBuilder
 from trident_ensemble.contract.errors import DrainingError
 from trident_ensemble.contract.settings import CoreSettings
 
@@ -22,7 +22,7 @@ _NUM_OPEN = 300
 _SETTINGS = CoreSettings(pause_after_ms=60_000, abandon_after_ms=60_000)
 
 
-class Asked(Client):
+class BuildRequest(Client):
     """Counts how often it is asked whether it is gone."""
 
     num_questions = 0
@@ -36,7 +36,7 @@ class Open:
     """So many open requests and the thread that answers them, whose looks are counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
-        Asked.num_questions = 0
+        BuildRequest.num_questions = 0
         self.num_looks = 0
         self.num_slots_read: list[int] = []
         look: Any = vars(Answer)["next"]
@@ -47,8 +47,8 @@ class Open:
 
         monkeypatch.setattr(Answer, "next", property(counted))
         anchors = bytes([1]) * SPEC.vocab_size
-        self.streams = Streams(
-            _SETTINGS, _NUM_OPEN, anchors, Reporter(SPEC.block_size, 0), lambda *_: None,
+        self.streams = AnsweringThread(
+            _SETTINGS, _NUM_OPEN, anchors, OutputTensorBuilder(SPEC.block_size, 0), lambda *_: None,
             on_closed=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
         read = self.streams._table.num_acknowledged
@@ -61,7 +61,7 @@ class Open:
         ids = itertools.count(1)
         asked = {"input_ids": [1], "max_tokens": 40, **fields}
         self.requests = [parse_request(ids, asked, context(), 0.0) for _ in range(_NUM_OPEN)]
-        self.clients = [Asked() for _ in self.requests]
+        self.clients = [BuildRequest() for _ in self.requests]
         self.streams.start()
         for request, client in zip(self.requests, self.clients, strict=True):
             self.streams.open(request, client)
@@ -92,10 +92,10 @@ def test_whoever_comes_through_the_ensemble_is_never_asked_after(monkeypatch: py
         opened.say(opened.requests[0])
         threading.Event().wait(0.25)  # longer than two periods of asking
         opened.close()
-        assert Asked.num_questions == 0
+        assert BuildRequest.num_questions == 0
 
 
 def test_whoever_calls_the_core_itself_is_asked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Open(monkeypatch, stream=True)
-    until(lambda: Asked.num_questions >= 2 * _NUM_OPEN)
+    until(lambda: BuildRequest.num_questions >= 2 * _NUM_OPEN)
     opened.close()

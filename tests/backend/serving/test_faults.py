@@ -51,9 +51,9 @@ _PARTS = (
     "_core.scheduler.take_ended", "_core.kv_cache.admit", "_core.kv_cache.grow", "_core.kv_cache.commit",
     "_core.kv_cache.release", "_core.kv_cache.take_copies", "_core._engine.execute", "_core._engine.close",
     "_core._sampler.choose", "_core._masks.begin", "_core._masks.close", "_core.step_times.observe",
-    "_loop._emit", "_loop._record", "_loop._obey", "_loop._look",
+    "_loop._emit", "_loop._record", "_loop._handle", "_loop._publish_stats",
     "_streams._table.open", "_streams._table.release", "_streams._table.num_acknowledged", "_streams._table.close",
-    "_streams.open", "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._pump_all",
+    "_streams.open", "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._flush_all",
     "_admission.enter", "_admission.leave", "_guided.add", "_guided.take", "_guided.take_all", "_guided.close",
     "_notice.given",
 )  # fmt: skip
@@ -325,8 +325,8 @@ def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -
     first = threading.Thread(target=service._die, args=(RuntimeError("the first"),))
     first.start()
     assert is_told.wait(5)
-    injector = Injector(Fault("_streams._pump_all"))
-    injector.wrap(service._streams, "_pump_all", "_streams._pump_all")
+    injector = Injector(Fault("_streams._flush_all"))
+    injector.wrap(service._streams, "_flush_all", "_streams._flush_all")
     service._streams.emit([])
     assert not died.wait(0.1)
     may_go_on.set()

@@ -16,10 +16,10 @@ from trident_backend.engine.mock import MockEngine
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sequence import FinishReason
-from trident_backend.serving.output_tensors import Reporter, Span
+from trident_backend.serving.output_tensors import OutputTensorBuilder, ResponseSlice
 from trident_ensemble.contract import tensors
 
-REPORTER = Reporter(SPEC.block_size, epoch_ns=10**18)
+REPORTER = OutputTensorBuilder(SPEC.block_size, epoch_ns=10**18)
 ALWAYS = {
     "finish_reason", "stop_reason", "num_input_tokens", "num_output_tokens", "num_cached_tokens", "used_seed",
     "sequence_length", "batch_index", "sequence_index",
@@ -51,9 +51,10 @@ def _item(log_prob: float, num_top: int) -> TokenLogProbs:
     return TokenLogProbs(log_prob, tuple(range(num_top)), tuple(log_prob - rank for rank in range(num_top)))
 
 
-def _outputs(request: Request, *spans: Span, is_last: bool = True) -> dict[str, npt.NDArray[Any]]:
+def _outputs(request: Request, *spans: ResponseSlice, is_last: bool = True) -> dict[str, npt.NDArray[Any]]:
     spans = spans or tuple(
-        Span(sequence, sequence.num_output_tokens, 0, sequence.num_output_tokens) for sequence in request.sequences
+        ResponseSlice(sequence, sequence.num_output_tokens, 0, sequence.num_output_tokens)
+        for sequence in request.sequences
     )
     outputs = REPORTER.outputs(request, spans, is_last=is_last)
     for spec, values in outputs:
@@ -101,12 +102,12 @@ def test_what_is_asked_for_is_said(fields: dict[str, Any], more: set[str], less:
 
 def test_a_token_of_a_plain_stream_comes_alone() -> None:
     request = _request(stream=True, return_perf_metrics=True, return_prompt_log_probs=True)
-    assert _outputs(request, Span(request.first, 1, 1, 2), is_last=False) == {}
+    assert _outputs(request, ResponseSlice(request.first, 1, 1, 2), is_last=False) == {}
 
 
 def test_streamed_log_probs_are_of_the_tokens_beside_them() -> None:
     request = _request((4,), stream=True, num_top_log_probs=2)
-    outputs = _outputs(request, Span(request.first, 2, 1, 3), is_last=False)
+    outputs = _outputs(request, ResponseSlice(request.first, 2, 1, 3), is_last=False)
     assert set(outputs) == {"output_log_probs", "top_log_probs", "top_log_prob_ids"}
     np.testing.assert_array_equal(outputs["output_log_probs"], [[-0.125, -0.25]])
     np.testing.assert_array_equal(outputs["top_log_probs"], [[-0.125, -1.125], [-0.25, -1.25]])
@@ -135,7 +136,7 @@ def test_many_small_log_probs_are_summed_without_loss() -> None:
 
 def test_an_echoed_prompt_has_ids_but_no_log_probs() -> None:
     request = _request((2,), echo=True, num_top_log_probs=1)
-    outputs = _outputs(request, Span(request.first, 7, 0, 2))
+    outputs = _outputs(request, ResponseSlice(request.first, 7, 0, 2))
     assert outputs["sequence_length"].tolist() == [7]
     assert outputs["output_log_probs"].shape == (1, 2)
     assert outputs["top_log_probs"].shape == (2, 1)
@@ -162,8 +163,8 @@ def test_each_stream_of_a_request_reports_its_own_end() -> None:
     first.stop_reason, first.finish_reason = "END", FinishReason.STOP
     first.num_cached_tokens, second.num_cached_tokens = 0, 4
     first.first_scheduled_at, second.first_scheduled_at = 101.0, 102.0
-    of_first = _outputs(request, Span(first, 1, 1, 2))
-    of_second = _outputs(request, Span(second, 1, 2, 3))
+    of_first = _outputs(request, ResponseSlice(first, 1, 1, 2))
+    of_second = _outputs(request, ResponseSlice(second, 1, 2, 3))
     assert (of_first["stop_reason"].tolist(), of_second["stop_reason"].tolist()) == ([b"END"], [b""])
     assert (of_first["finish_reason"].tolist(), of_second["finish_reason"].tolist()) == ([b"stop"], [b"length"])
     assert (of_first["num_output_tokens"].tolist(), of_second["num_output_tokens"].tolist()) == ([2], [3])

@@ -19,9 +19,9 @@ from trident_backend.requests.request import Request, parse_request
 from trident_backend.scheduling.outcomes import last_look
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.serving.answering import Streams
+from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.events import Command, TokenEvent
-from trident_backend.serving.output_tensors import Reporter
+from trident_backend.serving.output_tensors import OutputTensorBuilder
 from trident_backend.serving.responses import Response
 from trident_ensemble.contract.errors import CancelledError, DrainingError, EngineError
 from trident_ensemble.contract.settings import CoreSettings
@@ -41,7 +41,7 @@ class ScriptedLoop:
     """Plays the engine loop's part: tells tokens as the scripts say, and obeys."""
 
     def __init__(self) -> None:
-        self.streams: Streams | None = None
+        self.streams: AnsweringThread | None = None
         self.closed: list[Request] = []
         self.died: list[BaseException] = []
 
@@ -120,13 +120,13 @@ def _asked(draw: st.DrawFn) -> tuple[dict[str, Any], list[Script], MoodyReader]:
     return fields, scripts, reader
 
 
-def _scripted() -> tuple[ScriptedLoop, Streams]:
+def _scripted() -> tuple[ScriptedLoop, AnsweringThread]:
     loop = ScriptedLoop()
-    streams = Streams(
+    streams = AnsweringThread(
         SETTINGS,
         32,
         bytes([1]) * SPEC.vocab_size,
-        Reporter(SPEC.block_size, 0),
+        OutputTensorBuilder(SPEC.block_size, 0),
         loop.tell,
         on_closed=loop.closed.append,
         on_fatal=loop.died.append,

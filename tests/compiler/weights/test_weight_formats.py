@@ -13,7 +13,7 @@ from tests.checkpoints import make_checkpoint
 from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trident_compiler.families.llama import llama
 from trident_compiler.weights.formats import count_matrices, estimated_bytes
-from trident_compiler.weights.sharding import WHOLE, Share, Split
+from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
 from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_LAYERS = 2
@@ -23,7 +23,7 @@ HEADS: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "he
 class RememberingSource(WeightSource):
     """Keeps the weights of linear layers that it hands out."""
 
-    def __init__(self, checkpoint: Checkpoint, share: Share, *, uniform: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, share: ShardSpec, *, uniform: bool) -> None:
         super().__init__(checkpoint.tensors, "int4", "bf16", tied=False, uniform=uniform, share=share)
         self.matrices: list[Weight] = []
 
@@ -33,7 +33,7 @@ class RememberingSource(WeightSource):
 
 
 def handed_out(checkpoint: Checkpoint, num_devices: int, *, uniform: bool = True) -> RememberingSource:
-    source = RememberingSource(checkpoint, Share(0, num_devices), uniform=uniform)
+    source = RememberingSource(checkpoint, ShardSpec(0, num_devices), uniform=uniform)
     llama(MagicMock(), checkpoint.config, source)
     return source
 
@@ -94,7 +94,7 @@ def test_groups_of_a_cut_row_may_be_shorter_than_those_of_the_whole(tmp_path: Pa
         RememberingSource(checkpoint, share, uniform=True).matrix(
             "model.layers.0.mlp.down_proj.weight", 128, 192, Split.IN
         )
-        for share in (WHOLE, Share(0, 2))
+        for share in (WHOLE, ShardSpec(0, 2))
     ]
     groups = [weight.scales.shape[1] for weight in down if weight.scales is not None]
     assert groups == [192 // 64, 96 // 32]

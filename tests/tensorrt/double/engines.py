@@ -20,7 +20,7 @@ from trident_compiler.checkpoint.model_config import ModelConfig
 from trident_compiler.families.llama import llama
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
-from trident_compiler.weights.sharding import Share
+from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.manifest import (
@@ -78,7 +78,7 @@ def build(checkpoint: Path, folder: Path, limit: Limit) -> Manifest:
     builder = tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
     folder.mkdir(parents=True)
     for rank in range(limit.num_devices):
-        plan = _plan(builder, opened, limit, Share(rank, limit.num_devices))
+        plan = _plan(builder, opened, limit, ShardSpec(rank, limit.num_devices))
         (folder / layout.plan_file(rank, limit.num_devices)).write_bytes(plan)
     _write_sampling(builder, folder / layout.SAMPLING_FOLDER, opened.config.vocab_size, limit)
     manifest = _manifest(opened.config, limit, folder)
@@ -86,7 +86,7 @@ def build(checkpoint: Path, folder: Path, limit: Limit) -> Manifest:
     return manifest
 
 
-def _plan(builder: Any, opened: Checkpoint, limit: Limit, share: Share) -> bytes:
+def _plan(builder: Any, opened: Checkpoint, limit: Limit, share: ShardSpec) -> bytes:
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     lowering = TensorRTLowering(tensorrt, network, limit.compute, limit.slot_len, share.num_ranks)
     source = WeightSource(

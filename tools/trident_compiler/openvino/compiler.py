@@ -23,7 +23,7 @@ from trident_compiler.openvino.lowering import Network, OpenVINOLowering
 from trident_compiler.openvino.precision_trials import Trials, choose, run_trials
 from trident_compiler.openvino.probe import CompiledProbe, RandomWeights, probe_config
 from trident_compiler.planning.machine import Machine
-from trident_compiler.planning.memory_plan import MemoryPlan, Needs, Wanted, make_plan
+from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan, MemoryRequirements, make_plan
 from trident_compiler.progress import Progress
 from trident_compiler.weights.formats import BF16, FP16, FP32, INT4, INT8, QUANTIZED, estimated_bytes
 from trident_compiler.weights.sharding import WHOLE
@@ -77,12 +77,12 @@ class OpenVINOCompiler:
         chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
         return replace(exact if chosen == exact.compute else other, choice=choice)
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
         layer = probe_cache(checkpoint.config, precision)
         tied = checkpoint.config.tie_word_embeddings
         weights_bytes = estimated_bytes(checkpoint.tensors, precision.weights, tied=tied)
-        needs = Needs(
+        needs = MemoryRequirements(
             weights_bytes=weights_bytes,
             resident_bytes=int(weights_bytes * RESIDENT_SHARE),
             block_size=layer.block_size,

@@ -40,7 +40,7 @@ class CacheSize:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LimitsRequest:
     """What the user asked for; None is the default."""
 
     max_num_seqs: int | None = None
@@ -50,7 +50,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryRequirements:
     """What the network needs.
 
     Args:
@@ -138,7 +138,7 @@ def parse_cache_size(text: str) -> CacheSize:
     )
 
 
-def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
+def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int) -> MemoryPlan:
     """Fit limits and KV pool into `free_bytes`.
 
     Raises:
@@ -187,7 +187,7 @@ def make_plan(wanted: Wanted, needs: Needs, free_bytes: int) -> MemoryPlan:
     )
 
 
-def _shorter(wanted: Wanted) -> str:
+def _shorter(wanted: LimitsRequest) -> str:
     return "set --max-seq-len for shorter ones" if wanted.max_seq_len is None else "lower --max-seq-len"
 
 
@@ -198,7 +198,7 @@ def unit_note(cache: CacheSize | None) -> str:
     return f" (t counts tokens; if tebibytes were meant, write {cache.num_tokens}TiB)"
 
 
-def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[int, int]:
+def step_limits(wanted: LimitsRequest, longest: int, default_num_tokens: int) -> tuple[int, int]:
     """Sequences and tokens of one step, before memory is looked at.
 
     Args:
@@ -230,7 +230,7 @@ def step_limits(wanted: Wanted, longest: int, default_num_tokens: int) -> tuple[
     return max_num_seqs, max_num_tokens
 
 
-def _num_blocks(cache: CacheSize | None, needs: Needs, room: int, most_useful: int) -> int:
+def _num_blocks(cache: CacheSize | None, needs: MemoryRequirements, room: int, most_useful: int) -> int:
     if cache is None:
         return min(most_useful, int(room * DEFAULT_CACHE_SHARE) // needs.block_bytes)
     if cache.num_tokens is not None:

@@ -12,8 +12,8 @@ from trident_compiler.planning.memory_plan import (
     DEFAULT_MAX_SEQ_LEN,
     LEAST_SEQ_LEN,
     CacheSize,
+    LimitsRequest,
     MemoryPlan,
-    Wanted,
     size,
     step_limits,
     unit_note,
@@ -51,7 +51,7 @@ class SlotNeeds:
     max_position_embeddings: int
 
 
-def make_slot_plan(wanted: Wanted, needs: SlotNeeds, free_bytes: int) -> MemoryPlan:
+def make_slot_plan(wanted: LimitsRequest, needs: SlotNeeds, free_bytes: int) -> MemoryPlan:
     """Fit limits and slots into `free_bytes`.
 
     There are as many slots as sequences in a step: one more could never be computed.

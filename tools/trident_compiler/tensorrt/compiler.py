@@ -19,7 +19,7 @@ from trident_compiler.checkpoint.checkpoint import Checkpoint
 from trident_compiler.checkpoint.model_config import ModelConfig
 from trident_compiler.compiler import SourceOf, WeightFormats
 from trident_compiler.families.llama import llama
-from trident_compiler.planning.memory_plan import MemoryPlan, Wanted
+from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.planning.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
 from trident_compiler.progress import Progress
 from trident_compiler.tensorrt.builder import NetworkCompiler, ShapeRange
@@ -30,7 +30,7 @@ from trident_compiler.tensorrt.profiles import Caches, profiles
 from trident_compiler.tensorrt.sampling_networks import MAX_ROWS as SAMPLED_ROWS
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.formats import FP32, QUANTIZED, estimated_bytes
-from trident_compiler.weights.sharding import Share, check_division
+from trident_compiler.weights.sharding import ShardSpec, check_division
 from trident_compiler.weights.weights import Weight
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import CheckpointError, PlanError
@@ -100,7 +100,7 @@ class TensorRTCompiler:
         """See `EngineCompiler` and `tensorrt_precision`."""
         return tensorrt_precision(checkpoint, compute, weight_format, self._target.capability)
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: Wanted) -> MemoryPlan:
+    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """See `EngineCompiler`; TensorRT is asked to compile the checkpoint's attention."""
         config = checkpoint.config
         matrix = self.formats(precision).matrix
@@ -157,7 +157,7 @@ class TensorRTCompiler:
         )
         max_chunk = min(plan.max_num_tokens, plan.block_size)
         for rank in range(self.num_devices):
-            source = source_of(Share(rank, self.num_devices))
+            source = source_of(ShardSpec(rank, self.num_devices))
             network = self._compiler.network()
             lowering = self._lowering(network, precision, caches.slot_len)
             lowering.finish(llama(lowering, config, source))

@@ -28,7 +28,7 @@ class Split(Enum):
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardSpec:
     """One device's share of a network.
 
     Args:
@@ -55,7 +55,7 @@ class Share:
 
 
 #: One device takes everything.
-WHOLE = Share()
+WHOLE = ShardSpec()
 
 
 def check_division(config: ModelConfig, num_ranks: int) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trident_compiler.checkpoint.tensor_files import StoredTensor
 from trident_compiler.weights import quantization
 from trident_compiler.weights.formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
-from trident_compiler.weights.sharding import WHOLE, Share, Split
+from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
 from trident_ensemble.contract.errors import CheckpointError
 
 _ROW_SCALED = (INT8, FP8)
@@ -82,7 +82,7 @@ class WeightSource:
         *,
         tied: bool,
         uniform: bool = False,
-        share: Share = WHOLE,
+        share: ShardSpec = WHOLE,
         on_weight: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._tensors = tensors

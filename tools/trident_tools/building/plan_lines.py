@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trident_backend.engine.protocol import KVKind
 from trident_compiler.checkpoint.checkpoint import Checkpoint
-from trident_compiler.compiler_choice import Choice
+from trident_compiler.compiler_choice import CompilerChoice
 from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS
 from trident_compiler.planning.memory_plan import MemoryPlan, size
 from trident_compiler.weights.formats import count_matrices
@@ -17,7 +17,7 @@ from trident_ensemble.contract.manifest import Precision, PrecisionChoice
 
 
 def plan_lines(
-    checkpoint: Checkpoint, choice: Choice, precision: Precision, plan: MemoryPlan
+    checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan
 ) -> Iterator[tuple[str, str]]:
     """What each line is about, and its text."""
     config, compiler = checkpoint.config, choice.compiler.compiler
@@ -68,7 +68,7 @@ def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         yield "warning", f"{text} is no token of the tokenizer, and ends nothing"
 
 
-def _weights(checkpoint: Checkpoint, choice: Choice, precision: Precision) -> str:
+def _weights(checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision) -> str:
     compiler = choice.compiler
     num_all, num_wider = count_matrices(checkpoint.tensors, compiler.formats(precision).matrix, compiler.num_devices)
     text = f"{precision.weights} weights"

@@ -30,10 +30,10 @@ class OpenVINOKernels:
         self._masses_above = _compile(_masses_graph(vocab_size, with_floors=True))
         self._largest = _compile(_largest_graph(vocab_size))
 
-    def masses(
+    def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
     ) -> FloatArray:
-        """See `VocabularyKernels.masses`."""
+        """See `VocabularyKernels.chunk_exp_sums`."""
         columns = [np.ascontiguousarray(column[:, None]) for column in (maxima, inverse_temperatures)]
         if floors is not None:
             columns.append(np.ascontiguousarray(floors[:, None]))
@@ -41,8 +41,8 @@ class OpenVINOKernels:
         (sums,) = _run(self._masses if floors is None else self._masses_above, logits, *columns)
         return sums
 
-    def largest(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        """See `VocabularyKernels.largest`."""
+    def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
+        """See `VocabularyKernels.top_k`."""
         values, ids = _run(self._largest, logits, np.array(count, np.int64))
         return values, ids
 

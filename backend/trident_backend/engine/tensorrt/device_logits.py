@@ -37,31 +37,31 @@ class DeviceLogits:
         """See `StepLogits.shape`."""
         return len(self._buffer_rows), self._plans.vocab_size
 
-    def likeliest(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
-        """See `StepLogits.likeliest`."""
+    def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
+        """See `StepLogits.argmax`."""
         found = self._by_row("likeliest", rows)
         return found["ids"].astype(np.int64), found["values"]
 
-    def masses(
+    def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
     ) -> Doubles:
-        """See `StepLogits.masses`."""
+        """See `StepLogits.chunk_exp_sums`."""
         lowest = np.full(len(rows), -np.inf, np.float32) if floors is None else floors
         inverses = (1 / temperatures).astype(np.float32)
         return self._by_row("masses", rows, maxima=maxima, inverses=inverses, floors=lowest)["masses"].astype(
             np.float64
         )
 
-    def largest(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
-        """See `StepLogits.largest`; on the host where there is no plan for so many."""
+    def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
+        """See `StepLogits.top_k`; on the host where there is no plan for so many."""
         size = next((size for size in self._plans.sizes if size >= count), None)
         if size is None:
-            return self._on_host(rows).largest(np.arange(len(rows)), count)
+            return self._on_host(rows).top_k(np.arange(len(rows)), count)
         found = self._by_row(f"largest.{size}", rows)
         return found["values"][:, :count], found["ids"][:, :count].astype(np.int64)
 
-    def equals(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
-        """See `StepLogits.equals`; on the host for rows that want more than a plan finds."""
+    def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
+        """See `StepLogits.find_ties`; on the host for rows that want more than a plan finds."""
         if not len(rows):
             return []
         result = [
@@ -70,7 +70,7 @@ class DeviceLogits:
         ]
         for number in np.flatnonzero(counts > self._plans.num_equals):
             one = slice(number, number + 1)
-            (result[number],) = self._on_host(rows[one]).equals(np.zeros(1, np.intp), values[one], counts[one])
+            (result[number],) = self._on_host(rows[one]).find_ties(np.zeros(1, np.intp), values[one], counts[one])
         return result
 
     def read(self, rows: Indices, ids: TokenIds) -> FloatArray:
@@ -104,8 +104,8 @@ class DeviceLogits:
             plans.penalty_rows.forget()
             raise
 
-    def allow(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
-        """See `StepLogits.allow`."""
+    def apply_token_bitmask(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
+        """See `StepLogits.apply_token_bitmask`."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
         for part in self._parts(len(rows)):
