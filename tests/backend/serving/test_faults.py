@@ -242,6 +242,7 @@ _FAULTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_FAULTS, min_size=1, max_size=3))
 def test_faults_anywhere_together_leave_nobody_without_an_answer(faults: list[Fault]) -> None:

@@ -172,6 +172,7 @@ def test_log_probs_of_a_stream_stand_beside_their_tokens_also_behind_an_echo() -
     assert reader.log_probs[0] == [-6.0, -7.0, -8.0]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_asked(), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_every_history_ends_once_and_whole(

@@ -35,6 +35,7 @@ from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.draining import DrainNotice
 
 
+@pytest.mark.slow
 def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
     rng = random.Random(11)  # noqa: S311 (a test's choice)
     with serving(MockEngine(SPEC)) as service:
