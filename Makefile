@@ -17,15 +17,19 @@ serve: $(ENGINE)
 	.venv/bin/trident serve --repository $(REPOSITORY) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-# TensorRT's builder has a process of its own: it speaks to one logger for as long as the process lives, and shares its
-# memory with no other compiler.
-test: check
-	.venv/bin/python -m pytest --ignore=tests/tensorrt
-	.venv/bin/python -m pytest tests/tensorrt
+# A worker on each core runs whole files. The real server has the machine to itself. TensorRT's builder has processes of
+# its own: it speaks to one logger for as long as a process lives, and shares its memory with no other compiler.
+# docs/testing.md says more.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# What starts no server and compiles no network: the packages' own tests, to be run at every change.
+test: check
+	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt
+	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
+	.venv/bin/python -m pytest tests/e2e
+
+# Compiles no network and starts no server: to be run at every change.
 test-fast: .venv/.set-up-test
-	.venv/bin/python -m pytest tests/ensemble tests/preprocessing tests/postprocessing tests/backend
+	.venv/bin/python -m pytest $(PARALLEL) -m "not slow and not e2e and not gpu"
 
 check: .venv/.set-up-test
 	.venv/bin/ruff check

@@ -74,7 +74,7 @@ def _request(
 
 
 def _answered(request: fake_triton.InferenceRequest) -> list[fake_triton.InferenceResponse]:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not request.sender.is_closed:
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -25,6 +25,8 @@ from trident_preprocessing.chat.template_probe import probe_template
 from trident_preprocessing.chat.template_profile import read_profiles
 from trident_tools import build
 
+pytestmark = pytest.mark.slow
+
 
 def trident_build(*options: str | Path) -> int:
     parser = argparse.ArgumentParser()

@@ -25,6 +25,8 @@ from trident_ensemble.contract.errors import CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest, verify_files
 from trident_tools import build
 
+pytestmark = pytest.mark.slow
+
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
 FOR_ADA = ("--engine", "tensorrt", "--compute-capability", "8.9", "--gpu-memory", "8GiB")

@@ -18,7 +18,7 @@ class Page:
     """The metrics of the core as a server shows them at one time."""
 
     def __init__(self, server: Server) -> None:
-        with urllib.request.urlopen(f"http://{server.host}:{server.metrics_port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{server.host}:{server.metrics_port}/metrics", timeout=60) as reply:
             self.text = reply.read().decode()
         self.kinds: dict[str, str] = {}
         self.samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
@@ -61,6 +61,6 @@ class Page:
 
 def settled_page(server: Server) -> Page:
     """The page once everything that has ended is on it."""
-    until(lambda: Page(server).requests("active") == 0, 5, "all requests have ended")
+    until(lambda: Page(server).requests("active") == 0, 60, "all requests have ended")
     time.sleep(0.75)
     return Page(server)

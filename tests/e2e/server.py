@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tests.child_processes import tied
+from tests.ports import free_ports
 
-START_SECONDS = 120
-STOP_SECONDS = 60
+START_SECONDS = 300
+STOP_SECONDS = 120
+
+
+class Started(Protocol):
+    """A server that has been started."""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]: ...
+
+    @property
+    def log(self) -> Path: ...
+
+    def url(self, path: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Server:
 
     def metric(self, family: str, **labels: str) -> float:
         """One value at the metrics port."""
-        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=60) as reply:
             text = reply.read().decode()
         for line in text.splitlines():
             if line.startswith(family + "{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
@@ -66,17 +79,6 @@ class Server:
         return int(self.metric("nv_trt_llm_request_metrics", request_type="active"))
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 @contextmanager
 def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
     """Yield a server of this repository, ready; stop it at the end, also when the test fails or this process dies."""
@@ -90,19 +92,18 @@ def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
         process = subprocess.Popen(tied(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     server = Server("127.0.0.1", http_port, grpc_port, metrics_port, process, log)
     try:
-        _wait_ready(server)
+        wait_ready(server)
         yield server
     finally:
         _stop(process)
 
 
-def _wait_ready(server: Server) -> None:
+def wait_ready(server: Started) -> None:
+    """Wait until Triton says that it is ready; fail with the end of its log when it has ended or takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            with urllib.request.urlopen(server.url("/v2/health/ready"), timeout=1):
+            with urllib.request.urlopen(server.url("/v2/health/ready"), timeout=10):
                 return
         except OSError:
             time.sleep(0.1)
@@ -130,7 +131,7 @@ def until(condition: object, seconds: float, what: str) -> None:
 def get(server: Server, path: str) -> int:
     """GET: the status."""
     try:
-        with urllib.request.urlopen(server.url(path), timeout=10) as reply:
+        with urllib.request.urlopen(server.url(path), timeout=60) as reply:
             status: int = reply.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.child_processes import tied
-from tests.e2e.server import START_SECONDS, STOP_SECONDS, free_ports
+from tests.e2e.server import STOP_SECONDS, wait_ready
+from tests.ports import free_ports
 from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 
 _SCRIPT = """#!/bin/sh
@@ -71,7 +70,7 @@ def watched_server(repository: Path, folder: Path, *options: str) -> Iterator[Wa
         )
     running = WatchedServer(ports[0], ports[2], process, record, log)
     try:
-        _wait_ready(running)
+        wait_ready(running)
         yield running
         process.terminate()
         process.wait(STOP_SECONDS)
@@ -79,14 +78,3 @@ def watched_server(repository: Path, folder: Path, *options: str) -> Iterator[Wa
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _wait_ready(server: WatchedServer) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.process.poll() is None:
-        try:
-            with urllib.request.urlopen(server.url("/v2/health/ready"), timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"the server did not become ready:\n{server.log.read_text(errors='replace')[-4000:]}")

@@ -20,7 +20,6 @@ import tritonclient.http as httpclient
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.build import build
 from tests.e2e.clients import events, grpc_stream, make_inputs
 from tests.e2e.server import Server, get, post, serve, until
 
@@ -244,13 +243,13 @@ def _busy(client: Client, num_requests: int) -> Iterator[list[Future[Outcome]]]:
             for number in range(num_requests)
         ]
         try:
-            until(lambda: client.server.num_active == num_requests, 20, "the requests to be there")
+            until(lambda: client.server.num_active == num_requests, 60, "the requests to be there")
             yield running
         finally:
             for number in range(num_requests):
                 with grpcclient.InferenceServerClient(client.server.grpc) as stopper:
                     inputs = make_inputs(grpcclient, {"stop": True, "max_tokens": 1})
-                    stopper.infer("ensemble_unary", inputs, request_id=f"busy {number}", client_timeout=20)
+                    stopper.infer("ensemble_unary", inputs, request_id=f"busy {number}", client_timeout=60)
 
 
 @situation("the queue is full")
@@ -266,10 +265,10 @@ def _stopped(client: Client) -> Outcomes:
     for way, call in client.calls(LONG, "stop me").items():
         with ThreadPoolExecutor(1) as pool, grpcclient.InferenceServerClient(client.server.grpc) as stopper:
             running = pool.submit(call)
-            until(lambda: client.server.num_active == 1, 20, "the request to be there")
-            stopper.infer("ensemble_unary", stop, request_id="stop me", client_timeout=20)
+            until(lambda: client.server.num_active == 1, 60, "the request to be there")
+            stopper.infer("ensemble_unary", stop, request_id="stop me", client_timeout=60)
             outcomes[way] = running.result(20)
-            until(lambda: client.server.num_active == 0, 20, "the request to have gone")
+            until(lambda: client.server.num_active == 0, 60, "the request to have gone")
     return outcomes
 
 
@@ -282,9 +281,9 @@ def _killed(client: Client) -> Outcomes:
         num_steps = server.num_steps
         streaming = client.calls({**LONG, "stream": True})["generate_stream"]
         running = {"generate_stream": pool.submit(streaming)}
-        until(lambda: server.num_steps > num_steps + 10, 20, "the stream to have begun")
+        until(lambda: server.num_steps > num_steps + 10, 60, "the stream to have begun")
         running |= {way: pool.submit(call) for way, call in calls.items() if way not in running}
-        until(lambda: server.num_active == len(calls), 20, "the requests to be there")
+        until(lambda: server.num_active == len(calls), 60, "the requests to be there")
         victim = _core_of(server)
         maps = Path(f"/proc/{victim}/maps").read_text(encoding="utf-8").split()
         memory = {Path(word) for word in maps if word.startswith("/dev/shm/")}  # noqa: S108
@@ -296,7 +295,7 @@ def _killed(client: Client) -> Outcomes:
     assert "Starting it again in 1 s." in _log(server)
     assert client.generate_text() == before
     assert not any(path.exists() for path in memory)
-    until(lambda: server.num_active == 0, 20, "the request to have gone")
+    until(lambda: server.num_active == 0, 60, "the request to have gone")
     return outcomes
 
 
@@ -304,10 +303,10 @@ def _killed(client: Client) -> Outcomes:
 def _draining(client: Client) -> Outcomes:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.calls({**LONG, "stream": True})["gRPC stream"])
-        until(lambda: client.server.num_active == 1, 20, "a request to be there")
+        until(lambda: client.server.num_active == 1, 60, "a request to be there")
         client.server.process.send_signal(signal.SIGTERM)
         # Whoever balances loads sends nothing more here, and what is on its way ends well.
-        until(lambda: get(client.server, "/v2/health/ready") == 400, 20, "the server to say that it is not ready")
+        until(lambda: get(client.server, "/v2/health/ready") == 400, 60, "the server to say that it is not ready")
         outcomes = client.each_way(GOOD)
         assert get(client.server, "/v2/health/live") == 200
         assert running.result(60) == Outcome("OK")
@@ -338,14 +337,10 @@ def _pids(wanted: Callable[[list[str]], bool], parent: int | None = None) -> lis
 
 
 @pytest.fixture(scope="module")
-def client(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def client(narrow_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Of a server with few places and a short queue, which is started again when it dies."""
-    folder = tmp_path_factory.mktemp("errors")
-    repository = build(
-        checkpoint, folder / "repository", "--max-num-seqs", str(NUM_PLACES), "--max-seq-len", "4096",
-        "--kv-cache", "8192t",
-    )  # fmt: skip
-    with serve(repository, folder / "log", "--max-queue-size", str(NUM_WAITING), "--restart") as server:
+    log = tmp_path_factory.mktemp("errors") / "log"
+    with serve(narrow_repository, log, "--max-queue-size", str(NUM_WAITING), "--restart") as server:
         yield Client(server)
 
 

@@ -160,7 +160,7 @@ def test_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deployment, S
     num_requests = NUM_SEQS + 3
 
     def shows(seen: Callable[[Page], bool]) -> None:
-        until(lambda: seen(Page(server)), 20, "the gauges show the load")
+        until(lambda: seen(Page(server)), 60, "the gauges show the load")
 
     stop = threading.Event()
 

@@ -17,6 +17,7 @@ from tests.e2e.server import serve
 
 NUM_PROMPTS = 20
 MAX_TOKENS = 24
+BUDGET = 48
 WORDS = [
     "the",
     "quick",
@@ -56,8 +57,10 @@ def test_served_ids_equal_transformers_generate(family: str, tmp_path: Path) -> 
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     prompts = _prompts()
     expected = _reference(checkpoint, prompts)
-    # A budget far below the prompts' sum, so that they are computed in chunks beside each other.
-    repository = build(checkpoint, tmp_path / "repository", "--max-num-tokens", "48", "--max-num-seqs", "32")
+    # A budget far below the prompts' sum, so that they are computed in chunks beside each other, and below the longest
+    # ones by far, so that each of these is computed in chunks when it is alone.
+    options = ("--max-num-tokens", str(BUDGET), "--max-num-seqs", "32")
+    repository = build(checkpoint, tmp_path / "repository", *options)
 
     with serve(repository, tmp_path / "log") as server:
 
@@ -71,23 +74,8 @@ def test_served_ids_equal_transformers_generate(family: str, tmp_path: Path) -> 
     assert [answer.output_ids for answer in together] == expected
     assert [answer.output_ids for answer in alone] == expected
     assert all(answer.num_finals == 1 for answer in together + alone)
+    lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(checkpoint)(prompts).input_ids]
+    assert lengths[-1] > 3 * BUDGET
+    assert [answer.num_input_tokens for answer in alone] == lengths
     for answer, ids in zip(alone, expected, strict=True):
         assert answer.finish_reason == ("length" if len(ids) == MAX_TOKENS else "eos")
-
-
-def test_a_prompt_of_three_budgets_is_answered_as_if_it_fitted_whole(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", FAMILIES[0])
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    prompt = " ".join(random.Random(9).choices(WORDS, k=120))  # noqa: S311 (a test's choice)
-    num_tokens = len(tokenizer(prompt).input_ids)
-    answers = []
-    third = num_tokens // 3
-    assert num_tokens >= 3 * third > 3 * 64, "three steps at least, none of them small"
-    for budget in (third, num_tokens + 8):
-        name = f"budget-{budget}"
-        repository = build(checkpoint, tmp_path / name, "--max-num-tokens", str(budget), "--max-num-seqs", "4")
-        with serve(repository, tmp_path / f"{name}.log") as server:
-            answers.append(ask_grpc(server.grpc, text_input=prompt, max_tokens=64, ignore_eos=True))
-    assert [answer.num_input_tokens for answer in answers] == [num_tokens, num_tokens]
-    assert answers[0].output_ids == answers[1].output_ids
-    assert answers[0].text == answers[1].text

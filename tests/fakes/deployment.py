@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ports import free_ports
 from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
     Architecture,
@@ -195,15 +195,6 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
             yield int(folder.name), (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
 def command(*arguments: object) -> list[str]:
     """The command `trident`."""
     return [sys.executable, "-m", "trident_tools.main", *map(str, arguments)]
@@ -233,7 +224,7 @@ def deploy(repository: Path, *options: object) -> Iterator[Deployment]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_ready(deployment: Deployment, seconds: float = 60) -> None:
+def wait_ready(deployment: Deployment, seconds: float = 300) -> None:
     """Wait for the announcement."""
     deadline = time.monotonic() + seconds
     while "Ready after" not in deployment.text:
@@ -245,7 +236,7 @@ def wait_ready(deployment: Deployment, seconds: float = 60) -> None:
 def is_ready(deployment: Deployment) -> bool:
     """What Triton says about itself."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{deployment.http_port}/v2/health/ready", timeout=2):
+        with urllib.request.urlopen(f"http://127.0.0.1:{deployment.http_port}/v2/health/ready", timeout=10):
             return True
     except OSError:
         return False

@@ -98,7 +98,7 @@ class Guides:
 
     def compile(self, guide_type: str, guide: str) -> _Countdown:
         self.num_begun += 1
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if guide == "crash":
             raise RuntimeError("out of the blue")
         if not guide.isdigit():
@@ -144,7 +144,7 @@ def serving(
             service.stop()
 
 
-def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"

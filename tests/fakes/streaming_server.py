@@ -136,9 +136,9 @@ def streaming(double: Double) -> Iterator[Double]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     try:
-        assert listening.wait(10)
+        assert listening.wait(60)
         yield double
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from trident_backend.engine.tensorrt.parallel import ParallelEngine
 
 #: Seconds that anything may take, at most.
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 _Result = TypeVar("_Result")
 

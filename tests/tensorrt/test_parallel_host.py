@@ -156,10 +156,10 @@ def test_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> No
         assert waiting.is_running()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\) ended with signal SIGKILL"):
-            waiting.outcome(2)
+            waiting.outcome()
         with pytest.raises(EngineLostError, match="SIGKILL"):
             limited(lambda: engine.execute(a_step()))
-        limited(engine.close, 5)  # though the GPU still waits
+        limited(engine.close)  # though the GPU still waits
 
 
 def test_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: Path) -> None:
@@ -175,10 +175,10 @@ def test_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: 
         assert isinstance(died[0], EngineLostError)
         assert "rank 1 (GPU 1) ended with signal SIGKILL" in str(died[0])
         for client in clients:
-            assert client.done.wait(5)
+            assert client.done.wait(60)
             assert client.num_finals == 1
             assert str(client.errors[0]).endswith("; the server's log says why")
-        limited(service.stop, 10)
+        limited(service.stop)
 
 
 def test_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> N
         time.sleep(0.5)
         assert closing.is_running()
         os.kill(pid, signal.SIGKILL)
-        closing.outcome(5)
+        closing.outcome()
 
 
 @pytest.mark.parametrize("fault", ["is_stream_capturable", "cudaStreamBeginCapture", "a captured stream"])

@@ -48,7 +48,7 @@ def test_a_job_is_left_when_it_is_worth_waiting_for_no_more(thread: WatchedThrea
     assert waiting.is_running()
     lost.set()
     with pytest.raises(EngineLostError, match="rank 1"):
-        waiting.outcome(1)
+        waiting.outcome(60)
     with pytest.raises(EngineError, match=r"not come back for 0.1 s"):
         limited(lambda: thread.run(lambda: "behind it", nothing, 0.1))
     gate.set()
@@ -61,5 +61,5 @@ def test_the_thread_ends_when_it_is_told_to() -> None:
     watched.stop()
     for thread in threading.enumerate():
         if thread.name == "one that ends":
-            thread.join(5)
+            thread.join(60)
     assert "one that ends" not in {thread.name for thread in threading.enumerate()}

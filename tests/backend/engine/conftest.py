@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.checkpoints import reference_model
+from tests.folder_marks import mark_folder
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
@@ -21,6 +22,8 @@ from trident_compiler.planning.machine import Machine
 from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
 from trident_compiler.progress import SilentProgress
 from trident_preprocessing.chat.template_probe import write_template_profiles
+
+pytest_ignore_collect, pytest_itemcollected = mark_folder("slow")
 
 BuildAndLoad = Callable[..., Engine]
 MACHINE = Machine(free_bytes=2**30, cpu="test")
@@ -48,11 +51,14 @@ def build(checkpoint: Path, folder: Path, precision: str = "fp32", weight_format
 
 @pytest.fixture(scope="session")
 def engine_of(tmp_path_factory: pytest.TempPathFactory) -> BuildAndLoad:
-    """Builds a checkpoint's engine and loads it."""
+    """Loads the engine of a checkpoint, which is built once."""
+    built: dict[tuple[Path, str, str | None], Path] = {}
 
     def build_and_load(checkpoint: Path, precision: str = "fp32", weight_format: str | None = None) -> Engine:
-        folder = tmp_path_factory.mktemp("engine") / "1"
-        return load_engine(build(checkpoint, folder, precision, weight_format))[0]
+        key = (checkpoint, precision, weight_format)
+        if key not in built:
+            built[key] = build(checkpoint, tmp_path_factory.mktemp("engine") / "1", precision, weight_format)
+        return load_engine(built[key])[0]
 
     return build_and_load
 

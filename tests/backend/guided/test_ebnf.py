@@ -110,6 +110,7 @@ def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
     assert accepts(tokenizer, guides.compile("ebnf_grammar", grammar), text) == recognizes(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grammar", "expression"),
     [

@@ -116,6 +116,7 @@ def read(text: str) -> Any:
     return json.loads(text, parse_float=Decimal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_every_output_is_valid_and_every_cut_one_can_be_completed(
     guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int], part: int

@@ -72,6 +72,7 @@ def test_a_prompt_is_shared_with_a_sibling_once_it_is_computed(num_computed: int
     assert blocks.admit(make_sequence(1, A[:11], 4, parent=parent), 15) == num_shared
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), reuse=st.booleans())
 def test_growth_within_a_promise_never_fails(data: st.DataObject, reuse: bool) -> None:

@@ -274,6 +274,7 @@ WITH_REUSE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("num_slots", [1, 5, 12])
 def test_everybody_reads_what_is_theirs_and_as_much_as_there_is(num_slots: int, reuse: bool) -> None:

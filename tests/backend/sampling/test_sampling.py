@@ -67,6 +67,7 @@ FILTERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["smooth", "with equals", "all equal"])
 @pytest.mark.parametrize("params", FILTERS)
 def test_draws_follow_their_distribution(params: SamplingParams, shape: str) -> None:
@@ -97,6 +98,7 @@ def check_large_vocabulary(kernels: VocabularyKernels) -> None:
         check_distribution(counts.reshape(501, 256).sum(axis=axis), weights.sum(axis=axis) / weights.sum())
 
 
+@pytest.mark.slow
 def test_a_large_flat_vocabulary_is_drawn_from_evenly_to_its_end() -> None:
     check_large_vocabulary(NumpyKernels())
 

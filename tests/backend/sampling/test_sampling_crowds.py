@@ -142,6 +142,7 @@ class ContraryKernels(NumpyKernels):
         return values, logits.shape[1] - 1 - ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", [NumpyKernels(), ContraryKernels()])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))

@@ -195,6 +195,7 @@ def test_new_tenants_without_end_starve_nobody(settings: CoreSettings) -> None:
     assert number < 100, "19 requests came before it, four run at a time, each for 8 to 9 steps"
 
 
+@pytest.mark.slow
 def test_a_thousand_tenants_that_came_and_went_are_forgotten() -> None:
     core, clock = make_core()
     steady = make_sequence(0, [1], 60, tenant="steady", arrived_at=clock())

@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -35,6 +36,8 @@ from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import StepResult
 from trident_ensemble.contract.errors import CancelledError, DeadlineError, EngineError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
+
+pytestmark = pytest.mark.slow
 
 SPEC = EngineSpec(vocab_size=5, max_num_seqs=4, max_num_tokens=32, max_seq_len=96, block_size=4, num_blocks=24)
 #: Of as many tokens; a slot holds the longest request.

@@ -120,6 +120,7 @@ def test_a_large_request_is_not_overtaken_for_ever_by_small_ones(settings: CoreS
     assert number < 5 + 12 + 4 + 20 + 30, "the small ones before it, its own steps, and some slack"
 
 
+@pytest.mark.slow
 def test_each_mechanism_really_happens() -> None:
     """One seeded history through all of them, so that the random ones cannot pass by never meeting any."""
     settings = CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, max_draft_tokens=3)

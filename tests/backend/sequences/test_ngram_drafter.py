@@ -262,6 +262,7 @@ def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.Mon
     assert core.scheduler._speculation._index_room.num_left == IndexRoom().num_left
 
 
+@pytest.mark.slow
 def test_what_a_long_text_takes_is_bounded() -> None:
     """By what is allocated: 64k n-grams at most are kept, of a text of any length."""
     rng = random.Random(0)  # noqa: S311 (a test's choice)

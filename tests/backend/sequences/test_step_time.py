@@ -85,6 +85,7 @@ def test_slack_is_the_ninetieth_percentile() -> None:
     assert model.slack == pytest.approx(1.16, abs=0.04)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     rows=st.lists(

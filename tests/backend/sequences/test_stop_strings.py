@@ -305,6 +305,7 @@ def cases(draw: st.DrawFn, family: str) -> Case:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
@@ -340,6 +341,7 @@ def cases_with_special(draw: st.DrawFn, family: str) -> Case:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -85,6 +85,7 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
     return Ending(said, None if reason is None else reason.value, sequence.stop_reason, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -123,6 +124,7 @@ def test_every_special_token_is_found_by_its_name(family: str) -> None:
         assert ending.text == tokenizer_of(family).decode(output_ids[: output_ids.index(token_id)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_the_special_tokens_of_real_tokenizers_are_found_by_their_names(name: str) -> None:
     tokenizer = REAL[name]().tokenizer

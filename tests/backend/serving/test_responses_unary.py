@@ -101,7 +101,7 @@ def test_a_full_house_can_be_stopped(front: Any, core: list[Any]) -> None:
         if fake_triton.get_input_tensor_by_name(request, "stop") is not None:
             stopped[request.request_id()].set()
         else:
-            assert stopped[request.request_id()].wait(10)
+            assert stopped[request.request_id()].wait(60)
         return [_response(output_ids=[], chunk=[0])]
 
     core.append(serve)

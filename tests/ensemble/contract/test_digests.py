@@ -41,7 +41,7 @@ def test_a_read_shorter_than_a_piece_changes_nothing(tmp_path: Path, monkeypatch
 def test_pieces_of_one_file_are_hashed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(2 * PIECE))
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
     hashed = digests._piece_digest
 
     def meeting(*arguments: object) -> bytes:

@@ -154,6 +154,6 @@ def test_a_large_vocabulary_takes_seconds_at_most(tmp_path: Path) -> None:
     words = {f"▁word{i}": i for i in range(1, 128_000)}
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0, **words}, unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    begin = time.monotonic()
+    begin = time.process_time()
     assert table_of(tokenizer, tmp_path, 128_256).sum() == 128_000
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10

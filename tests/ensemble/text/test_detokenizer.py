@@ -105,6 +105,7 @@ def text_ids(draw: st.DrawFn, family: str) -> list[int]:
     return pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())

@@ -201,7 +201,7 @@ def test_an_interrupt_ends_it_and_keeps_what_is_done(processes: str, tmp_path: P
     try:
         first_line = process.stderr.readline()
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, first_line, err) == (130, "simulated 0.2 requests/s\n", "")
