@@ -19,18 +19,18 @@ class Row(NamedTuple):
 
     Args:
         sequence: whose.
-        place: of the token in the sequence; it is scored where the sequence has a token already, else chosen.
-        draft_ids: guessed tokens between the sequence's last and this place.
+        position: of the token in the sequence; it is scored where the sequence has a token already, else chosen.
+        draft_ids: guessed tokens between the sequence's last and this position.
     """
 
     sequence: Sequence
-    place: int
+    position: int
     draft_ids: tuple[int, ...] = ()
 
     @property
     def is_scored(self) -> bool:
         """Whether the token is known, and only its probability is wanted."""
-        return self.place < len(self.sequence.token_ids)
+        return self.position < len(self.sequence.token_ids)
 
 
 class ScheduledChunk(NamedTuple):
@@ -76,7 +76,7 @@ class SchedulerOutput:
         for sequence, num_new_tokens, completes, draft_ids, num_scored in self.chunks:
             if num_scored:
                 start = sequence.num_computed_tokens + 1
-                rows.extend(Row(sequence, place) for place in range(start, start + num_scored))
+                rows.extend(Row(sequence, position) for position in range(start, start + num_scored))
             if completes:
                 end = sequence.num_computed_tokens + num_new_tokens
                 rows.append(Row(sequence, end))
