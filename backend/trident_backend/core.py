@@ -10,7 +10,7 @@ from collections.abc import Callable
 from trident_backend import batch
 from trident_backend.engine.protocol import Engine
 from trident_backend.guided.mask_worker import MaskWorker
-from trident_backend.kv.factory import make_kv_cache
+from trident_backend.kv.cache import make_kv_cache
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.sequence import FinishReason

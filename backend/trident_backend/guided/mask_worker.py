@@ -149,7 +149,7 @@ class MaskWorker:
                 continue
             places.append(index)
             # The last row of a sequence has all of its guesses.
-            jobs[row.sequence] = _Job(row.sequence, guide, row.place - len(row.draft_ids), row.draft_ids)
+            jobs[row.sequence] = _Job(row.sequence, guide, row.position - len(row.draft_ids), row.draft_ids)
         if not jobs:
             return _nothing
         words = np.empty((len(places), self._num_words), np.uint32)

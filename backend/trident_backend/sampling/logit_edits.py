@@ -43,7 +43,7 @@ class RequestLogitBias:
     def banned_ids(self, row: Row) -> TokenIds:
         """The tokens that must not come at the row's place; some may stand twice."""
         sequence, parts = row.sequence, [self._bad_ids]
-        if row.place - sequence.num_prompt_tokens < sequence.sampling.min_tokens:
+        if row.position - sequence.num_prompt_tokens < sequence.sampling.min_tokens:
             parts.append(self._end_ids)
         if self._words:
             parts.append(np.array(self._last_tokens(row), np.int64))

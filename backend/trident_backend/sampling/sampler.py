@@ -42,7 +42,7 @@ class Sampler:
             return Choices([])
         log_probs = LogProbs(logits, rows)
         moved = self._edits.apply(logits, rows, masks)
-        token_ids = [row.sequence.token_ids[row.place] if row.is_scored else NO_TOKEN for row in rows]
+        token_ids = [row.sequence.token_ids[row.position] if row.is_scored else NO_TOKEN for row in rows]
         choosing = np.array([number for number, row in enumerate(rows) if not row.is_scored], np.intp)
         if choosing.size:
             tokens = _choose(logits, rows, choosing)

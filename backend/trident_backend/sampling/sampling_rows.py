@@ -81,7 +81,7 @@ def pack(rows: Rows[Row], numbers: Indices, likeliest: TokenIds, maxima: FloatAr
         min_ps=np.array([p.min_p for p in params], np.float64),
         seeds=np.array([p.seed for p in params], np.uint64),
         indices=np.array([p.index for p in params], np.uint64),
-        places=np.array([row.place for row in chosen], np.uint64),
+        places=np.array([row.position for row in chosen], np.uint64),
     )
 
 

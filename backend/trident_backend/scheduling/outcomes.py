@@ -20,8 +20,8 @@ class Accepted(NamedTuple):
 
     Args:
         num_tokens: how many tokens were appended.
-        reason: why it ends: ERROR if there was no token to choose, or if what follows its text failed; None if it goes
-            on.
+        reason: why it ends: ERROR if there was no token to choose, or if its guide or stop strings failed; None if it
+            goes on.
         error: what its client is told where the reason is ERROR.
     """
 
@@ -31,71 +31,79 @@ class Accepted(NamedTuple):
 
 
 def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
-    """Note the log probabilities of the prompt's tokens that a chunk has scored, from `first_row` on."""
+    """Append the log probabilities of the prompt's tokens that a chunk has scored.
+
+    Args:
+        chunk: with scored rows.
+        choices: of the whole step.
+        first_row: the first of the chunk's scored rows.
+    """
     log_probs = (choices.log_probs[row] for row in range(first_row, first_row + chunk.num_scored))
     chunk.sequence.prompt_log_probs.extend(log_probs)
 
 
-def accept(chunk: ScheduledChunk, choices: Choices, first_row: int) -> Accepted:
-    """Append what was chosen as long as the guesses before it were right and nothing ends the text.
+def accept(sequence: Sequence, draft_ids: tuple[int, ...], choices: Choices, first_row: int) -> Accepted:
+    """Append the chosen tokens, as long as the draft tokens before them are accepted and nothing ends the text.
 
-    A guide and stop strings are the request's own, and are followed by other people's libraries: whatever they raise
-    ends this sequence and no other.
+    A guide and stop strings are the request's own and are followed by third-party libraries: whatever they raise ends
+    this sequence and no other.
 
     Args:
-        chunk: one that completes.
+        sequence: all of whose own tokens the step has computed.
+        draft_ids: the draft tokens computed after them.
         choices: of the whole step.
-        first_row: the row that chose the next token; one for each guess follows.
+        first_row: the row that chose the next token; one for each draft token follows.
     """
-    sequence, draft_ids, log_probs = chunk.sequence, chunk.draft_ids, choices.log_probs
-    try:
-        if sequence.guide is not None and sequence.guide.is_finished:
-            # It was found out only while the mask for what would follow was filled.
-            return Accepted(0, last_look(sequence, FinishReason.STOP))
-    except BaseException as cause:
-        return Accepted(0, FinishReason.ERROR, _not_followed(cause))
-    reason, num_tokens, num_accepted = None, 0, 0
+    guide, token_ids, log_probs = sequence.guide, sequence.token_ids, choices.log_probs
+    if guide is not None:
+        try:
+            if guide.is_finished:
+                # It was found out only while the mask for what would follow was filled.
+                return Accepted(0, last_look(sequence, FinishReason.STOP))
+        except BaseException as cause:
+            return Accepted(0, FinishReason.ERROR, _not_followed(cause))
+    reason: FinishReason | None = None
     error: TridentError | None = None
-    for row in range(first_row, first_row + 1 + len(draft_ids)):
-        token_id = choices.token_ids[row]
+    num_tokens = num_accepted = 0
+    while True:
+        token_id = choices.token_ids[first_row + num_tokens]
         if token_id < 0:
-            if num_tokens and token_id == NO_TOKEN and sequence.guide is not None:
-                # A guess was right whose mask was not filled: the next step looks again.
+            if num_tokens and token_id == NO_TOKEN and guide is not None:
+                # A draft token was accepted after which the mask was not filled: the next step looks again.
                 sequence.num_computed_tokens -= 1
             else:
                 reason, error = FinishReason.ERROR, _no_token(sequence, token_id)
             break
-        sequence.token_ids.append(token_id)
+        token_ids.append(token_id)
+        if log_probs and (row_log_probs := log_probs.get(first_row + num_tokens)) is not None:
+            sequence.log_probs.append(row_log_probs)
         num_tokens += 1
-        if log_probs and row in log_probs:
-            sequence.log_probs.append(log_probs[row])
         try:
             reason = _reason_to_end(sequence, token_id)
-        except BaseException as cause:  # a panic of a library written in Rust is no Exception
+        except BaseException as cause:  # a panic of a library written in Rust is not an Exception
             reason, error = FinishReason.ERROR, _not_followed(cause)
         if reason is not None or num_tokens > len(draft_ids) or draft_ids[num_tokens - 1] != token_id:
             break
         num_accepted += 1
         sequence.num_computed_tokens += 1
-    lookup = sequence.lookup
-    if lookup is not None and draft_ids:
-        lookup.judged(len(draft_ids), num_accepted)
+    if draft_ids and sequence.drafter is not None:
+        sequence.drafter.observe(len(draft_ids), num_accepted)
         sequence.num_draft_tokens += len(draft_ids)
         sequence.num_accepted_tokens += num_accepted
     return Accepted(num_tokens, reason, error)
 
 
 def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
-    """Note when its newest tokens came."""
-    waited = None if sequence.last_token_at is None else now - sequence.last_token_at
-    sequence.last_token_at = now
-    if waited is None:
+    """Note that a sequence's newest tokens came now; return how many they are and how long they took."""
+    last, sequence.last_token_at = sequence.last_token_at, now
+    if last is None:
         sequence.first_token_at = now
-    return Advance(sequence, num_tokens, waited)
+        return Advance(sequence, num_tokens, None)
+    return Advance(sequence, num_tokens, now - last)
 
 
 def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
-    """Show the token just appended to whoever follows the text."""
+    """Show the token just appended to the guide and the stop strings; return why the text ends, if it does."""
     if token_id in sequence.end_ids or token_id in sequence.stop_ids:
         sequence.num_hidden_tail_tokens = 0 if sequence.include_stop else 1
         if token_id in sequence.end_ids:
@@ -119,12 +127,14 @@ def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:
 def last_look(
     sequence: Sequence, reason: FinishReason, stop_reason: str = "", ending_id: int | None = None
 ) -> FinishReason:
-    """Return why the text ends, as no token comes any more: a stop string if one was in what had been held back.
+    """Flush the stop strings at the end of the output; return why it ends.
+
+    A stop string that was held back and is found now takes precedence over the reason given.
 
     Args:
-        sequence: whose text it is.
-        reason: without a stop string.
-        stop_reason: which goes with it.
+        sequence: whose output ends.
+        reason: why, without a stop string.
+        stop_reason: the stop id or its text, if that is the reason.
         ending_id: the token that ended the text, if the request names it by a stop word: a longer one may end with it.
     """
     stop_strings, word = sequence.stop_strings, None

@@ -14,12 +14,11 @@ from collections.abc import Set
 
 from trident_backend.kv.cache import KVCache
 from trident_backend.scheduling import deadlines, outcomes
+from trident_backend.scheduling.budget import PromptChunks, StepBudget
 from trident_backend.scheduling.deadlines import Deadlines
 from trident_backend.scheduling.fair_queue import FairQueue
-from trident_backend.scheduling.prompt_chunks import PromptChunks
 from trident_backend.scheduling.prompt_order import PromptOrder
 from trident_backend.scheduling.speculation import Speculation
-from trident_backend.scheduling.step_budget import StepBudget
 from trident_backend.scheduling.ttft_estimate import TtftEstimate
 from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.choices import Choices
@@ -102,18 +101,16 @@ class Scheduler:
         prompts: list[Sequence] = []
         preempted: list[Sequence] = []
         num_pairs = 0
-        shares: Counter[str] = Counter()
         for sequence in tuple(self.running):
-            if sequence.sits_out or (preempted and sequence in preempted):
+            if sequence.paused or sequence.awaits_mask or (preempted and sequence in preempted):
                 continue
             num_tokens = len(sequence.token_ids)
             if sequence.num_computed_tokens != num_tokens - 1:
                 prompts.append(sequence)
-            elif self._make_room(sequence, num_tokens, preempted):
-                chunks.append(ScheduledChunk(sequence, 1, completes=True))
-                shares[sequence.tenant] += 1
+            elif num_tokens <= sequence.num_allocated_tokens or self._make_room(sequence, num_tokens, preempted):
+                chunks.append(ScheduledChunk(sequence, 1, True))
                 num_pairs += num_tokens
-        for tenant, num_tokens in shares.items():
+        for tenant, num_tokens in Counter([sequence.tenant for sequence, *_ in chunks]).items():
             self.waiting.charge(tenant, num_tokens)
         streams = len(chunks)
         size = StepSize(streams, num_pairs, streams)
@@ -127,8 +124,9 @@ class Scheduler:
             self._speculation.index_prompts(chunks[streams:])
         if self._settings.max_draft_tokens and streams:
             size = self._speculation.extend(chunks, size, streams)
-            for chunk in chunks[:streams]:
-                self.waiting.charge(chunk.sequence.tenant, len(chunk.draft_ids))
+            for sequence, _, _, draft_ids, _ in chunks[:streams]:
+                if draft_ids:
+                    self.waiting.charge(sequence.tenant, len(draft_ids))
         # Each copy is for a sequence that has grown for its chunk, so it is never of a step that computes nothing.
         copies = self._kv_cache.take_copies()
         return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted), copies)
@@ -218,25 +216,26 @@ class Scheduler:
         advances = []
         row = 0
         for chunk in output.chunks:
-            sequence, past = chunk.sequence, chunk.sequence.num_computed_tokens
-            sequence.num_computed_tokens = past + chunk.num_new_tokens
-            if chunk.num_scored:
+            sequence, num_new_tokens, completes, draft_ids, num_scored = chunk
+            past = sequence.num_computed_tokens
+            sequence.num_computed_tokens = past + num_new_tokens
+            if num_scored:
                 outcomes.score(chunk, choices, row)
-                row += chunk.num_scored
-            if chunk.completes and sequence in late:
-                row += 1 + len(chunk.draft_ids)
+                row += num_scored
+            if completes and sequence in late:
+                row += 1 + len(draft_ids)
                 sequence.awaits_mask = True
                 sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
-            elif chunk.completes:
-                num_tokens, reason, error = outcomes.accept(chunk, choices, row)
-                row += 1 + len(chunk.draft_ids)
+            elif completes:
+                num_tokens, reason, error = outcomes.accept(sequence, draft_ids, choices, row)
+                row += 1 + len(draft_ids)
                 if num_tokens:
                     advances.append(outcomes.advance(sequence, num_tokens, now))
                 if reason is FinishReason.ERROR:
-                    sequence.num_computed_tokens = past  # whoever shares its blocks must not read what is no number
+                    sequence.num_computed_tokens = past  # nobody else may read what it has just written to the cache
                 if reason is not None:
                     self.finish(sequence, reason, error)
-            if sequence.finish_reason is None:
+            if sequence.num_computed_tokens >= sequence.next_commit and sequence.finish_reason is None:
                 self._kv_cache.commit(sequence)
         self._step_times.observe(output.size, seconds)
         return tuple(advances)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from trident_backend.kv.cache import KVCache
-from trident_backend.scheduling.step_budget import StepBudget
+from trident_backend.scheduling.budget import StepBudget
 from trident_backend.sequences.ngram_drafter import IndexRoom, NgramDrafter
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
@@ -42,20 +42,20 @@ class Speculation:
 
     def begin(self, sequence: Sequence) -> None:
         """Let a new sequence guess."""
-        sequence.lookup = NgramDrafter(self._index_room)
+        sequence.drafter = NgramDrafter(self._index_room)
 
     def end(self, sequence: Sequence) -> None:
         """Give back what its guesses needed."""
-        if sequence.lookup is not None:
-            sequence.lookup.close()
-            sequence.lookup = None
+        if sequence.drafter is not None:
+            sequence.drafter.close()
+            sequence.drafter = None
 
     def index_prompts(self, chunks: list[ScheduledChunk]) -> None:
         """Index some more of the prompts that a step computes, so that they are known when their streams begin."""
         num_left = MAX_INDEXED
         for sequence, *_ in chunks:
-            if sequence.lookup is not None and num_left:
-                num_left -= sequence.lookup.index(sequence.token_ids, num_left)
+            if sequence.drafter is not None and num_left:
+                num_left -= sequence.drafter.index(sequence.token_ids, num_left)
 
     def extend(self, chunks: list[ScheduledChunk], size: StepSize, num_streams: int) -> StepSize:
         """Replace those of the first `num_streams` chunks that guess; returns the size of the step with the guesses."""
@@ -72,16 +72,16 @@ class Speculation:
         num_left = MAX_INDEXED + num_streams * (1 + self._max_draft_tokens)
         for index in range(num_streams):
             sequence = chunks[index].sequence
-            lookup, num_tokens = sequence.lookup, len(sequence.token_ids)
-            assert lookup is not None
+            drafter, num_tokens = sequence.drafter, len(sequence.token_ids)
+            assert drafter is not None
             cost = per_token + step_time.per_pair * num_tokens
-            most = 1 if explores else worthwhile(lookup.acceptance, cost * tokens_per_second, self._max_draft_tokens)
+            most = 1 if explores else worthwhile(drafter.acceptance, cost * tokens_per_second, self._max_draft_tokens)
             most = min(most, sequence.max_len - num_tokens - 1, self._budget.spare(size, num_tokens) if most else 0)
             if most <= 0:
-                lookup.passed()
+                drafter.decay()
                 continue
-            num_left -= lookup.index(sequence.token_ids, num_left)
-            draft_ids = tuple(lookup.propose(sequence.token_ids, most))
+            num_left -= drafter.index(sequence.token_ids, num_left)
+            draft_ids = tuple(drafter.propose(sequence.token_ids, most))
             if draft_ids and self._kv_cache.grow(sequence, num_tokens + len(draft_ids)):
                 chunks[index] = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)
                 size = size.with_chunk(len(draft_ids), num_tokens, len(draft_ids))

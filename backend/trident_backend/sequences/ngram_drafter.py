@@ -86,19 +86,19 @@ class NgramDrafter:
             key = _key(token_ids[-_NGRAM:])
             place = self._newer.get(key) or self._older.get(key)
         if place is None:
-            self.passed()
+            self.decay()
             return []
         # A text that repeats itself with a short period is continued past its own end.
         period = len(token_ids) - place
         return [token_ids[place + offset % period] for offset in range(num_tokens)]
 
-    def judged(self, num_proposed: int, num_accepted: int) -> None:
+    def observe(self, num_proposed: int, num_accepted: int) -> None:
         """Learn from a verified guess."""
         num_tried = min(num_proposed, num_accepted + 1)
         for index in range(num_tried):
             self.acceptance += (1 - _MEMORY) * ((index < num_accepted) - self.acceptance)
 
-    def passed(self) -> None:
+    def decay(self) -> None:
         """A step without a guess: what is known is slowly forgotten, so that a text that changes is tried again."""
         self.acceptance += (1 - _OBLIVION) * (_PRIOR - self.acceptance)
 

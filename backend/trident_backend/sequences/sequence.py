@@ -1,6 +1,6 @@
-"""One request on its way through the core, as plain state.
+"""One sequence on its way through the core, as plain state.
 
-Owns nothing but its fields; says who writes them. Never schedules, computes or answers.
+Owns its fields and says who writes each. Never schedules, computes or answers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trident_ensemble.contract.errors import TridentError
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended. For those that come with an error, clients get that instead."""
+    """Why a sequence ended. Where a sequence has an error, clients get that instead."""
 
     EOS = "eos"
     #: A stop string, a stop id, or a guide that allows nothing more.
     STOP = "stop"
     LENGTH = "length"
-    #: BuildRequest to stop, which is no error; or its client is gone.
+    #: Asked to stop, which is not an error; or its client is gone.
     CANCELLED = "cancelled"
     #: Its timeout has passed.
     TIMEOUT = "timeout"
@@ -36,16 +36,22 @@ class FinishReason(str, Enum):
     ERROR = "error"
 
 
-@dataclass(eq=False)
-class Sequence:
+class _WeaklyReferenced:
+    """Lets a class with slots be the target of weak references."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(eq=False, slots=True)
+class Sequence(_WeaklyReferenced):
     """A prompt and what has been generated from it. Times are seconds of the scheduler's clock.
 
-    The request fills the fields up to `guide`, the scheduler all others but `block_table` and `block_digests`, which
-    are the block manager's, and `token_counts`, which is the sampler's.
+    The engine loop's thread owns a sequence from the time when it is queued; until then its request does. Each field
+    has one writer, by which they are grouped.
 
     Args:
         sequence_id: the core's own number for it.
-        token_ids: the prompt; the output is appended to it.
+        token_ids: the prompt; the scheduler appends the output.
         num_prompt_tokens: length of the prompt.
         max_tokens: the most tokens to generate.
         sampling: how a token is chosen.
@@ -58,16 +64,36 @@ class Sequence:
         reuse_cache: whether it may read cached blocks of others and leave its own.
         parent: the first sequence of its request, whose prompt it shares; None for that one itself.
         stop_ids: tokens that end the text because the request says so.
-        stop_id_words: of these, those that the request names by their text, and that text.
-        stop_strings: what it must not say; sees every token.
-        include_stop: whether the token that ended it is text.
-        guide: what it may say; sees every token.
-        stop_reason: the stop string, or stop id, that ended it.
-        num_hidden_tail_tokens: 1 if the last token is no text (it ended it), else 0.
-        log_probs: of the output, token by token, if wanted.
-        prompt_log_probs: of the prompt's tokens from the second on, if wanted.
+        stop_id_words: the text of those stop ids that the request names by their text.
+        stop_strings: the stop strings' matcher, which is shown every token; None if there are none.
+        include_stop: whether the token that ended the text is part of it.
+        guide: the grammar's matcher, which is shown every token; None if the output is free. Where the grammar is
+            compiled after the request was read, it is set before the sequence is queued.
+        num_computed_tokens: how many tokens, from the first on, have keys and values in the cache.
+        num_cached_tokens: how many of these were found in the cache when the sequence first ran.
+        num_preemptions: how often it lost its room in the cache.
+        first_scheduled_at: when it first got room in the cache; None before.
+        first_token_at: when its first token came; None before.
+        last_token_at: when its latest token came; None before the first.
+        log_probs: of the output, token by token; empty if not wanted.
+        prompt_log_probs: of the prompt's tokens from the second on, as far as they are known; empty if not wanted.
+        awaits_mask: whether it takes no steps because the mask of its guide is late.
+        finish_reason: why it ended; None while it has not.
+        stop_reason: the stop string, or the stop id in digits, that ended it; else empty.
+        num_hidden_tail_tokens: 1 if the last token ended the text and is not part of it, else 0.
+        error: what its client is told instead of the finish reason; None if nothing failed.
+        drafter: proposes draft tokens; None where none are wanted, and once it has ended.
+        num_draft_tokens: draft tokens computed for it.
+        num_accepted_tokens: how many of these were accepted.
+        block_table: the KV blocks that hold its tokens, first to last.
+        block_digests: of its first full blocks, as many as have been asked for.
+        num_allocated_tokens: tokens that may be written to its blocks as they are; beyond, the cache must `grow`.
+        next_commit: the `num_computed_tokens` from which on the cache has something new to `commit`.
+        token_counts: its tokens in the form that penalties need; None before the first penalty.
+        paused: whether it takes no steps because its reader is behind.
     """
 
+    # The request.
     sequence_id: int
     token_ids: list[int]
     num_prompt_tokens: int
@@ -86,45 +112,57 @@ class Sequence:
     stop_strings: StopStrings | None = None
     include_stop: bool = False
     guide: Guide | None = None
+
+    # The scheduler, with what a step has chosen (`outcomes`).
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
-    lookup: NgramDrafter | None = None
-    token_counts: TokenCounts | None = None
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
-    block_table: BlockTable = field(default_factory=BlockTable)
-    block_digests: list[bytes] = field(default_factory=list)
-    paused: bool = False
     awaits_mask: bool = False
     finish_reason: FinishReason | None = None
     stop_reason: str = ""
     num_hidden_tail_tokens: int = 0
     error: TridentError | None = None
 
+    # Speculation, as a part of the scheduler.
+    drafter: NgramDrafter | None = None
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+
+    # The KV cache.
+    block_table: BlockTable = field(default_factory=BlockTable)
+    block_digests: list[bytes] = field(default_factory=list)
+    num_allocated_tokens: int = 0
+    next_commit: int = 0
+
+    # The sampler.
+    token_counts: TokenCounts | None = None
+
+    # The engine loop, on behalf of the threads that answer.
+    paused: bool = False
+
     @property
     def sits_out(self) -> bool:
-        """Whether it takes no steps for now: its reader is behind, or the mask of its guide."""
+        """Whether it takes no steps for now, because its reader or the mask of its guide is behind."""
         return self.paused or self.awaits_mask
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output so far."""
+        """The length of prompt and output so far."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Output so far."""
+        """The length of the output so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Tokens not yet computed: 1 while generating, more while the prompt is being computed."""
+        """Tokens not computed yet: 1 while the sequence generates, more while its prompt is being computed."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property

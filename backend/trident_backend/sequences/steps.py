@@ -19,18 +19,18 @@ class Row(NamedTuple):
 
     Args:
         sequence: whose.
-        place: of the token in the sequence; it is scored where the sequence has a token already, else chosen.
-        draft_ids: guessed tokens between the sequence's last and this place.
+        position: of the token in the sequence; it is scored where the sequence has a token already, else chosen.
+        draft_ids: guessed tokens between the sequence's last and this position.
     """
 
     sequence: Sequence
-    place: int
+    position: int
     draft_ids: tuple[int, ...] = ()
 
     @property
     def is_scored(self) -> bool:
         """Whether the token is known, and only its probability is wanted."""
-        return self.place < len(self.sequence.token_ids)
+        return self.position < len(self.sequence.token_ids)
 
 
 class ScheduledChunk(NamedTuple):
@@ -51,6 +51,20 @@ class ScheduledChunk(NamedTuple):
     num_scored: int = 0
 
 
+class BlockCopy(NamedTuple):
+    """The first tokens of one KV block, or slot, that are copied to another before a step computes.
+
+    Args:
+        source: the block that is read.
+        target: the block that is written.
+        num_tokens: how many tokens, from the block's first on; what lies behind them may be copied too.
+    """
+
+    source: int
+    target: int
+    num_tokens: int
+
+
 @dataclass(frozen=True)
 class SchedulerOutput:
     """One step.
@@ -60,14 +74,14 @@ class SchedulerOutput:
         size: how much that is.
         num_context_tokens: of its tokens, those of prompts; and of outputs that are computed again.
         preempted: sequences that had to give up their room for it.
-        block_copies: see `StepBatch`.
+        block_copies: what is copied before it computes, in this order.
     """
 
     chunks: tuple[ScheduledChunk, ...]
     size: StepSize
     num_context_tokens: int = 0
     preempted: tuple[Sequence, ...] = ()
-    block_copies: tuple[tuple[int, int, int], ...] = ()
+    block_copies: tuple[BlockCopy, ...] = ()
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -76,11 +90,12 @@ class SchedulerOutput:
         for sequence, num_new_tokens, completes, draft_ids, num_scored in self.chunks:
             if num_scored:
                 start = sequence.num_computed_tokens + 1
-                rows.extend(Row(sequence, place) for place in range(start, start + num_scored))
+                rows.extend(Row(sequence, position) for position in range(start, start + num_scored))
             if completes:
                 end = sequence.num_computed_tokens + num_new_tokens
                 rows.append(Row(sequence, end))
-                rows.extend(Row(sequence, end + index, draft_ids[:index]) for index in range(1, 1 + len(draft_ids)))
+                if draft_ids:
+                    rows.extend(Row(sequence, end + index, draft_ids[:index]) for index in range(1, 1 + len(draft_ids)))
         return tuple(rows)
 
     @property

@@ -60,7 +60,7 @@ class Guesser(NgramDrafter):
     def index(self, token_ids: Rows[int], num_ngrams: int) -> int:
         return 0
 
-    def judged(self, num_proposed: int, num_accepted: int) -> None:
+    def observe(self, num_proposed: int, num_accepted: int) -> None:
         """It knows better."""
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ def test_scheduling_never_changes_the_output(  # noqa: PLR0917
     for sequence in sequences:
         core.scheduler.add(sequence, sequence.arrived_at)
         if max_draft_tokens:
-            sequence.lookup = Guesser(expected[sequence.sequence_id], sequence.num_prompt_tokens)
+            sequence.drafter = Guesser(expected[sequence.sequence_id], sequence.num_prompt_tokens)
     while core.scheduler.waiting or core.scheduler.running:
         core.step()
         core.kv_cache.check_integrity(core.scheduler.running)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.core import make_sequence
 from trident_backend.kv.blocks import BlockManager
-from trident_backend.kv.prefix_digests import block_digests
+from trident_backend.kv.prefix_cache import block_digests
 from trident_backend.sequences.sequence import Sequence
 
 ACTIONS = ["admit", "sibling", "sibling", "grow", "grow", "beyond", "release"]

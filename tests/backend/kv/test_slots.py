@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.core import make_sequence
 from trident_backend.engine.protocol import EngineSpec, KVKind
-from trident_backend.kv.factory import make_kv_cache
+from trident_backend.kv.cache import make_kv_cache
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -19,7 +19,7 @@ A, B, C = (list(range(start, start + 12)) for start in (100, 200, 300))
 
 
 def _slots(num_slots: int = 4, *, reuse: bool = True) -> SlotManager:
-    return SlotManager(num_slots, 24, granule=4, reuse=reuse)
+    return SlotManager(num_slots, 24, hash_block_size=4, reuse=reuse)
 
 
 def _admit(slots: SlotManager, prompt: list[int], **fields: Any) -> Sequence:
@@ -76,7 +76,7 @@ def test_an_engine_gets_the_cache_that_it_has(kind: KVKind, longest: int, reuse:
     assert cache.grow(sequence, 64)
     sequence.num_computed_tokens = 64
     cache.release(sequence)
-    # Less than a block, and a granule of a slot.
+    # Less than a block, and than a hash block of a slot.
     assert cache.num_cached(make_sequence(1, [7] * 40, 1)) == (32 if reuse and kind is KVKind.SLOTS else 0)
 
 

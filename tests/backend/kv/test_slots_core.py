@@ -23,8 +23,8 @@ SLOTS = replace(SPEC, block_size=64, num_blocks=4, kv_kind=KVKind.SLOTS)
 
 
 @pytest.fixture(autouse=True)
-def small_granules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trident_backend.kv.factory.SLOT_GRANULE", 4)
+def small_hash_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trident_backend.kv.cache.SLOT_HASH_BLOCK_SIZE", 4)
 
 
 def _core(settings: CoreSettings | None = None, num_slots: int = 4, max_num_seqs: int = 4) -> EngineCore:
@@ -99,7 +99,7 @@ def test_a_conversation_goes_on_in_its_slot_and_computes_only_what_is_new() -> N
         run_to_end(core)
         assert _is_right(sequence)
         token_ids = [*sequence.token_ids, 7, turn, 7]
-    # Of the turn before, all but the last token was computed; what is no whole granule of it is computed again.
+    # Of the turn before, all but the last token was computed; what does not fill a hash block is computed again.
     assert num_tokens == [10, 17 - 12, 24 - 20, 31 - 24]
 
 

@@ -19,7 +19,7 @@ from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.siblings import shares_prompt
 
-GRANULE, SLOT_SIZE = 4, 40
+HASH_BLOCK_SIZE, SLOT_SIZE = 4, 40
 
 
 class Value(NamedTuple):
@@ -60,7 +60,7 @@ class Model:
     def __init__(self, num_slots: int, *, reuse: bool) -> None:
         self.rng = random.Random(num_slots)  # noqa: S311 (a test's choice)
         self.reuse = reuse
-        self.slots = SlotManager(num_slots, SLOT_SIZE, granule=GRANULE, reuse=reuse)
+        self.slots = SlotManager(num_slots, SLOT_SIZE, hash_block_size=HASH_BLOCK_SIZE, reuse=reuse)
         self.cache = [[JUNK] * SLOT_SIZE for _ in range(num_slots)]
         self.known: list[list[Value]] = [[] for _ in range(num_slots)]
         self.last_uses = [0] * num_slots
@@ -107,7 +107,11 @@ class Model:
         parent, own = sequence.parent, values(sequence, sequence.num_tokens)
         longest = 0
         if self.reuse and sequence.reuse_cache:
-            longest = max(min(num_equal(known, own), len(own) - 1) for known in self.known) // GRANULE * GRANULE
+            longest = (
+                max(min(num_equal(known, own), len(own) - 1) for known in self.known)
+                // HASH_BLOCK_SIZE
+                * HASH_BLOCK_SIZE
+            )
         assert slots.num_cached(sequence) == longest
         shares = parent in self.ready and shares_prompt(sequence)
         if shares:
@@ -211,7 +215,7 @@ class Model:
         self.slots.commit(sequence)
         self.ready.add(sequence)
         if self.reuse and sequence.reuse_cache:
-            num_full = sequence.num_computed_tokens // GRANULE * GRANULE
+            num_full = sequence.num_computed_tokens // HASH_BLOCK_SIZE * HASH_BLOCK_SIZE
             self.known[sequence.block_table[0]] = values(sequence, num_full)
         moving = self.moving.pop(sequence, None)
         if moving is not None:

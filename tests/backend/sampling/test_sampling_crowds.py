@@ -105,7 +105,7 @@ class Crowd:
         row, params = self.rows[number], self.rows[number].sequence.sampling
         token_id = choices.token_ids[number]
         if row.is_scored:
-            assert token_id == row.sequence.token_ids[row.place]
+            assert token_id == row.sequence.token_ids[row.position]
         else:
             logits = edited(self.logits[number], row, self.masks.get(number))
             if not np.isfinite(logits).any():

@@ -60,7 +60,7 @@ def edited(logits: FloatArray, row: Row, allowed: Mask | None = None) -> FloatAr
     for *before, last in params.bad_words:
         if token_ids[len(token_ids) - len(before) :] == before:
             logits[last] = -np.inf
-    if row.place - sequence.num_prompt_tokens < params.min_tokens:
+    if row.position - sequence.num_prompt_tokens < params.min_tokens:
         logits[[token_id for token_id in sequence.end_ids | sequence.stop_ids if token_id < len(logits)]] = -np.inf
     if allowed is not None:
         logits[~allowed] = -np.inf

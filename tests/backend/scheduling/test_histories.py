@@ -29,7 +29,7 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, KVKind
-from trident_backend.kv import factory as kv_caches
+from trident_backend.kv import cache as kv_cache
 from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import FinishReason, Sequence
@@ -98,7 +98,7 @@ class Histories(RuleBasedStateMachine):
         self.settings = chosen
         self.clock = Clock()
         # Fewer than a step has tokens.
-        self.patches = [patch.object(prompt_scores, "MAX_ROWS", 5), patch.object(kv_caches, "SLOT_GRANULE", 4)]
+        self.patches = [patch.object(prompt_scores, "MAX_ROWS", 5), patch.object(kv_cache, "SLOT_HASH_BLOCK_SIZE", 4)]
         for patched in self.patches:
             patched.start()
         self.engine = TimedEngine(self.specs[size], self.clock, cost)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.core import TimedEngine, add, expected_output, make_core, make_sequence
 from trident_backend.core import EngineCore
 from trident_backend.engine.protocol import EngineSpec
-from trident_backend.scheduling.step_budget import StepBudget
+from trident_backend.scheduling.budget import StepBudget
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTime, StepTimeModel
 from trident_ensemble.contract.settings import CoreSettings

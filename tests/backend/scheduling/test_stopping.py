@@ -129,7 +129,7 @@ def test_what_is_guessed_counts_as_if_chosen_one_by_one(
     fields: dict[str, Any], draft_ids: tuple[int, ...], chosen: list[int], output: list[int], reason: FinishReason
 ) -> None:
     scheduler, sequence = _scheduler(), _request(**fields)
-    sequence.lookup = NgramDrafter()
+    sequence.drafter = NgramDrafter()
     scheduler.add(sequence, 0.0)
     scheduler.schedule(0.0)
     chunk = ScheduledChunk(sequence, 1, completes=True, draft_ids=draft_ids)

@@ -168,22 +168,22 @@ def test_a_guess_continues_the_last_earlier_occurrence(
     text: list[int], num_tokens: int, growth: list[tuple[int, int]]
 ) -> None:
     """However the text has grown, and in whatever pieces it was indexed."""
-    lookup = NgramDrafter()
+    drafter = NgramDrafter()
     for length, num_ngrams in sorted(growth):
-        assert lookup.index(text[:length], num_ngrams) <= num_ngrams
+        assert drafter.index(text[:length], num_ngrams) <= num_ngrams
     num_left = len(text)
-    while num := lookup.index(text, 5):
+    while num := drafter.index(text, 5):
         num_left -= num
     assert num_left >= 0
-    assert lookup.propose(text, num_tokens) == _by_search(text, num_tokens)
+    assert drafter.propose(text, num_tokens) == _by_search(text, num_tokens)
 
 
 def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
-    text, lookup = [1, 2, 3, 4] * 10, NgramDrafter()
-    lookup.index(text, len(text) - 3 - 1)
-    assert lookup.propose(text, 2) == []
-    assert lookup.index(text, 5) == 1
-    assert lookup.propose(text, 2) == [1, 2]
+    text, drafter = [1, 2, 3, 4] * 10, NgramDrafter()
+    drafter.index(text, len(text) - 3 - 1)
+    assert drafter.propose(text, 2) == []
+    assert drafter.index(text, 5) == 1
+    assert drafter.propose(text, 2) == [1, 2]
 
 
 @settings(deadline=None)
@@ -191,10 +191,10 @@ def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
 def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, piece: int) -> None:
     """All of the last `max_half` n-grams at least, never more than twice as many."""
     room = IndexRoom(num_ngrams=1000, max_half=max_half)
-    lookup = NgramDrafter(room)
-    while lookup.index(text, piece):
+    drafter = NgramDrafter(room)
+    while drafter.index(text, piece):
         assert 1000 - room.num_left <= 2 * max_half
-    guess = lookup.propose(text, 3)
+    guess = drafter.propose(text, 3)
     recent = _by_search(text, 3, first=max(0, len(text) - 3 - max_half))
     assert guess in (recent, _by_search(text, 3))
     assert guess == recent or not recent
@@ -205,22 +205,22 @@ def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, p
 def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tuple[int, int, int]]) -> None:
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     room = IndexRoom(num_ngrams, max_half=20)
-    lookups = [NgramDrafter(room) for _ in range(4)]
-    texts: list[list[int]] = [[] for _ in lookups]
+    drafters = [NgramDrafter(room) for _ in range(4)]
+    texts: list[list[int]] = [[] for _ in drafters]
     for number, num_tokens, piece in history:
         if number == 4:
             closed = num_tokens % 4
-            lookups[closed].close()
-            lookups[closed], texts[closed] = NgramDrafter(room), []
+            drafters[closed].close()
+            drafters[closed], texts[closed] = NgramDrafter(room), []
             continue
         texts[number] += [rng.randrange(9) for _ in range(num_tokens)]
-        lookups[number].index(texts[number], piece)
-        assert room.num_left == num_ngrams - sum(len(each._older) + len(each._newer) for each in lookups) >= 0
-        for lookup, text in zip(lookups, texts, strict=True):
-            guess = lookup.propose(text, 1)
+        drafters[number].index(texts[number], piece)
+        assert room.num_left == num_ngrams - sum(len(each._older) + len(each._newer) for each in drafters) >= 0
+        for drafter, text in zip(drafters, texts, strict=True):
+            guess = drafter.propose(text, 1)
             assert guess in ([], *([text[end]] for end in range(3, len(text)) if text[end - 3 : end] == text[-3:]))
-    for lookup in lookups:
-        lookup.close()
+    for drafter in drafters:
+        drafter.close()
     assert room.num_left == num_ngrams
 
 
@@ -230,9 +230,9 @@ def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.Mon
     indexed: dict[NgramDrafter, list[int]] = {}
     index = NgramDrafter.index
 
-    def counting(lookup: NgramDrafter, token_ids: list[int], num_ngrams: int) -> int:
-        num = index(lookup, token_ids, num_ngrams)
-        indexed.setdefault(lookup, []).append(num)
+    def counting(drafter: NgramDrafter, token_ids: list[int], num_ngrams: int) -> int:
+        num = index(drafter, token_ids, num_ngrams)
+        indexed.setdefault(drafter, []).append(num)
         return num
 
     monkeypatch.setattr(NgramDrafter, "index", counting)
@@ -247,16 +247,16 @@ def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.Mon
         core.step()
     long = make_sequence(9, [number % 3 for number in range(96)], 32)
     add(core, long)
-    lookup = long.lookup
-    assert lookup is not None
+    drafter = long.drafter
+    assert drafter is not None
     while long.finish_reason is None:
         before = {each: len(pieces) for each, pieces in indexed.items()}
         core.step()
         pieces = [num for each, found in indexed.items() for num in found[before.get(each, 0) :]]
         # Of prompts, of streams' texts, and what four streams may have got since the last step.
         assert sum(pieces) <= 10 + 10 + 4 * 3
-    assert max(indexed[lookup]) <= 10 + 4 * 3
-    assert sum(indexed[lookup]) >= 96 - 3
+    assert max(indexed[drafter]) <= 10 + 4 * 3
+    assert sum(indexed[drafter]) >= 96 - 3
     assert long.num_accepted_tokens > 0
     run_to_end(core)
     assert core.scheduler._speculation._index_room.num_left == IndexRoom().num_left
@@ -267,10 +267,10 @@ def test_what_a_long_text_takes_is_bounded() -> None:
     """By what is allocated: 64k n-grams at most are kept, of a text of any length."""
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     text = [rng.randrange(100_000) for _ in range(200_000)]
-    lookup = NgramDrafter()
+    drafter = NgramDrafter()
     tracemalloc.start()
     try:
-        while lookup.index(text, 1024):
+        while drafter.index(text, 1024):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -279,23 +279,23 @@ def test_what_a_long_text_takes_is_bounded() -> None:
 
 
 def test_acceptance_follows_what_is_seen_and_forgets_without_guesses() -> None:
-    lookup = NgramDrafter()
+    drafter = NgramDrafter()
     rng = random.Random(1)  # noqa: S311 (a test's choice)
     estimates = []
     for number in range(2000):
         right = 0
         while right < 3 and rng.random() < 0.8:
             right += 1
-        lookup.judged(3, right)
+        drafter.observe(3, right)
         if number > 100:
-            estimates.append(lookup.acceptance)
+            estimates.append(drafter.acceptance)
     assert np.mean(estimates) == pytest.approx(0.8, abs=0.03)
     for _ in range(40):
-        lookup.judged(3, 0)
-    assert lookup.acceptance < 0.05
+        drafter.observe(3, 0)
+    assert drafter.acceptance < 0.05
     for _ in range(500):
-        lookup.passed()
-    assert lookup.acceptance == pytest.approx(0.5, abs=0.01), "a text that changes is tried again"
+        drafter.decay()
+    assert drafter.acceptance == pytest.approx(0.5, abs=0.01), "a text that changes is tried again"
 
 
 @settings(deadline=None)

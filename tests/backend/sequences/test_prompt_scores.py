@@ -76,7 +76,7 @@ def test_a_step_counts_and_names_its_rows() -> None:
     add(core, sequence)
     output = core.scheduler.schedule(1.0)
     assert output.size.num_rows == 5
-    assert [(row.sequence, row.place, row.is_scored) for row in output.rows] == [
+    assert [(row.sequence, row.position, row.is_scored) for row in output.rows] == [
         (stream, 2, False),
         *((sequence, place, True) for place in (1, 2, 3)),
         (sequence, 4, False),
@@ -131,7 +131,7 @@ def test_after_a_preemption_nothing_is_scored_twice(reuse: bool) -> None:
     places: Counter[int] = Counter()
     preempted_at = []
     for step in _run(core):
-        places.update(row.place for row in step.rows if row.sequence is young and row.place < 60)
+        places.update(row.position for row in step.rows if row.sequence is young and row.position < 60)
         preempted_at += [len(places) for _ in step.preempted]
     assert len(preempted_at) == 1
     assert 20 < preempted_at[0] < 59, "it was half scored"

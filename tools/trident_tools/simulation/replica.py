@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trident_backend.engine.protocol import EngineSpec
-from trident_backend.kv.factory import make_kv_cache
+from trident_backend.kv.cache import make_kv_cache
 from trident_backend.metrics.records import request_record
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
