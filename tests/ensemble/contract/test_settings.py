@@ -31,13 +31,14 @@ OTHER: dict[str, Any] = {
     "max_queue_tokens": 9000,
     "priority_aging_ms": 250,
     "tenant_weights": (("gold", 3.0), ("bronze", 0.5)),
+    "stream_interval_ms": 70,
     "pause_after_ms": 100,
     "abandon_after_ms": 500,
     "guided_memory_mb": 256,
     "gpu": (2, 0),
 }
 
-COUNTS = ["token_budget", "target_itl_ms", "max_draft_tokens"]
+COUNTS = ["token_budget", "target_itl_ms", "max_draft_tokens", "stream_interval_ms"]
 POSITIVES = ["max_queue_size", "max_queue_tokens", "priority_aging_ms", "pause_after_ms", "abandon_after_ms"]
 
 
