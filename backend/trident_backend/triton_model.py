@@ -134,7 +134,6 @@ class _TritonResponder:
     def send(self, response: Response) -> None:
         outputs = [
             pb_utils.Tensor(tensors.OUTPUT_IDS.name, response.output_ids[None]),
-            pb_utils.Tensor(tensors.CONTEXT_IDS.name, np.array([response.context_ids], np.int32)),
             pb_utils.Tensor(tensors.CHUNK.name, np.array([response.header.pack()], np.int64)),
             *(pb_utils.Tensor(spec.name, values[None]) for spec, values in response.outputs),
         ]

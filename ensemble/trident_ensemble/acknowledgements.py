@@ -5,7 +5,7 @@ writes down each chunk once its text has left, or that nobody wants it any more,
 
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
-Shape `[1 + NUM_INSTANCES, num_slots]` int64. A slot belongs to one stream of the core. Its value in row 0 is the
+Shape `[1 + NUM_INSTANCES, num_columns]` int64. A slot belongs to one stream of the core. Its value in row 0 is the
 stream's secret, which the core draws and writes, and which only the stream's own chunks carry; 0 while the slot has no
 stream. Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An instance
 writes only where the chunk at hand names the slot's secret: whoever calls postprocessing with a chunk of his own making
@@ -62,42 +62,42 @@ class AcknowledgementTable:
     Not thread-safe: one thread opens, reads and releases slots.
 
     Args:
-        num_slots: streams that may be open at a time.
+        num_columns: streams that may be open at a time.
 
     Raises:
         PlanError: there is no room for the file.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_columns: int) -> None:
         _sweep()
         self.table_id, self._lock = 0, -1
         try:
             self.table_id, self._lock = _make_folder()
-            self._rows = _make_file(self.table_id, num_slots)
+            self._rows = _make_file(self.table_id, num_columns)
         except OSError as error:
             self.close()
-            size = num_slots * (1 + NUM_INSTANCES) * _CELL
+            size = num_columns * (1 + NUM_INSTANCES) * _CELL
             raise PlanError(
                 f"{_FOLDER} has no room for the {size} bytes of the acknowledgement table ({error.strerror}); make it "
                 "larger (a container's --shm-size), or max_queue_size smaller"
             ) from None
-        self._free = list(range(num_slots - 1, -1, -1))
+        self._free = list(range(num_columns - 1, -1, -1))
 
     def open(self) -> tuple[int, int]:
         """Take a slot for a new stream: return it and the stream's secret."""
-        slot = self._free.pop()
+        column = self._free.pop()
         secret = secrets.randbits(_SECRET_BITS) | 1
-        self._rows[0, slot] = secret
-        return slot, secret
+        self._rows[0, column] = secret
+        return column, secret
 
-    def release(self, slot: int) -> None:
+    def release(self, column: int) -> None:
         """Give a slot back; late acknowledgements of its old stream no longer count."""
-        self._rows[0, slot] = 0
-        self._free.append(slot)
+        self._rows[0, column] = 0
+        self._free.append(column)
 
-    def num_acknowledged(self, slots: list[int]) -> list[int]:
+    def num_acknowledged(self, columns: list[int]) -> list[int]:
         """Return how many chunks of each slot's stream have been delivered, or GONE."""
-        values = self._rows.take(slots, axis=1)
+        values = self._rows.take(columns, axis=1)
         tags, cells = values[0] & _TAG, values[1:]
         counts: list[int] = np.where(cells >> 32 == tags, cells & GONE, 0).max(axis=0).tolist()
         return counts
@@ -128,13 +128,13 @@ def _make_folder() -> tuple[int, int]:
             os.close(lock)
 
 
-def _make_file(table_id: int, num_slots: int) -> _Cells:
-    size = num_slots * (1 + NUM_INSTANCES) * _CELL
+def _make_file(table_id: int, num_columns: int) -> _Cells:
+    size = num_columns * (1 + NUM_INSTANCES) * _CELL
     file = os.open(table_folder(table_id) / _FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         # A file with holes would be a bus error at the first write to one that finds the memory full.
         os.posix_fallocate(file, 0, size)
-        return np.frombuffer(mmap.mmap(file, size), np.int64).reshape(1 + NUM_INSTANCES, num_slots)
+        return np.frombuffer(mmap.mmap(file, size), np.int64).reshape(1 + NUM_INSTANCES, num_columns)
     finally:
         os.close(file)
 
@@ -170,12 +170,12 @@ class Acknowledger:
         self._row = 1 + instance % NUM_INSTANCES
         self._tables: dict[int, _Cells] = {}
 
-    def acknowledge(self, table_id: int, slot: int, secret: int, num_chunks: int) -> None:
+    def acknowledge(self, table_id: int, column: int, secret: int, num_chunks: int) -> None:
         """Write down that the first chunks of a stream have been delivered, or that its client is GONE.
 
         Args:
             table_id: of the core's table; 0 if nobody asks.
-            slot: the stream's.
+            column: the stream's.
             secret: the stream's.
             num_chunks: how many chunks, or GONE.
         """
@@ -184,8 +184,8 @@ class Acknowledger:
         rows = self._tables.get(table_id)
         if rows is None:
             rows = self._open(table_id)
-        if rows is not None and 0 <= slot < rows.shape[1] and int(rows[0, slot]) == secret:
-            rows[self._row, slot] = _cell(secret, num_chunks)
+        if rows is not None and 0 <= column < rows.shape[1] and int(rows[0, column]) == secret:
+            rows[self._row, column] = _cell(secret, num_chunks)
 
     def _open(self, table_id: int) -> _Cells | None:
         """Map a table, and let go of those whose core is gone."""

@@ -24,12 +24,12 @@ from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_ensemble.text.detokenizer import load_detokenizer
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-#: More than a header has of as many sequences as one step of any engine computes.
+#: More than a header without context has, of as many sequences as one step of any engine computes.
 _MAX_HEADER = 1 << 16
 
 
 class TritonPythonModel:
-    """One instance."""
+    """One instance of postprocessing."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer of the core model's engine.
@@ -45,22 +45,22 @@ class TritonPythonModel:
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
     def execute(self, requests: list[Any]) -> None:
-        """Send one response a request; a bad request gets an error of its own."""
+        """Send one response for each request; a bad request gets an error of its own."""
         for request in requests:
             try:
                 self._serve(request, request.get_response_sender())
-            except BaseException as error:  # whatever it is, the others must be served
+            except BaseException as error:  # whatever it is, the other requests must be served
                 log_failure("a chunk could not be answered", error)
 
     def _serve(self, request: Any, sender: Any) -> None:
-        """Answer, and only then acknowledge: so the stream's next chunk cannot overtake the text of this one.
+        """Answer, and only then acknowledge, so that the stream's next chunk cannot overtake the text of this one.
 
         A stream whose text Triton did not take ends, as if its client were gone: what follows would have a gap.
         """
         is_gone, header = False, None
         try:
             is_gone = request.is_cancelled()
-            header = unpack(_integers(request, tensors.CHUNK, _MAX_HEADER))
+            header = unpack(_integers(request, tensors.CHUNK, _MAX_HEADER + self._max_seq_len))
             response = _success(self._texts(request, header))
         except TridentError as error:
             response = _failure(error)
@@ -74,42 +74,42 @@ class TritonPythonModel:
         finally:
             if header is not None:
                 num_chunks = GONE if is_gone else header.number
-                self._acknowledger.acknowledge(header.table_id, header.slot, header.secret, num_chunks)
+                self._acknowledger.acknowledge(header.table_id, header.column, header.secret, num_chunks)
 
     def _texts(self, request: Any, header: ChunkHeader) -> list[str]:
-        """Of each sequence of a response."""
-        parts = header.parts
+        """Return the text of each sequence of a response."""
+        parts, num_context = header.parts, len(header.context_ids)
+        if num_context > self._max_seq_len:
+            problem = f"{num_context} context ids are too many; the most is {self._max_seq_len}"
+            raise RequestError(tensors.CHUNK.name, problem)
         output_ids = self._token_ids(request, tensors.OUTPUT_IDS, len(parts))
-        context_ids = self._token_ids(request, tensors.CONTEXT_IDS)
-        if context_ids and len(parts) > 1:
-            raise RequestError(tensors.CONTEXT_IDS.name, "must be empty: only a stream of one sequence has a context")
         length, rest = divmod(len(output_ids), len(parts))
         longest = max(part.num_ids for part in parts)
         if rest or longest > length:
             problem = (
-                f"must hold {len(parts)} rows of {longest} ids, as {tensors.CHUNK.name} tells, not {len(output_ids)}"
+                f"must hold {len(parts)} rows of {longest} ids, as {tensors.CHUNK.name} says, not {len(output_ids)}"
             )
             raise RequestError(tensors.OUTPUT_IDS.name, problem)
         texts = []
-        for begin, (num_ids, num_silent, num_characters) in zip(count(0, length), parts, strict=False):
+        for begin, (num_ids, num_hidden, num_characters) in zip(count(0, length), parts, strict=False):
             text = self._detokenizer.text(
-                context_ids,
-                output_ids[begin : begin + num_ids - num_silent],
+                header.context_ids,
+                output_ids[begin : begin + num_ids - num_hidden],
                 is_last=header.is_last,
                 skip_special_tokens=header.skip_special_tokens,
             )
             texts.append(text if num_characters == ALL else text[:num_characters])
         return texts
 
-    def _token_ids(self, request: Any, spec: tensors.TensorSpec, num_sequences: int = 1) -> list[int]:
+    def _token_ids(self, request: Any, spec: tensors.TensorSpec, num_sequences: int) -> list[int]:
         token_ids = _integers(request, spec, num_sequences * self._max_seq_len)
         if token_ids and min(token_ids) < 0:
-            raise RequestError(spec.name, f"{min(token_ids)} is no token id; the least is 0")
+            raise RequestError(spec.name, f"{min(token_ids)} is not a token id; the least is 0")
         return token_ids
 
 
 def _instance(instance_name: str) -> int:
-    """The number at the end of an instance's name, as in `postprocessing_0_3`."""
+    """Return the number at the end of an instance's name, as in `postprocessing_0_3`."""
     number = instance_name.rpartition("_")[2]
     return int(number) if number.isdecimal() else 0
 

@@ -19,6 +19,7 @@ from tests.tokenizer_zoo import byte_level_bpe
 from trident_backend.engine.mock import MockEngine
 from trident_ensemble.contract import layout
 from trident_ensemble.contract import tensors as contract
+from trident_ensemble.contract.chunk_header import VERSION
 from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.manifest import Generation
 
@@ -93,8 +94,7 @@ def test_one_response_with_every_output(shell: Any) -> None:
     (response,) = _answered(request)
     assert _output(response, "output_ids").tolist() == [[expected_tokens([5, 6, 7], 9)]]
     assert _output(response, "output_ids").dtype == np.int32
-    assert _output(response, "context_ids").shape == (1, 0)
-    assert _output(response, "chunk").tolist() == [[0, 0, 0, 0, 1, 1, 9, 0, -1]]
+    assert _output(response, "chunk").tolist() == [[VERSION, 0, 0, 0, 0, 1, 1, 0, 9, 0, -1]]
     assert _output(response, "finish_reason").tolist() == [[b"length"]]
     assert (_output(response, "num_input_tokens"), _output(response, "num_output_tokens")) == ([[3]], [[9]])
 
@@ -106,7 +106,7 @@ def test_a_stream_ends_with_its_final_flag(shell: Any) -> None:
     ids = [token_id for response in responses for token_id in _output(response, "output_ids")[0, 0].tolist()]
     assert ids == expected_tokens([5], 20)
     names = [{tensor.name() for tensor in response.output_tensors()} for response in responses]
-    assert all(sent == {"output_ids", "context_ids", "chunk"} for sent in names[:-1])
+    assert all(sent == {"output_ids", "chunk"} for sent in names[:-1])
     assert {"finish_reason", "num_input_tokens", "num_output_tokens"} <= names[-1]
 
 
@@ -129,8 +129,9 @@ def test_every_output_has_the_shape_and_type_of_the_contract(shell: Any) -> None
 def test_every_input_of_the_contract_is_taken(shell: Any) -> None:
     """With tensorrtllm_backend's defaults where it has any."""
     fields: dict[str, Any] = {
-        "max_tokens": 5, "min_tokens": 2, "min_length": 2, "stream": False, "num_return_sequences": 1,
-        "temperature": 0.0, "top_k": 1, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+        "max_tokens": 5, "min_tokens": 2, "min_length": 2, "stream": False, "stream_interval_ms": 0,
+        "num_return_sequences": 1, "temperature": 0.0, "top_k": 1, "top_p": 1.0, "min_p": 0.0,
+        "repetition_penalty": 1.0, "presence_penalty": 0.0,
         "frequency_penalty": 0.0, "logit_bias": b'{"3": 0.5}', "seed": 2**64 - 1, "beam_width": 1,
         "length_penalty": 1.0, "stop_words": [b""], "stop_token_ids": [90], "include_stop_str_in_output": False,
         "end_id": 2, "pad_id": 2, "ignore_eos": True, "skip_special_tokens": True, "echo": False,
@@ -171,9 +172,7 @@ def test_a_request_is_stopped_by_its_id(shell: Any) -> None:
     shell.execute([endless, stop, nameless])
     assert _output(_answered(endless)[-1], "finish_reason").tolist() == [[b"cancelled"]]
     (answer,) = _answered(stop)
-    assert {tensor.name() for tensor in answer.output_tensors()} == {
-        "output_ids", "context_ids", "chunk", "finish_reason",
-    }  # fmt: skip
+    assert {tensor.name() for tensor in answer.output_tensors()} == {"output_ids", "chunk", "finish_reason"}
     assert _output(answer, "output_ids").shape == (1, 1, 0)
     error = _answered(nameless)[0].error()
     assert error is not None

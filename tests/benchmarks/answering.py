@@ -65,7 +65,7 @@ class Reader:
     def send(self, response: Response) -> None:
         header = response.header
         if self._acknowledger is not None and header.table_id:
-            self._acknowledger.acknowledge(header.table_id, header.slot, header.secret, header.number)
+            self._acknowledger.acknowledge(header.table_id, header.column, header.secret, header.number)
         self._counters.num_chunks += 1
         if self._counters.num_chunks == self._counters.num_wanted:
             self._counters.arrived.set()
@@ -88,7 +88,8 @@ def _opened(
         num_open,
         bytes([1]) * SPEC.vocab_size,
         OutputTensorBuilder(SPEC.block_size, 0),
-        lambda _command, _sequence: None,
+        clock=time.monotonic,
+        tell=lambda _command, _sequence: None,
         on_closed=lambda _request: None,
         on_fatal=lambda error: print(f"the answering thread died: {error!r}"),
     )
@@ -105,12 +106,14 @@ def _opened(
 
 
 def _step(streams: AnsweringThread, running: list[Request]) -> None:
-    streams.emit([TokenEvent(request.first.sequence_id, (7,), None) for request in running])
+    for request in running:
+        request.first.token_ids.append(7)
+    streams.emit([TokenEvent(request.first.sequence_id, 1, None) for request in running])
 
 
 def _cpu_seconds() -> float:
     """The processor time that the thread which answers has used."""
-    (thread,) = (one for one in threading.enumerate() if one.name == "trident-streams")
+    (thread,) = (one for one in threading.enumerate() if one.name == "trident-answers")
     assert thread.ident is not None
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 

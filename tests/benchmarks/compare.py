@@ -50,12 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
     with work_folder() as work:
         rounds = _measure(args, work, console)
     figures = _summarize(rounds, args.sequences * args.output_tokens)
-    table = Table("figure", "median", "min", "max", title=f"{args.sequences} sequences, {_machine()}")
+    table = Table("figure", "median", "min", "max", title=f"{args.sequences} sequences, {machine()}")
     for figure, values in figures.items():
         table.add_row(figure, *(f"{value:.3g}" if value < 10 else f"{value:.0f}" for value in values))
     console.print(table)
     if args.json:
-        args.json.write_text(json.dumps({"machine": _machine(), "figures": figures, "rounds": rounds}, indent=2))
+        args.json.write_text(json.dumps({"machine": machine(), "figures": figures, "rounds": rounds}, indent=2))
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -132,7 +132,8 @@ def _summarize(rounds: list[dict[str, float]], num_tokens: int) -> dict[str, tup
     return figures
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return how many cores this machine has, and which."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return f"{os.cpu_count()} cores, {models[0] if models else platform.processor()}"

@@ -24,7 +24,7 @@ from trident_ensemble.contract.errors import PlanError
 
 @pytest.fixture
 def table() -> Iterator[AcknowledgementTable]:
-    made = AcknowledgementTable(num_slots=4)
+    made = AcknowledgementTable(num_columns=4)
     yield made
     made.close()
 
@@ -33,58 +33,58 @@ def _file(table: AcknowledgementTable) -> Path:
     return table_folder(table.table_id) / "acknowledgements"
 
 
-def read(table: AcknowledgementTable, slot: int, secret: int) -> int:
+def read(table: AcknowledgementTable, column: int, secret: int) -> int:
     assert secret
-    return table.num_acknowledged([slot])[0]
+    return table.num_acknowledged([column])[0]
 
 
-def _acknowledge(table_id: int, instance: int, slot: int, secret: int, num_chunks: int) -> None:
-    Acknowledger(instance).acknowledge(table_id, slot, secret, num_chunks)
+def _acknowledge(table_id: int, instance: int, column: int, secret: int, num_chunks: int) -> None:
+    Acknowledger(instance).acknowledge(table_id, column, secret, num_chunks)
 
 
 def test_what_is_written_is_read(table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
-    assert read(table, slot, secret) == 0
-    Acknowledger(0).acknowledge(table.table_id, slot, secret, 3)
-    assert read(table, slot, secret) == 3
+    column, secret = table.open()
+    assert read(table, column, secret) == 0
+    Acknowledger(0).acknowledge(table.table_id, column, secret, 3)
+    assert read(table, column, secret) == 3
 
 
 def test_across_processes(table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
+    column, secret = table.open()
     process = multiprocessing.get_context("spawn").Process(
-        target=_acknowledge, args=(table.table_id, 1, slot, secret, 7)
+        target=_acknowledge, args=(table.table_id, 1, column, secret, 7)
     )
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert read(table, slot, secret) == 7
+    assert read(table, column, secret) == 7
 
 
 def test_the_newest_of_all_instances_counts(table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
+    column, secret = table.open()
     for instance, num_chunks in ((0, 5), (1, 6), (2, 4), (0, 3)):
-        Acknowledger(instance).acknowledge(table.table_id, slot, secret, num_chunks)
-    assert read(table, slot, secret) == 6
+        Acknowledger(instance).acknowledge(table.table_id, column, secret, num_chunks)
+    assert read(table, column, secret) == 6
 
 
 def test_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTable) -> None:
-    slot, old = table.open()
-    table.release(slot)
+    column, old = table.open()
+    table.release(column)
     again, new = table.open()
-    assert again == slot
+    assert again == column
     assert new != old
-    Acknowledger(0).acknowledge(table.table_id, slot, old, 9)
-    assert read(table, slot, new) == 0
-    Acknowledger(0).acknowledge(table.table_id, slot, new, 1)
-    Acknowledger(1).acknowledge(table.table_id, slot, old, 10)
-    assert read(table, slot, new) == 1
+    Acknowledger(0).acknowledge(table.table_id, column, old, 9)
+    assert read(table, column, new) == 0
+    Acknowledger(0).acknowledge(table.table_id, column, new, 1)
+    Acknowledger(1).acknowledge(table.table_id, column, old, 10)
+    assert read(table, column, new) == 1
 
 
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObject) -> None:
     """Against a model of the rule: what a stream is told is what its own chunks' bearers said, and nothing else."""
-    table = AcknowledgementTable(num_slots=3)
+    table = AcknowledgementTable(num_columns=3)
     try:
         acknowledgers = [Acknowledger(number) for number in range(2)]
         streams: dict[int, int] = {}
@@ -93,26 +93,26 @@ def test_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObje
         for _ in range(data.draw(st.integers(1, 25))):
             move = data.draw(st.sampled_from(["open", "release", "own", "forged"]))
             if move == "open" and len(streams) < 3:
-                slot, secret = table.open()
-                assert slot not in streams
-                streams[slot], said[slot] = secret, [0, 0]
+                column, secret = table.open()
+                assert column not in streams
+                streams[column], said[column] = secret, [0, 0]
             elif move == "release" and streams:
-                slot = data.draw(st.sampled_from(sorted(streams)))
-                old_secrets.append(streams.pop(slot))
-                table.release(slot)
+                column = data.draw(st.sampled_from(sorted(streams)))
+                old_secrets.append(streams.pop(column))
+                table.release(column)
             elif move == "own" and streams:
-                slot = data.draw(st.sampled_from(sorted(streams)))
+                column = data.draw(st.sampled_from(sorted(streams)))
                 number = data.draw(st.sampled_from([1, 2, 3, 99, GONE]))
                 instance = data.draw(st.integers(0, 1))
-                acknowledgers[instance].acknowledge(table.table_id, slot, streams[slot], number)
-                said[slot][instance] = number
+                acknowledgers[instance].acknowledge(table.table_id, column, streams[column], number)
+                said[column][instance] = number
             elif move == "forged":
-                slot = data.draw(st.integers(-2, 4))
-                others = [secret for other, secret in streams.items() if other != slot]
+                column = data.draw(st.integers(-2, 4))
+                others = [secret for other, secret in streams.items() if other != column]
                 secret = data.draw(st.sampled_from([*others, *old_secrets, 0, -1, 2**62, 2**63 - 1]))
                 number = data.draw(st.sampled_from([0, 1, 7, GONE, GONE + 1, -1, 2**63 - 1]))
-                data.draw(st.sampled_from(acknowledgers)).acknowledge(table.table_id, slot, secret, number)
-            assert table.num_acknowledged(sorted(streams)) == [max(said[slot]) for slot in sorted(streams)]
+                data.draw(st.sampled_from(acknowledgers)).acknowledge(table.table_id, column, secret, number)
+            assert table.num_acknowledged(sorted(streams)) == [max(said[column]) for column in sorted(streams)]
     finally:
         table.close()
 
@@ -133,15 +133,15 @@ def test_another_stream_s_secret_and_numbers_out_of_range_change_nothing(table: 
 
 
 def test_a_free_slot_has_no_secret(table: AcknowledgementTable) -> None:
-    slot, _ = table.open()
-    table.release(slot)
+    column, _ = table.open()
+    table.release(column)
     for secret in (0, 1, -1):
-        Acknowledger(0).acknowledge(table.table_id, slot, secret, 1)
+        Acknowledger(0).acknowledge(table.table_id, column, secret, 1)
     assert np.frombuffer(_file(table).read_bytes(), np.int64).any() == 0
 
 
 def test_secrets_are_long_and_all_different() -> None:
-    table = AcknowledgementTable(num_slots=500)
+    table = AcknowledgementTable(num_columns=500)
     secrets = [table.open()[1] for _ in range(500)]
     table.close()
     assert len(set(secrets)) == 500
@@ -170,7 +170,7 @@ def test_tables_left_behind_are_removed_and_those_in_use_are_not(table: Acknowle
     for suffix in ("", ".new"):  # of earlier versions
         orphans.append(Path(f"/dev/shm/trident-00000000000000ac{suffix}"))  # noqa: S108
         orphans[-1].write_bytes(b"left behind")
-    other = AcknowledgementTable(num_slots=1)
+    other = AcknowledgementTable(num_columns=1)
     assert not any(path.exists() for path in orphans)
     assert _file(table).exists()
     other.close()
@@ -208,13 +208,13 @@ os.kill(os.getpid(), 9)
         assert ended.returncode == -9, ended.stderr.decode()
         left.append(sorted(path.name for path in tmp_path.glob("*/*")))
         assert list(tmp_path.iterdir()), "a killed process removes nothing itself"
-        AcknowledgementTable(num_slots=1).close()
+        AcknowledgementTable(num_columns=1).close()
         assert not list(tmp_path.iterdir())
     assert left == [[], ["acknowledgements"], ["acknowledgements"], ["acknowledgements"]]
 
 
 def test_the_whole_file_has_its_memory_from_the_beginning() -> None:
-    table = AcknowledgementTable(num_slots=4000)
+    table = AcknowledgementTable(num_columns=4000)
     status = _file(table).stat()
     table.close()
     assert status.st_size == 4000 * (1 + NUM_INSTANCES) * 8
@@ -228,25 +228,25 @@ def test_full_shared_memory_is_said_at_the_beginning(tmp_path: Path, monkeypatch
     monkeypatch.setattr(acknowledgements, "_FOLDER", tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(PlanError, match=r" has no room for the 136 bytes .* \(No space left on device\)"):
-        AcknowledgementTable(num_slots=1)
+        AcknowledgementTable(num_columns=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_tables_of_cores_that_are_gone_are_let_go() -> None:
     """A core that is loaded again has a new table."""
     acknowledger = Acknowledger(0)
-    kept = AcknowledgementTable(num_slots=1)
-    slot, secret = kept.open()
-    acknowledger.acknowledge(kept.table_id, slot, secret, 1)
+    kept = AcknowledgementTable(num_columns=1)
+    column, secret = kept.open()
+    acknowledger.acknowledge(kept.table_id, column, secret, 1)
     num_mapped = _num_removed_tables_mapped()
     for _ in range(20):
-        table = AcknowledgementTable(num_slots=1)
+        table = AcknowledgementTable(num_columns=1)
         acknowledger.acknowledge(table.table_id, *table.open(), 1)
         table.close()
         del table
     assert _num_removed_tables_mapped() - num_mapped <= 1, "of the last one"
-    acknowledger.acknowledge(kept.table_id, slot, secret, 2)
-    assert read(kept, slot, secret) == 2
+    acknowledger.acknowledge(kept.table_id, column, secret, 2)
+    assert read(kept, column, secret) == 2
     kept.close()
 
 
@@ -255,26 +255,26 @@ def _num_removed_tables_mapped() -> int:
 
 
 def test_gone_outweighs_every_number(table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
-    Acknowledger(0).acknowledge(table.table_id, slot, secret, GONE)
-    Acknowledger(1).acknowledge(table.table_id, slot, secret, 2)
-    assert read(table, slot, secret) == GONE
-    table.release(slot)
+    column, secret = table.open()
+    Acknowledger(0).acknowledge(table.table_id, column, secret, GONE)
+    Acknowledger(1).acknowledge(table.table_id, column, secret, 2)
+    assert read(table, column, secret) == GONE
+    table.release(column)
     _, following = table.open()
-    assert read(table, slot, following) == 0
+    assert read(table, column, following) == 0
 
 
 def test_rows_are_apart(table: AcknowledgementTable) -> None:
     streams = [table.open() for _ in range(4)]
-    assert len({slot for slot, _ in streams}) == 4
+    assert len({column for column, _ in streams}) == 4
     Acknowledger(NUM_INSTANCES + 1).acknowledge(table.table_id, streams[2][0], streams[2][1], 2)
     assert [read(table, *stream) for stream in streams] == [0, 0, 2, 0]
 
 
-@pytest.mark.parametrize("slot", [-1, 4, 1 << 40])
-def test_a_row_outside_the_table_is_ignored(table: AcknowledgementTable, slot: int) -> None:
+@pytest.mark.parametrize("column", [-1, 4, 1 << 40])
+def test_a_row_outside_the_table_is_ignored(table: AcknowledgementTable, column: int) -> None:
     stream = table.open()
-    Acknowledger(0).acknowledge(table.table_id, slot, 1, 1)
+    Acknowledger(0).acknowledge(table.table_id, column, 1, 1)
     assert read(table, *stream) == 0
 
 
@@ -288,10 +288,10 @@ def test_the_file_is_private_and_goes_with_the_core(table: AcknowledgementTable)
     assert stat.S_IMODE(mode.st_mode) == 0o600
     assert stat.S_IMODE(_file(table).parent.stat().st_mode) == 0o700
     assert mode.st_uid == os.getuid()
-    slot, secret = table.open()
+    column, secret = table.open()
     acknowledger = Acknowledger(0)
-    acknowledger.acknowledge(table.table_id, slot, secret, 1)
+    acknowledger.acknowledge(table.table_id, column, secret, 1)
     table.close()
     assert not _file(table).parent.exists()
-    acknowledger.acknowledge(table.table_id, slot, secret, 2)
+    acknowledger.acknowledge(table.table_id, column, secret, 2)
     table.close()

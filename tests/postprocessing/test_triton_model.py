@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import triton
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.acknowledgements import GONE, AcknowledgementTable
-from trident_ensemble.contract.chunk_header import ALL, ChunkHeader, Part
+from trident_ensemble.contract.chunk_header import ALL, VERSION, ChunkHeader, Part
 from trident_ensemble.contract.errors import ArtifactError, ConfigError
 
 TritonPythonModel = triton.load_shell("trident_postprocessing")
@@ -30,7 +30,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def table() -> Iterator[AcknowledgementTable]:
-    made = AcknowledgementTable(num_slots=2)
+    made = AcknowledgementTable(num_columns=2)
     yield made
     made.close()
 
@@ -58,8 +58,8 @@ def request(
     skip: bool = True,
 ) -> triton.InferenceRequest:
     """All of `new` in one part, unless there are others; nobody wants an acknowledgement, unless `stream` says so."""
-    header = ChunkHeader(*stream, is_last, skip, tuple(parts or [Part(len(new))]))
-    return raw_request(new, context, header.pack(), len(header.parts))
+    header = ChunkHeader(*stream, is_last, skip, tuple(parts or [Part(len(new))]), context)
+    return raw_request(new, header.pack(), len(header.parts))
 
 
 def padded(sequences: list[list[int]]) -> list[int]:
@@ -68,12 +68,11 @@ def padded(sequences: list[list[int]]) -> list[int]:
     return [token_id for own in sequences for token_id in [*own, *[0] * (longest - len(own))]]
 
 
-def raw_request(new: list[int], context: list[int], chunk: list[int], num_rows: int = 1) -> triton.InferenceRequest:
+def raw_request(new: list[int], chunk: list[int], num_rows: int = 1) -> triton.InferenceRequest:
     rows = np.array(new, np.int32).reshape(1, *((num_rows, -1) if len(new) % num_rows == 0 else (1, -1)))
     return triton.InferenceRequest(
         [
             triton.Tensor("output_ids", rows),
-            triton.Tensor("context_ids", np.array([context], np.int32)),
             triton.Tensor("chunk", np.array([chunk], np.int64)),
         ]
     )
@@ -86,9 +85,9 @@ def execute(model: Any, *requests: triton.InferenceRequest) -> list[triton.Infer
     return [request.sender.responses[0] for request in requests]
 
 
-def acknowledged(table: AcknowledgementTable, slot: int, secret: int) -> int:
+def acknowledged(table: AcknowledgementTable, column: int, secret: int) -> int:
     assert secret
-    return table.num_acknowledged([slot])[0]
+    return table.num_acknowledged([column])[0]
 
 
 def failure(response: triton.InferenceResponse) -> triton.TritonError:
@@ -119,7 +118,7 @@ def test_chunks_of_a_batch_become_their_texts(repository: Path, table: Acknowled
     model = start(repository)
     ids = encode_text("smile 😀")
     streams = [table.open(), table.open()]
-    chunks = [(table.table_id, slot, secret, 1) for slot, secret in streams]
+    chunks = [(table.table_id, column, secret, 1) for column, secret in streams]
     last = (table.table_id, streams[0][0], streams[0][1], 2)
     responses = execute(
         model, request(ids[:-1], [], stream=chunks[0], is_last=False), request(ids, [], stream=chunks[1], is_last=False)
@@ -151,7 +150,7 @@ def test_each_sequence_of_a_response_is_decoded_by_itself(repository: Path) -> N
 
 def test_silent_ids_are_no_text(repository: Path) -> None:
     ids = encode_text("abc")
-    parts = [Part(len(ids), num_silent=1), Part(len(ids), num_silent=len(ids)), Part(len(ids))]
+    parts = [Part(len(ids), num_hidden=1), Part(len(ids), num_hidden=len(ids)), Part(len(ids))]
     (response,) = execute(start(repository), request(ids * 3, [], parts))
     assert texts(response) == [tokenizer_of("byte_level_bpe").decode(ids[:-1]), "", "abc"]
 
@@ -181,37 +180,41 @@ def test_special_tokens_are_text_where_the_header_says_so(repository: Path) -> N
 def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
     good = encode_text("good")
-    slot, secret = table.open()
-    stream = (table.table_id, slot, secret, 1)
+    column, secret = table.open()
+    stream = (table.table_id, column, secret, 1)
     responses = execute(
         model,
         request(good, []),
         request([-1], [], stream=stream),
-        raw_request(good, [], [0, 0, 0, 1]),
-        triton.InferenceRequest([triton.Tensor("chunk", np.array([[0, 0, 0, 0, 1, 1, 0, 0, -1]], np.int64))]),
+        raw_request(good, [VERSION, 0, 0, 1]),
+        triton.InferenceRequest(
+            [triton.Tensor("chunk", np.array([[VERSION, 0, 0, 0, 0, 1, 1, 0, 0, 0, -1]], np.int64))]
+        ),
         triton.InferenceRequest([]),
         request([5, 6, 7], [], [Part(1), Part(1)]),
         request([5], [], [Part(1), Part(1)]),
         request([5, 6], [7], [Part(1), Part(1)]),
-        raw_request([5], [], [0, 0, 0, 0, 1, 1, 1, 2, -1]),
-        raw_request([5], [], [0] * 65537),
+        request([5], [2**31]),
+        raw_request([5], [VERSION, 0, 0, 0, 0, 1, 1, 0, 1, 2, -1]),
+        raw_request([5], [0] * 65601),
         request(good, []),
     )
     assert text(responses[0]) == text(responses[-1]) == "good"
     errors = [failure(response) for response in responses[1:-1]]
     assert [error.message() for error in errors] == [
-        "[INVALID_ARG] output_ids: -1 is no token id; the least is 0",
-        "[INVALID_ARG] chunk: 4 values are no header: 6 and 3 a sequence",
+        "[INVALID_ARG] output_ids: -1 is not a token id; the least is 0",
+        "[INVALID_ARG] chunk: must hold at least 8 values, not 4",
         "[INVALID_ARG] output_ids: missing",
         "[INVALID_ARG] chunk: missing",
-        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 3",
-        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk tells, not 1",
-        "[INVALID_ARG] context_ids: must be empty: only a stream of one sequence has a context",
-        "[INVALID_ARG] chunk: Part(num_ids=1, num_silent=2, num_characters=-1) is no part of a response",
-        "[INVALID_ARG] chunk: 65537 values are too many; the most is 65536",
+        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk says, not 3",
+        "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk says, not 1",
+        "[INVALID_ARG] chunk: must have no context ids: only a stream of one sequence has a context",
+        "[INVALID_ARG] chunk: context ids must be from 0 to 2147483647",
+        "[INVALID_ARG] chunk: Part(num_ids=1, num_hidden=2, num_characters=-1) is not a part of a response",
+        "[INVALID_ARG] chunk: 65601 values are too many; the most is 65600",
     ]
     assert all(error.code() == triton.TritonError.INVALID_ARG for error in errors)
-    assert acknowledged(table, slot, secret) == 1, "delivered, though it cannot be decoded"
+    assert acknowledged(table, column, secret) == 1, "delivered, though it cannot be decoded"
 
 
 def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Path) -> None:
@@ -222,7 +225,7 @@ def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Pat
     )
     assert [failure(response).message() for response in responses] == [
         "[INVALID_ARG] output_ids: 65 values are too many; the most is 64",
-        "[INVALID_ARG] context_ids: 65 values are too many; the most is 64",
+        "[INVALID_ARG] chunk: 65 context ids are too many; the most is 64",
         "[INVALID_ARG] output_ids: 130 values are too many; the most is 128",
     ]
     (response,) = execute(model, request([5] * 128, [], [Part(64), Part(64)]))
@@ -230,26 +233,26 @@ def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Pat
 
 
 def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
+    column, secret = table.open()
     seen = []
 
     class Sender(triton.ResponseSender):
         def send(self, response: triton.InferenceResponse | None = None, flags: int = 0) -> None:
-            seen.append(acknowledged(table, slot, secret))
+            seen.append(acknowledged(table, column, secret))
             super().send(response, flags)
 
-    chunk = request([3], [], stream=(table.table_id, slot, secret, 1))
+    chunk = request([3], [], stream=(table.table_id, column, secret, 1))
     chunk.sender = Sender()
     execute(start(repository), chunk)
-    assert [*seen, acknowledged(table, slot, secret)] == [0, 1]
+    assert [*seen, acknowledged(table, column, secret)] == [0, 1]
 
 
 def test_a_client_that_left_is_told_to_the_core(repository: Path, table: AcknowledgementTable) -> None:
-    slot, secret = table.open()
-    chunk = request([3], [], stream=(table.table_id, slot, secret, 1), is_last=False)
+    column, secret = table.open()
+    chunk = request([3], [], stream=(table.table_id, column, secret, 1), is_last=False)
     chunk.sender.client_left = True
     execute(start(repository), chunk)
-    assert acknowledged(table, slot, secret) == GONE
+    assert acknowledged(table, column, secret) == GONE
 
 
 def test_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,14 +278,14 @@ class _Breaking(triton.ResponseSender):
 def test_a_stream_whose_text_cannot_be_sent_ends_and_its_neighbour_is_served(
     repository: Path, table: AcknowledgementTable
 ) -> None:
-    slot, secret = table.open()
-    chunk, neighbour = request([3], [], stream=(table.table_id, slot, secret, 1)), request(encode_text("good"), [])
+    column, secret = table.open()
+    chunk, neighbour = request([3], [], stream=(table.table_id, column, secret, 1)), request(encode_text("good"), [])
     chunk.sender = _Breaking()
     failed, good = execute(start(repository), chunk, neighbour)
     assert failure(failed).message().startswith("[INTERNAL] the text could not be sent")
     assert "allocate" not in failure(failed).message()
     assert text(good) == "good"
-    assert acknowledged(table, slot, secret) == GONE, "what follows would have a gap"
+    assert acknowledged(table, column, secret) == GONE, "what follows would have a gap"
 
 
 def test_a_panic_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

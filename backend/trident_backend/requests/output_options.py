@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from trident_backend.requests.fields import RequestFields
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.settings import MAX_STREAM_INTERVAL_MS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class OutputOptions:
         num_input_tokens: report the prompt's length.
         num_output_tokens: report the output's.
         pad_id: fills up the ids of the shorter sequences in a response.
+        stream_interval_ms: the least time between two responses of a stream; None for the server's.
     """
 
     streaming: bool = False
@@ -35,6 +37,7 @@ class OutputOptions:
     num_input_tokens: bool = True
     num_output_tokens: bool = True
     pad_id: int = 0
+    stream_interval_ms: int | None = None
 
 
 def parse_output_options(fields: RequestFields) -> OutputOptions:
@@ -55,6 +58,7 @@ def parse_output_options(fields: RequestFields) -> OutputOptions:
         num_input_tokens=fields.flag(tensors.RETURN_NUM_INPUT_TOKENS, default=True),
         num_output_tokens=fields.flag(tensors.RETURN_NUM_OUTPUT_TOKENS, default=True),
         pad_id=fields.integer(tensors.PAD_ID, 0, 0, _MAX_ID),
+        stream_interval_ms=_stream_interval_ms(fields),
     )
 
 
@@ -75,6 +79,12 @@ def _echo(fields: RequestFields, *, streaming: bool) -> bool:
             )
         return echo
     return not excluded and not streaming
+
+
+def _stream_interval_ms(fields: RequestFields) -> int | None:
+    if tensors.STREAM_INTERVAL_MS not in fields:
+        return None
+    return fields.integer(tensors.STREAM_INTERVAL_MS, 0, 0, MAX_STREAM_INTERVAL_MS)
 
 
 _MAX_ID = 2**31 - 1

@@ -1,134 +1,224 @@
-"""The answers to one request on their way to its client: a stream for each of its sequences.
+"""The answer to one request on its way to its client: a stream for each of its sequences, and their flow control.
 
-Owns what has come of each sequence, what of it may leave and what has left. Pure: nothing is sent here.
+Owns how far each sequence has come, what of it may leave and when, what has left, and what the acknowledgements say of
+the reader. Pure: times are passed in, and nothing is sent or stopped here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.events import TokenEvent
-from trident_backend.serving.flow_control import FlowControl
 from trident_backend.serving.output_tensors import ResponseSlice
 from trident_backend.serving.responses import Responder
+from trident_ensemble.acknowledgements import GONE
 from trident_ensemble.contract.chunk_header import ALL, Part
 from trident_ensemble.contract.errors import TridentError
 from trident_ensemble.contract.settings import CoreSettings
-from trident_ensemble.text.anchors import context_ids
+from trident_ensemble.text import anchors as text_anchors
 
 
-@dataclass(eq=False)
-class Stream:
-    """One sequence's tokens, an echoed prompt's before them.
+class FlowState(Enum):
+    """What the acknowledgements of an answer say of its reader."""
+
+    FLOWING = auto()
+    STALLED = auto()
+    GONE = auto()
+
+
+@dataclass
+class FlowControl:
+    """The acknowledgements of one answer: one chunk is on its way at a time, so that none can overtake another.
 
     Args:
-        sequence: whose.
-        answer: of which this is a part.
-        num_echoed: tokens of the prompt that come before the output.
-        token_ids: so far, sent or not.
-        num_safe: of them, those that may leave.
-        num_sent: of these, those that have.
-        ended: no token comes any more.
+        settings: how long a chunk may stay unacknowledged.
+        num_sent: chunks that have left.
+        num_acknowledged: chunks that have been delivered, or GONE.
+        sent_at: when the last chunk left, in seconds.
     """
 
-    sequence: Sequence
-    answer: Answer
-    num_echoed: int
-    token_ids: list[int] = field(default_factory=list)
-    num_safe: int = 0
+    settings: CoreSettings
     num_sent: int = 0
-    ended: bool = False
+    num_acknowledged: int = 0
+    sent_at: float = 0.0
+
+    @property
+    def may_send(self) -> bool:
+        """Whether no chunk is on its way."""
+        return self.num_acknowledged == self.num_sent
+
+    def sent(self, now: float) -> None:
+        """Count one more chunk that has left."""
+        assert self.may_send
+        self.num_sent += 1
+        self.sent_at = now
+
+    def acknowledged(self, num_chunks: int) -> None:
+        """Note that the reader has had this many chunks in all, or is GONE. Ignore more than have been sent."""
+        if num_chunks <= self.num_sent or num_chunks == GONE:
+            self.num_acknowledged = max(self.num_acknowledged, num_chunks)
+
+    def state(self, now: float) -> FlowState:
+        """Return what is known of the reader, from acknowledgements and from how long one has been missing."""
+        if self.num_acknowledged == GONE:
+            return FlowState.GONE
+        waited_ms = 0 if self.may_send else (now - self.sent_at) * 1000
+        if waited_ms >= self.settings.abandon_after_ms:
+            return FlowState.GONE
+        return FlowState.STALLED if waited_ms >= self.settings.pause_after_ms else FlowState.FLOWING
+
+
+class SequenceStream:
+    """The output of one sequence, the echoed prompt before it, as it leaves.
+
+    Reads `sequence.token_ids`, to which the engine loop's thread appends: only as far as events have said, and what has
+    been appended never changes.
+
+    Args:
+        sequence: generates the tokens.
+        answer: the answer that this stream is a part of.
+        interval_s: after its first chunk, the least time between two chunks in seconds.
+
+    Attributes:
+        num_sent: tokens that have left.
+        ended: no further token comes.
+        due_at: when the next chunk may leave, in seconds.
+        has_timer: a timer for `due_at` is running.
+    """
+
+    __slots__ = (
+        "_is_urgent", "_num_echoed", "_num_safe", "_num_tokens", "_start", "answer", "due_at", "ended", "has_timer",
+        "interval_s", "num_sent", "sequence",
+    )  # fmt: skip
+
+    def __init__(self, sequence: Sequence, answer: Answer, interval_s: float) -> None:
+        echoes = answer.request.output.echo
+        self.sequence = sequence
+        self.answer = answer
+        self.interval_s = interval_s
+        self._num_echoed = sequence.num_prompt_tokens if echoes else 0
+        self._start = sequence.num_prompt_tokens - self._num_echoed
+        self._num_tokens = self._num_echoed
+        self._num_safe = 0
+        self._is_urgent = False
+        self.num_sent = 0
+        self.ended = False
+        self.due_at = -math.inf
+        self.has_timer = False
 
     def take(self, event: TokenEvent) -> None:
-        """What the loop tells of the sequence."""
-        self.token_ids.extend(event.token_ids)
+        """Take new tokens, or the end.
+
+        What a stop string had held back leaves without delay once it is decided.
+        """
+        num_undecided = self._num_tokens if self._num_safe < self._num_tokens else math.inf
+        self._num_tokens += event.num_tokens
         self.ended = event.finish_reason is not None
         self.answer.error = self.answer.error or event.error
         if self.ended or event.num_safe_tokens is None:
-            self.num_safe = len(self.token_ids)
+            self._num_safe = self._num_tokens
         else:
-            self.num_safe = event.num_safe_tokens
+            self._num_safe = event.num_safe_tokens
+            self._is_urgent = self._is_urgent or self._num_safe >= num_undecided
 
     @property
     def is_held(self) -> bool:
-        """Whether something could be sent while it streams."""
-        return self.ended or self.num_sent < self.num_safe
+        """Whether there is something to send."""
+        return self.ended or self.num_sent < self._num_safe
+
+    def is_due(self, now: float) -> bool:
+        """Return whether what there is to send may leave now."""
+        return self.ended or self._is_urgent or now >= self.due_at
+
+    def hurry(self) -> None:
+        """Let the next chunk leave without delay."""
+        self._is_urgent = True
 
     def context_ids(self, anchors: bytes) -> list[int]:
-        """Return the ids before those that are sent next that decoding needs."""
-        skip = self.answer.request.output.skip_special_tokens
-        return context_ids(anchors, self.token_ids, self.num_sent, skip_special_tokens=skip)
+        """Return the ids before those that are sent next that decoding needs.
 
-    def send(self) -> tuple[list[int], Part, ResponseSlice]:
-        """All that may leave, which then has left."""
-        start, end = self.num_sent, self.num_safe
+        Args:
+            anchors: of `trident_ensemble.text.anchors`, one byte a token id.
+        """
+        skip = self.answer.request.output.skip_special_tokens
+        start, end = self._start, self._start + self.num_sent
+        return text_anchors.context_ids(anchors, self.sequence.token_ids, end, skip_special_tokens=skip, begin=start)
+
+    def send(self, now: float) -> tuple[list[int], Part, ResponseSlice]:
+        """Return all that may leave, and count it as sent."""
+        start, end = self.num_sent, self._num_safe
         self.num_sent = end
-        span = ResponseSlice(self.sequence, end - start, max(0, start - self.num_echoed), max(0, end - self.num_echoed))
-        return self.token_ids[start:end], self._part(start, end), span
+        self.due_at = now + self.interval_s
+        self._is_urgent = False
+        span = ResponseSlice(
+            self.sequence, end - start, max(0, start - self._num_echoed), max(0, end - self._num_echoed)
+        )
+        return self.sequence.token_ids[self._start + start : self._start + end], self._part(start, end), span
 
     def _part(self, start: int, end: int) -> Part:
         if not self.ended:
             return Part(end - start)
-        stop_strings, num_silent, num_characters = self.sequence.stop_strings, self.sequence.num_hidden_tail_tokens, ALL
+        stop_strings, num_hidden, num_characters = self.sequence.stop_strings, self.sequence.num_hidden_tail_tokens, ALL
         if stop_strings is not None and stop_strings.num_characters != ALL:
-            num_silent = max(num_silent, stop_strings.num_hidden_tail_tokens)
+            num_hidden = max(num_hidden, stop_strings.num_hidden_tail_tokens)
             num_characters = stop_strings.num_characters - stop_strings.text_end(start)
-        return Part(end - start, num_silent, num_characters)
+        return Part(end - start, num_hidden, num_characters)
 
 
 class Answer:
     """What one request gets.
 
     Args:
-        request: which.
+        request: the request.
         responder: the way to its client.
-        settings: flow control's bounds.
+        settings: the bounds of flow control, and the server's interval between chunks.
 
     Attributes:
         flow: of its chunks, whichever sequence they are of: tritonserver mixes up outputs of an ensemble's responses
-            that are on their way together. None if nobody acknowledges them.
-        slot: its row in the acknowledgement table.
-        secret: what the row knows its chunks by.
-        paused: its reader is behind, and the loop was told so.
-        aborted: the loop was told that nobody wants it any more.
+            that are on their way together. None if chunks are not acknowledged.
+        column: its column in the acknowledgement table.
+        secret: proves that an acknowledgement is for this answer.
+        paused: its reader is behind, and the loop has been told so.
+        aborted: the loop has been told to end its sequences.
         is_closed: its final response has been sent, or is being sent.
+        streams: the sequences whose last chunk has not left, in the order of their turns.
     """
 
     def __init__(self, request: Request, responder: Responder, settings: CoreSettings) -> None:
         output = request.output
-        echoed = request.first.token_ids[: request.first.num_prompt_tokens] if output.echo else []
+        interval_ms = settings.stream_interval_ms if output.stream_interval_ms is None else output.stream_interval_ms
         self.request = request
         self.responder = responder
         self.aborted = False
         self.error: TridentError | None = None
         self.flow = FlowControl(settings) if output.streaming and output.flow_control else None
-        self.slot, self.secret = 0, 0
+        self.column, self.secret = 0, 0
         self.paused = False
         self.is_closed = False
-        #: AnsweringThread whose last response has not left.
-        self.streams = [
-            Stream(
-                sequence,
-                self,
-                len(echoed),
-                token_ids=list(echoed),
-            )
-            for sequence in request.sequences
-        ]
+        self.streams = [SequenceStream(sequence, self, interval_ms / 1000) for sequence in request.sequences]
 
     @property
-    def next(self) -> Stream | None:
-        """The stream that has something to send and whose turn it is."""
-        return next((stream for stream in self.streams if stream.is_held), None)
+    def may_send(self) -> bool:
+        """Whether flow control lets a chunk leave."""
+        return self.flow is None or self.flow.may_send
 
-    def had_its_turn(self, stream: Stream) -> None:
-        """The others go first."""
+    def next(self, now: float) -> SequenceStream | None:
+        """Return the stream whose turn it is to send, of those that may send something now."""
+        for stream in self.streams:
+            if stream.is_held and stream.is_due(now):
+                return stream
+        return None
+
+    def had_its_turn(self, stream: SequenceStream) -> None:
+        """Move a stream to the back of the round-robin order."""
         self.streams.remove(stream)
         self.streams.append(stream)
 
     @property
     def has_ended(self) -> bool:
-        """Whether all its sequences have."""
+        """Whether all its sequences have ended."""
         return all(stream.ended for stream in self.streams)

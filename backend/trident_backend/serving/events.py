@@ -1,4 +1,4 @@
-"""What the engine's loop and those around it tell one another.
+"""What the engine's loop and the threads around it tell one another.
 
 Owns the commands that reach a sequence in the core, and the events that come of a step. Never a thread.
 """
@@ -13,30 +13,31 @@ from trident_ensemble.contract.errors import TridentError
 
 
 class Command(Enum):
-    """What may be asked of a sequence in the core."""
+    """Commands that other threads send to the engine loop, each about one sequence."""
 
     ADD = auto()
-    #: Nobody wants it any more.
+    #: End it with an error: its client is gone.
     ABORT = auto()
-    #: No more of it is wanted; what there is, is.
+    #: End it, and keep what it has generated.
     STOP = auto()
+    #: Give it no further steps for now.
     PAUSE = auto()
     RESUME = auto()
 
 
 class TokenEvent(NamedTuple):
-    """What happened to one sequence: new tokens, its end, or both.
+    """What happened to one sequence in a step: new tokens, its end, or both.
 
     Args:
-        sequence_id: whose.
-        token_ids: the new ones.
-        finish_reason: why it ended, if it did.
+        sequence_id: the sequence.
+        num_tokens: how many tokens have been appended to the sequence's `token_ids` since its last event.
+        finish_reason: why it ended; None if it goes on.
         error: the failure that ended it, if one did.
-        num_safe_tokens: how many of its tokens may leave, see `StopStrings`; None if all may.
+        num_safe_tokens: how many tokens of the whole output may leave (see `StopStrings`); None if all may.
     """
 
     sequence_id: int
-    token_ids: tuple[int, ...]
+    num_tokens: int
     finish_reason: FinishReason | None
     error: TridentError | None = None
     num_safe_tokens: int | None = None

@@ -126,16 +126,17 @@ class EngineLoop:
         """Emit new tokens and ends, and record the ends."""
         events = []
         for sequence, num_tokens, _ in advances:
-            new_ids = tuple(sequence.token_ids[len(sequence.token_ids) - num_tokens :])
             num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
-            events.append(TokenEvent(sequence.sequence_id, new_ids, sequence.finish_reason, sequence.error, num_safe))
+            events.append(
+                TokenEvent(sequence.sequence_id, num_tokens, sequence.finish_reason, sequence.error, num_safe)
+            )
         told = {event.sequence_id for event in events if event.finish_reason is not None}
         for sequence in self._core.scheduler.take_ended():
             self._record(request_record(sequence, self._core.clock()))
             if sequence.error is not None and sequence.error.__cause__ is not None:
                 log_failure(str(sequence.error), sequence.error.__cause__)
             if sequence.sequence_id not in told:
-                events.append(TokenEvent(sequence.sequence_id, (), sequence.finish_reason, sequence.error))
+                events.append(TokenEvent(sequence.sequence_id, 0, sequence.finish_reason, sequence.error))
         if events:
             self._emit(events)
 

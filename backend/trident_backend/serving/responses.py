@@ -5,8 +5,7 @@ Owns nothing but its fields. Never knows how a response is sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import collections.abc as cabc
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,26 +19,23 @@ from trident_ensemble.contract.tensors import TensorSpec
 
 
 class Output(NamedTuple):
-    """A tensor beside the three that every response has; its values without the batch dimension."""
+    """A tensor beside the two that every response has; its values without the batch dimension."""
 
     spec: TensorSpec
     values: npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Response:
-    """See the tensors of the same names.
+class Response(NamedTuple):
+    """One response.
 
     Args:
-        output_ids: int32 `[sequences, tokens]`, the shorter ones filled up.
-        context_ids: the preceding ids of its one sequence.
+        output_ids: int32 `[sequences, tokens]`, the shorter rows padded.
         header: what postprocessing must know.
         outputs: what else is said.
         is_final: nothing follows for the request.
     """
 
     output_ids: npt.NDArray[np.int32]
-    context_ids: list[int]
     header: ChunkHeader
     outputs: tuple[Output, ...] = ()
     is_final: bool = True
@@ -57,12 +53,12 @@ class Responder(Protocol):
         ...
 
     def is_cancelled(self) -> bool:
-        """Whether the client is known to be gone; never asked after the final response."""
+        """Return whether the client is known to be gone. Never called after the final response."""
         ...
 
 
-def padded(rows: Sequence[Sequence[int]], pad_id: int) -> npt.NDArray[np.int32]:
-    """Rows of ids as one array, filled up at their ends."""
+def padded(rows: cabc.Sequence[cabc.Sequence[int]], pad_id: int) -> npt.NDArray[np.int32]:
+    """Return rows of ids as one array, int32 `[rows, tokens]`, the shorter ones padded at their ends."""
     if len(rows) == 1:
         return np.array(rows, np.int32)
     ids = np.full((len(rows), max(map(len, rows))), pad_id, np.int32)
@@ -72,10 +68,10 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> npt.NDArray[np.int32]:
 
 
 def nothing_generated() -> Response:
-    """The answer to a request that asks to stop another, and to one that was stopped before it began.
+    """Return the answer to a request that asks to stop another, and to one that was stopped before it began.
 
     It has the tensors of any answer: one without them would never leave an ensemble.
     """
     header = ChunkHeader(0, 0, 0, 0, is_last=True, skip_special_tokens=True, parts=(Part(0),))
     reason = np.array([FinishReason.CANCELLED.value.encode()], np.object_)
-    return Response(np.empty((1, 0), np.int32), [], header, (Output(tensors.FINISH_REASON, reason),))
+    return Response(np.empty((1, 0), np.int32), header, (Output(tensors.FINISH_REASON, reason),))

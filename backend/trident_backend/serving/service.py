@@ -77,17 +77,18 @@ class CoreService:
         self._stopping = False
         self._records: deque[StepRecord | RequestRecord] = deque(maxlen=_MAX_RECORDS)
         self._core = EngineCore(engine, settings, time.monotonic)
-        self._streams = AnsweringThread(
+        self._answering = AnsweringThread(
             settings,
             self._admission.capacity,
             anchors,
             OutputTensorBuilder(self.spec.block_size, time.time_ns() - time.monotonic_ns()),
-            self._emit_step,
+            clock=time.monotonic,
+            tell=self._tell,
             on_closed=self._closed,
-            on_fatal=self._streams_died,
+            on_fatal=self._answering_died,
         )
-        self._loop = EngineLoop(self._core, self._streams.emit, self._records.append, self._die)
-        self._streams.start()
+        self._loop = EngineLoop(self._core, self._answering.emit, self._records.append, self._die)
+        self._answering.start()
         self._loop.start()
 
     @property
@@ -135,7 +136,7 @@ class CoreService:
         _each(
             lambda: self._close_doors(_draining()),
             self._loop.stop,
-            lambda: self._streams.stop(_draining(), _ANSWER_S),
+            lambda: self._answering.stop(_draining(), _ANSWER_S),
             self._core.close,
         )
 
@@ -157,7 +158,7 @@ class CoreService:
                 raise
 
     def _begin(self, request: Request, responder: Responder) -> None:
-        self._streams.open(request, responder)
+        self._answering.open(request, responder)
         for sequence in request.sequences:
             self._loop.tell(Command.ADD, sequence)
 
@@ -191,7 +192,7 @@ class CoreService:
             for request in tuple(self._named.get(name, ())):
                 responder = self._guided.take(request)
                 if responder is not None:
-                    error = _failure(partial(self._streams.open, request, responder))
+                    error = _failure(partial(self._answering.open, request, responder))
                     if error is not None:
                         self._refuse(request, responder, error)
                 for sequence in request.sequences:
@@ -213,7 +214,7 @@ class CoreService:
         with self._lock:
             self._lock.wait_for(lambda: not self._in_hand, _ANSWER_S)
 
-    def _emit_step(self, command: Command, sequence: Sequence) -> None:
+    def _tell(self, command: Command, sequence: Sequence) -> None:
         self._loop.tell(command, sequence)
 
     def _closed(self, request: Request) -> None:
@@ -231,11 +232,11 @@ class CoreService:
         failure = internal_error("the core cannot go on, and the server ends", error)
         _each(
             lambda: self._close_doors(failure),
-            lambda: self._streams.stop(failure, _ANSWER_S),
+            lambda: self._answering.stop(failure, _ANSWER_S),
             lambda: self._on_fatal(error),
         )
 
-    def _streams_died(self, error: BaseException) -> None:
+    def _answering_died(self, error: BaseException) -> None:
         _each(lambda: self._close_doors(_draining()), lambda: self._on_fatal(error))
 
 

@@ -17,6 +17,8 @@ from trident_ensemble.contract.errors import ConfigError
 
 #: Far more than a machine has; what is beyond is a slip of the hand.
 _MOST_GPUS = 1024
+#: Beyond this a stream is no stream any more.
+MAX_STREAM_INTERVAL_MS = 10_000
 
 Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySettings")
 
@@ -42,9 +44,14 @@ class TextSettings:
 
 
 def _about(
-    doc: str, *, least: int = 1, metavar: str = "N", parse: Callable[[str], Any] | None = None
+    doc: str,
+    *,
+    least: int = 1,
+    most: int | None = None,
+    metavar: str = "N",
+    parse: Callable[[str], Any] | None = None,
 ) -> Mapping[str, Any]:
-    return {"doc": doc, "least": least, "metavar": metavar, "parse": parse}
+    return {"doc": doc, "least": least, "most": most, "metavar": metavar, "parse": parse}
 
 
 def _parse_weights(text: str) -> tuple[tuple[str, float], ...]:
@@ -116,6 +123,15 @@ class CoreSettings:
             "shares of tenants, name=weight,...; any other has 1, no name is who gives none",
             metavar="NAME=W,...",
             parse=_parse_weights,
+        ),
+    )
+    stream_interval_ms: int = field(
+        default=0,
+        metadata=_about(
+            "after its first tokens a stream's leave at most so often; those that came meanwhile leave together; 0: at "
+            "once",
+            least=0,
+            most=MAX_STREAM_INTERVAL_MS,
         ),
     )
     pause_after_ms: int = field(
@@ -213,9 +229,10 @@ def parse_value(known: Field[Any], text: str) -> Any:
             raise ValueError(f"must be true or false, not {text!r}")
         return text == "true"
     if isinstance(default, int):
-        least = known.metadata.get("least", 1)
-        if not text.isdecimal() or int(text) < least:
-            raise ValueError(f"must be a whole number of at least {least}, not {text!r}")
+        least, most = known.metadata.get("least", 1), known.metadata.get("most")
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        if not text.isdecimal() or not least <= int(text) <= (math.inf if most is None else most):
+            raise ValueError(f"must be a whole number {bounds}, not {text!r}")
         return int(text)
     if not text or "/" in text or text.startswith("."):
         raise ValueError(f"must be the plain name of a model, not {text!r}")

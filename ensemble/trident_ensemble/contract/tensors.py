@@ -55,6 +55,11 @@ MAX_TOKENS = _input("max_tokens", "INT32", "required: the most tokens to generat
 MIN_TOKENS = _input("min_tokens", "INT32", "the fewest, before the text may end (default 0)")
 MIN_LENGTH = _input("min_length", "INT32", "another name of min_tokens")
 STREAM = _input("stream", "BOOL", "send tokens as they come (default false)")
+STREAM_INTERVAL_MS = _input(
+    "stream_interval_ms",
+    "INT32",
+    "with stream: after the first, the least time between responses (default: the server's)",
+)
 NUM_RETURN_SEQUENCES = _input("num_return_sequences", "INT32", "answers to one prompt (default 1)")
 
 TEMPERATURE = _input("temperature", "FP32", "0 is greedy; default: the checkpoint's")
@@ -119,7 +124,6 @@ FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be ack
 PREPARED = {INPUT_IDS: TEXT_INPUT, BAD_WORDS_LIST: BAD_WORDS}
 
 OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response]; pad_id fills up")
-CONTEXT_IDS = TensorSpec("context_ids", "INT32", (-1,), "the few preceding ids that decoding needs")
 CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response; see `chunk_header`")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (-1,), "the text of this response, one for each of its sequences")
 
@@ -166,7 +170,10 @@ OUTPUT_CHOICES = (
     RETURN_GENERATION_LOGITS,
 )  # fmt: skip
 SCHEDULING_INPUTS = (PRIORITY, TENANT, TIMEOUT_MS, CACHE_SALT, REUSE_CACHE)
-REQUEST_INPUTS = (MAX_TOKENS, STREAM, *SAMPLING_INPUTS, *STOPPING_INPUTS, *OUTPUT_CHOICES, *SCHEDULING_INPUTS, STOP)
+REQUEST_INPUTS = (
+    MAX_TOKENS, STREAM, STREAM_INTERVAL_MS, *SAMPLING_INPUTS, *STOPPING_INPUTS, *OUTPUT_CHOICES, *SCHEDULING_INPUTS,
+    STOP,
+)  # fmt: skip
 PROMPT_INPUTS = (
     TEXT_INPUT, ADD_SPECIAL_TOKENS, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT,
     CONTINUE_FINAL_MESSAGE, SANITIZE_CONTROL_TOKENS, TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
@@ -187,8 +194,8 @@ CORE_REPORTS = (
     FIRST_SCHEDULED_TIME, FIRST_TOKEN_TIME, LAST_TOKEN_TIME, REUSED_BLOCKS, NEW_BLOCKS, TOTAL_BLOCKS, NUM_DRAFT_TOKENS,
     NUM_ACCEPTED_TOKENS, ACCEPTANCE_RATE,
 )  # fmt: skip
-CORE_OUTPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK, *CORE_PARTS, *CORE_REPORTS)
-POSTPROCESSING_INPUTS = (OUTPUT_IDS, CONTEXT_IDS, CHUNK)
+CORE_OUTPUTS = (OUTPUT_IDS, CHUNK, *CORE_PARTS, *CORE_REPORTS)
+POSTPROCESSING_INPUTS = (OUTPUT_IDS, CHUNK)
 POSTPROCESSING_OUTPUTS = (TEXT_OUTPUT,)
 ENSEMBLE_INPUTS = (*PROMPT_INPUTS, *REQUEST_INPUTS)
 ENSEMBLE_OUTPUTS = (TEXT_OUTPUT, OUTPUT_IDS, *CORE_PARTS, *CORE_REPORTS)

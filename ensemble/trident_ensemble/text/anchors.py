@@ -200,6 +200,7 @@ def context_start(
     num_sent: int,
     *,
     skip_special_tokens: bool = True,
+    begin: int = 0,
 ) -> int:
     """Return where the context of `token_ids[num_sent:]` begins: what lies before changes nothing in what follows.
 
@@ -208,12 +209,14 @@ def context_start(
         token_ids: a stream's output so far.
         num_sent: how many of them have left.
         skip_special_tokens: special tokens are no text. A context for True is one for False too, if a longer one.
+        begin: where the stream begins in `token_ids`; `num_sent` counts from 0 all the same.
 
     Returns:
-        the place of the last anchor before `num_sent`, or of the third of three continuation tokens in a row, or 0.
+        the place of the last anchor before `num_sent`, or of the third of three continuation tokens in a row, or
+        `begin`.
     """
     num_continuations = 0
-    for place in range(num_sent - 1, -1, -1):
+    for place in range(num_sent - 1, begin - 1, -1):
         kind = table[token_ids[place]]
         if kind >= SPECIAL:
             kind = kind_of(kind, skip_special_tokens=skip_special_tokens)
@@ -223,15 +226,17 @@ def context_start(
             num_continuations += 1
             if num_continuations == _MAX_CONTINUATIONS:
                 return place
-    return 0
+    return begin
 
 
-def context_ids(table: bytes, token_ids: Sequence[int], num_sent: int, *, skip_special_tokens: bool) -> list[int]:
+def context_ids(
+    table: bytes, token_ids: Sequence[int], num_sent: int, *, skip_special_tokens: bool, begin: int = 0
+) -> list[int]:
     """Return the ids before `token_ids[num_sent:]` that decoding these needs, without those that are no text.
 
     See `context_start`.
     """
-    start = context_start(table, token_ids, num_sent, skip_special_tokens=skip_special_tokens)
+    start = context_start(table, token_ids, num_sent, skip_special_tokens=skip_special_tokens, begin=begin)
     if num_sent - start <= 1:
         # An anchor, most of the time; a token that is no text does no harm.
         return list(token_ids[start:num_sent])

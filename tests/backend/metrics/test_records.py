@@ -80,7 +80,7 @@ def test_gaps_are_the_intervals_between_token_events() -> None:
     seen: Counter[tuple[float, int]] = Counter()
     for now, events in onlooker.events:
         for event in events:
-            num_tokens = len(event.token_ids)
+            num_tokens = event.num_tokens
             if num_tokens and event.sequence_id in last:
                 seen[round((now - last[event.sequence_id]) / num_tokens, 9), num_tokens] += 1
             if num_tokens:

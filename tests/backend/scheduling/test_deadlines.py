@@ -192,7 +192,7 @@ def test_an_idle_loop_wakes_by_itself(paused: bool) -> None:
     assert not died
     (event,) = [event for event in events if event.sequence_id == 1]
     assert isinstance(event.error, DeadlineError)
-    assert (event.token_ids, event.finish_reason) == ((), FinishReason.TIMEOUT)
+    assert (event.num_tokens, event.finish_reason) == (0, FinishReason.TIMEOUT)
     assert waited >= 0.15
     assert not isinstance(late.error, CancelledError)
 

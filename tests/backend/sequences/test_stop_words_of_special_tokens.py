@@ -75,11 +75,11 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
         num_tokens, reason, _ = accept(chunk, Choices(chosen), 0)
         sequence.finish_reason = reason
         num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
-        stream.take(TokenEvent(sequence.sequence_id, tuple(chosen[:num_tokens]), reason, None, num_safe))
+        stream.take(TokenEvent(sequence.sequence_id, num_tokens, reason, None, num_safe))
         if stream.is_held:
             context = stream.context_ids(anchors)
-            ids, part, _ = stream.send()
-            added = detokenizer.text(context, ids[: part.num_ids - part.num_silent], is_last=stream.ended)
+            ids, part, _ = stream.send(0.0)
+            added = detokenizer.text(context, ids[: part.num_ids - part.num_hidden], is_last=stream.ended)
             text += added if part.num_characters == ALL else added[: part.num_characters]
     said = sequence.token_ids[sequence.num_prompt_tokens :]
     return Ending(said, None if reason is None else reason.value, sequence.stop_reason, text)

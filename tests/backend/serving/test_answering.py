@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -38,26 +39,26 @@ class Open:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
         BuildRequest.num_questions = 0
         self.num_looks = 0
-        self.num_slots_read: list[int] = []
-        look: Any = vars(Answer)["next"]
+        self.num_columns_read: list[int] = []
+        look = Answer.next
 
-        def counted(answer: Answer) -> Any:
+        def counted(answer: Answer, now: float) -> Any:
             self.num_looks += 1
-            return look.fget(answer)
+            return look(answer, now)
 
-        monkeypatch.setattr(Answer, "next", property(counted))
+        monkeypatch.setattr(Answer, "next", counted)
         anchors = bytes([1]) * SPEC.vocab_size
         self.streams = AnsweringThread(
-            _SETTINGS, _NUM_OPEN, anchors, OutputTensorBuilder(SPEC.block_size, 0), lambda *_: None,
-            on_closed=lambda _: None, on_fatal=lambda _: None,
+            _SETTINGS, _NUM_OPEN, anchors, OutputTensorBuilder(SPEC.block_size, 0),
+            clock=time.monotonic, tell=lambda *_: None, on_closed=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
-        read = self.streams._table.num_acknowledged
+        read = self.streams._watch.table.num_acknowledged
 
-        def counting(slots: list[int]) -> list[int]:
-            self.num_slots_read.append(len(slots))
-            return read(slots)
+        def counting(columns: list[int]) -> list[int]:
+            self.num_columns_read.append(len(columns))
+            return read(columns)
 
-        monkeypatch.setattr(self.streams._table, "num_acknowledged", counting)
+        monkeypatch.setattr(self.streams._watch.table, "num_acknowledged", counting)
         ids = itertools.count(1)
         asked = {"input_ids": [1], "max_tokens": 40, **fields}
         self.requests = [parse_request(ids, asked, context(), 0.0) for _ in range(_NUM_OPEN)]
@@ -67,7 +68,9 @@ class Open:
             self.streams.open(request, client)
 
     def say(self, *requests: Request) -> None:
-        self.streams.emit([TokenEvent(request.first.sequence_id, (7,), None) for request in requests])
+        for request in requests:
+            request.first.token_ids.append(7)
+        self.streams.emit([TokenEvent(request.first.sequence_id, 1, None) for request in requests])
 
     def close(self) -> None:
         self.streams.stop(DrainingError("the end"))
@@ -79,10 +82,10 @@ def test_those_of_whom_nothing_is_heard_are_not_looked_at(monkeypatch: pytest.Mo
     opened.say(*opened.requests[:2])
     until(lambda: all(client.chunks for client in opened.clients[:2]))
     opened.say(opened.requests[0])  # it has to wait for an acknowledgement, which is looked for every 2 ms
-    until(lambda: len(opened.num_slots_read) > 20)
+    until(lambda: len(opened.num_columns_read) > 20)
     num_looks = opened.num_looks
     opened.close()
-    assert set(opened.num_slots_read) <= {0, 1, 2}, "the two that are on their way"
+    assert set(opened.num_columns_read) <= {0, 1, 2}, "the two that are on their way"
     assert num_looks <= 8, "when something was heard of them"
 
 

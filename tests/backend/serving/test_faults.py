@@ -51,8 +51,9 @@ _PARTS = (
     "_core.kv_cache.release", "_core.kv_cache.take_copies", "_core._engine.execute", "_core._engine.close",
     "_core._sampler.choose", "_core._masks.begin", "_core._masks.close", "_core.step_times.observe",
     "_loop._emit", "_loop._record", "_loop._handle", "_loop._publish_stats",
-    "_streams._table.open", "_streams._table.release", "_streams._table.num_acknowledged", "_streams._table.close",
-    "_streams.open", "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._flush_all",
+    "_answering._watch.table.open", "_answering._watch.table.release", "_answering._watch.table.num_acknowledged",
+    "_answering._watch.table.close", "_answering._watch.look", "_answering.open", "_answering._pump._builder.outputs",
+    "_answering._on_closed", "_answering._take", "_answering._pump.take", "_answering._pump.flush",
     "_admission.enter", "_admission.leave", "_guided.add", "_guided.take", "_guided.take_all", "_guided.close",
     "_notice.given",
 )  # fmt: skip
@@ -130,7 +131,7 @@ class FaultyClient(Client):
         self._injector.reach("send")
         super().send(response)
         header = response.header
-        self._acknowledger.acknowledge(header.table_id, header.slot, header.secret, header.number)
+        self._acknowledger.acknowledge(header.table_id, header.column, header.secret, header.number)
 
     def fail(self, error: TridentError) -> None:
         super().fail(error)
@@ -266,7 +267,7 @@ def test_a_fault_in_what_belongs_to_one_request_ends_that_one_alone(point: str) 
 
 
 def test_a_reporter_that_fails_for_one_request_ends_that_one_alone() -> None:
-    deployment = Deployment(Fault("_streams._reporter.outputs", 3))
+    deployment = Deployment(Fault("_answering._pump._builder.outputs", 3))
     deployment.run()
     assert not deployment.died.is_set()
     assert sum(bool(client.errors) for client in deployment.clients) == 1
@@ -323,9 +324,9 @@ def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -
     first = threading.Thread(target=service._die, args=(RuntimeError("the first"),))
     first.start()
     assert is_told.wait(60)
-    injector = Injector(Fault("_streams._flush_all"))
-    injector.wrap(service._streams, "_flush_all", "_streams._flush_all")
-    service._streams.emit([])
+    injector = Injector(Fault("_answering._pump.flush"))
+    injector.wrap(service._answering._pump, "flush", "_answering._pump.flush")
+    service._answering.emit([])
     assert not died.wait(0.1)
     may_go_on.set()
     assert died.wait(60)

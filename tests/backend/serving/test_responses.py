@@ -46,7 +46,7 @@ class Reader(Client):
         for index, part, row in zip(indices, header.parts, response.output_ids.tolist(), strict=True):
             own, filling = row[: part.num_ids], row[part.num_ids :]
             assert set(filling) <= {0}
-            text = "".join(map(spell, own[: len(own) - part.num_silent]))
+            text = "".join(map(spell, own[: len(own) - part.num_hidden]))
             assert part.num_characters <= len(text), "nothing is cut off that was not sent"
             self.texts[index] = (
                 self.texts.get(index, "") + text[: None if part.num_characters == ALL else part.num_characters]
@@ -61,7 +61,7 @@ class Reader(Client):
         super().send(response)
         if header.table_id:
             time.sleep(self.delay)
-            self.postprocessing.acknowledge(header.table_id, header.slot, header.secret, header.number)
+            self.postprocessing.acknowledge(header.table_id, header.column, header.secret, header.number)
 
 
 def _expected(fields: dict[str, Any]) -> tuple[list[int], str, str]:
@@ -213,7 +213,7 @@ def stop(service: CoreService, request_id: str, **fields: Any) -> Client:
     service.submit({"input_ids": [0], "max_tokens": 1, "stop": True, **fields}, client, request_id)
     assert client.num_finals == 1
     assert client.chunks[0].output_ids.shape == (1, 0)
-    assert client.chunks[0].context_ids == []
+    assert client.chunks[0].header.context_ids in ([], ())
     assert client.outputs == {"finish_reason": [b"cancelled"]}
     assert client.chunks[0].header.is_last
     return client

@@ -58,24 +58,24 @@ class ScriptedLoop:
             if sequence.sampling.log_probs:
                 sequence.log_probs.append(TokenLogProbs(-1.0 - token_id))
             if sequence.stop_strings is None:
-                self.emit(sequence, (token_id,))
+                self.emit(sequence, 1)
                 continue
             word = sequence.stop_strings.append(token_id)
             if word is not None:
                 sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, word
-            self.emit(sequence, (token_id,))
+            self.emit(sequence, 1)
 
     def end(self, sequence: Sequence, reason: FinishReason, error: EngineError | CancelledError | None = None) -> None:
         if sequence.finish_reason is None:
             sequence.error = error
             sequence.finish_reason = reason if error is not None else last_look(sequence, reason)
-            self.emit(sequence, ())
+            self.emit(sequence, 0)
 
-    def emit(self, sequence: Sequence, token_ids: tuple[int, ...]) -> None:
+    def emit(self, sequence: Sequence, num_tokens: int) -> None:
         assert self.streams is not None
         num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
         self.streams.emit(
-            [TokenEvent(sequence.sequence_id, token_ids, sequence.finish_reason, sequence.error, num_safe)]
+            [TokenEvent(sequence.sequence_id, num_tokens, sequence.finish_reason, sequence.error, num_safe)]
         )
 
 
@@ -127,7 +127,8 @@ def _scripted() -> tuple[ScriptedLoop, AnsweringThread]:
         32,
         bytes([1]) * SPEC.vocab_size,
         OutputTensorBuilder(SPEC.block_size, 0),
-        loop.tell,
+        clock=time.monotonic,
+        tell=loop.tell,
         on_closed=loop.closed.append,
         on_fatal=loop.died.append,
     )
@@ -197,7 +198,7 @@ def test_every_history_ends_once_and_whole(
         time.sleep(0.03)  # in which unread streams are abandoned
     streams.stop(DrainingError("the end"))
     assert not loop.died
-    assert not streams._streams, "nothing is kept of what was answered"
+    assert not streams._pump.num_streams, "nothing is kept of what was answered"
     assert sorted(map(id, loop.closed)) == sorted(map(id, requests))
     for request, (fields, scripts, reader) in zip(requests, asked, strict=True):
         assert reader.num_finals == 1

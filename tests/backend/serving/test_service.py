@@ -17,8 +17,8 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.sequences.sequence import FinishReason
+from trident_backend.serving.answers import FlowControl, FlowState
 from trident_backend.serving.events import Command, TokenEvent
-from trident_backend.serving.flow_control import FlowControl, FlowState
 from trident_backend.serving.loop import EngineLoop
 from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import GONE, Acknowledger
@@ -344,4 +344,4 @@ def test_flow_control_by_the_clock() -> None:
 
 def _acknowledgement(response: Response) -> tuple[int, int, int, int]:
     header = response.header
-    return header.table_id, header.slot, header.secret, header.number
+    return header.table_id, header.column, header.secret, header.number

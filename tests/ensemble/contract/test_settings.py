@@ -31,6 +31,7 @@ OTHER: dict[str, Any] = {
     "max_queue_tokens": 9000,
     "priority_aging_ms": 250,
     "tenant_weights": (("gold", 3.0), ("bronze", 0.5)),
+    "stream_interval_ms": 70,
     "pause_after_ms": 100,
     "abandon_after_ms": 500,
     "guided_memory_mb": 256,
@@ -71,6 +72,7 @@ def test_what_is_rendered_is_what_people_write() -> None:
         "max_queue_tokens": "9000",
         "priority_aging_ms": "250",
         "tenant_weights": "gold=3,bronze=0.5",
+        "stream_interval_ms": "70",
         "pause_after_ms": "100",
         "abandon_after_ms": "500",
         "guided_memory_mb": "256",
@@ -106,6 +108,10 @@ def test_weights_of_any_tenants_come_back_as_they_were(weights: list[tuple[str, 
         *[(name, "-1", "must be a whole number of at least 0, not '-1'") for name in COUNTS],
         *[(name, "0", "must be a whole number of at least 1, not '0'") for name in POSITIVES],
         *[(name, text, "must be a whole number") for name in (*COUNTS, *POSITIVES) for text in ("", "1.5", "ten", "²")],
+        *[
+            ("stream_interval_ms", text, "must be a whole number from 0 to 10000")
+            for text in ("-1", "10001", "", "ten")
+        ],
         ("tenant_weights", "gold", "must be name=weight,... with weights above 0, not 'gold'"),
         ("tenant_weights", "gold=3,silver=0", "not 'silver=0'"),
         ("tenant_weights", "gold=-1", "not 'gold=-1'"),
