@@ -5,10 +5,11 @@ Owns the choice between blocks and slots, by what the engine says of itself; nob
 
 from __future__ import annotations
 
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.kv.cache import KVCache
 from trident_backend.kv.slots import SlotManager
+from trident_ensemble.contract.manifest import KVKind
 
 #: Tokens of a slot that are known by content together: few enough that little of a prefix is computed again.
 SLOT_GRANULE = 32

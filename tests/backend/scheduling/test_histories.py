@@ -27,13 +27,14 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_backend.kv import factory as kv_caches
 from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import StepResult
 from trident_ensemble.contract.errors import CancelledError, DeadlineError, EngineError
+from trident_ensemble.contract.manifest import KVKind
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 SPEC = EngineSpec(vocab_size=5, max_num_seqs=4, max_num_tokens=32, max_seq_len=96, block_size=4, num_blocks=24)
