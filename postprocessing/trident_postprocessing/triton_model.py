@@ -17,9 +17,9 @@ import triton_python_backend_utils as pb_utils
 from trident_ensemble.acknowledgements import GONE, Acknowledger
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.chunk_header import ALL, ChunkHeader, unpack
-from trident_ensemble.contract.engine_limits import read_max_seq_len
 from trident_ensemble.contract.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.contract.failures import internal_error, log_failure
+from trident_ensemble.contract.manifest import read_manifest
 from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_ensemble.text.detokenizer import load_detokenizer
 
@@ -41,7 +41,7 @@ class TritonPythonModel:
         settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
         folder = layout.engine_folder(Path(args["model_repository"]), settings.core_model)
         self._detokenizer = load_detokenizer(folder)
-        self._max_seq_len = read_max_seq_len(folder)
+        self._max_seq_len = read_manifest(folder).limits.max_seq_len
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
     def execute(self, requests: list[Any]) -> None:

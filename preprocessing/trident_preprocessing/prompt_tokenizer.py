@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trident_ensemble.contract import layout, tensors
-from trident_ensemble.contract.engine_limits import read_max_seq_len
 from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.manifest import read_manifest
 from trident_preprocessing.chat.chat import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
 from trident_preprocessing.chat.template_profile import TemplateProfile, read_profiles
 from trident_preprocessing.prompt_request import PromptRequest
@@ -129,6 +129,6 @@ def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
         ArtifactError: the engine folder lacks its manifest, its tokenizer or what is known of its templates, or they
             cannot be read.
     """
-    max_seq_len = read_max_seq_len(engine_folder)
+    max_seq_len = read_manifest(engine_folder).limits.max_seq_len
     tokenizer = open_tokenizer(engine_folder / layout.TOKENIZER_FOLDER)
     return PromptTokenizer(tokenizer, max_seq_len, read_profiles(engine_folder))

@@ -11,7 +11,8 @@ from statistics import median
 
 import numpy as np
 
-from trident_backend.engine.protocol import Engine, Int32Array, KVKind, StepBatch
+from trident_backend.engine.protocol import Engine, Int32Array, StepBatch
+from trident_ensemble.contract.manifest import KVKind
 
 _WARM_UP = 5
 

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.backend.engine.driver import DrivenSequence, Driver
 from tests.benchmarks.commands import work_folder
+from tests.fakes.progress import SilentProgress
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
@@ -32,12 +33,11 @@ from trident_backend.sequences.guide import MASK_WORD, RowMasks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_compiler.planning.machine import this_machine
 from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
-from trident_compiler.progress import SilentProgress
 from trident_preprocessing.chat.template_probe import write_template_profiles
 from trident_tools.load.options import positive_number, whole_number
 

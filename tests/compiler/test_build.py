@@ -17,7 +17,7 @@ from tests.bfloat16 import needs_bf16
 from tests.checkpoints import make_checkpoint
 from trident_compiler.openvino.compiler import RESIDENT_SHARE
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import CheckpointError, PlanError
+from trident_ensemble.contract.errors import BuildError, CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest, verify_files
 from trident_ensemble.text.anchors import anchor_table
 from trident_ensemble.wiring import RepositorySettings, render_repository
@@ -83,7 +83,7 @@ def test_a_second_build_says_what_it_replaces(
 
 def test_a_cpu_without_bfloat16_is_said_so(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trident_compiler.openvino.compiler.computes_bf16", lambda: False)
-    with pytest.raises(PlanError, match="--precision bf16: this CPU"):
+    with pytest.raises(BuildError, match="--precision bf16: this CPU"):
         trident_build(checkpoint, "--repository", tmp_path / "repository", "--precision", "bf16", "--quiet")
 
 

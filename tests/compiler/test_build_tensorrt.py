@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.tensorrt.gpu import Gpus
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.weights import Weight, WeightSource
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import CheckpointError, PlanError
+from trident_ensemble.contract.errors import BuildError, CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest, verify_files
 from trident_tools import build
 
@@ -145,7 +145,7 @@ def test_without_a_gpu_the_engine_is_for_this_cpu_and_the_plan_says_why(
 def test_formats_of_gpus_are_refused_for_cpus(
     checkpoint: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
-    with pytest.raises(PlanError, match=words):
+    with pytest.raises(BuildError, match=words):
         trident_build(checkpoint, "--repository", tmp_path / "r", "--engine", "openvino", *options, "--quiet")
     assert not list(tmp_path.iterdir())
 

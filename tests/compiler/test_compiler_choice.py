@@ -14,13 +14,13 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from trident_compiler import compiler_choice
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import BuildRequest, choose_compiler
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest
 from trident_compiler.tensorrt import gpu
 from trident_compiler.tensorrt.builder import NetworkCompiler
 from trident_compiler.tensorrt.gpu import Gpu, Gpus, gpus_at_hand
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 
 rtx: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -80,7 +80,7 @@ def test_gpus_are_for_tensorrt_and_rtx_is_second(machine: Any) -> None:
 def test_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None:
     machine((HOPPER,), "tensorrt", "tensorrt_rtx_bindings")
     assert chosen(capability="8.6", gpu_memory=1 << 30)[:2] == ("tensorrt_rtx", "sm_86")
-    with pytest.raises(PlanError, match=r"--gpu-memory: .*24GiB"):
+    with pytest.raises(BuildError, match=r"--gpu-memory: .*24GiB"):
         chosen(capability="8.6")
     compiler = choose_compiler(BuildRequest(capability="8.6", gpu_memory=1 << 30)).compiler
     assert compiler.memory == "of the GPU, as --gpu-memory says"
@@ -120,7 +120,7 @@ def test_what_cannot_be_built_here_is_refused(
     machine: Any, gpus: tuple[Gpu, ...], modules: tuple[str, ...], asked: dict[str, Any], words: str
 ) -> None:
     machine(gpus, *modules)
-    with pytest.raises(PlanError, match=words):
+    with pytest.raises(BuildError, match=words):
         chosen(**asked)
 
 
@@ -228,17 +228,16 @@ def test_gpus_are_asked_of_cuda_and_only_the_chosen_one_is_taken(monkeypatch: py
     assert cuda.selected == []
     assert gpu.free_bytes(1) == 2 << 30
     assert cuda.selected == [1]
-    assert gpu.target((12, 0)) == "sm_120"
 
 
 @pytest.mark.parametrize("call", ["cudaSetDevice", "cudaMemGetInfo"])
 def test_a_gpu_that_does_not_answer_is_named(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(2, **{call: Status.cudaErrorMemoryAllocation})
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    with pytest.raises(PlanError, match=f"GPU 1 cannot be used: {call}: the words of 2"):
+    with pytest.raises(BuildError, match=f"GPU 1 cannot be used: {call}: the words of 2"):
         gpu.free_bytes(1)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda(1, cudaDeviceGetAttribute=Status.cudaErrorNoDevice))
-    with pytest.raises(PlanError, match="GPU 0 cannot be used: cudaDeviceGetAttribute: the words of 100"):
+    with pytest.raises(BuildError, match="GPU 0 cannot be used: cudaDeviceGetAttribute: the words of 100"):
         gpus_at_hand()
 
 
@@ -266,7 +265,7 @@ def test_why_there_is_no_gpu_is_said(
     name, _, said = chosen()
     assert name == "openvino"
     assert why in said
-    with pytest.raises(PlanError, match=f"--engine tensorrt: .*{why}.*--compute-capability 8.9"):
+    with pytest.raises(BuildError, match=f"--engine tensorrt: .*{why}.*--compute-capability 8.9"):
         chosen(engine="tensorrt")
 
 

@@ -16,9 +16,8 @@ from tests.gpu import hardware
 from tests.gpu.conftest import Build, engine_folder, loaded
 from tests.gpu.steps import mixed_steps
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import KVKind
 from trident_ensemble.contract.errors import ArtifactError, PlanError
-from trident_ensemble.contract.manifest import read_manifest
+from trident_ensemble.contract.manifest import KVKind, read_manifest
 
 pytestmark = pytest.mark.gpu
 #: What CUDA and TensorRT keep for themselves.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton
+from tests.fakes.manifests import write_small_manifest
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.acknowledgements import GONE, AcknowledgementTable
 from trident_ensemble.contract.chunk_header import ALL, VERSION, ChunkHeader, Part
@@ -23,7 +24,7 @@ TritonPythonModel = triton.load_shell("trident_postprocessing")
 def repository(tmp_path: Path) -> Path:
     (tmp_path / "core" / "2" / "tokenizer").mkdir(parents=True)
     (tmp_path / "core" / "1").mkdir()
-    (tmp_path / "core" / "2" / "engine.json").write_text('{"limits": {"max_seq_len": 64}}')
+    write_small_manifest(tmp_path / "core" / "2", 64)
     tokenizer_of("byte_level_bpe").save(str(tmp_path / "core" / "2" / "tokenizer" / "tokenizer.json"))
     return tmp_path
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from tests.fakes.manifests import write_small_manifest
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
 from trident_preprocessing.chat.template_probe import probe_profiles
 from trident_preprocessing.chat.template_profile import write_profiles
@@ -34,5 +34,5 @@ def make_engine_folder(
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder / "tokenizer")
     write_profiles(folder, probe_profiles(TemplateRenderer(tokenizer)))
-    (folder / "engine.json").write_text(json.dumps({"limits": {"max_seq_len": max_seq_len}}))
+    write_small_manifest(folder, max_seq_len)
     return folder

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from tests.checkpoints import edit_json
+from tests.fakes.manifests import write_small_manifest
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.contract.errors import ArtifactError, RequestError
@@ -134,12 +136,13 @@ def test_without_a_template(tmp_path: Path) -> None:
 
 
 def test_damaged_engine_folders(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"engine\.json: limits\.max_seq_len cannot be read"):
+    with pytest.raises(ArtifactError, match=r"engine\.json is missing"):
         load_tokenizer(tmp_path)
-    (tmp_path / "engine.json").write_text('{"limits": {"max_seq_len": "many"}}')
-    with pytest.raises(ArtifactError, match="must be a whole number of at least 1, not 'many'"):
+    write_small_manifest(tmp_path, 8)
+    edit_json(tmp_path / "engine.json", limits={"max_num_seqs": 1, "max_num_tokens": 1, "max_seq_len": "many"})
+    with pytest.raises(ArtifactError, match=r"engine\.limits\.max_seq_len: 'many' is not a valid int"):
         load_tokenizer(tmp_path)
-    (tmp_path / "engine.json").write_text('{"limits": {"max_seq_len": 8}}')
+    write_small_manifest(tmp_path, 8)
     with pytest.raises(ArtifactError, match="tokenizer is missing"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer").mkdir()

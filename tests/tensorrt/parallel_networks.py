@@ -14,8 +14,7 @@ from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
-from trident_compiler.families.llama import llama
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
@@ -32,12 +31,12 @@ def write_rank(checkpoint: Path, share: ShardSpec, compute: str, weight_format: 
         opened.tensors,
         weight_format,
         compute,
-        tied=opened.config.tie_word_embeddings,
+        tied=opened.model.outline.is_tied,
         uniform=True,
         share=share,
     )
     lowering = TensorRTLowering(RecordingModule(trt), network, compute, SLOT_LEN, share.num_ranks)
-    lowering.finish(llama(lowering, opened.config, source))
+    lowering.finish(opened.model.write(lowering, source))
     source.require_all_used()
     return record(trt, network)
 

@@ -17,8 +17,7 @@ from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
-from trident_compiler.families.llama import llama
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.weights.weights import Weight, WeightSource
 
@@ -64,11 +63,9 @@ def write_network(
     opened = open_checkpoint(checkpoint)
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = RecordingNetwork(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)))
-    source = RememberingSource(
-        opened.tensors, weight_format, compute, tied=opened.config.tie_word_embeddings, uniform=True
-    )
+    source = RememberingSource(opened.tensors, weight_format, compute, tied=opened.model.outline.is_tied, uniform=True)
     lowering = TensorRTLowering(RecordingModule(trt), network, compute, slot_len, by_lengths=by_lengths)
-    lowering.finish(llama(lowering, opened.config, source))
+    lowering.finish(opened.model.write(lowering, source))
     source.require_all_used()
     return Written(Program.load(record(trt, network).save()), source.handed)
 

@@ -42,7 +42,7 @@ def _logits(vocab_size: int, num_rows: int = 150) -> FloatArray:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_the_likeliest_are_argmax_and_what_is_no_number_shows(vocab_size: int) -> None:
+def test_argmax_is_the_lowest_of_equals_and_what_is_no_number_shows(vocab_size: int) -> None:
     logits = _logits(vocab_size)
     logits[2] = -np.inf
     logits[3] = 1.0
@@ -57,15 +57,15 @@ def test_the_likeliest_are_argmax_and_what_is_no_number_shows(vocab_size: int) -
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_masses_are_sums_by_chunk(vocab_size: int) -> None:
+def test_exp_sums_are_sums_by_chunk(vocab_size: int) -> None:
     logits, rows = _logits(vocab_size), np.arange(3, 140, 2)
     maxima, temperatures = logits[rows].max(axis=1), np.linspace(0.3, 5, len(rows))
     for floors in (None, np.linspace(-3, 1, len(rows)).astype(np.float32), maxima):
         exponents = (logits[rows].astype(np.float64) - maxima[:, None]) / temperatures[:, None]
         weights = np.where(logits[rows] < (-np.inf if floors is None else floors[:, None]), 0, np.exp(exponents))
         expected = np.add.reduceat(weights, np.arange(0, vocab_size, CHUNK_WIDTH), axis=1)
-        masses = device_of(vocab_size).logits(logits).chunk_exp_sums(rows, maxima, temperatures, floors)
-        np.testing.assert_allclose(masses, expected, rtol=1e-5, atol=1e-30)
+        sums = device_of(vocab_size).logits(logits).chunk_exp_sums(rows, maxima, temperatures, floors)
+        np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-30)
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
@@ -170,7 +170,7 @@ def test_a_greedy_step_is_one_run_and_a_row_of_nan_has_no_token() -> None:
     array[50] = np.nan
     rows = [next_row(sequence_of(replace(SamplingParams(), seed=seed), [1])) for seed in range(90)]
     tokens = Sampler(VOCAB).choose(device.logits(array), rows).token_ids
-    assert {name: plan.num_runs for name, plan in device.interpreted.items() if plan.num_runs} == {"likeliest": 1}
+    assert {name: plan.num_runs for name, plan in device.interpreted.items() if plan.num_runs} == {"argmax": 1}
     assert tokens == [NOT_FINITE if number == 50 else token for number, token in enumerate(array.argmax(1).tolist())]
 
 

@@ -21,9 +21,9 @@ from tests.tensorrt.double import faults
 from tests.tensorrt.double.engines import Limit, build, installed
 from tests.tensorrt.double.gpu import GPUS
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import Engine, KVKind, StepBatch
+from trident_backend.engine.protocol import Engine, StepBatch
 from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError, PlanError, TridentError
-from trident_ensemble.contract.manifest import read_manifest, write_manifest
+from trident_ensemble.contract.manifest import KVKind, read_manifest, write_manifest
 
 Floats = npt.NDArray[np.float32]
 #: fp32 in another order; the logits are up to 6.

@@ -41,7 +41,7 @@ def run(calls: StepCalls) -> tuple[dict[Place, int], dict[int, tuple[int, int, i
     """What is written: tokens by slot and position, and rows of the buffer as slot, position and keys seen."""
     cache: dict[Place, int] = {}
     buffer: dict[int, tuple[int, int, int]] = {}
-    every = [calls.generation, *calls.contexts] if calls.generation is not None else [*calls.contexts]
+    every = [calls.decode, *calls.prefills] if calls.decode is not None else [*calls.prefills]
     for call in every:
         assert isinstance(call, NetworkCall)
         num_seqs, num_tokens = call.shape
@@ -83,8 +83,8 @@ def test_rows_that_nobody_wants_do_not_make_the_buffer_longer(seed: int) -> None
     batch = random_batch(np.random.default_rng(seed))
     calls = split(batch, SLOT_LEN, padded)
     assert sorted(calls.buffer_rows.tolist()) == list(range(len(batch.logit_rows)))
-    assert (calls.generation is not None) == bool((np.diff(batch.subsequence_begins) == 1).any())
-    last = max([0, *(call.first_row + len(call.inputs["logit_rows"]) for call in calls.contexts)])
+    assert (calls.decode is not None) == bool((np.diff(batch.subsequence_begins) == 1).any())
+    last = max([0, *(call.first_row + len(call.inputs["logit_rows"]) for call in calls.prefills)])
     assert last <= max(len(batch.token_ids), NUM_SLOTS) + 1
 
 
@@ -99,12 +99,12 @@ def test_a_slot_that_is_not_in_the_step_writes_to_scratch_and_reads_one_key() ->
         max_context_len=6,
         logit_rows=np.array([0], np.int32),
     )
-    generation = split(batch, SLOT_LEN, padded).generation
-    assert generation is not None
-    assert generation.inputs["token_ids"].tolist() == [[0], [0], [7], [0]]
-    assert generation.inputs["past_lens"].tolist() == [SLOT_LEN - 1, SLOT_LEN - 1, 5, SLOT_LEN - 1]
-    assert generation.inputs["context_lens"].tolist() == [1, 1, 6, 1]
-    assert generation.inputs["logit_rows"][0] == 2
+    decode = split(batch, SLOT_LEN, padded).decode
+    assert decode is not None
+    assert decode.inputs["token_ids"].tolist() == [[0], [0], [7], [0]]
+    assert decode.inputs["past_lens"].tolist() == [SLOT_LEN - 1, SLOT_LEN - 1, 5, SLOT_LEN - 1]
+    assert decode.inputs["context_lens"].tolist() == [1, 1, 6, 1]
+    assert decode.inputs["logit_rows"][0] == 2
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 5, 8, 9, 256])

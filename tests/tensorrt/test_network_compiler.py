@@ -17,7 +17,7 @@ import pytest
 from tests.tensorrt.test_plans import ADA, AMPERE, MAGIC
 from trident_compiler.tensorrt.builder import NetworkCompiler, ShapeRange
 from trident_compiler.tensorrt.progress_monitor import NestedShares
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -74,9 +74,9 @@ def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, monkeypa
 def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     network, profile, _ = chain(compiler, 1)
-    with pytest.raises(PlanError, match=r"TensorRT .*profile"):
+    with pytest.raises(BuildError, match=r"TensorRT .*profile"):
         compiler.compile(network, [{**profile, "x": ShapeRange((8, 64), (4, 64), (2, 64))}], tmp_path / "x.plan")
-    with pytest.raises(PlanError, match=r"TensorRT cannot build the network: .*[Oo]ptimization profile"):
+    with pytest.raises(BuildError, match=r"TensorRT cannot build the network: .*[Oo]ptimization profile"):
         compiler.compile(network, [], tmp_path / "x.plan")
     assert not list(tmp_path.iterdir())
 
@@ -98,7 +98,7 @@ def test_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_byt
     network, profile, kept = chain(compiler, 4)
     with (
         files_of_at_most(num_bytes),
-        pytest.raises(PlanError, match=r"^x\.plan: cannot be written: .*File too large"),
+        pytest.raises(BuildError, match=r"^x\.plan: cannot be written: .*File too large"),
     ):
         compiler.compile(network, [profile], tmp_path / "x.plan")
     assert not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_byt
 def test_a_plan_in_no_folder_is_refused(tmp_path: Path) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     network, profile, kept = chain(compiler, 1)
-    with pytest.raises(PlanError, match=r"^x\.plan: cannot be written: .*No such file"):
+    with pytest.raises(BuildError, match=r"^x\.plan: cannot be written: .*No such file"):
         compiler.compile(network, [profile], tmp_path / "gone" / "x.plan")
     assert len(kept) == 1
 
@@ -142,7 +142,7 @@ def test_a_failed_write_is_never_taken_for_success(
     path = tmp_path / "x.plan"
     path.touch()
     monkeypatch.setattr(Path, "open", lambda *_: Flawed(fails))
-    with pytest.raises(PlanError, match=rf"^x\.plan: cannot be written: .*{words}"):
+    with pytest.raises(BuildError, match=rf"^x\.plan: cannot be written: .*{words}"):
         compiler.compile(network, [profile], path)
     assert not path.exists()
     assert len(kept) == 1

@@ -11,8 +11,7 @@ import torch
 
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.tensorrt.parallel_networks import SLOT_LEN, Ranks
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
-from trident_compiler.weights.sharding import check_division
+from trident_compiler.model_folder import open_checkpoint
 from trident_ensemble.contract.errors import PlanError
 
 PROMPT = [5, 17, 60, 33, 200, 7, 91, 18, 44]
@@ -97,16 +96,16 @@ def test_each_device_holds_its_heads_and_its_part_of_the_weights(checkpoints: di
     ("num_ranks", "changes", "problem"),
     [
         (0, {}, "at least 1"),
-        (3, {}, "num_attention_heads = 4"),
-        (4, {}, "num_key_value_heads = 2"),
-        (2, {"intermediate_size": 161}, "intermediate_size = 161"),
-        (2, {"vocab_size": 401}, "vocab_size = 401"),
+        (3, {}, "3 devices cannot share .* 4 attention heads"),
+        (4, {}, "4 devices cannot share .* 2 key and value heads"),
+        (2, {"intermediate_size": 161}, "161 rows of model.layers.0.mlp.gate_proj.weight"),
+        (2, {"vocab_size": 401}, "401 rows of lm_head.weight"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_by_name(
     num_ranks: int, changes: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
-    config = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", **changes)).config
-    check_division(config, 1)
+    outline = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", **changes)).model.outline
+    outline.check_division(1)
     with pytest.raises(PlanError, match=problem):
-        check_division(config, num_ranks)
+        outline.check_division(num_ranks)

@@ -8,10 +8,10 @@ import pytest
 import tensorrt_rtx_bindings as trt
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from tests.fakes.progress import SilentProgress
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest
-from trident_compiler.progress import SilentProgress
 from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget
 from trident_ensemble.contract.errors import CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest
@@ -71,7 +71,7 @@ def test_each_device_gets_its_plan(
 
 def test_heads_that_no_number_of_devices_can_share_are_refused(checkpoint: Checkpoint) -> None:
     precision = compiler(1, (8, 9)).precision(checkpoint, "bf16", None)
-    with pytest.raises(PlanError, match=r"--tensor-parallel: 3 devices cannot share .*num_attention_heads = 16"):
+    with pytest.raises(PlanError, match=r"--tensor-parallel: 3 devices cannot share .*16 attention heads"):
         compiler(3, (8, 9)).plan(checkpoint, precision, WANTED)
 
 

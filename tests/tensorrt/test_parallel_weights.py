@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.families.llama import llama
+from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.weights.formats import estimated_bytes
-from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
+from trident_compiler.weights.roles import Role
+from trident_compiler.weights.sharding import WHOLE, ShardSpec
 from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_RANKS = 2
@@ -54,48 +54,47 @@ def restored(weight: Weight) -> npt.NDArray[np.float32]:
 def test_parts_put_together_are_the_weight(weight_format: str, checkpoint: Checkpoint) -> None:
     sources = [source(checkpoint, weight_format, ShardSpec(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
     whole = source(checkpoint, weight_format)
-    rows = [restored(part.matrix(GATE, WIDTH, HIDDEN, Split.OUT)) for part in sources]
-    np.testing.assert_array_equal(np.concatenate(rows), restored(whole.matrix(GATE, WIDTH, HIDDEN, Split.OUT)))
-    columns = [restored(part.matrix(DOWN, HIDDEN, WIDTH, Split.IN)) for part in sources]
+    rows = [restored(part.matrix(GATE, WIDTH, HIDDEN, Role.COLUMN)) for part in sources]
+    np.testing.assert_array_equal(np.concatenate(rows), restored(whole.matrix(GATE, WIDTH, HIDDEN, Role.COLUMN)))
+    columns = [restored(part.matrix(DOWN, HIDDEN, WIDTH, Role.ROW)) for part in sources]
     if weight_format == "int4":  # groups of 64 would be cut; the parts have groups of 32
         stored = checkpoint.tensors[DOWN].values
         exact = torch.from_numpy(np.array(stored)).view(torch.bfloat16).float().numpy()
         assert np.abs(np.concatenate(columns, axis=1) - exact).max() < 0.15 * np.abs(exact).max()
-        assert sources[0].matrix(DOWN, HIDDEN, WIDTH, Split.IN).scales is not None
+        assert sources[0].matrix(DOWN, HIDDEN, WIDTH, Role.ROW).scales is not None
     else:
-        whole_columns = restored(whole.matrix(DOWN, HIDDEN, WIDTH, Split.IN))
+        whole_columns = restored(whole.matrix(DOWN, HIDDEN, WIDTH, Role.ROW))
         np.testing.assert_array_equal(np.concatenate(columns, axis=1), whole_columns)
-    head = [restored(part.head(HEAD, 400, HIDDEN, Split.OUT)) for part in sources]
-    np.testing.assert_array_equal(np.concatenate(head), restored(whole.head(HEAD, 400, HIDDEN, Split.OUT)))
+    head = [restored(part.head(HEAD, 400, HIDDEN)) for part in sources]
+    np.testing.assert_array_equal(np.concatenate(head), restored(whole.head(HEAD, 400, HIDDEN)))
 
 
 def test_int4_parts_whose_groups_are_not_cut_are_the_weight(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", intermediate_size=256, num_hidden_layers=1)
     opened = open_checkpoint(folder)
     parts = [
-        source(opened, "int4", ShardSpec(rank, NUM_RANKS)).matrix(DOWN, 64, 256, Split.IN) for rank in range(NUM_RANKS)
+        source(opened, "int4", ShardSpec(rank, NUM_RANKS)).matrix(DOWN, 64, 256, Role.ROW) for rank in range(NUM_RANKS)
     ]
-    whole = source(opened, "int4").matrix(DOWN, 64, 256, Split.IN)
+    whole = source(opened, "int4").matrix(DOWN, 64, 256, Role.ROW)
     np.testing.assert_array_equal(np.concatenate([restored(part) for part in parts], axis=1), restored(whole))
 
 
 def test_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Checkpoint) -> None:
     part = source(checkpoint, "bf16", ShardSpec(1, NUM_RANKS), tied=True)
     table = part.embedding("model.embed_tokens.weight", 400, HIDDEN)
-    head = part.head("model.embed_tokens.weight", 400, HIDDEN, Split.OUT)
+    head = part.head("model.embed_tokens.weight", 400, HIDDEN)
     assert table.name != head.name
     np.testing.assert_array_equal(restored(table)[200:], restored(head))
     alone = source(checkpoint, "bf16", tied=True)
     assert alone.embedding("model.embed_tokens.weight", 400, HIDDEN) is alone.head(
-        "model.embed_tokens.weight", 400, HIDDEN, Split.OUT
+        "model.embed_tokens.weight", 400, HIDDEN
     )
 
 
 def test_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
     name = "model.norm.weight"
-    parts = [
-        source(checkpoint, "bf16", ShardSpec(rank, NUM_RANKS)).vector(name, HIDDEN, Split.OUT) for rank in range(2)
-    ]
+    sources = [source(checkpoint, "bf16", ShardSpec(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
+    parts = [part.vector(name, HIDDEN, Role.COLUMN_BIAS) for part in sources]
     np.testing.assert_array_equal(
         np.concatenate([part.values for part in parts]), source(checkpoint, "bf16").vector(name, HIDDEN).values
     )
@@ -106,6 +105,6 @@ def test_the_estimate_is_of_one_device(tied: bool, tmp_path: Path) -> None:
     opened = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", tie_word_embeddings=tied))
     for num_devices in (1, 2):
         weights = source(opened, "bf16", ShardSpec(0, num_devices), tied=tied)
-        llama(MagicMock(), opened.config, weights)
-        estimate = estimated_bytes(opened.tensors, "bf16", tied=tied, num_devices=num_devices)
+        opened.model.write(MagicMock(), weights)
+        estimate = estimated_bytes(opened.model.outline.weights, "bf16", num_devices=num_devices)
         assert abs(estimate - weights.num_bytes) < 0.01 * weights.num_bytes

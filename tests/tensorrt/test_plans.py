@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from tests.checkpoints import FAMILIES, make_checkpoint
-from trident_backend.engine.protocol import KVKind
-from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from tests.fakes.progress import SilentProgress
+from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
-from trident_compiler.progress import SilentProgress
 from trident_compiler.tensorrt.builder import NetworkCompiler
 from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget
 from trident_compiler.tensorrt.progress_monitor import NestedShares
 from trident_compiler.weights.weights import WeightSource
-from trident_ensemble.contract.errors import CheckpointError, PlanError
+from trident_ensemble.contract.errors import BuildError, CheckpointError
+from trident_ensemble.contract.manifest import KVKind
 
 trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -74,10 +74,10 @@ def write(
 ) -> list[bytes]:
     """The plans of a checkpoint in a precision: computation and weights."""
     precision = compiler.precision(checkpoint, *(formats or (None, None)))
-    kinds, tied = compiler.formats(precision), checkpoint.config.tie_word_embeddings
+    kinds, tied = compiler.formats(precision), checkpoint.model.outline.is_tied
     compiler.write_network(
         folder,
-        checkpoint.config,
+        checkpoint.model,
         lambda share: WeightSource(
             checkpoint.tensors, kinds.matrix, kinds.plain, tied=tied, uniform=kinds.uniform, share=share
         ),
@@ -162,7 +162,7 @@ def test_tied_embeddings_are_looked_up_where_the_head_is_quantized(
     checkpoints: Checkpoints, tmp_path: Path, weights: str
 ) -> None:
     checkpoint = checkpoints.get("qwen2")
-    assert checkpoint.config.tie_word_embeddings
+    assert checkpoint.model.outline.is_tied
     (plan,) = write(compiler_for(ADA), checkpoint, tmp_path, None, weights)
     assert plan.startswith(MAGIC)
 
@@ -172,7 +172,7 @@ def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: 
     assert compiler.precision(checkpoint, None, None).compute == "fp16"
     (plan,) = write(compiler, checkpoint, tmp_path)
     assert plan.startswith(MAGIC)
-    with pytest.raises(PlanError, match="--precision bf16: sm_75"):
+    with pytest.raises(BuildError, match="--precision bf16: sm_75"):
         compiler.precision(checkpoint, "bf16", None)
 
 
@@ -190,7 +190,7 @@ def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: 
 def test_formats_that_a_target_does_not_know_are_refused(
     checkpoints: Checkpoints, capability: tuple[int, int], formats: tuple[str | None, str | None], words: str
 ) -> None:
-    with pytest.raises(PlanError, match=words):
+    with pytest.raises(BuildError, match=words):
         compiler_for(capability).precision(checkpoints.get("llama"), *formats)
 
 
@@ -201,7 +201,7 @@ def test_half_precision_checkpoints_are_computed_as_they_are(checkpoints: Checkp
 
 
 def test_targets_that_cannot_be_built_for_elsewhere_are_refused_with_those_that_can() -> None:
-    with pytest.raises(PlanError, match=r"builds for .*8\.9.*12\.0.*, not 9\.0"):
+    with pytest.raises(BuildError, match=r"builds for .*8\.9.*12\.0.*, not 9\.0"):
         compiler_for((9, 0))
 
 
@@ -231,30 +231,29 @@ def test_another_failure_of_the_probe_is_not_laid_to_the_checkpoint(
     precision = compiler.precision(checkpoint, None, None)
 
     def full(*_: Any) -> None:
-        raise PlanError("probe.plan: cannot be written: No space left on device")
+        raise BuildError("probe.plan: cannot be written: No space left on device")
 
     monkeypatch.setattr(NetworkCompiler, "compile", full)
-    with pytest.raises(PlanError, match=r"^probe\.plan: cannot be written"):
+    with pytest.raises(BuildError, match=r"^probe\.plan: cannot be written"):
         compiler.plan(checkpoint, precision, WANTED)
 
 
 def test_devices_that_cannot_share_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"--tensor-parallel 2: sm_75 .* sm_80"):
+    with pytest.raises(BuildError, match=r"--tensor-parallel 2: sm_75 .* sm_80"):
         compiler_for(TURING, num_devices=2)
 
 
 def test_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> None:
     compiler, checkpoint = compiler_for(ADA), checkpoints.get("llama")
-    config = checkpoint.config
+    layers = checkpoint.model.outline.layers
+    row_bytes = layers[0].num_kv_heads * layers[0].head_dim * 2
     for max_seq_len in (100, 127, 128, 129):
         plan = compiler.plan(
             checkpoint, compiler.precision(checkpoint, None, None), LimitsRequest(4, 64, max_seq_len=max_seq_len)
         )
         assert plan.max_seq_len == max_seq_len <= plan.block_size
-        assert (plan.block_size + 1) * config.num_kv_heads * config.head_dim * 2 % 256 == 0
-        assert plan.block_bytes == 2 * config.num_layers * (plan.block_size + 1) * config.num_kv_heads * (
-            config.head_dim * 2
-        )
+        assert (plan.block_size + 1) * row_bytes % 256 == 0
+        assert plan.block_bytes == 2 * len(layers) * (plan.block_size + 1) * row_bytes
 
 
 class Watched:

@@ -1,6 +1,6 @@
-"""What building an engine asks of a compiler.
+"""What building an engine asks of a compiler, and how a build reports its progress.
 
-Owns the interface alone; each compiler's module is imported only where it is chosen.
+Owns the interfaces alone; each compiler's module is imported only where it is chosen.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trident_compiler.checkpoint.checkpoint import Checkpoint
-from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.families.registry import Decoder
+from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
-from trident_compiler.progress import Progress
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract.manifest import Compiler, Precision
@@ -22,9 +21,27 @@ from trident_ensemble.contract.manifest import Compiler, Precision
 SourceOf = Callable[[ShardSpec], WeightSource]
 
 
+class Progress(Protocol):
+    """Receives a build's progress."""
+
+    def phase(self, name: str, total: int, *, in_bytes: bool = True) -> None:
+        """Begin a phase of `total` bytes, or of as many steps without a unit; 0 is unknown."""
+        ...
+
+    def reached(self, done: int) -> None:
+        """Report how much of the phase is done."""
+        ...
+
+
 @dataclass(frozen=True)
 class WeightFormats:
-    """How `WeightSource` prepares weights; its arguments of the same names say what they are."""
+    """How `WeightSource` prepares weights.
+
+    Args:
+        matrix: its `matrix_format`.
+        plain: its `plain_format`.
+        uniform: its argument of that name.
+    """
 
     matrix: str
     plain: str
@@ -41,24 +58,24 @@ class EngineCompiler(Protocol):
 
     @property
     def memory(self) -> str:
-        """Which memory a plan counts, for people."""
+        """The memory that a plan counts, for people."""
         ...
 
     @property
     def num_devices(self) -> int:
-        """Devices among which the network is divided."""
+        """Devices that share the network."""
         ...
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
-        """The number formats of an engine, defaults resolved.
+        """Return the number formats of an engine, with defaults resolved.
 
         Raises:
-            PlanError: the target cannot compute in them.
+            BuildError: the target cannot compute in them.
         """
         ...
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
-        """Limits and KV cache that fit into the target's memory.
+        """Return the limits and the KV cache that fit into the target's memory.
 
         Raises:
             PlanError: something wanted is out of bounds or does not fit.
@@ -67,23 +84,23 @@ class EngineCompiler(Protocol):
         ...
 
     def formats(self, precision: Precision) -> WeightFormats:
-        """How the weights come."""
+        """Return how `WeightSource` prepares the weights."""
         ...
 
     def write(
         self,
         folder: Path,
-        config: ModelConfig,
+        model: Decoder,
         source_of: SourceOf,
         *,
         precision: Precision,
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
-        """Take the weights, and write the network into the engine folder.
+        """Write the network, with its weights, into the engine folder.
 
         Raises:
             CheckpointError: tensors are missing, of another shape, or left over.
-            PlanError: the compiler refuses the network; says why.
+            BuildError: the compiler refuses the network; says why.
         """
         ...

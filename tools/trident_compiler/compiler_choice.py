@@ -13,8 +13,9 @@ from typing import Any
 
 from trident_compiler.compiler import EngineCompiler
 from trident_compiler.planning.machine import this_machine
-from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand, target
-from trident_ensemble.contract.errors import PlanError
+from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand
+from trident_ensemble.contract.errors import BuildError
+from trident_ensemble.contract.manifest import sm_target
 
 OPENVINO, TENSORRT = "openvino", "tensorrt"
 #: TensorRT's Python modules by the compiler's name in the manifest, best first.
@@ -65,10 +66,10 @@ def choose_compiler(asked: BuildRequest) -> CompilerChoice:
     """The compiler that was asked for, or the best for this machine.
 
     Raises:
-        PlanError: what was asked for cannot be built here.
+        BuildError: what was asked for cannot be built here.
     """
     if asked.tensor_parallel < 1:
-        raise PlanError(f"--tensor-parallel: must be at least 1, not {asked.tensor_parallel}")
+        raise BuildError(f"--tensor-parallel: must be at least 1, not {asked.tensor_parallel}")
     if asked.engine == OPENVINO:
         return _openvino(asked, "as asked")
     here = gpus_at_hand()
@@ -92,7 +93,7 @@ def _openvino(asked: BuildRequest, why: str) -> CompilerChoice:
         ("--attention lengths", asked.attention_lengths),
     ):
         if value:
-            raise PlanError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
+            raise BuildError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
     return CompilerChoice(_openvino_compiler(), why)
 
 
@@ -102,7 +103,7 @@ def _openvino_compiler() -> EngineCompiler:
     except ModuleNotFoundError as error:
         if error.name != OPENVINO:
             raise
-        raise PlanError("--engine openvino: it is not installed; pip install 'trident-llm[openvino]'") from None
+        raise BuildError("--engine openvino: it is not installed; pip install 'trident-llm[openvino]'") from None
     return OpenVINOCompiler(this_machine())
 
 
@@ -111,17 +112,17 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
     from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
     if not asked.capability and not here.found:
-        raise PlanError(
+        raise BuildError(
             f"--engine tensorrt: {here.why_none}; build where the GPU is, or name one with --compute-capability 8.9 "
             "and --gpu-memory 24GiB"
         )
     if asked.gpus and len(asked.gpus) != asked.tensor_parallel:
-        raise PlanError(f"--gpu: names {len(asked.gpus)} GPUs for --tensor-parallel {asked.tensor_parallel}")
+        raise BuildError(f"--gpu: names {len(asked.gpus)} GPUs for --tensor-parallel {asked.tensor_parallel}")
     capability = _parse(asked.capability) if asked.capability else None
     chosen = _gpus(asked, here.found, capability)
     found = _module(rtx=not chosen)
     if found is None:
-        raise PlanError(
+        raise BuildError(
             f"--engine tensorrt: it is not installed; {_INSTALL} or {_INSTALL_RTX}"
             if chosen
             else f"--compute-capability: TensorRT-RTX builds for GPUs elsewhere, and is not installed; {_INSTALL_RTX}"
@@ -141,7 +142,7 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
     serving = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
     return CompilerChoice(
         TensorRTCompiler(trt, built_for),
-        why or f"this machine's GPU is {target(built_for.capability)}",
+        why or f"this machine's GPU is {sm_target(built_for.capability)}",
         asked.gpus or serving,
     )
 
@@ -158,14 +159,14 @@ def _gpus(asked: BuildRequest, here: tuple[Gpu, ...], capability: Capability | N
 
 def _named(numbers: tuple[int, ...], here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
     if missing := [number for number in numbers if number >= len(here)]:
-        raise PlanError(f"--gpu: there is no GPU {missing[0]}; this machine has {len(here)}, counted from 0")
+        raise BuildError(f"--gpu: there is no GPU {missing[0]}; this machine has {len(here)}, counted from 0")
     chosen = [here[number] for number in numbers]
     wanted = capability or chosen[0].capability
     if other := [gpu for gpu in chosen if gpu.capability != wanted]:
         elsewhere = "; for a GPU elsewhere give --gpu-memory" if capability else ""
-        raise PlanError(
-            f"--gpu: GPU {other[0].ordinal} is {target(other[0].capability)}, the engine would be for {target(wanted)}"
-            f"{elsewhere}"
+        raise BuildError(
+            f"--gpu: GPU {other[0].ordinal} is {sm_target(other[0].capability)}, the engine would be for "
+            f"{sm_target(wanted)}{elsewhere}"
         )
     return chosen
 
@@ -175,7 +176,7 @@ def _memory(asked: BuildRequest, chosen: list[Gpu]) -> tuple[int, str]:
     if asked.gpu_memory is not None:
         return asked.gpu_memory, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"
     if len(chosen) < asked.tensor_parallel:
-        raise PlanError(
+        raise BuildError(
             f"--gpu-memory: {asked.tensor_parallel} such GPUs are wanted and {len(chosen)} are here, so their memory "
             "must be told, less what others use of it, such as 24GiB"
         )
@@ -186,7 +187,9 @@ def _memory(asked: BuildRequest, chosen: list[Gpu]) -> tuple[int, str]:
 def _parse(text: str) -> Capability:
     match = _CAPABILITY.fullmatch(text)
     if match is None:
-        raise PlanError(f"--compute-capability: {text!r} is none; give major and minor, such as 8.9")
+        raise BuildError(
+            f"--compute-capability: {text!r} is not a compute capability; give major and minor, such as 8.9"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -1,7 +1,7 @@
 """From a checkpoint to an engine folder.
 
-Owns the order of the work: tokenizer, what is known of it, weights, network, manifest last. Never decides where the
-folder lies in a repository, plans nothing, and prints nothing: progress goes to whoever asks.
+Owns the order of the work: tokenizer, token table, weights, network, and the manifest last. Never decides where the
+folder lies in a repository, never plans, and never prints: it reports to a `Progress`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trident_compiler.checkpoint.checkpoint import Checkpoint
-from trident_compiler.checkpoint.tokenizer_files import TOKENIZER_FILE
-from trident_compiler.compiler import EngineCompiler
+from trident_compiler.compiler import EngineCompiler, Progress
+from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import MemoryPlan
-from trident_compiler.progress import Progress
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
@@ -50,19 +48,18 @@ def build_engine(
         precision: as the compiler resolved it.
         plan: as the compiler made it.
         compiler: what compiles the network.
-        describe_text: given the engine folder once its tokenizer is there, writes beside it what the text models must
-            know of it.
-        progress: told what is going on.
+        describe_text: called with the engine folder once its tokenizer is there; writes what the text models must know.
+        progress: receives the build's progress.
 
     Raises:
         CheckpointError: the tensors are not those of the architecture, or the tokenizer cannot be served.
-        PlanError: the compiler refuses the network.
+        BuildError: the compiler refuses the network.
     """
-    config = checkpoint.config
-    # First what is done soon: a checkpoint that could not be served is refused before an hour of compiling.
+    model = checkpoint.model
+    # What is quick comes first: a checkpoint that could not be served is refused before an hour of compiling.
     progress.phase("checking the tokenizer", 0)
     checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
-    table = anchor_table(folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE, config.vocab_size)
+    table = anchor_table(folder / layout.TOKENIZER_FOLDER / layout.TOKENIZER_FILE, model.vocab_size)
     np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
     describe_text(folder)
 
@@ -81,21 +78,21 @@ def build_engine(
             checkpoint.tensors,
             formats.matrix,
             formats.plain,
-            tied=config.tie_word_embeddings,
+            tied=model.outline.is_tied,
             uniform=formats.uniform,
             share=share,
             on_weight=on_weight,
         )
 
-    compiler.write(folder, config, source_of, precision=precision, plan=plan, progress=progress)
+    compiler.write(folder, model, source_of, precision=precision, plan=plan, progress=progress)
 
     progress.phase("computing digests", 0)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        architecture=Architecture(config.family, config.num_layers, config.vocab_size),
+        architecture=Architecture(model.model_type, model.num_layers, model.vocab_size),
         limits=Limits(plan.max_num_seqs, plan.max_num_tokens, plan.max_seq_len),
         precision=precision,
-        kv_cache=KVLayout(plan.block_size, plan.num_blocks, plan.block_bytes, plan.kv_kind.value),
+        kv_cache=KVLayout(plan.block_size, plan.num_blocks, plan.block_bytes, plan.kv_kind),
         compiler=compiler.compiler,
         generation=checkpoint.generation,
         digests=digest_folder(folder),

@@ -12,10 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from trident_backend.engine.protocol import KVKind
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.planning import slot_plan
 from trident_compiler.planning.memory_plan import (
     DEFAULT_CACHE_SHARE,
@@ -29,7 +28,7 @@ from trident_compiler.planning.memory_plan import (
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.manifest import KVKind, Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.building.plan_lines import plan_lines

@@ -18,10 +18,9 @@ from typing import IO
 
 from rich.console import Console
 
-from trident_backend.engine.protocol import KVKind
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
-from trident_ensemble.contract.manifest import Manifest
+from trident_ensemble.contract.manifest import KVKind, Manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_tools.building.preflight import check_gpus, check_ports, check_repository, runs_on_gpus

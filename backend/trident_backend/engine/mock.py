@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, KVKind, StepBatch
+from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_ensemble.contract.errors import EngineError
+from trident_ensemble.contract.manifest import KVKind
 
 
 class MockEngine:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from trident_ensemble.contract.manifest import KVKind, Manifest
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -22,15 +23,6 @@ TokenIds = npt.NDArray[np.int64]
 
 #: Tokens in one chunk of the vocabulary, whose weights are summed; the last chunk may have fewer.
 CHUNK_WIDTH = 256
-
-
-class KVKind(str, Enum):
-    """How an engine lays out its KV cache."""
-
-    #: A pool of equal blocks; a sequence has as many as its tokens need, anywhere in the pool.
-    BLOCKS = "blocks"
-    #: One slot for each sequence, as long as the longest.
-    SLOTS = "slots"
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,20 @@ class EngineSpec:
     block_size: int
     num_blocks: int
     kv_kind: KVKind = KVKind.BLOCKS
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> EngineSpec:
+        """Return the limits that an engine's manifest states."""
+        limits, cache = manifest.limits, manifest.kv_cache
+        return cls(
+            vocab_size=manifest.architecture.vocab_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_tokens=limits.max_num_tokens,
+            max_seq_len=limits.max_seq_len,
+            block_size=cache.block_size,
+            num_blocks=cache.num_blocks,
+            kv_kind=cache.kind,
+        )
 
 
 @dataclass(frozen=True)

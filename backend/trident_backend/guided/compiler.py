@@ -26,8 +26,6 @@ from trident_backend.sequences.guide import Guide
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import CheckpointError, RequestError
 
-TOKENIZER_FILE = "tokenizer.json"
-
 
 class CompiledGrammar:
     """One grammar, ready to be followed by any number of sequences.
@@ -156,7 +154,7 @@ class GuideCompiler:
     def __init__(
         self, engine_folder: Path, vocab_size: int, *, max_grammars: int = 16, max_bytes: int = 1 << 30
     ) -> None:
-        self._tokenizer_file = engine_folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE
+        self._tokenizer_file = engine_folder / layout.TOKENIZER_FOLDER / layout.TOKENIZER_FILE
         self._vocab_size = vocab_size
         self._max_grammars = max_grammars
         self.memory = GuideMemory(max_bytes)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import BlockCopy
+from trident_ensemble.contract.manifest import KVKind
 
 #: Tokens of a slot that are hashed together: few enough that little of a prefix is computed again.
 SLOT_HASH_BLOCK_SIZE = 32

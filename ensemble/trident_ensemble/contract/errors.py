@@ -10,7 +10,8 @@
     ├── ConfigError           a model's configuration has an unknown or malformed key
     ├── ArtifactError         an engine folder is damaged or was built for something else; names the field
     ├── CheckpointError       a checkpoint that cannot be built; names what is unsupported or missing
-    ├── PlanError             the memory plan does not fit; gives the numbers
+    ├── BuildError            an engine that cannot be built as asked; names the option
+    │   └── PlanError         limits and memory do not fit; gives the numbers
     ├── EngineError           the compiled engine failed during a step
     │   └── EngineLostError   it cannot compute any other step either
     ├── InternalError         something that nobody foresaw; the log says what, the client only that
@@ -75,8 +76,12 @@ class CheckpointError(TridentError):
     """A checkpoint that cannot be compiled."""
 
 
-class PlanError(TridentError):
-    """Limits that do not fit in memory."""
+class BuildError(TridentError):
+    """An engine that cannot be built as it is asked for, or not here."""
+
+
+class PlanError(BuildError):
+    """Limits that do not fit in memory, or contradict one another."""
 
 
 class EngineError(TridentError):

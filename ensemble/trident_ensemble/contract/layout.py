@@ -26,6 +26,8 @@ WEIGHTS_FILE = "network.bin"
 #: Of TensorRT: what sampling computes on the device, a plan each.
 SAMPLING_FOLDER = "sampling"
 TOKENIZER_FOLDER = "tokenizer"
+#: In the tokenizer's folder, and in a checkpoint: the tokenizer itself.
+TOKENIZER_FILE = "tokenizer.json"
 #: Per token id: what the core must know to cut a stream into chunks that decode exactly.
 TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
 #: What each of the checkpoint's chat templates takes.

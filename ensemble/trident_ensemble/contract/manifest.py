@@ -1,7 +1,7 @@
 """An engine on disk: the manifest and the files it vouches for.
 
-Owns the format of `engine.json`, its writing and its checks. The manifest is the only source of the engine's limits.
-Never compiles, never loads a network.
+Owns the format of `engine.json`, its writing and its checks, for the compiler, the core and the text models alike. The
+manifest is the only source of the engine's limits. Never compiles, never loads a network.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,7 +17,7 @@ from trident_ensemble.contract import layout
 from trident_ensemble.contract.digests import file_digests
 from trident_ensemble.contract.errors import ArtifactError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 Part = TypeVar("Part")
 
@@ -32,7 +33,13 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Limits:
-    """See `EngineSpec`."""
+    """The engine's limits.
+
+    Args:
+        max_num_seqs: sequences in one step, at most.
+        max_num_tokens: tokens computed in one step, at most.
+        max_seq_len: prompt and output of one sequence together, in tokens, at most.
+    """
 
     max_num_seqs: int
     max_num_tokens: int
@@ -41,12 +48,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """What a few layers of the network's shape took on the machine that built the engine, computed in one format.
+    """The times of a few layers of the network's shape, computed in one format on the machine that built the engine.
 
     Args:
         compute: the format.
-        prompt_ms: a prompt's step.
-        decode_ms: a step of one token of each of several sequences.
+        prompt_ms: milliseconds of a prompt's step.
+        decode_ms: milliseconds of a step with one token of each of several sequences.
     """
 
     compute: str
@@ -56,12 +63,12 @@ class PrecisionTrial:
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """Why an engine computes in its format.
+    """The reason why an engine computes in its format.
 
     Args:
         reason: for people.
         cpu: the model of the CPU on which the formats were tried; empty where they were not.
-        trials: one a format that was tried.
+        trials: one for each format that was tried.
     """
 
     reason: str = ""
@@ -71,35 +78,68 @@ class PrecisionChoice:
 
 @dataclass(frozen=True)
 class Precision:
-    """Numeric formats: compute bf16, fp16 or fp32; weights fp32, bf16, fp16, int8, int4 or fp8; KV cache u8, bf16, f16
-    or f32; and why compute is what it is."""
+    """The number formats of an engine.
+
+    Args:
+        compute: bf16, fp16 or fp32.
+        weights: fp32, bf16, fp16, int8, int4 or fp8.
+        kv_cache: u8, bf16, f16 or f32.
+        choice: why `compute` is what it is.
+        activation_group: neighbouring activations that share a scale where an engine on a CPU multiplies them with
+            quantized weights in int8; 0 where weights are not quantized, and on GPUs.
+    """
 
     compute: str
     weights: str
     kv_cache: str
     choice: PrecisionChoice = PrecisionChoice()
+    activation_group: int = 0
+
+
+class KVKind(str, Enum):
+    """How an engine lays out its KV cache."""
+
+    #: A pool of equal blocks; a sequence has as many as its tokens need, anywhere in the pool.
+    BLOCKS = "blocks"
+    #: One slot for each sequence, as long as the longest.
+    SLOTS = "slots"
 
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The KV cache; `block_bytes` is one block, or slot, of keys and values through all layers, on each device.
+    """The KV cache.
 
-    `kind` is a `KVKind`.
+    Args:
+        block_size: tokens in one block, or slot.
+        num_blocks: blocks, or slots.
+        block_bytes: bytes of one block, or slot, of keys and values through all layers, on each device.
+        kind: which of the two it is made of.
     """
 
     block_size: int
     num_blocks: int
     block_bytes: int
-    kind: str = "blocks"
+    kind: KVKind = KVKind.BLOCKS
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """What compiled the network, and what for: `cpu`, or a GPU's compute capability such as `sm_89`."""
+    """The compiler of the network.
+
+    Args:
+        name: such as `openvino`.
+        version: of the compiler.
+        target: `cpu`, or a GPU's compute capability as `sm_target` spells it.
+    """
 
     name: str
     version: str
     target: str = "cpu"
+
+
+def sm_target(capability: tuple[int, int]) -> str:
+    """Return a compute capability, major and minor, as manifests spell it, such as `sm_89`."""
+    return f"sm_{capability[0]}{capability[1]}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +178,7 @@ class Manifest:
 
 
 def _parse(kind: type[Part], raw: Any, where: str) -> Part:
-    """Build one frozen part from JSON, refusing unknown, missing and mistyped fields by name."""
+    """Build one frozen part from JSON; refuse unknown, missing and mistyped fields by name."""
     if not isinstance(raw, Mapping):
         raise ArtifactError(f"{where}: must be an object")
     hints = get_type_hints(kind)
@@ -157,16 +197,22 @@ def _parse(kind: type[Part], raw: Any, where: str) -> Part:
 def _value(hint: Any, raw: Any, where: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return _parse(hint, raw, where)
+    if get_origin(hint) is tuple and isinstance(raw, list):
+        return tuple(_value(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(raw))
+    if hint == dict[str, str] and isinstance(raw, dict) and all(isinstance(item, str) for item in raw.values()):
+        return dict(raw)
+    return _scalar(hint, raw, where)
+
+
+def _scalar(hint: Any, raw: Any, where: str) -> Any:
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
         return float(raw)
     if hint is int and isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
         return raw
     if hint is str and isinstance(raw, str):
         return raw
-    if get_origin(hint) is tuple and isinstance(raw, list):
-        return tuple(_value(get_args(hint)[0], item, f"{where}[{place}]") for place, item in enumerate(raw))
-    if hint == dict[str, str] and isinstance(raw, dict) and all(isinstance(item, str) for item in raw.values()):
-        return dict(raw)
+    if isinstance(hint, type) and issubclass(hint, Enum) and raw in {member.value for member in hint}:
+        return hint(raw)
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
 
 

@@ -37,7 +37,6 @@ from trident_ensemble.text.anchors import (
     hidden_tokens,
 )
 
-TOKENIZER_FILE = "tokenizer.json"
 _FIRST_SURROGATE = b"\xed\xa0"
 #: Contexts of so many tokens, as nearly all are, recur; the lengths of so many of them are kept.
 _MAX_RECENT = 4
@@ -227,7 +226,7 @@ def load_tokenizer(engine_folder: Path) -> Tokenizer:
     Raises:
         ArtifactError: the engine folder has no readable tokenizer.
     """
-    path = engine_folder / layout.TOKENIZER_FOLDER / TOKENIZER_FILE
+    path = engine_folder / layout.TOKENIZER_FOLDER / layout.TOKENIZER_FILE
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the binding raises bare Exception

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from tests.checkpoints import reference_model
+from tests.fakes.progress import SilentProgress
 from tests.folder_marks import mark_folder
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_compiler.planning.machine import Machine
 from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
-from trident_compiler.progress import SilentProgress
 from trident_preprocessing.chat.template_probe import write_template_profiles
 
 pytest_ignore_collect, pytest_itemcollected = mark_folder("slow")

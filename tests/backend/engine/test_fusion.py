@@ -11,7 +11,7 @@ import pytest
 from tests.bfloat16 import BF16
 from tests.checkpoints import make_checkpoint
 from trident_backend.engine.openvino.network import compile_network
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino import compiler as openvino_compiler
 from trident_compiler.weights import weights
 from trident_ensemble.contract.manifest import Precision
@@ -29,22 +29,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_fused_nodes(case: str, compute: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     checkpoint = open_checkpoint(make_checkpoint(tmp_path / case, family, **changes))
-    config = checkpoint.config
+    model = checkpoint.model
     plain = openvino_compiler.plain_format(compute)
-    source = weights.WeightSource(checkpoint.tensors, plain, plain, tied=config.tie_word_embeddings)
-    network = openvino_compiler.lower(config, source)
+    source = weights.WeightSource(checkpoint.tensors, plain, plain, tied=model.outline.is_tied)
+    network = openvino_compiler.lower(model, source)
     precision = Precision(compute, "bf16", openvino_compiler.kv_precision(compute))
     compiled = compile_network(network.model, precision)
     nodes = compiled.get_runtime_model().get_ops()
     counts = Counter(str(node.get_rt_info()["layerType"].astype(str)) for node in nodes)
 
-    layers = config.num_layers
+    layers = model.num_layers
     # The plugin joins gate, up, silu and down into LLMMLP only where it can use AMX.
     joined = layers if compute == "bf16" and "amx_bf16" in Path("/proc/cpuinfo").read_text().split() else 0
     expected = {
         "PagedAttention": layers,
         "RoPE": 2 * layers,
-        "RMS": (4 if config.qk_norm else 2) * layers + 1,
+        "RMS": (4 if family == "qwen3" else 2) * layers + 1,
         "LLMMLP": joined,
         "FullyConnected": 7 * layers + 1 - 3 * joined,
     }

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from tests.fakes.core import make_sequence
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_backend.kv.cache import make_kv_cache
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
+from trident_ensemble.contract.manifest import KVKind
 
 A, B, C = (list(range(start, start + 12)) for start in (100, 200, 300))
 

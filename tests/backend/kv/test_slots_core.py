@@ -13,10 +13,11 @@ from tests.fakes.serving import serving
 from trident_backend import batch
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import KVKind, StepBatch, StepLogits
+from trident_backend.engine.protocol import StepBatch, StepLogits
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import SchedulerOutput
+from trident_ensemble.contract.manifest import KVKind
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 SLOTS = replace(SPEC, block_size=64, num_blocks=4, kv_kind=KVKind.SLOTS)

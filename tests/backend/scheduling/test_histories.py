@@ -28,13 +28,14 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import next_token
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_backend.kv import cache as kv_cache
 from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import StepResult
 from trident_ensemble.contract.errors import CancelledError, DeadlineError, EngineError
+from trident_ensemble.contract.manifest import KVKind
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 pytestmark = pytest.mark.slow

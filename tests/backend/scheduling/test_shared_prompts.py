@@ -11,7 +11,6 @@ import pytest
 from tests.fakes.core import SPEC, add, expected_tokens, linear, make_core, make_sequence, run_to_end
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import KVKind
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.scheduling.fair_queue import FairQueue
 from trident_backend.scheduling.ttft_estimate import TtftEstimate
@@ -19,6 +18,7 @@ from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepTime, StepTimeModel
 from trident_backend.sequences.steps import SchedulerOutput
 from trident_ensemble.contract.errors import EngineError
+from trident_ensemble.contract.manifest import KVKind
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 NO_REUSE = CoreSettings(enable_kv_cache_reuse=False)

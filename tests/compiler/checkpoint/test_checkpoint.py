@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from tests.checkpoints import edit_json, make_checkpoint
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.weights.formats import FP32
+from trident_compiler.weights.roles import Role
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.contract.manifest import Generation
@@ -134,10 +135,10 @@ def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> N
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}, tmp_path / SINGLE_FILE)
     source = WeightSource(TensorFiles(tmp_path), FP32, FP32, tied=False)
     with pytest.raises(CheckpointError, match=r"a: .*shape is \[2, 3\].*\[3, 2\]"):
-        source.matrix("a", 3, 2)
+        source.matrix("a", 3, 2, Role.WHOLE)
     with pytest.raises(CheckpointError, match="c: the checkpoint has no such tensor"):
         source.vector("c", 4)
-    source.matrix("a", 2, 3)
+    source.matrix("a", 2, 3, Role.WHOLE)
     with pytest.raises(CheckpointError, match="b: this tensor"):
         source.require_all_used()
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from tests.checkpoints import END, edit_json, make_checkpoint
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.model_folder import open_checkpoint
 from trident_ensemble.contract.errors import CheckpointError
 
 _OBJECT = {"__type": "AddedToken", "content": END, "lstrip": False, "normalized": False, "special": True}

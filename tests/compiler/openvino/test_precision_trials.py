@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.checkpoint.json_config import JsonConfig
-from trident_compiler.checkpoint.model_config import ModelConfig, read_model_config
+from trident_compiler.families.registry import Decoder, read_decoder
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino import compiler as openvino_compiler
 from trident_compiler.openvino.compiler import OpenVINOCompiler, measure_precisions
 from trident_compiler.openvino.precision_trials import Sample, Trials, choose, run_trials
-from trident_compiler.openvino.probe import probe_config
+from trident_compiler.openvino.probe import probe_model
 from trident_compiler.planning.machine import Machine, this_machine
+from trident_compiler.weights.roles import Role
 from trident_ensemble.contract.manifest import Precision, PrecisionChoice, read_manifest
 from trident_tools import build
 
@@ -108,8 +109,8 @@ def test_the_default_is_what_was_measured(
 ) -> None:
     asked: list[Any] = []
 
-    def measure(config: ModelConfig, exact: Precision, other: Precision, dtype: str) -> Trials:
-        asked.append((config.num_layers, exact.compute, exact.weights, other.compute, other.weights, dtype))
+    def measure(model: Decoder, exact: Precision, other: Precision, dtype: str) -> Trials:
+        asked.append((model.num_layers, exact.compute, exact.weights, other.compute, other.weights, dtype))
         return trials(*[factor] * 5)
 
     found = compiler(measure, monkeypatch).precision(open_checkpoint(checkpoint), None, weights)
@@ -148,8 +149,8 @@ def test_the_numbers_are_shown_and_kept_in_the_manifest(
     assert (kept.cpu, [trial.prompt_ms for trial in kept.trials]) == (cpu, [8.0, 10.0])
 
 
-def shape(**sizes: int) -> ModelConfig:
-    return read_model_config(JsonConfig({"model_type": "llama", "vocab_size": 128256, **sizes}, "config.json"))
+def shape(**sizes: int) -> Decoder:
+    return read_decoder(JsonConfig({"model_type": "llama", "vocab_size": 128256, **sizes}, "config.json"))
 
 
 LARGE = shape(
@@ -157,16 +158,17 @@ LARGE = shape(
 )
 
 
-def parameters(config: ModelConfig) -> int:
-    heads = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
-    return config.num_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
+def parameters(model: Decoder) -> int:
+    return model.outline.size(Role.COLUMN, Role.ROW)
 
 
 def test_a_large_layer_is_cut_and_keeps_its_proportions() -> None:
-    cut = probe_config(LARGE)
+    cut = probe_model(LARGE)
     assert 2**21 < parameters(cut) <= 2**24
-    assert (cut.head_dim, cut.num_heads // cut.num_kv_heads) == (LARGE.head_dim, 8)
-    assert cut.intermediate_size / cut.hidden_size == pytest.approx(3.5)
+    layer = cut.outline.layers[0]
+    assert (layer.head_dim, layer.num_heads // layer.num_kv_heads) == (8192 // 64, 8)
+    (gate,) = (use.shape for use in cut.outline.weights if use.name == "model.layers.0.mlp.gate_proj.weight")
+    assert gate[0] / gate[1] == pytest.approx(3.5)
 
 
 @given(st.integers(1, 96), st.integers(1, 8), st.integers(1, 16384), st.integers(1, 65536), st.integers(1, 100))
@@ -179,18 +181,18 @@ def test_any_shape_has_a_probe(kv_heads: int, group: int, hidden: int, intermedi
         num_hidden_layers=layers,
         head_dim=64,
     )
-    cut = probe_config(config)
-    assert cut.num_heads % cut.num_kv_heads == 0
-    assert len(cut.sliding_windows) == cut.num_layers <= min(4, layers)
+    cut = probe_model(config)
+    assert all(layer.num_heads % layer.num_kv_heads == 0 for layer in cut.outline.layers)
+    assert cut.num_layers <= min(4, layers)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_probes_of_every_family_run(family: str, weights: str, tmp_path: Path) -> None:
-    config = open_checkpoint(make_checkpoint(tmp_path / family, family)).config
+    model = open_checkpoint(make_checkpoint(tmp_path / family, family)).model
     fp32 = Precision("fp32", weights, "f32")
     start = time.process_time()
-    measured = measure_precisions(config, fp32, fp32, "BF16")
+    measured = measure_precisions(model, fp32, fp32, "BF16")
     assert time.process_time() - start < 30
     assert all(sample.prompt_ms > 0 and sample.decode_ms > 0 for sample in (*measured.exact, *measured.other))
     assert 0.2 < measured.gain() < 5, "both are the same"

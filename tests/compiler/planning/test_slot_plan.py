@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trident_backend.engine.protocol import KVKind
 from trident_compiler.planning.memory_plan import CacheSize, LimitsRequest, parse_bytes
 from trident_compiler.planning.slot_plan import SlotNeeds, make_slot_plan
 from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.manifest import KVKind
 
 #: About Llama 3.1 8B: 128 KiB of keys and values a token.
 NEEDS = SlotNeeds(
@@ -104,10 +104,10 @@ def test_refusals_have_numbers(wanted: LimitsRequest, free: int, words: str) -> 
 
 def test_sizes_of_memory() -> None:
     assert parse_bytes("--gpu-memory", "24GiB") == 24 << 30
-    with pytest.raises(PlanError, match="--gpu-memory: '24' is no size"):
+    with pytest.raises(PlanError, match="--gpu-memory: '24' is not a size"):
         parse_bytes("--gpu-memory", "24")
     for digits in (400, 5000):
-        with pytest.raises(PlanError, match=r"--gpu-memory: .* is no size"):
+        with pytest.raises(PlanError, match=r"--gpu-memory: .* is not a size"):
             parse_bytes("--gpu-memory", "9" * digits + "GiB")
 
 

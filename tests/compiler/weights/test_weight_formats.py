@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.families.llama import llama
+from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.weights.formats import count_matrices, estimated_bytes
-from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
+from trident_compiler.weights.roles import Role
+from trident_compiler.weights.sharding import WHOLE, ShardSpec
 from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_LAYERS = 2
@@ -27,14 +27,14 @@ class RememberingSource(WeightSource):
         super().__init__(checkpoint.tensors, "int4", "bf16", tied=False, uniform=uniform, share=share)
         self.matrices: list[Weight] = []
 
-    def matrix(self, name: str, out_size: int, in_size: int, split: Split | None = None) -> Weight:
-        self.matrices.append(super().matrix(name, out_size, in_size, split))
+    def matrix(self, name: str, out_size: int, in_size: int, role: Role) -> Weight:
+        self.matrices.append(super().matrix(name, out_size, in_size, role))
         return self.matrices[-1]
 
 
 def handed_out(checkpoint: Checkpoint, num_devices: int, *, uniform: bool = True) -> RememberingSource:
     source = RememberingSource(checkpoint, ShardSpec(0, num_devices), uniform=uniform)
-    llama(MagicMock(), checkpoint.config, source)
+    checkpoint.model.write(MagicMock(), source)
     return source
 
 
@@ -61,9 +61,9 @@ def test_int4_that_becomes_int8_is_counted(
     checkpoint = open_checkpoint(folder)
     source = handed_out(checkpoint, num_devices)
     formats = [weight.format for weight in source.matrices]
-    assert count_matrices(checkpoint.tensors, "int4", num_devices) == (len(formats), num_wider)
+    assert count_matrices(checkpoint.model.outline.weights, "int4", num_devices) == (len(formats), num_wider)
     assert formats.count("int8") == num_wider
-    assert count_matrices(checkpoint.tensors, "int8", num_devices) == (len(formats), 0)
+    assert count_matrices(checkpoint.model.outline.weights, "int8", num_devices) == (len(formats), 0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_estimate_knows_groups_and_what_has_none(
         checkpoint = open_checkpoint(make_checkpoint(folder, "llama", **changes))
         sizes.append(in_the_plan(handed_out(checkpoint, num_devices, uniform=uniform)))
         estimates.append(
-            estimated_bytes(checkpoint.tensors, "int4", tied=False, uniform=uniform, num_devices=num_devices)
+            estimated_bytes(checkpoint.model.outline.weights, "int4", uniform=uniform, num_devices=num_devices)
         )
     norms = NUM_LAYERS * 2 * 128 * 4
     assert estimates[1] - estimates[0] - norms == pytest.approx(sizes[1] - sizes[0], rel=0.04)
@@ -92,7 +92,7 @@ def test_groups_of_a_cut_row_may_be_shorter_than_those_of_the_whole(tmp_path: Pa
     checkpoint = open_checkpoint(folder)
     down = [
         RememberingSource(checkpoint, share, uniform=True).matrix(
-            "model.layers.0.mlp.down_proj.weight", 128, 192, Split.IN
+            "model.layers.0.mlp.down_proj.weight", 128, 192, Role.ROW
         )
         for share in (WHOLE, ShardSpec(0, 2))
     ]

@@ -15,9 +15,8 @@ from typing import Any
 
 from tests.tensorrt.double import faults, tensorrt
 from tests.tensorrt.double.gpu import GPUS
-from trident_compiler.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trident_compiler.checkpoint.model_config import ModelConfig
-from trident_compiler.families.llama import llama
+from trident_compiler.families.registry import Decoder
+from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.sharding import ShardSpec
@@ -28,6 +27,7 @@ from trident_ensemble.contract.manifest import (
     Architecture,
     Compiler,
     Generation,
+    KVKind,
     KVLayout,
     Limits,
     Manifest,
@@ -80,8 +80,8 @@ def build(checkpoint: Path, folder: Path, limit: Limit) -> Manifest:
     for rank in range(limit.num_devices):
         plan = _plan(builder, opened, limit, ShardSpec(rank, limit.num_devices))
         (folder / layout.plan_file(rank, limit.num_devices)).write_bytes(plan)
-    _write_sampling(builder, folder / layout.SAMPLING_FOLDER, opened.config.vocab_size, limit)
-    manifest = _manifest(opened.config, limit, folder)
+    _write_sampling(builder, folder / layout.SAMPLING_FOLDER, opened.model.vocab_size, limit)
+    manifest = _manifest(opened.model, limit, folder)
     write_manifest(folder, manifest)
     return manifest
 
@@ -93,13 +93,13 @@ def _plan(builder: Any, opened: Checkpoint, limit: Limit, share: ShardSpec) -> b
         opened.tensors,
         limit.compute,
         limit.compute,
-        tied=opened.config.tie_word_embeddings,
+        tied=opened.model.outline.is_tied,
         uniform=True,
         share=share,
     )
-    lowering.finish(llama(lowering, opened.config, source))
+    lowering.finish(opened.model.write(lowering, source))
     config = builder.create_builder_config()
-    for profile in _profiles(builder, opened.config, limit):
+    for profile in _profiles(builder, opened.model, limit):
         config.add_optimization_profile(profile)
     plan: bytes | None = builder.build_serialized_network(network, config)
     assert plan is not None
@@ -120,7 +120,7 @@ def _write_sampling(builder: Any, folder: Path, vocab_size: int, limit: Limit) -
         (folder / f"{small.name}.plan").write_bytes(plan)
 
 
-def _profiles(builder: Any, config: ModelConfig, limit: Limit) -> Iterator[Any]:
+def _profiles(builder: Any, model: Decoder, limit: Limit) -> Iterator[Any]:
     chunk = min(limit.max_num_tokens, limit.slot_len)
     for most_seqs, most_tokens in ((limit.max_num_seqs, 1), (1, chunk)):
         profile = builder.create_optimization_profile()
@@ -130,22 +130,22 @@ def _profiles(builder: Any, config: ModelConfig, limit: Limit) -> Iterator[Any]:
         for name in ("past_lens", "context_lens"):
             profile.set_shape(name, (1,), (most_seqs,), (most_seqs,))
         profile.set_shape("logit_rows", (1,), (most_seqs * most_tokens,), (most_seqs * most_tokens,))
-        rest = (config.num_kv_heads // limit.num_devices, limit.slot_len, config.head_dim)
-        for layer in range(config.num_layers):
-            for name in (f"key_cache.{layer}", f"value_cache.{layer}"):
+        for index, layer in enumerate(model.outline.layers):
+            rest = (layer.num_kv_heads // limit.num_devices, limit.slot_len, layer.head_dim)
+            for name in (f"key_cache.{index}", f"value_cache.{index}"):
                 profile.set_shape(name, (1, *rest), (most_seqs, *rest), (most_seqs, *rest))
         yield profile
 
 
-def _manifest(config: ModelConfig, limit: Limit, folder: Path) -> Manifest:
-    num_kv_heads = config.num_kv_heads // limit.num_devices
-    position_bytes = 2 * config.num_layers * num_kv_heads * config.head_dim * _BYTES[limit.compute]
+def _manifest(model: Decoder, limit: Limit, folder: Path) -> Manifest:
+    num_values = sum(layer.kv_size for layer in model.outline.layers) // limit.num_devices
+    position_bytes = num_values * _BYTES[limit.compute]
     return Manifest(
         format_version=FORMAT_VERSION,
-        architecture=Architecture(config.family, config.num_layers, config.vocab_size),
+        architecture=Architecture(model.model_type, model.num_layers, model.vocab_size),
         limits=Limits(limit.max_num_seqs, limit.max_num_tokens, limit.slot_len - 1),
         precision=Precision(limit.compute, limit.compute, _KV_FORMATS[limit.compute]),
-        kv_cache=KVLayout(limit.slot_len - 1, limit.max_num_seqs, limit.slot_len * position_bytes, "slots"),
+        kv_cache=KVLayout(limit.slot_len - 1, limit.max_num_seqs, limit.slot_len * position_bytes, KVKind.SLOTS),
         compiler=Compiler("tensorrt", tensorrt.__version__, "sm_89"),
         generation=Generation((0,), 1.0, 0, 1.0),
         digests=digest_folder(folder),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 from trident_tools.building import repository
 from trident_tools.building.repository import ENGINE_VERSION, install, staging
 
@@ -93,5 +93,5 @@ def test_a_failure_while_building_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_repository_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "repository").write_text("")
-    with pytest.raises(PlanError, match="not a folder"):
+    with pytest.raises(BuildError, match="not a folder"):
         build(tmp_path / "repository", "first")

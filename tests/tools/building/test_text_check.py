@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from tests.checkpoints import CHAT_TEMPLATE, edit_json, make_checkpoint
-from trident_compiler.checkpoint.checkpoint import open_checkpoint
+from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import CheckpointError

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 
 from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.checkpoint.tokenizer_conversion import convertible_file, load_converted
+from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import CheckpointError
 
-TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -74,7 +74,7 @@ class TokenizerFiles:
             path.write_text(template, encoding="utf-8")
 
     def _copy(self, target: Path) -> None:
-        for name in (TOKENIZER_FILE, *_OPTIONAL_FILES):
+        for name in (layout.TOKENIZER_FILE, *_OPTIONAL_FILES):
             source = self.folder / name
             if source.is_file():
                 shutil.copyfile(source, target / name)
@@ -95,7 +95,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         ends = JsonConfig.read_optional(folder / SPECIAL_TOKENS_FILE)
     has_template = (folder / TEMPLATE_FILE).is_file() or config.values.get("chat_template") is not None
     templates = {} if has_template else _processor_templates(folder / PROCESSOR_TEMPLATE_FILE)
-    path = folder / TOKENIZER_FILE
+    path = folder / layout.TOKENIZER_FILE
     if path.is_file():
         return TokenizerFiles(folder, _read_tokenizer(path), config, ends, templates)
     source = convertible_file(folder)

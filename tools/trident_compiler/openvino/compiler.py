@@ -6,30 +6,39 @@ Owns the calls of the compiler; the lowering beside it owns the operations. Neve
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
-from trident_compiler.checkpoint.checkpoint import Checkpoint
-from trident_compiler.checkpoint.model_config import ModelConfig
-from trident_compiler.compiler import SourceOf, WeightFormats
-from trident_compiler.families.llama import llama
+from trident_compiler.compiler import Progress, SourceOf, WeightFormats
+from trident_compiler.families.outline import AttentionShape
+from trident_compiler.families.registry import Decoder
+from trident_compiler.model_folder import Checkpoint
 from trident_compiler.openvino.lowering import Network, OpenVINOLowering
 from trident_compiler.openvino.precision_trials import Trials, choose, run_trials
-from trident_compiler.openvino.probe import CompiledProbe, RandomWeights, probe_config
+from trident_compiler.openvino.probe import CompiledProbe, RandomWeights, probe_model
 from trident_compiler.planning.machine import Machine
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan, MemoryRequirements, make_plan
-from trident_compiler.progress import Progress
-from trident_compiler.weights.formats import BF16, FP16, FP32, INT4, INT8, QUANTIZED, estimated_bytes
+from trident_compiler.weights.formats import (
+    BF16,
+    FP16,
+    FP32,
+    INT4,
+    INT8,
+    QUANTIZED,
+    activation_group,
+    estimated_bytes,
+)
 from trident_compiler.weights.sharding import WHOLE
 from trident_compiler.weights.weights import Weight, WeightSource
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import Compiler, Precision, PrecisionChoice
 
 #: Memory that weights take once an engine runs, as a share of their file: packed copies, some of them for two kernels.
@@ -37,8 +46,8 @@ RESIDENT_SHARE = 1.5
 _POLL_SECONDS = 0.05
 
 
-#: Tries the more exact and the other precision on a shape, whose tensors are stored in the dtype that is named last.
-Measure = Callable[[ModelConfig, Precision, Precision, str], Trials]
+#: Tries the more exact and the other precision on a model whose tensors are stored in the dtype that is named last.
+Measure = Callable[[Decoder, Precision, Precision, str], Trials]
 
 
 class OpenVINOCompiler:
@@ -61,11 +70,11 @@ class OpenVINOCompiler:
         """See `EngineCompiler`; compute is bf16 or fp32, by default what this machine is measured to be faster in, and
         weights are bf16, int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
         if compute not in {None, "bf16", "fp32"}:
-            raise PlanError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
+            raise BuildError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
         if weight_format not in {None, BF16, INT8, INT4}:
-            raise PlanError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
+            raise BuildError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
         if compute == "bf16" and not computes_bf16():
-            raise PlanError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
+            raise BuildError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
         if compute is not None:
             return _precision(checkpoint, compute, weight_format, PrecisionChoice("as asked"))
         if not computes_bf16():
@@ -73,21 +82,21 @@ class OpenVINOCompiler:
             return _precision(checkpoint, "fp32", weight_format, PrecisionChoice(reason))
         exact = _precision(checkpoint, "fp32", weight_format, PrecisionChoice())
         other = _precision(checkpoint, "bf16", weight_format, PrecisionChoice())
-        trials = self._measure(checkpoint.config, exact, other, _stored_dtype(checkpoint))
+        trials = self._measure(checkpoint.model, exact, other, _stored_dtype(checkpoint))
         chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
         return replace(exact if chosen == exact.compute else other, choice=choice)
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
-        layer = probe_cache(checkpoint.config, precision)
-        tied = checkpoint.config.tie_word_embeddings
-        weights_bytes = estimated_bytes(checkpoint.tensors, precision.weights, tied=tied)
+        model = checkpoint.model
+        cache = probe_cache(model, precision)
+        weights_bytes = estimated_bytes(model.outline.weights, precision.weights)
         needs = MemoryRequirements(
             weights_bytes=weights_bytes,
             resident_bytes=int(weights_bytes * RESIDENT_SHARE),
-            block_size=layer.block_size,
-            block_bytes=layer.block_bytes * checkpoint.config.num_layers,
-            max_position_embeddings=checkpoint.config.max_position_embeddings,
+            block_size=cache.block_size,
+            block_bytes=cache.block_bytes,
+            max_position_embeddings=model.max_position_embeddings,
         )
         return make_plan(wanted, needs, self._machine.free_bytes)
 
@@ -98,7 +107,7 @@ class OpenVINOCompiler:
     def write(
         self,
         folder: Path,
-        config: ModelConfig,
+        model: Decoder,
         source_of: SourceOf,
         *,
         precision: Precision,
@@ -108,29 +117,30 @@ class OpenVINOCompiler:
         """See `EngineCompiler`; the network takes its precision and its cache when it is loaded."""
         del precision, plan
         source = source_of(WHOLE)
-        network = lower(config, source)
+        network = lower(model, source)
         progress.phase("writing the network", source.num_bytes)
         write_network(folder, network, progress.reached)
 
 
-def measure_precisions(config: ModelConfig, exact: Precision, other: Precision, dtype: str) -> Trials:
+def measure_precisions(model: Decoder, exact: Precision, other: Precision, dtype: str) -> Trials:
     """Try two precisions on a few layers of a model's shape, for some hundred milliseconds.
 
     Args:
-        config: the model.
+        model: whose shape it is.
         exact: the more exact precision.
         other: the other one.
         dtype: of the tensors as the checkpoint stores them, BF16, F16 or F32.
     """
-    shape = probe_config(config)
-    return run_trials(_probe(shape, exact, dtype), _probe(shape, other, dtype))
+    small = probe_model(model)
+    return run_trials(_probe(small, exact, dtype), _probe(small, other, dtype))
 
 
-def _probe(shape: ModelConfig, precision: Precision, dtype: str) -> CompiledProbe:
+def _probe(model: Decoder, precision: Precision, dtype: str) -> CompiledProbe:
     formats = weight_formats(precision)
-    source = RandomWeights(dtype, formats.matrix, formats.plain, tied=shape.tie_word_embeddings)
+    precision = replace(precision, activation_group=activation_group(model.outline.weights, precision.weights))
+    source = RandomWeights(dtype, formats.matrix, formats.plain, tied=model.outline.is_tied)
     net = OpenVINOLowering()
-    return CompiledProbe(net.network(llama(net, shape, source), shape.vocab_size), precision)
+    return CompiledProbe(net.network(model.write(net, source), model.vocab_size), precision)
 
 
 def weight_formats(precision: Precision) -> WeightFormats:
@@ -141,7 +151,9 @@ def weight_formats(precision: Precision) -> WeightFormats:
 
 def _precision(checkpoint: Checkpoint, compute: str, weight_format: str | None, choice: PrecisionChoice) -> Precision:
     as_stored = FP32 if compute == "fp32" and _stored_dtype(checkpoint) == "F32" else BF16
-    return Precision(compute, weight_format or as_stored, kv_precision(compute), choice)
+    weights = weight_format or as_stored
+    group = activation_group(checkpoint.model.outline.weights, weights)
+    return Precision(compute, weights, kv_precision(compute), choice, group)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:
@@ -166,28 +178,48 @@ def kv_precision(compute: str) -> str:
     return "bf16" if compute == "bf16" else "f32"
 
 
-def probe_cache(config: ModelConfig, precision: Precision) -> CacheGeometry:
-    """The cache of one layer of this attention geometry, read off a compiled network of nothing else."""
+@dataclass(frozen=True)
+class NetworkCache:
+    """The paged KV cache of a whole network.
+
+    Args:
+        block_size: tokens in one block.
+        block_bytes: one block of keys and values through all layers.
+    """
+
+    block_size: int
+    block_bytes: int
+
+
+def probe_cache(model: Decoder, precision: Precision) -> NetworkCache:
+    """Return the cache that a network of these layers will have, read off compiled networks of attention alone."""
+    kinds = Counter(replace(layer, sliding_window=None) for layer in model.outline.layers)
+    geometries = {kind: _attention_cache(kind, precision) for kind in kinds}
+    num_bytes = sum(geometries[kind].block_bytes * num_layers for kind, num_layers in kinds.items())
+    return NetworkCache(next(iter(geometries.values())).block_size, num_bytes)
+
+
+def _attention_cache(layer: AttentionShape, precision: Precision) -> CacheGeometry:
     net = OpenVINOLowering()
     heads = []
-    for name, count in (("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads)):
-        shape = (1, count * config.head_dim)
+    for name, count in (("q", layer.num_heads), ("k", layer.num_kv_heads), ("v", layer.num_kv_heads)):
+        shape = (1, count * layer.head_dim)
         heads.append(net.split_heads(net.embedding(Weight(name, FP32, shape, np.zeros(shape, np.float32))), count))
-    attended = net.attention(0, *heads, scale=1.0, sliding_window=None)
-    network = net.network(net.select_rows(attended), config.num_heads * config.head_dim)
+    attention = net.attention(0, *heads, scale=1.0, sliding_window=None)
+    network = net.network(net.select_rows(attention), layer.num_heads * layer.head_dim)
     return cache_geometry(compile_network(network.model, precision))
 
 
-def lower(config: ModelConfig, source: WeightSource) -> Network:
-    """The family in OpenVINO's operations.
+def lower(model: Decoder, source: WeightSource) -> Network:
+    """Return a model's network in OpenVINO's operations.
 
     Raises:
         CheckpointError: tensors are missing, of another shape, or left over.
     """
     net = OpenVINOLowering()
-    logits = llama(net, config, source)
+    logits = model.write(net, source)
     source.require_all_used()
-    return net.network(logits, config.vocab_size)
+    return net.network(logits, model.vocab_size)
 
 
 def write_network(folder: Path, network: Network, on_written: Callable[[int], None] = lambda _: None) -> None:

@@ -1,7 +1,8 @@
-"""The vocabulary in OpenVINO, for one device.
+"""The network language in OpenVINO, for one device.
 
-Owns how each word becomes OpenVINO operations, in the very patterns that its CPU plugin fuses (RoPE, LLMMLP, RMS,
-compressed FullyConnected), and the network's inputs. Knows nothing of models, and never compiles or writes anything.
+Owns how each operation of `Ops` becomes OpenVINO operations, in the very patterns that its CPU plugin fuses (RoPE,
+LLMMLP, RMS, compressed FullyConnected), and the network's inputs. Knows nothing of models, and never compiles or writes
+anything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import openvino as ov
 from openvino import opset15 as ops
 
 from trident_backend.engine.openvino import attention as openvino_attention
+from trident_backend.engine.openvino import names
 from trident_compiler.weights import formats as weight_formats
 from trident_compiler.weights.weights import Weight
 
@@ -47,14 +49,14 @@ class OpenVINOLowering:
         self._memory: list[npt.NDArray[Any]] = []
         self._constants: dict[str, Node] = {}
         self._rotations: dict[bytes, tuple[Node, Node]] = {}
-        self._token_ids = self._input("token_ids", [-1])
-        self._position_ids = self._input("position_ids", [-1])
-        self._logit_rows = self._input("logit_rows", [-1])
+        self._token_ids = self._input(names.TOKEN_IDS, [-1])
+        self._position_ids = self._input(names.POSITION_IDS, [-1])
+        self._logit_rows = self._input(names.LOGIT_ROWS, [-1])
 
     def network(self, logits: Node, vocab_size: int) -> Network:
         """The finished network; its output is `logits`, f32 `[R, vocab]`."""
         flat = ops.reshape(logits, _ints([-1, vocab_size]), special_zero=False)
-        flat.output(0).get_tensor().set_names({"logits"})
+        flat.output(0).get_tensor().set_names({names.LOGITS})
         results = [ops.result(flat), *(result for hole in self._holes for result in hole.results)]
         inputs = [*self._inputs.values(), *(hole.attended for hole in self._holes)]
         model = ov.Model(results, inputs, "trident")
@@ -68,12 +70,12 @@ class OpenVINOLowering:
             hidden = ops.multiply(hidden, _gather(self._scales(table), self._token_ids))
         return ops.unsqueeze(hidden, _ints([1]))
 
-    def linear(self, x: Node, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Node:
-        del summed  # of one device's products
+    def linear(self, x: Node, weight: Weight, bias: Weight | None = None, *, all_reduce: bool = False) -> Node:
+        del all_reduce  # there is one device
         product = ops.matmul(x, self._matrix(weight), transpose_a=False, transpose_b=True)
         return product if bias is None else ops.add(product, self._vector(bias))
 
-    def gathered(self, x: Node) -> Node:
+    def all_gather(self, x: Node) -> Node:
         return x
 
     def rms_norm(self, x: Node, scale: Weight, epsilon: float) -> Node:
@@ -85,13 +87,13 @@ class OpenVINOLowering:
         head_dim = x.output(0).get_partial_shape()[2].get_length() // num_heads
         return ops.reshape(x, _ints([-1, num_heads, 1, head_dim]), special_zero=False)
 
-    def rotary(self, x: Node, inverse_frequencies: npt.NDArray[np.float32]) -> Node:
+    def apply_rope(self, x: Node, inverse_frequencies: npt.NDArray[np.float32]) -> Node:
         cosine, sine = self._rotation(inverse_frequencies)
         half = len(inverse_frequencies)
         low = ops.slice(x, _ints([0]), _ints([half]), _ints([1]), _ints([3]))
         high = ops.slice(x, _ints([half]), _ints([2**31 - 1]), _ints([1]), _ints([3]))
-        turned = ops.concat([ops.multiply(high, _float(-1)), low], -1)
-        return ops.add(ops.multiply(x, cosine), ops.multiply(turned, sine))
+        rotated = ops.concat([ops.multiply(high, _float(-1)), low], -1)
+        return ops.add(ops.multiply(x, cosine), ops.multiply(rotated, sine))
 
     def attention(
         self, layer: int, query: Node, key: Node, value: Node, *, scale: float, sliding_window: int | None

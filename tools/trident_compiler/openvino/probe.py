@@ -9,68 +9,46 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from trident_backend.engine.openvino.names import MAX_CONTEXT_LEN, STEP_VECTORS
 from trident_backend.engine.openvino.network import cache_geometry, compile_network
-from trident_compiler.checkpoint.model_config import ModelConfig
 from trident_compiler.checkpoint.tensor_files import StoredTensor
+from trident_compiler.families.registry import Decoder
 from trident_compiler.openvino.lowering import Network
 from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS, Sample
+from trident_compiler.weights.roles import Role
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract.manifest import Precision
 
-#: Parameters of a layer that is tried; a larger layer is cut, with its proportions kept.
+#: Parameters of a layer that is tried, at most; a larger layer is cut, with its proportions kept.
 _MAX_PARAMETERS = 1 << 24
 #: Layers are repeated up to so many parameters, so that a small model's steps are not all overhead.
 _ENOUGH_PARAMETERS, _MAX_LAYERS = 1 << 22, 4
+#: Tokens that the probe knows, at most.
 _VOCABULARY = 1024
-#: Sizes that are cut stay multiples of this, as kernels and quantized rows like them.
-_MULTIPLE = 64
 #: Tokens that each decoding sequence has in the cache.
 _PAST_TOKENS = 64
 
 Array = npt.NDArray[np.int32]
 
 
-def probe_config(config: ModelConfig) -> ModelConfig:
-    """Return a model of the same layers: fewer of them, narrower ones where they are large, and few tokens to know."""
+def probe_model(model: Decoder) -> Decoder:
+    """Return a model of the same kind of layers: fewer of them, narrower ones where they are large, and few tokens."""
     factor = 1
-    while _layer_parameters(_narrowed(config, factor)) > _MAX_PARAMETERS:
+    while (layer := _layer_parameters(model, factor)) > _MAX_PARAMETERS:
         factor *= 2
-    cut = _narrowed(config, factor)
-    num_layers = min(_MAX_LAYERS, config.num_layers, max(1, _ENOUGH_PARAMETERS // _layer_parameters(cut)))
-    vocab_size = min(_VOCABULARY, config.vocab_size)
-    return replace(
-        cut, num_layers=num_layers, vocab_size=vocab_size, sliding_windows=config.sliding_windows[:num_layers]
-    )
+    num_layers = min(_MAX_LAYERS, model.num_layers, max(1, _ENOUGH_PARAMETERS // layer))
+    return model.reduced(num_layers=num_layers, vocab_size=_VOCABULARY, factor=factor)
 
 
-def _narrowed(config: ModelConfig, factor: int) -> ModelConfig:
-    if factor == 1:
-        return config
-    num_kv_heads = max(1, config.num_kv_heads // factor)
-    group = config.num_heads // config.num_kv_heads
-    return replace(
-        config,
-        hidden_size=_cut(config.hidden_size, factor),
-        intermediate_size=_cut(config.intermediate_size, factor),
-        num_kv_heads=num_kv_heads,
-        num_heads=num_kv_heads * max(1, min(group, config.num_heads // factor // num_kv_heads)),
-    )
-
-
-def _cut(size: int, factor: int) -> int:
-    return max(_MULTIPLE, size // factor // _MULTIPLE * _MULTIPLE)
-
-
-def _layer_parameters(config: ModelConfig) -> int:
-    heads = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
-    return config.hidden_size * (heads + 3 * config.intermediate_size)
+def _layer_parameters(model: Decoder, factor: int) -> int:
+    cut = model.reduced(num_layers=1, vocab_size=_VOCABULARY, factor=factor)
+    return cut.outline.size(Role.COLUMN, Role.ROW, Role.WHOLE)
 
 
 class RandomWeights(WeightSource):
@@ -140,14 +118,10 @@ class CompiledProbe:
 def _inputs(num_sequences: int, new_tokens: int, past_tokens: int, blocks_each: int) -> dict[str, Array]:
     """Return the inputs of a step in which every sequence is as long as the others; see `StepBatch`."""
     num_tokens = num_sequences * new_tokens
-    inputs = {
-        "token_ids": np.arange(num_tokens) % 7,
-        "position_ids": np.tile(np.arange(past_tokens, past_tokens + new_tokens), num_sequences),
-        "past_lens": np.full(num_sequences, past_tokens),
-        "subsequence_begins": np.arange(num_sequences + 1) * new_tokens,
-        "block_indices": np.arange(num_sequences * blocks_each),
-        "block_indices_begins": np.arange(num_sequences + 1) * blocks_each,
-        "logit_rows": np.arange(1, num_sequences + 1) * new_tokens - 1,
-        "max_context_len": np.array(past_tokens + new_tokens),
-    }
+    tokens = np.arange(num_tokens) % 7
+    positions = np.tile(np.arange(past_tokens, past_tokens + new_tokens), num_sequences)
+    past_lens, begins = np.full(num_sequences, past_tokens), np.arange(num_sequences + 1) * new_tokens
+    blocks, block_begins = np.arange(num_sequences * blocks_each), np.arange(num_sequences + 1) * blocks_each
+    vectors = (tokens, positions, past_lens, begins, blocks, block_begins, begins[1:] - 1)
+    inputs = dict(zip(STEP_VECTORS, vectors, strict=True)) | {MAX_CONTEXT_LEN: np.array(past_tokens + new_tokens)}
     return {name: values.astype(np.int32) for name, values in inputs.items()}

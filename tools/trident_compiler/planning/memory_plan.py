@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from trident_backend.engine.protocol import KVKind
 from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.manifest import KVKind
 
 #: A step of 512 prompt tokens already runs at the full rate of matrix products on CPUs, and longer steps only delay
 #: the next token of everybody else.
@@ -117,7 +117,7 @@ def parse_bytes(option: str, text: str) -> int:
     """
     match = _BYTES.fullmatch(text.strip())
     if match is None:
-        raise PlanError(f"{option}: {text!r} is no size; give bytes, such as 24GiB")
+        raise PlanError(f"{option}: {text!r} is not a size; give bytes, such as 24GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
@@ -134,7 +134,7 @@ def parse_cache_size(text: str) -> CacheSize:
     if (match := _SHARE.fullmatch(text.strip())) and 0 < float(match[1]) <= 100:
         return CacheSize(share=float(match[1]) / 100)
     raise PlanError(
-        f"--kv-cache: {text!r} is no size; give bytes (2GiB), tokens (32768t) or a share of free memory (50%)"
+        f"--kv-cache: {text!r} is not a size; give bytes (2GiB), tokens (32768t) or a share of free memory (50%)"
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_backend.engine.protocol import KVKind
 from trident_compiler.planning.memory_plan import (
     DEFAULT_MAX_SEQ_LEN,
     LEAST_SEQ_LEN,
@@ -19,6 +18,7 @@ from trident_compiler.planning.memory_plan import (
     unit_note,
 )
 from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.manifest import KVKind
 
 #: A GPU's products run at their full rate from some hundred tokens on; more of a prompt in one step spares launches.
 DEFAULT_MAX_NUM_TOKENS = 2048

@@ -17,7 +17,7 @@ from typing import Any
 from trident_compiler.tensorrt import gpu
 from trident_compiler.tensorrt import progress_monitor as build_progress
 from trident_compiler.tensorrt.gpu import Capability
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 
 Shape = tuple[int, ...]
 _POLL_SECONDS = 0.05
@@ -76,7 +76,7 @@ class NetworkCompiler:
             on_share: told how much of the work is done, 0 to 1; called from another thread.
 
         Raises:
-            PlanError: TensorRT cannot build it; gives its own words. Or the plan cannot be written.
+            BuildError: TensorRT cannot build it; gives its own words. Or the plan cannot be written.
         """
         config = self._config(profiles)
         monitor = build_progress.monitor(self._trt, on_share)
@@ -99,7 +99,7 @@ class NetworkCompiler:
         if writer.error is not None:
             raise _cannot_be_written(path, writer.error)
         if not built:
-            raise PlanError(f"TensorRT cannot build the network: {self._errors.cause()}")
+            raise BuildError(f"TensorRT cannot build the network: {self._errors.cause()}")
         if num_bytes != writer.num_bytes:
             raise _cannot_be_written(path, f"{num_bytes} of its {writer.num_bytes} bytes arrived")
 
@@ -136,7 +136,7 @@ class NetworkCompiler:
             for name, shapes in ranges.items():
                 profile.set_shape(name, shapes.least, shapes.best, shapes.most)
             if config.add_optimization_profile(profile) < 0:
-                raise PlanError(f"TensorRT refuses the shapes of an optimization profile: {self._errors.cause()}")
+                raise BuildError(f"TensorRT refuses the shapes of an optimization profile: {self._errors.cause()}")
         return config
 
 
@@ -144,7 +144,7 @@ def _named_target(trt: Any, capability: Capability, ordinal: int | None) -> Any:
     """TensorRT-RTX's name of a target; None for the GPU at hand, where it has no name for it, or is TensorRT.
 
     Raises:
-        PlanError: the GPU is elsewhere, and cannot be built for.
+        BuildError: the GPU is elsewhere, and cannot be built for.
     """
     names = [] if not hasattr(trt, "ComputeCapability") else trt.ComputeCapability.__members__
     wanted = f"SM{capability[0]}{capability[1]}"
@@ -152,15 +152,15 @@ def _named_target(trt: Any, capability: Capability, ordinal: int | None) -> Any:
         return trt.ComputeCapability.__members__[wanted]
     if ordinal is None:
         known = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM"))
-        raise PlanError(
+        raise BuildError(
             f"--compute-capability: TensorRT-RTX {trt.__version__} builds for {known}, not {capability[0]}."
             f"{capability[1]}; build on a machine with that GPU, with TensorRT"
         )
     return None
 
 
-def _cannot_be_written(path: Path, why: object) -> PlanError:
-    return PlanError(f"{path.name}: cannot be written: {why}")
+def _cannot_be_written(path: Path, why: object) -> BuildError:
+    return BuildError(f"{path.name}: cannot be written: {why}")
 
 
 def _wait(outcome: Future[bool]) -> bool:

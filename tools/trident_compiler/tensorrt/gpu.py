@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 
 Capability = tuple[int, int]
 #: The driver's; with it there is a GPU, whatever CUDA says.
@@ -50,23 +50,32 @@ def gpus_at_hand() -> Gpus:
     """Every GPU that CUDA can use; none of them is made the present one.
 
     Raises:
-        PlanError: there are GPUs, and CUDA cannot tell of which kind.
+        BuildError: there are GPUs, and CUDA cannot tell of which kind.
     """
+    count, why_none = count_gpus()
+    if not count:
+        return Gpus((), why_none)
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)))
+
+
+def count_gpus() -> tuple[int, str]:
+    """Return how many GPUs CUDA can use, and why there is none, for people; takes no memory on any."""
     try:
         cuda = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        return Gpus((), _without_cuda_python(error))
+        return 0, _without_cuda_python(error)
     status, count = cuda.cudaGetDeviceCount()
     if status != cuda.cudaError_t.cudaSuccess:
-        return Gpus((), _why_unusable(cuda, status))
-    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)), "" if count else _NONE_FOUND)
+        return 0, _why_unusable(cuda, status)
+    return int(count), "" if count else _NONE_FOUND
 
 
 def free_bytes(ordinal: int) -> int:
     """Memory of a GPU that nobody uses; makes it the calling thread's.
 
     Raises:
-        PlanError: CUDA does not say; names the call.
+        BuildError: CUDA does not say; names the call.
     """
     cuda = importlib.import_module("cuda.bindings.runtime")
     select(ordinal)
@@ -78,14 +87,9 @@ def select(ordinal: int) -> None:
     """Make it the GPU that the calling thread builds for.
 
     Raises:
-        PlanError: it cannot be used; names the call.
+        BuildError: it cannot be used; names the call.
     """
     _called(importlib.import_module("cuda.bindings.runtime"), ordinal, "cudaSetDevice", ordinal)
-
-
-def target(capability: Capability) -> str:
-    """A compute capability as manifests spell it, such as `sm_89`."""
-    return f"sm_{capability[0]}{capability[1]}"
 
 
 def _gpu(cuda: Any, ordinal: int) -> Gpu:
@@ -98,7 +102,7 @@ def _gpu(cuda: Any, ordinal: int) -> Gpu:
 def _called(cuda: Any, ordinal: int, call: str, *arguments: Any) -> tuple[Any, ...]:
     status, *values = getattr(cuda, call)(*arguments)
     if status != cuda.cudaError_t.cudaSuccess:
-        raise PlanError(f"GPU {ordinal} cannot be used: {call}: {_words(cuda, status)}")
+        raise BuildError(f"GPU {ordinal} cannot be used: {call}: {_words(cuda, status)}")
     return tuple(values)
 
 

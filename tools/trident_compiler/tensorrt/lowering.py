@@ -1,7 +1,7 @@
-"""The vocabulary in TensorRT's network API, of TensorRT and of TensorRT-RTX alike.
+"""The network language in TensorRT's network API, of TensorRT and of TensorRT-RTX alike.
 
-Owns how each word becomes layers, and the network's inputs and outputs. No plugins: attention, rotary embedding and the
-KV cache are native layers. Knows nothing of models, and never compiles or writes anything.
+Owns how each operation of `Ops` becomes layers, and the network's inputs and outputs. No plugins: attention, rotary
+embedding and the KV cache are native layers. Knows nothing of models, and never compiles or writes anything.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.engine.tensorrt import names
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
-from trident_compiler.tensorrt.matmul import TensorRTProducts
+from trident_compiler.tensorrt.matmul import TensorRTMatmul
 from trident_compiler.weights.weights import Weight
 
 
@@ -38,36 +39,36 @@ class TensorRTLowering:
         self._trt = trt
         self._network = network
         self._layers = TensorRTLayers(trt, network)
-        self._products = TensorRTProducts(self._layers, compute)
-        self._compute = self._products.compute
+        self._matmul = TensorRTMatmul(self._layers, compute)
+        self._compute = self._matmul.compute
         self._slot_len = slot_len
         self._num_ranks = num_ranks
         self._by_lengths = by_lengths
         self._tables: dict[bytes, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int, Tensor] = {}
-        self._token_ids = self._input("token_ids", (-1, -1))
-        self._position_ids = self._input("position_ids", (-1, -1))
-        self._past_lens = self._input("past_lens", (-1,))
-        self._context_lens = self._input("context_lens", (-1,))
-        self._logit_rows = self._input("logit_rows", (-1,))
+        self._token_ids = self._input(names.TOKEN_IDS, (-1, -1))
+        self._position_ids = self._input(names.POSITION_IDS, (-1, -1))
+        self._past_lens = self._input(names.PAST_LENS, (-1,))
+        self._context_lens = self._input(names.CONTEXT_LENS, (-1,))
+        self._logit_rows = self._input(names.LOGIT_ROWS, (-1,))
         self._step_shape = network.add_shape(self._token_ids).get_output(0)
         self._positions = self._layers.reshape(self._position_ids, -1, 1)
 
     def finish(self, logits: Tensor) -> None:
         """Make `logits [R, vocab]` the network's output, in float32."""
-        self._layers.output("logits", self._layers.cast(logits, self._trt.float32))
+        self._layers.output(names.LOGITS, self._layers.cast(logits, self._trt.float32))
 
     def embedding(self, table: Weight) -> Tensor:
         token_ids = self._layers.reshape(self._token_ids, -1)
-        return self._layers.cast(self._layers.gather(self._products.stored(table), token_ids), self._compute)
+        return self._layers.cast(self._layers.gather(self._matmul.stored(table), token_ids), self._compute)
 
-    def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None, *, summed: bool = False) -> Tensor:
-        product = self._products.product(x, weight)
-        if summed and self._num_ranks > 1:
+    def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None, *, all_reduce: bool = False) -> Tensor:
+        product = self._matmul.matmul(x, weight)
+        if all_reduce and self._num_ranks > 1:
             product = self._collective(product, self._trt.CollectiveOperation.ALL_REDUCE, self._trt.ReduceOperation.SUM)
-        return product if bias is None else self.add(product, self._products.vector(bias, 2))
+        return product if bias is None else self.add(product, self._matmul.vector(bias, 2))
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         if self._num_ranks == 1:
             return x
         part = x.shape[1]
@@ -84,12 +85,12 @@ class TensorRTLowering:
         mean = layers.reduce("AVG", self.multiply(exact, exact), rank - 1, keep=True)
         root = layers.unary("SQRT", self.add(mean, layers.number(epsilon, rank)))
         normed = layers.cast(layers.elementwise("DIV", exact, root), self._compute)
-        return self.multiply(normed, self._products.vector(scale, rank))
+        return self.multiply(normed, self._matmul.vector(scale, rank))
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         return self._layers.reshape(x, -1, num_heads, 1, x.shape[1] // num_heads)
 
-    def rotary(self, x: Tensor, inverse_frequencies: npt.NDArray[np.float32]) -> Tensor:
+    def apply_rope(self, x: Tensor, inverse_frequencies: npt.NDArray[np.float32]) -> Tensor:
         cosine, sine = self._rotation(inverse_frequencies)
         layer = self._network.add_rotary_embedding(x, cosine, sine, False, 0)
         layer.set_input(3, self._positions)
@@ -100,8 +101,8 @@ class TensorRTLowering:
     ) -> Tensor:
         trt, network = self._trt, self._network
         query = self.multiply(query, self._layers.cast(self._layers.number(scale, 4), self._compute))
-        keys = self._cached(f"key_cache.{layer}", key)
-        values = self._cached(f"value_cache.{layer}", value)
+        key_cache, value_cache = names.caches(layer)
+        keys, values = self._cached(key_cache, key), self._cached(value_cache, value)
         window = min(sliding_window or self._slot_len, self._slot_len)
         masked = not self._by_lengths or window < self._slot_len - 1
         kind = trt.CausalMaskKind.NONE if masked else trt.CausalMaskKind.LOWER_RIGHT
@@ -149,7 +150,7 @@ class TensorRTLowering:
         written = self._network.add_kv_cache_update(
             cache, self._by_sequence(update), self._past_lens, self._trt.KVCacheMode.LINEAR
         ).get_output(0)
-        self._layers.output(f"new_{name}", written)
+        self._layers.output(names.updated(name), written)
         return written
 
     def _by_sequence(self, heads: Tensor) -> Tensor:
@@ -168,9 +169,9 @@ class TensorRTLowering:
         if window not in self._masks:
             layers = self._layers
             own = self._reshaped_by_sequence(self._position_ids, 1, 1)
-            places = np.arange(self._slot_len, dtype=np.int32).reshape(1, 1, 1, -1)
-            recent = layers.elementwise("GREATER", layers.constant(places + np.int32(window)), own)
-            past = layers.elementwise("LESS", layers.constant(places - np.int32(1)), own)
+            positions = np.arange(self._slot_len, dtype=np.int32).reshape(1, 1, 1, -1)
+            recent = layers.elementwise("GREATER", layers.constant(positions + np.int32(window)), own)
+            past = layers.elementwise("LESS", layers.constant(positions - np.int32(1)), own)
             self._masks[window] = layers.elementwise("AND", recent, past)
         return self._masks[window]
 

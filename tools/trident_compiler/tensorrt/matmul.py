@@ -1,4 +1,4 @@
-"""Products with weights in TensorRT's network API, in every format of weights.
+"""Matrix multiplication with weights in TensorRT's network API, in every format of weights.
 
 Owns how a weight is stored in the network and how it becomes numbers again. Never knows what is multiplied.
 """
@@ -13,7 +13,7 @@ from trident_compiler.weights.quantization import E4M3_MAX
 from trident_compiler.weights.weights import Weight
 
 
-class TensorRTProducts:
+class TensorRTMatmul:
     """Weights of one network, each stored once.
 
     Args:
@@ -36,7 +36,7 @@ class TensorRTProducts:
         self._constants: dict[str, Tensor] = {}
 
     def stored(self, weight: Weight) -> Tensor:
-        """The weight as it is stored."""
+        """Return the weight as it is stored, one constant for all its uses."""
         if weight.name not in self._constants:
             self._constants[weight.name] = self._layers.packed_constant(
                 weight.values, self._types[weight.format], weight.shape, weight.name
@@ -44,32 +44,32 @@ class TensorRTProducts:
         return self._constants[weight.name]
 
     def vector(self, weight: Weight, rank: int) -> Tensor:
-        """A vector that broadcasts over the last of `rank` axes."""
+        """Return a vector that broadcasts over all but the last of `rank` axes."""
         assert weight.format == weight_formats.FP32
         shape = (1,) * (rank - 1) + weight.shape
         return self._layers.cast(self._layers.constant(weight.values.reshape(shape)), self.compute)
 
-    def product(self, x: Tensor, weight: Weight) -> Tensor:
-        """`x @ weight.T` of `x [T, in]` and `weight [out, in]`."""
-        return self._float8_product(x, weight) if weight.format == weight_formats.FP8 else self._product(x, weight)
+    def matmul(self, x: Tensor, weight: Weight) -> Tensor:
+        """Return `x @ weight.T` of `x [T, in]` and `weight [out, in]`, `[T, out]`."""
+        return self._float8_matmul(x, weight) if weight.format == weight_formats.FP8 else self._plain_matmul(x, weight)
 
-    def _product(self, x: Tensor, weight: Weight) -> Tensor:
+    def _plain_matmul(self, x: Tensor, weight: Weight) -> Tensor:
         operation = self._layers.trt.MatrixOperation
         layer = self._layers.network.add_matrix_multiply(x, operation.NONE, self._matrix(weight), operation.TRANSPOSE)
         return layer.get_output(0)
 
-    def _float8_product(self, x: Tensor, weight: Weight) -> Tensor:
-        """A product of float8 values: each row of x is stretched to their whole range and the product shrunk again, so
-        that nothing need be known of activations beforehand."""
+    def _float8_matmul(self, x: Tensor, weight: Weight) -> Tensor:
+        """Multiply float8 values: each row of x is scaled to their whole range and the product scaled back, so that no
+        activation scale must be known beforehand."""
         layers, trt = self._layers, self._layers.trt
         exact = layers.cast(x, trt.float32)
         largest = layers.reduce("MAX", layers.unary("ABS", exact), 1, keep=True)
         above_zero = layers.elementwise("MAX", largest, layers.number(1e-12))
         scale = layers.elementwise("PROD", above_zero, layers.number(1 / E4M3_MAX))
-        stretched = layers.cast(layers.elementwise("DIV", exact, scale), self.compute)
+        scaled = layers.cast(layers.elementwise("DIV", exact, scale), self.compute)
         one = layers.cast(layers.constant(np.ones((), np.float32)), self.compute)
-        rounded = layers.network.add_quantize(stretched, one, trt.fp8).get_output(0)
-        product = self._product(layers.network.add_dequantize(rounded, one, self.compute).get_output(0), weight)
+        rounded = layers.network.add_quantize(scaled, one, trt.fp8).get_output(0)
+        product = self._plain_matmul(layers.network.add_dequantize(rounded, one, self.compute).get_output(0), weight)
         return layers.cast(layers.elementwise("PROD", layers.cast(product, trt.float32), scale), self.compute)
 
     def _matrix(self, weight: Weight) -> Tensor:

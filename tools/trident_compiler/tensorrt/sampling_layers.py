@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.engine.tensorrt.names import LOGITS
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
 
 
@@ -26,7 +27,7 @@ class SamplingLayers(TensorRTLayers):
     def __init__(self, trt: Any, network: Any, vocab_size: int) -> None:
         super().__init__(trt, network)
         self.vocab_size = vocab_size
-        self.logits = network.add_input("logits", trt.float32, (-1, vocab_size))
+        self.logits = network.add_input(LOGITS, trt.float32, (-1, vocab_size))
 
     def input(self, name: str, dtype: Any, *widths: int) -> Tensor:
         """An input `[?, *widths]`."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from trident_backend.engine.protocol import CHUNK_WIDTH
+from trident_backend.engine.tensorrt.names import LOGITS, Sampling
 from trident_compiler.tensorrt.sampling_layers import SamplingLayers
 
 Shape = tuple[int, ...]
@@ -24,9 +25,9 @@ MAX_ROWS = 128
 #: Pairs of one run, at most.
 MAX_PAIRS = 65_536
 #: How many of the largest there are networks for; TensorRT finds no more than the last.
-LARGEST = (64, 1024, 3840)
+TOP_K_SIZES = (64, 1024, 3840)
 #: Tokens with the same logit that one run finds.
-NUM_EQUALS = 64
+NUM_TIES = 64
 
 
 @dataclass(frozen=True)
@@ -73,29 +74,33 @@ def sampling_networks(vocab_size: int, max_rows: int) -> tuple[SamplingNetwork, 
     pairs = ((1, 2), (1024, 2), (MAX_PAIRS, 2))
     table = (num_rows, vocab_size)
     num_bytes = -(-vocab_size // 32) * 4
-    by_row = {"logits": logits, "rows": rows}
-    sizes = sorted({min(size, vocab_size) for size in LARGEST})
+    by_row = {LOGITS: logits, "rows": rows}
+    sizes = sorted({min(size, vocab_size) for size in TOP_K_SIZES})
     networks: list[tuple[str, Callable[[SamplingLayers], None], dict[str, tuple[Shape, Shape, Shape]]]] = [
-        ("likeliest", likeliest, by_row),
-        ("masses", masses, {**by_row, **dict.fromkeys(("maxima", "inverses", "floors"), rows)}),
-        *((f"largest.{size}", _Largest(size), by_row) for size in sizes),
-        ("equals", equals, {**by_row, "values": rows}),
-        ("read", read, {"logits": logits, "pairs": pairs}),
-        ("write", write, {**by_row, "pairs": pairs, "values": ((1,), (1024,), (MAX_PAIRS,))}),
+        (Sampling.ARGMAX, argmax, by_row),
+        (Sampling.CHUNK_EXP_SUMS, chunk_exp_sums, {**by_row, **dict.fromkeys(("maxima", "inverses", "floors"), rows)}),
+        *((Sampling.top_k(size), _TopK(size), by_row) for size in sizes),
+        (Sampling.FIND_TIES, find_ties, {**by_row, "values": rows}),
+        (Sampling.READ, read, {LOGITS: logits, "pairs": pairs}),
+        (Sampling.WRITE, write, {**by_row, "pairs": pairs, "values": ((1,), (1024,), (MAX_PAIRS,))}),
         (
-            "penalise",
+            Sampling.PENALISE,
             penalise,
-            {**by_row, **dict.fromkeys(("places", "repetitions"), rows), "table": ((1, vocab_size), table, table)},
+            {**by_row, **dict.fromkeys(("table_rows", "repetitions"), rows), "table": ((1, vocab_size), table, table)},
         ),
-        ("allow", allow, {**by_row, "masks": ((1, num_bytes), (num_rows, num_bytes), (num_rows, num_bytes))}),
+        (
+            Sampling.APPLY_TOKEN_BITMASK,
+            apply_token_bitmask,
+            {**by_row, "masks": ((1, num_bytes), (num_rows, num_bytes), (num_rows, num_bytes))},
+        ),
     ]
     return tuple(SamplingNetwork(*network, vocab_size) for network in networks)
 
 
-def likeliest(layers: SamplingLayers) -> None:
+def argmax(layers: SamplingLayers) -> None:
     """`ids` int32 `[N]`, of equals the lowest, and `values` float32 `[N]`, their logits: +inf where any is NaN."""
     rows = layers.rows()
-    # What a maximum does with NaN is nowhere said.
+    # TensorRT does not document what a maximum does with NaN.
     rows = layers.select(layers.unary("ISNAN", rows), layers.number(np.inf), rows)
     maxima = layers.reduce("MAX", rows, 1, keep=True)
     none = layers.constant(np.full((1, 1), layers.vocab_size - 1, np.int32))
@@ -107,8 +112,8 @@ def likeliest(layers: SamplingLayers) -> None:
     layers.output("values", layers.reshape(values, -1))
 
 
-def masses(layers: SamplingLayers) -> None:
-    """`masses` float32 `[N, C]`: of each row its weights' sums by chunk, with `maxima`, `inverses` of temperatures and
+def chunk_exp_sums(layers: SamplingLayers) -> None:
+    """`sums` float32 `[N, C]`: the sums of each row's weights by chunk, with `maxima`, `inverses` of temperatures and
     `floors` float32 `[N]`, the latter -inf where there is none."""
     rows, width = layers.rows(), layers.vocab_size
     exponents = layers.elementwise("SUB", rows, layers.column("maxima"))
@@ -122,11 +127,11 @@ def masses(layers: SamplingLayers) -> None:
         parts.append(layers.reduce("SUM", layers.reshape(chunked, -1, whole // CHUNK_WIDTH, CHUNK_WIDTH), 2))
     if whole < width:
         parts.append(layers.reduce("SUM", layers.columns(weights, whole, width - whole), 1, keep=True))
-    layers.output("masses", parts[0] if len(parts) == 1 else layers.concatenate(*parts, axis=1))
+    layers.output("sums", parts[0] if len(parts) == 1 else layers.concatenate(*parts, axis=1))
 
 
 @dataclass(frozen=True)
-class _Largest:
+class _TopK:
     """`values` float32 and `ids` int32 `[N, count]`, the largest first; among equals any."""
 
     count: int
@@ -137,8 +142,8 @@ class _Largest:
         layers.output("ids", ids)
 
 
-def equals(layers: SamplingLayers) -> None:
-    """`ids` float32 `[N, NUM_EQUALS]`: the lowest ids of the logits that are `values` float32 `[N]`, ascending; V and
+def find_ties(layers: SamplingLayers) -> None:
+    """`ids` float32 `[N, NUM_TIES]`: the lowest ids of the logits that are `values` float32 `[N]`, ascending; V and
     more where there are no more."""
     is_equal = layers.elementwise("EQUAL", layers.rows(), layers.column("values"))
     # Single precision holds every id: vocabularies are far below 2^24.
@@ -147,7 +152,7 @@ def equals(layers: SamplingLayers) -> None:
         layers.constant(-np.arange(layers.vocab_size, dtype=np.float32)[None]),
         layers.number(-layers.vocab_size),
     )
-    values, _ = layers.largest(order, min(NUM_EQUALS, layers.vocab_size))
+    values, _ = layers.largest(order, min(NUM_TIES, layers.vocab_size))
     layers.output("ids", layers.unary("NEG", values))
 
 
@@ -157,25 +162,25 @@ def read(layers: SamplingLayers) -> None:
 
 
 def write(layers: SamplingLayers) -> None:
-    """`changed`: with `values` float32 `[P]` at `pairs`, whose rows are places in `rows`."""
+    """`changed`: with `values` float32 `[P]` at `pairs`, whose rows are indices into `rows`."""
     pairs, values = layers.input("pairs", layers.trt.int32, 2), layers.input("values", layers.trt.float32)
     layers.output("changed", layers.scatter_pairs(layers.rows(), pairs, values))
 
 
 def penalise(layers: SamplingLayers) -> None:
-    """`changed`: the rows named, changed by the rows of `table` float32 `[T, V]` that `places` int32 `[N]` name. Where
-    the table is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions` float32
-    `[N]`, and have taken off what the table has."""
+    """`changed`: the rows named, changed by the rows of `table` float32 `[T, V]` that `table_rows` int32 `[N]` name.
+    Where the table is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions`
+    float32 `[N]`, and then what the table has is subtracted."""
     rows, repetitions = layers.rows(), layers.column("repetitions")
     table = layers.network.add_input("table", layers.trt.float32, (-1, layers.vocab_size))
-    offsets = layers.gather(table, layers.input("places", layers.trt.int32))
+    offsets = layers.gather(table, layers.input("table_rows", layers.trt.int32))
     is_negative = layers.elementwise("LESS", rows, layers.number(0))
     products, quotients = (layers.elementwise(name, rows, repetitions) for name in ("PROD", "DIV"))
     penalised = layers.elementwise("SUB", layers.select(is_negative, products, quotients), offsets)
     layers.output("changed", layers.select(layers.unary("ISNAN", offsets), rows, penalised))
 
 
-def allow(layers: SamplingLayers) -> None:
+def apply_token_bitmask(layers: SamplingLayers) -> None:
     """`changed`: -inf where `masks` uint8 `[N, bytes]` has no bit; token t is bit t % 8 of byte t // 8."""
     width = -(-layers.vocab_size // 32) * 4
     masks = layers.cast(layers.input("masks", layers.trt.uint8, width), layers.trt.int32)

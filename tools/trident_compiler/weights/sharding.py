@@ -1,30 +1,18 @@
-"""How a network is divided among devices: which part of which weight each of them takes.
+"""One device's share of a network: which part of which weight it takes.
 
-Owns the arithmetic of parts and the refusal of what cannot be divided. The division is Megatron's: heads and the
-feed-forward's inner features are shared out, so that a layer needs two sums over the devices; embeddings and norms are
-whole on each. Never converts a weight, never runs anything.
+Owns the arithmetic of parts. Never converts a weight, never runs anything, and never decides what is divided: that
+follows from a tensor's role.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trident_compiler.checkpoint.model_config import ModelConfig
-from trident_ensemble.contract.errors import PlanError
-
-
-class Split(Enum):
-    """Along which axis of a matrix `[out, in]` it is shared out."""
-
-    #: Each device computes some of the outputs; a vector goes with them.
-    OUT = "out"
-    #: Each device computes with some of the inputs, and the products are summed.
-    IN = "in"
+from trident_compiler.weights.roles import Split
 
 
 @dataclass(frozen=True)
@@ -32,7 +20,7 @@ class ShardSpec:
     """One device's share of a network.
 
     Args:
-        rank: which device.
+        rank: which device, from 0.
         num_ranks: how many there are.
     """
 
@@ -40,13 +28,18 @@ class ShardSpec:
     num_ranks: int = 1
 
     def of(self, size: int) -> slice:
-        """This device's part of an axis."""
+        """Return this device's part of an axis of `size`, which the number of devices divides."""
         part = size // self.num_ranks
-        assert part * self.num_ranks == size, "check_division comes first"
+        assert part * self.num_ranks == size, "Outline.check_division comes first"
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def part(self, values: npt.NDArray[Any], split: Split | None) -> npt.NDArray[Any]:
-        """This device's part of a matrix or of a vector, contiguous; the whole where nothing is split."""
+        """Return this device's part of a matrix `[out, in]` or of a vector `[out]`, contiguous.
+
+        Returns:
+            `[out / num_ranks, in]` or `[out / num_ranks]` for `Split.OUT`, `[out, in / num_ranks]` for `Split.IN`, and
+            the whole where nothing is split.
+        """
         if split is None:
             return values
         if split is Split.OUT:
@@ -56,21 +49,3 @@ class ShardSpec:
 
 #: One device takes everything.
 WHOLE = ShardSpec()
-
-
-def check_division(config: ModelConfig, num_ranks: int) -> None:
-    """Refuse a number of devices among which the network cannot be divided.
-
-    Raises:
-        PlanError: names what is not divided, and its size.
-    """
-    if num_ranks < 1:
-        raise PlanError(f"--tensor-parallel: must be at least 1, not {num_ranks}")
-    for name, size in (
-        ("num_attention_heads", config.num_heads),
-        ("num_key_value_heads", config.num_kv_heads),
-        ("intermediate_size", config.intermediate_size),
-        ("vocab_size", config.vocab_size),
-    ):
-        if size % num_ranks:
-            raise PlanError(f"--tensor-parallel: {num_ranks} devices cannot share the checkpoint's {name} = {size}")

@@ -16,13 +16,12 @@ import numpy.typing as npt
 from trident_compiler.checkpoint.tensor_files import StoredTensor
 from trident_compiler.weights import quantization
 from trident_compiler.weights.formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
-from trident_compiler.weights.sharding import WHOLE, ShardSpec, Split
+from trident_compiler.weights.roles import Role, Split
+from trident_compiler.weights.sharding import WHOLE, ShardSpec
 from trident_ensemble.contract.errors import CheckpointError
 
 _ROW_SCALED = (INT8, FP8)
 _PLAIN = {"BF16": BF16, "F16": FP16, "F32": FP32}
-#: Buffers that old checkpoints carry and that follow from the configuration.
-_DERIVED = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Weight:
 
 
 class WeightSource:
-    """Hands a family the weights it asks for, checked against the shape it expects.
+    """Hands a family the weights it asks for, checked against the shape it expects; `Weights` of a checkpoint.
 
     Quantization spares what costs more quality than it saves: the output projection is int8 where matrices are int4,
     and plain where they are fp8; the embeddings, of which a step reads a few rows only, keep a plain format, unless
@@ -94,35 +93,39 @@ class WeightSource:
         self._on_weight = on_weight
         self._used: dict[str, Weight] = {}
         self._asked: set[str] = set()
+        self._skipped: tuple[str, ...] = ()
 
     @property
     def num_devices(self) -> int:
         """Devices that share the network."""
         return self._share.num_ranks
 
-    def matrix(self, name: str, out_size: int, in_size: int, split: Split | None = None) -> Weight:
-        """The `[out, in]` weight of a linear layer, in the wanted format."""
-        return self._weight(name, (out_size, in_size), self._matrix_format, split)
+    def matrix(self, name: str, out_size: int, in_size: int, role: Role) -> Weight:
+        """Return this device's part of the `[out, in]` weight of a linear layer, in the wanted format."""
+        return self._weight(name, (out_size, in_size), self._matrix_format, role.split)
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
-        """The `[vocab, hidden]` table."""
+        """Return the `[vocab, hidden]` table."""
         if self._tied and self._uniform and self._matrix_format in QUANTIZED:
             return self._rows(name, vocab_size, hidden_size)
-        if self._tied:
-            return self.head(name, vocab_size, hidden_size)
-        return self._weight(name, (vocab_size, hidden_size), self._plain_format)
+        wanted = self._head_format if self._tied else self._plain_format
+        return self._weight(name, (vocab_size, hidden_size), wanted)
 
-    def head(self, name: str, vocab_size: int, hidden_size: int, split: Split | None = None) -> Weight:
-        """The `[vocab, hidden]` output projection."""
-        wanted = head_format(self._matrix_format, self._plain_format)
-        return self._weight(name, (vocab_size, hidden_size), wanted, split)
+    def head(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+        """Return this device's rows of the `[vocab, hidden]` output projection."""
+        return self._weight(name, (vocab_size, hidden_size), self._head_format, Role.HEAD.split)
 
-    def vector(self, name: str, size: int, split: Split | None = None) -> Weight:
-        """A norm's scale or a bias, exact, as float32."""
+    def vector(self, name: str, size: int, role: Role = Role.VECTOR) -> Weight:
+        """Return a norm's scale or a bias, exact, as float32; of the bias of a column-parallel matrix this device's
+        part."""
         stored = self._stored(name, (size,))
-        part = self._share.part(stored.values, split)
-        weight = Weight(self._part_name(name, split), FP32, part.shape, quantization.to_float32(part))
+        part = self._share.part(stored.values, role.split)
+        weight = Weight(self._part_name(name, role.split), FP32, part.shape, quantization.to_float32(part))
         return self._keep(weight, stored)
+
+    def skip(self, *endings: str) -> None:
+        """Accept tensors whose names end so without using them."""
+        self._skipped += endings
 
     @property
     def num_bytes(self) -> int:
@@ -130,21 +133,20 @@ class WeightSource:
         return sum(weight.num_bytes for weight in self._used.values())
 
     def require_all_used(self) -> None:
-        """Refuse a checkpoint with tensors that the family does not know: ignoring one would change the model.
+        """Refuse a checkpoint with tensors that the family neither asked for nor skipped: they would change the model.
 
         Raises:
             CheckpointError: names the first of them.
         """
-        ignored = {"lm_head.weight"} if self._tied else set()
-        extra = sorted(
-            name
-            for name in self._tensors
-            if name not in self._asked and name not in ignored and not name.endswith(_DERIVED)
-        )
+        extra = sorted(name for name in self._tensors if name not in self._asked and not name.endswith(self._skipped))
         if extra:
             raise CheckpointError(
                 f"{extra[0]}: this tensor ({len(extra)} in all) is not part of the architecture that config.json names"
             )
+
+    @property
+    def _head_format(self) -> str:
+        return head_format(self._matrix_format, self._plain_format)
 
     def _rows(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
         """A tied table to look rows up in, apart from the output projection."""

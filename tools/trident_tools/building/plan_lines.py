@@ -7,25 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trident_backend.engine.protocol import KVKind
-from trident_compiler.checkpoint.checkpoint import Checkpoint
 from trident_compiler.compiler_choice import CompilerChoice
+from trident_compiler.model_folder import Checkpoint
 from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS
 from trident_compiler.planning.memory_plan import MemoryPlan, size
 from trident_compiler.weights.formats import count_matrices
-from trident_ensemble.contract.manifest import Precision, PrecisionChoice
+from trident_ensemble.contract.manifest import KVKind, Precision, PrecisionChoice
 
 
 def plan_lines(
     checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan
 ) -> Iterator[tuple[str, str]]:
     """What each line is about, and its text."""
-    config, compiler = checkpoint.config, choice.compiler.compiler
+    model, compiler = checkpoint.model, choice.compiler.compiler
     on_cpu = plan.kv_kind is KVKind.BLOCKS
     resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
     parts = "blocks" if on_cpu else "slots"
     target = "this CPU" if on_cpu else compiler.target
-    yield "model", f"{config.family}, {config.num_layers} layers, vocabulary {config.vocab_size}"
+    yield "model", f"{model.model_type}, {model.num_layers} layers, vocabulary {model.vocab_size}"
     yield "engine", f"{compiler.name} {compiler.version} for {target}: {choice.why}"
     weights = _weights(checkpoint, choice, precision)
     choice_of = precision.choice
@@ -70,7 +69,8 @@ def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 
 def _weights(checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision) -> str:
     compiler = choice.compiler
-    num_all, num_wider = count_matrices(checkpoint.tensors, compiler.formats(precision).matrix, compiler.num_devices)
+    matrix, uses = compiler.formats(precision).matrix, checkpoint.model.outline.weights
+    num_all, num_wider = count_matrices(uses, matrix, compiler.num_devices)
     text = f"{precision.weights} weights"
     if not num_wider:
         return text

@@ -5,11 +5,11 @@ Owns the checks of the repository, of the GPUs and of the ports, and their messa
 
 from __future__ import annotations
 
-import importlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from trident_compiler.tensorrt.gpu import count_gpus
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.manifest import Manifest, read_manifest
@@ -69,19 +69,13 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
 
 def _num_gpus(problem: str) -> int:
     """How many GPUs CUDA finds, at least one; only counts them, so that no memory is taken on any."""
-    try:
-        cuda = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
+    count, why_none = count_gpus()
+    if not count:
         raise ServerError(
-            f"{problem}: cuda-python cannot be imported ({error}); pip install 'trident-llm[tensorrt]'"
-        ) from None
-    status, count = cuda.cudaGetDeviceCount()
-    if status != cuda.cudaError_t.cudaSuccess or not count:
-        raise ServerError(
-            f"{problem} (cudaGetDeviceCount: {status.name}); in a container, start it with `docker run --gpus all`; "
-            "elsewhere `nvidia-smi` must list a GPU, and CUDA_VISIBLE_DEVICES must not hide it"
+            f"{problem} ({why_none}); in a container, start it with `docker run --gpus all`; elsewhere `nvidia-smi` "
+            "must list a GPU, CUDA_VISIBLE_DEVICES must not hide it, and trident-llm[tensorrt] must be installed"
         )
-    return int(count)
+    return count
 
 
 def check_ports(listen: Listen) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import PlanError
+from trident_ensemble.contract.errors import BuildError
 
 ENGINE_VERSION = Path(layout.CORE) / "1"
 _PREFIX = ".trident-build-"
@@ -31,10 +31,10 @@ def staging(repository: Path) -> Iterator[Path]:
     """An empty folder on the repository's file system, beside it; gone afterwards whatever happens.
 
     Raises:
-        PlanError: the repository's place cannot be written to.
+        BuildError: the repository's place cannot be written to.
     """
     if repository.exists() and not repository.is_dir():
-        raise PlanError(f"--repository: {repository} is not a folder")
+        raise BuildError(f"--repository: {repository} is not a folder")
     beside = repository.absolute().parent
     try:
         beside.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,8 @@ def staging(repository: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unwritable(repository: Path, error: OSError) -> PlanError:
-    return PlanError(f"--repository: cannot write beside {repository}: {error}")
+def _unwritable(repository: Path, error: OSError) -> BuildError:
+    return BuildError(f"--repository: cannot write beside {repository}: {error}")
 
 
 def install(staged: Path, repository: Path, text_files: dict[str, str]) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from trident_backend.guided.vocabulary import read_vocabulary
-from trident_compiler.checkpoint.checkpoint import Checkpoint
-from trident_compiler.checkpoint.tokenizer_files import CONFIG_FILE, TOKENIZER_FILE
+from trident_compiler.checkpoint.tokenizer_files import CONFIG_FILE
+from trident_compiler.model_folder import Checkpoint
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, CheckpointError
+from trident_ensemble.contract.layout import TOKENIZER_FILE
 from trident_ensemble.text.detokenizer import load_detokenizer
 from trident_preprocessing.chat.template_probe import write_template_profiles
 from trident_preprocessing.chat.template_renderer import TemplateRenderer
@@ -62,7 +63,7 @@ def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
     lines += _check_splitting(checkpoint, tokenizer, backend)
     lines += _check_templates(checkpoint, engine_folder, tokenizer, backend)
     try:
-        read_vocabulary(folder / TOKENIZER_FILE, checkpoint.config.vocab_size)
+        read_vocabulary(folder / TOKENIZER_FILE, checkpoint.model.vocab_size)
     except CheckpointError as error:
         lines.append(("guides", f"none, requests that ask for one are refused: {error}"))
     return lines
@@ -90,7 +91,7 @@ def _load(checkpoint: Checkpoint, folder: Path) -> Any:
 
 def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
     """Hold what encodes prompts against what decodes answers, and both against the network."""
-    vocab_size = checkpoint.config.vocab_size
+    vocab_size = checkpoint.model.vocab_size
     encoding: Mapping[str, int] = tokenizer.get_vocab()
     decoding = backend.get_vocab(with_added_tokens=True)
     for token, token_id in encoding.items():
@@ -161,7 +162,7 @@ def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator
     ends = checkpoint.end_of_text
     if findings.end_of_turn is not None:
         token_id, text = findings.end_of_turn
-        if token_id >= checkpoint.config.vocab_size:
+        if token_id >= checkpoint.model.vocab_size:
             yield "warning", f"the chat template ends a turn with {token_id} {text!r}, which the network does not have"
         elif token_id not in ends.ids:
             yield (

@@ -102,12 +102,12 @@ def _roof(args: argparse.Namespace) -> Roof | None:
         if flops is None:
             raise ConfigError(f"--weights: {args.gpu} has no fp8 products; choose another format, or give --flops")
         bandwidth, memory = bandwidth or gpu.bandwidth, memory or gpu.memory
-    config = read_model(args.model)
+    model = read_model(args.model)
     return Roof(
         hardware=Hardware(bandwidth, flops, memory),
         efficiency=Efficiency(args.bandwidth_share, args.flops_share, args.memory_share),
-        shape=model_shape(config, args.weights, args.kv_cache_type),
-        max_seq_len=config.max_position_embeddings,
+        shape=model_shape(model, args.weights, args.kv_cache_type),
+        max_seq_len=model.max_position_embeddings,
         step_overhead=args.step_overhead_ms / 1000,
     )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trident_backend.engine.protocol import EngineSpec, KVKind
+from trident_backend.engine.protocol import EngineSpec
 from trident_compiler.checkpoint.json_config import JsonConfig
-from trident_compiler.checkpoint.model_config import ModelConfig, read_model_config
+from trident_compiler.families.registry import Decoder, read_decoder
 from trident_compiler.planning.memory_plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ConfigError, PlanError
-from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.manifest import KVKind, Manifest, read_manifest
 from trident_ensemble.contract.settings import CoreSettings
 from trident_tools.simulation.bench_file import BenchedServer
 from trident_tools.simulation.hardware import Efficiency, Hardware
@@ -80,13 +80,13 @@ class Roof:
         return num_blocks
 
 
-def read_model(path: Path) -> ModelConfig:
+def read_model(path: Path) -> Decoder:
     """The architecture in a checkpoint's folder or in its config.json.
 
     Raises:
         CheckpointError: missing, malformed, or an architecture that Trident does not build.
     """
-    return read_model_config(JsonConfig.read(path / "config.json" if path.is_dir() else path))
+    return read_decoder(JsonConfig.read(path / "config.json" if path.is_dir() else path))
 
 
 def engine_folder(path: Path) -> Path:
@@ -143,7 +143,7 @@ def engine_spec(
             f"{option}: must be from {max_num_seqs} (--max-num-seqs) to {max_num_tokens} (--max-num-tokens), "
             f"not {budget}"
         )
-    kind = KVKind(cache.kind) if cache else KVKind.BLOCKS
+    kind = cache.kind if cache else KVKind.BLOCKS
     room = block_size if kind is KVKind.SLOTS else num_blocks * block_size
     longest = built.max_seq_len if built else roof.max_seq_len if roof else room
     return EngineSpec(0, max_num_seqs, max_num_tokens, min(longest, room), block_size, num_blocks, kind)

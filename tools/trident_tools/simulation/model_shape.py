@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from trident_compiler.checkpoint.model_config import ModelConfig
+from trident_compiler.families.registry import Decoder
+from trident_compiler.weights.roles import Role
 
 #: Bits of a weight in each format, with the scales of quantized ones.
 WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.1, "int4": 4.4}
@@ -57,26 +58,25 @@ class ModelShape:
         return self.kv_bytes * self.num_layers
 
 
-def model_shape(config: ModelConfig, weights: str, kv_cache: str) -> ModelShape:
+def model_shape(model: Decoder, weights: str, kv_cache: str) -> ModelShape:
     """Count.
 
     Args:
-        config: the checkpoint's.
+        model: the checkpoint's.
         weights: a format of `WEIGHT_BITS`. As in a build, the output projection is int8 where matrices are int4, and
             embeddings of their own are not quantized.
         kv_cache: a format of `KV_BYTES`.
     """
-    hidden, queries = config.hidden_size, config.num_heads * config.head_dim
-    keys = config.num_kv_heads * config.head_dim
-    layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * config.intermediate_size
-    layer_weights, head_weights = layer * config.num_layers, config.vocab_size * hidden
+    outline = model.outline
+    layer_weights, head_weights = outline.size(Role.COLUMN, Role.ROW, Role.WHOLE), outline.size(Role.HEAD)
+    layers = outline.layers
     return ModelShape(
-        num_query_values=queries,
-        kv_bytes=2 * keys * KV_BYTES[kv_cache],
+        num_query_values=sum(layer.num_heads * layer.head_dim for layer in layers) // len(layers),
+        kv_bytes=sum(layer.kv_size for layer in layers) // len(layers) * KV_BYTES[kv_cache],
         layer_weights=layer_weights,
         head_weights=head_weights,
         layer_bytes=layer_weights * WEIGHT_BITS[weights] / 8,
         head_bytes=head_weights * WEIGHT_BITS["int8" if weights == "int4" else weights] / 8,
-        embedding_bytes=0.0 if config.tie_word_embeddings else head_weights * WEIGHT_BITS["bf16"] / 8,
-        windows=tuple(Counter(config.sliding_windows).items()),
+        embedding_bytes=0.0 if outline.is_tied else outline.size(Role.EMBEDDING) * WEIGHT_BITS["bf16"] / 8,
+        windows=tuple(Counter(layer.sliding_window for layer in layers).items()),
     )

@@ -18,11 +18,10 @@ import openvino as ov
 from openvino import opset15 as ops
 from openvino.op import _PagedAttentionExtension
 
+from trident_backend.engine.openvino import names
 from trident_ensemble.contract.errors import ArtifactError
 
 _INFORMATION = "trident_attention"
-_VECTORS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
-_CONTEXT = "max_context_len"
 
 Node = Any  # openvino's Python classes come without usable types
 
@@ -56,10 +55,9 @@ class Hole:
 def dig(layer: int, query: Node, key: Node, value: Node, attention: LayerAttention) -> Hole:
     """Leave out the attention of `query [T, heads * head_dim]` over `key`, `value [T, kv_heads * head_dim]`."""
     width = query.output(0).get_partial_shape()[1].get_length()
-    results = tuple(
-        _named_result(node, f"{name}.{layer}") for name, node in (("query", query), ("key", key), ("value", value))
-    )
-    attended = _parameter(f"attended.{layer}", [-1, width], ov.Type.f32)
+    nodes = ((names.QUERY, query), (names.KEY, key), (names.VALUE, value))
+    results = tuple(_named_result(node, f"{name}.{layer}") for name, node in nodes)
+    attended = _parameter(f"{names.ATTENTION_OUTPUT}.{layer}", [-1, width], ov.Type.f32)
     return Hole((results[0], results[1], results[2]), attended, attention)
 
 
@@ -77,15 +75,15 @@ def fill(model: Any) -> None:
     try:
         layers = [LayerAttention(**layer) for layer in json.loads(model.get_rt_info(_INFORMATION).astype(str))]
         ports = {port.get_any_name(): port.get_node() for port in (*model.inputs, *model.outputs)}
-        shared = [_parameter(name, [-1], ov.Type.i32) for name in _VECTORS]
-        context = _parameter(_CONTEXT, [], ov.Type.i32)
+        shared = [_parameter(name, [-1], ov.Type.i32) for name in names.ATTENTION_VECTORS]
+        context = _parameter(names.MAX_CONTEXT_LEN, [], ov.Type.i32)
         model.add_parameters([*shared, context])
         for index, attention in enumerate(layers):
-            results = [ports[f"{name}.{index}"] for name in ("query", "key", "value")]
-            caches = [_parameter(f"{name}_cache.{index}", [-1] * 4, ov.Type.dynamic) for name in ("key", "value")]
+            results = [ports[f"{name}.{index}"] for name in (names.QUERY, names.KEY, names.VALUE)]
+            caches = [_parameter(name, [-1] * 4, ov.Type.dynamic) for name in names.caches(index)]
             sources = [result.input_value(0) for result in results]
             attended = _paged_attention([*sources, *caches, *shared], context, attention)
-            hole = ports[f"attended.{index}"]
+            hole = ports[f"{names.ATTENTION_OUTPUT}.{index}"]
             hole.output(0).replace(attended.output(0))
             model.remove_parameter(hole)
             model.add_parameters(caches)

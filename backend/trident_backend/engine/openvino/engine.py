@@ -14,22 +14,12 @@ import openvino as ov
 
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
+from trident_backend.engine.openvino.names import MAX_CONTEXT_LEN, STEP_VECTORS
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 from trident_ensemble.contract.manifest import Manifest
-
-_INPUTS = (
-    "token_ids",
-    "position_ids",
-    "past_lens",
-    "subsequence_begins",
-    "block_indices",
-    "block_indices_begins",
-    "logit_rows",
-)
-_CONTEXT_INPUT = "max_context_len"
 
 
 def load(folder: Path, manifest: Manifest) -> OpenVINOEngine:
@@ -45,15 +35,7 @@ def load(folder: Path, manifest: Manifest) -> OpenVINOEngine:
         raise ArtifactError(f"{layout.NETWORK_FILE}: OpenVINO {ov.__version__} cannot compile it: {error}") from None
     geometry = cache_geometry(compiled)
     _check(compiled, geometry, manifest)
-    spec = EngineSpec(
-        vocab_size=manifest.architecture.vocab_size,
-        max_num_seqs=manifest.limits.max_num_seqs,
-        max_num_tokens=manifest.limits.max_num_tokens,
-        max_seq_len=manifest.limits.max_seq_len,
-        block_size=manifest.kv_cache.block_size,
-        num_blocks=manifest.kv_cache.num_blocks,
-    )
-    return OpenVINOEngine(compiled, geometry, spec)
+    return OpenVINOEngine(compiled, geometry, EngineSpec.from_manifest(manifest))
 
 
 class OpenVINOEngine:
@@ -84,10 +66,10 @@ class OpenVINOEngine:
         # The tensors share the arrays' memory, which `batch` keeps alive through the call.
         context = np.array(batch.max_context_len, np.int32)
         try:
-            for name in _INPUTS:
+            for name in STEP_VECTORS:
                 tensor = ov.Tensor(getattr(batch, name), shared_memory=True)
                 request.set_input_tensor(self._indices[name], tensor)
-            request.set_input_tensor(self._indices[_CONTEXT_INPUT], ov.Tensor(context, shared_memory=True))
+            request.set_input_tensor(self._indices[MAX_CONTEXT_LEN], ov.Tensor(context, shared_memory=True))
             request.infer()
             logits = request.get_output_tensor(0).data
         except RuntimeError as error:
@@ -103,7 +85,7 @@ class OpenVINOEngine:
 def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:
     """Hold the manifest against the compiled network."""
     inputs = {port.get_any_name() for port in compiled.inputs} - {tensor.name for tensor in geometry.tensors}
-    if inputs != {*_INPUTS, _CONTEXT_INPUT}:
+    if inputs != {*STEP_VECTORS, MAX_CONTEXT_LEN}:
         raise ArtifactError(f"{layout.NETWORK_FILE}: its inputs are {', '.join(sorted(inputs))}; build again")
     vocab_size = compiled.outputs[0].get_partial_shape()[1].get_length()
     facts = (

@@ -12,6 +12,7 @@ from typing import Any
 import openvino as ov
 
 from trident_backend.engine.openvino import attention as openvino_attention
+from trident_backend.engine.openvino import names
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import Precision
 
@@ -61,6 +62,8 @@ def compile_network(network: Any, precision: Precision) -> Any:
         "INFERENCE_PRECISION_HINT": _TYPES[precision.compute],
         "KV_CACHE_PRECISION": _TYPES[precision.kv_cache],
     }
+    if precision.activation_group:
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = precision.activation_group
     openvino_attention.fill(network)
     _mark_compressed_weights(network)
     return ov.Core().compile_model(network, "CPU", properties)
@@ -85,11 +88,11 @@ def cache_geometry(compiled: Any) -> CacheGeometry:
     block_size = 0
     for port in compiled.inputs:
         name = port.get_any_name()
-        if name.startswith(("key_cache.", "value_cache.")):
+        if names.is_cache(name):
             shape = port.get_partial_shape()
             block_shape = tuple(shape[axis].get_length() for axis in range(1, len(shape)))
             tensors.append(CacheTensor(name, port.get_element_type(), block_shape))
-            if name.startswith("value_cache."):
+            if names.is_value_cache(name):
                 # Keys may carry rows of scales beside their tokens; values have one row a token: [heads, tokens, size].
                 block_size = block_shape[1]
     return CacheGeometry(tuple(tensors), block_size)

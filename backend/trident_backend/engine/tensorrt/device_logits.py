@@ -14,6 +14,7 @@ import numpy.typing as npt
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
+from trident_backend.engine.tensorrt.names import Sampling
 from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, SamplingPlans
 
 
@@ -39,7 +40,7 @@ class DeviceLogits:
 
     def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
         """See `StepLogits.argmax`."""
-        found = self._by_row("likeliest", rows)
+        found = self._by_row(Sampling.ARGMAX, rows)
         return found["ids"].astype(np.int64), found["values"]
 
     def chunk_exp_sums(
@@ -48,27 +49,27 @@ class DeviceLogits:
         """See `StepLogits.chunk_exp_sums`."""
         lowest = np.full(len(rows), -np.inf, np.float32) if floors is None else floors
         inverses = (1 / temperatures).astype(np.float32)
-        return self._by_row("masses", rows, maxima=maxima, inverses=inverses, floors=lowest)["masses"].astype(
-            np.float64
-        )
+        found = self._by_row(Sampling.CHUNK_EXP_SUMS, rows, maxima=maxima, inverses=inverses, floors=lowest)
+        return found["sums"].astype(np.float64)
 
     def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
         """See `StepLogits.top_k`; on the host where there is no plan for so many."""
         size = next((size for size in self._plans.sizes if size >= count), None)
         if size is None:
             return self._on_host(rows).top_k(np.arange(len(rows)), count)
-        found = self._by_row(f"largest.{size}", rows)
+        found = self._by_row(Sampling.top_k(size), rows)
         return found["values"][:, :count], found["ids"][:, :count].astype(np.int64)
 
     def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
         """See `StepLogits.find_ties`; on the host for rows that want more than a plan finds."""
         if not len(rows):
             return []
+        found = self._by_row(Sampling.FIND_TIES, rows, values=values)
         result = [
             ids[ids < self._plans.vocab_size][:count].astype(np.int64)
-            for ids, count in zip(self._by_row("equals", rows, values=values)["ids"], counts.tolist(), strict=True)
+            for ids, count in zip(found["ids"], counts.tolist(), strict=True)
         ]
-        for number in np.flatnonzero(counts > self._plans.num_equals):
+        for number in np.flatnonzero(counts > self._plans.num_ties):
             one = slice(number, number + 1)
             (result[number],) = self._on_host(rows[one]).find_ties(np.zeros(1, np.intp), values[one], counts[one])
         return result
@@ -77,9 +78,10 @@ class DeviceLogits:
         """See `StepLogits.read`."""
         rows, ids = np.broadcast_arrays(rows, ids)
         pairs = np.stack([self._buffer_rows[rows.reshape(-1)], ids.reshape(-1)], axis=1).astype(np.int32)
+        size = self._plans.max_pairs
         parts = [
-            self._plans.run("read", self._address, {"pairs": pairs[start : start + self._plans.max_pairs]})["values"]
-            for start in range(0, len(pairs), self._plans.max_pairs)
+            self._plans.run(Sampling.READ, self._address, {"pairs": pairs[start : start + size]})["values"]
+            for start in range(0, len(pairs), size)
         ]
         values: FloatArray = np.concatenate([np.empty(0, np.float32), *parts]).reshape(rows.shape)
         return values
@@ -98,8 +100,8 @@ class DeviceLogits:
                     plans.device.fill_nan(plans.table + row * plans.vocab_size * 4, plans.vocab_size * 4)
                 self._write(plans.table, plans.num_table_rows, changes.rows, changes.ids, changes.offsets)
                 repetitions = np.array([each.repetition for each in penalties[part]], np.float32)
-                inputs: Arrays = {"places": changes.places, "repetitions": repetitions}
-                self._change("penalise", self._address, plans.max_rows, self._buffer_rows[rows[part]], inputs)
+                inputs: Arrays = {"table_rows": changes.places, "repetitions": repetitions}
+                self._change(Sampling.PENALISE, self._address, plans.max_rows, self._buffer_rows[rows[part]], inputs)
         except BaseException:
             plans.penalty_rows.forget()
             raise
@@ -109,11 +111,13 @@ class DeviceLogits:
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
         for part in self._parts(len(rows)):
-            places = self._buffer_rows[rows[part]]
-            self._change("allow", self._address, self._plans.max_rows, places, {"masks": masks[part]})
+            buffer_rows = self._buffer_rows[rows[part]]
+            self._change(
+                Sampling.APPLY_TOKEN_BITMASK, self._address, self._plans.max_rows, buffer_rows, {"masks": masks[part]}
+            )
 
     def _by_row(self, name: str, rows: Indices, **columns: Array) -> Arrays:
-        """Run a plan that finds something for each row, for all of them."""
+        """Run a plan that finds something for each row, in as many runs as it takes."""
         found = []
         for part in self._parts(len(rows)):
             inputs = {"rows": self._buffer_rows[rows[part]], **{key: column[part] for key, column in columns.items()}}
@@ -121,13 +125,13 @@ class DeviceLogits:
         return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
 
     def _parts(self, num_rows: int, size: int | None = None) -> Iterator[slice]:
-        """Pieces of so many rows, or of as many as a run takes."""
+        """Yield slices of `size` rows, or of as many as a run takes."""
         size = size or self._plans.max_chosen
         for start in range(0, num_rows, size):
             yield slice(start, min(start + size, num_rows))
 
     def _write(self, address: int, num_rows: int, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
-        """Write pairs of a buffer `[num_rows, V]`; those of one row stand together."""
+        """Write pairs of a buffer `[num_rows, V]`; the pairs of one row are neighbours."""
         values = np.broadcast_to(values, rows.shape)
         numbers = np.cumsum(np.diff(rows, prepend=rows[:1]) != 0)
         chosen = rows[np.diff(numbers, prepend=-1) != 0].astype(np.int32)
@@ -139,28 +143,28 @@ class DeviceLogits:
             pairs = np.stack([numbers[start:end] - first, ids[start:end]], axis=1).astype(np.int32)
             block = chosen[first : numbers[end - 1] + 1]
             inputs = {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])}
-            self._change("write", address, num_rows, block, inputs)
+            self._change(Sampling.WRITE, address, num_rows, block, inputs)
             start = end
 
-    def _change(self, name: str, address: int, num_rows: int, places: Int32Array, inputs: Arrays) -> None:
-        """Run a plan that changes rows of a buffer, and put them back in their place."""
-        self._plans.run(name, address, {"rows": places, **inputs}, num_rows)
+    def _change(self, name: str, address: int, num_rows: int, buffer_rows: Int32Array, inputs: Arrays) -> None:
+        """Run a plan that changes rows of a buffer, and copy them back."""
+        self._plans.run(name, address, {"rows": buffer_rows, **inputs}, num_rows)
         size = self._plans.vocab_size * 4
-        for begin, end in _runs(places):
-            target, source = address + int(places[begin]) * size, self._plans.changed + begin * size
+        for begin, end in _runs(buffer_rows):
+            target, source = address + int(buffer_rows[begin]) * size, self._plans.changed + begin * size
             self._plans.device.copy(target, source, (end - begin) * size)
 
     def _on_host(self, rows: Indices) -> HostLogits:
-        """A copy of some rows."""
-        places, device = self._buffer_rows[rows], self._plans.device
+        """Return a copy of some rows."""
+        buffer_rows, device = self._buffer_rows[rows], self._plans.device
         array = np.empty((len(rows), self._plans.vocab_size), np.float32)
-        for begin, end in _runs(places):
-            device.download(array[begin:end], self._address + int(places[begin]) * self._plans.vocab_size * 4)
+        for begin, end in _runs(buffer_rows):
+            device.download(array[begin:end], self._address + int(buffer_rows[begin]) * self._plans.vocab_size * 4)
         device.synchronize()
         return HostLogits(array, NumpyKernels())
 
 
-def _runs(places: Int32Array) -> list[tuple[int, int]]:
-    """Where neighbouring rows of the buffer begin and end among places."""
-    begins = np.flatnonzero(np.diff(places, prepend=-2) != 1).tolist()
-    return list(zip(begins, [*begins[1:], len(places)], strict=True))
+def _runs(buffer_rows: Int32Array) -> list[tuple[int, int]]:
+    """Return where runs of neighbouring rows of the buffer begin and end."""
+    begins = np.flatnonzero(np.diff(buffer_rows, prepend=-2) != 1).tolist()
+    return list(zip(begins, [*begins[1:], len(buffer_rows)], strict=True))

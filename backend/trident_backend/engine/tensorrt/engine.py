@@ -1,4 +1,4 @@
-"""One step on one GPU: copies of slots, the generation call, the chunks of prompts.
+"""One step on one GPU: copies of slots, the decode call, the chunks of prompts.
 
 Owns the order of what is enqueued. Never chooses what a step computes.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
-from trident_backend.engine.tensorrt.graphs import GenerationGraphs
+from trident_backend.engine.tensorrt.graphs import DecodeGraphs
 from trident_backend.engine.tensorrt.network_runner import NetworkRunner
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.step_inputs import StepCalls, split
@@ -25,7 +25,7 @@ class TensorRTEngine:
     Args:
         device: where everything is.
         runner: of the network's calls.
-        graphs: of its generation calls.
+        graphs: of its decode calls.
         sampling: what is asked of the logits, where they are.
         spec: the limits, as the manifest states them.
     """
@@ -34,7 +34,7 @@ class TensorRTEngine:
         self,
         device: Device,
         runner: NetworkRunner,
-        graphs: GenerationGraphs,
+        graphs: DecodeGraphs,
         sampling: SamplingPlans,
         spec: EngineSpec,
     ) -> None:
@@ -89,7 +89,7 @@ class TensorRTEngine:
         for slot, start, end in zip(batch.block_indices.tolist(), batch.past_lens.tolist(), ends.tolist(), strict=True):
             runner.slots.write(slot, start, end)
         inputs = runner.inputs.upload(calls)
-        if calls.generation is not None:
-            self._graphs.run(calls.generation.shape[0])
-        for call, addresses in zip(calls.contexts, inputs, strict=True):
-            runner.run_context(call, addresses)
+        if calls.decode is not None:
+            self._graphs.run(calls.decode.shape[0])
+        for call, addresses in zip(calls.prefills, inputs, strict=True):
+            runner.run_prefill(call, addresses)

@@ -1,4 +1,4 @@
-"""Generation calls, captured as CUDA graphs so that a call costs one launch instead of hundreds.
+"""Decode calls, captured as CUDA graphs so that a call costs one launch instead of hundreds.
 
 Owns which numbers of sequences are captured, and the graphs. Everything is captured while the engine loads: what memory
 it takes is known before the first request, and no request waits for it.
@@ -13,23 +13,22 @@ from collections.abc import Callable
 from typing import Any
 
 from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.names import DECODE_PROFILE
 from trident_backend.engine.tensorrt.plan import Context, Plan, Shape
 from trident_ensemble.contract.errors import EngineError
 
-#: The optimization profile of calls with one token a sequence.
-GENERATION_PROFILE = 0
-#: Shapes and addresses of a generation call of so many sequences.
+#: Shapes and addresses of a decode call of so many sequences.
 Binder = Callable[[int], tuple[dict[str, Shape], dict[str, int]]]
 
 
 def captured_sizes(num_slots: int) -> tuple[int, ...]:
-    """The numbers of sequences in a generation call: few enough to capture each, and close enough to waste little."""
+    """Return the sizes of decode calls, in sequences: few enough to capture each, and close enough to waste little."""
     sizes = [size for size in (1, 2, 4, *range(8, num_slots, 8)) if size < num_slots]
     return (*sizes, num_slots)
 
 
-class GenerationGraphs:
-    """Runs generation calls, as graphs where that is possible.
+class DecodeGraphs:
+    """Runs decode calls, as graphs where that is possible.
 
     Each size has its own execution context: a graph repeats what its context was set to, which must not change.
 
@@ -57,15 +56,15 @@ class GenerationGraphs:
             raise
 
     def padded(self, num_seqs: int) -> int:
-        """The size of the call that so many sequences take."""
+        """Return the size of the decode call for `num_seqs` sequences."""
         return self._sizes[bisect.bisect_left(self._sizes, num_seqs)]
 
     def run(self, size: int) -> None:
-        """Enqueue a generation call of one of the sizes."""
+        """Enqueue a decode call of one of the sizes."""
         if size in self._graphs:
             self._device.launch(self._graphs[size])
         else:
-            self._plan.run(*self._bind(size), profile=GENERATION_PROFILE)
+            self._plan.run(*self._bind(size), profile=DECODE_PROFILE)
 
     def close(self) -> None:
         """Free the graphs, then what they run."""
@@ -89,8 +88,8 @@ class GenerationGraphs:
         log.info("captured %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - began)
 
     def _capture(self, size: int) -> str:
-        """Capture one size; why not, if not."""
-        context = self._plan.context(GENERATION_PROFILE, fixed_shapes=True)
+        """Capture one size; return the reason where it cannot be captured, else an empty text."""
+        context = self._plan.context(DECODE_PROFILE, fixed_shapes=True)
         self._contexts.append(context)
         shapes, addresses = self._bind(size)
         # TensorRT does at the first run what it must not do while it is captured.

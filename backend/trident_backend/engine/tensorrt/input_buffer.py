@@ -1,6 +1,6 @@
 """The small inputs of a step on the device: all of them in one upload.
 
-Owns their pinned and their device memory, and their places. The generation call's inputs always lie at the same
+Owns their pinned and their device memory, and their offsets. The decode call's inputs always lie at the same
 addresses, as a captured graph reads them there.
 """
 
@@ -10,19 +10,18 @@ import numpy as np
 
 from trident_backend.engine.protocol import Int32Array
 from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.step_inputs import INPUTS, NetworkCall, StepCalls
+from trident_backend.engine.tensorrt.names import ALIGNMENT, INPUTS
+from trident_backend.engine.tensorrt.step_inputs import NetworkCall, StepCalls
 
-#: TensorRT wants tensors to begin at multiples of so many bytes.
-ALIGNMENT = 256
 _ALIGNED_INTS = ALIGNMENT // 4
 
 
 class InputBuffer:
-    """Room for the inputs of any step.
+    """Memory for the inputs of any step.
 
     Args:
         device: whose.
-        num_slots: sequences of a generation call, at most.
+        num_slots: sequences of a decode call, at most.
         max_num_tokens: tokens of all calls of a step, and rows of logits, at most.
         max_num_seqs: calls of a step, at most.
     """
@@ -38,43 +37,43 @@ class InputBuffer:
         """Enqueue the upload of all inputs.
 
         Returns:
-            each context call's addresses by input.
+            the addresses of each prefill call's inputs, by name.
         """
         end = 0
-        if calls.generation is not None:
+        if calls.decode is not None:
             for index, name in enumerate(INPUTS):
-                self._write(calls.generation.inputs[name], index * self._stride)
+                self._write(calls.decode.inputs[name], index * self._stride)
             end = len(INPUTS) * self._stride
         addresses = []
-        for call in calls.contexts:
-            places, end = self._append(call, end)
-            addresses.append(places)
+        for call in calls.prefills:
+            call_addresses, end = self._append(call, end)
+            addresses.append(call_addresses)
         self._device.upload(self._address, self._host[:end])
         return addresses
 
     @property
-    def generation_addresses(self) -> dict[str, int]:
-        """Where the generation call's inputs lie, in every step that has one."""
+    def decode_addresses(self) -> dict[str, int]:
+        """The addresses of the decode call's inputs, in every step that has one."""
         return {name: self._address + index * self._stride * 4 for index, name in enumerate(INPUTS)}
 
     def close(self) -> None:
         """Free the device memory; the pinned memory is the device's to free."""
         self._device.free(self._address)
 
-    def _append(self, call: NetworkCall, place: int) -> tuple[dict[str, int], int]:
+    def _append(self, call: NetworkCall, offset: int) -> tuple[dict[str, int], int]:
         addresses = {}
         for name in INPUTS:
-            addresses[name] = self._address + place * 4
-            place = self._write(call.inputs[name], place)
-        return addresses, place
+            addresses[name] = self._address + offset * 4
+            offset = self._write(call.inputs[name], offset)
+        return addresses, offset
 
-    def _write(self, values: Int32Array, place: int) -> int:
-        self._host[place : place + values.size] = values.ravel()
-        return place + _aligned(values.size)
+    def _write(self, values: Int32Array, offset: int) -> int:
+        self._host[offset : offset + values.size] = values.ravel()
+        return offset + _aligned(values.size)
 
 
 def num_ints_of(num_slots: int, max_num_tokens: int, max_num_seqs: int) -> int:
-    """Room that any step needs, in int32."""
+    """Return how many int32 any step needs."""
     padding = len(INPUTS) * _ALIGNED_INTS * max_num_seqs
     return len(INPUTS) * _aligned(num_slots) + 3 * max_num_tokens + padding
 

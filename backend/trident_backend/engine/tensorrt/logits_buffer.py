@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.input_buffer import ALIGNMENT
+from trident_backend.engine.tensorrt.names import ALIGNMENT
 
 
 class LogitsBuffer:
@@ -28,7 +28,7 @@ class LogitsBuffer:
         self.address = device.allocate(num_bytes_of(max_rows, vocab_size))
 
     def address_for(self, first_row: int) -> int:
-        """Where a call writes whose rows belong at `first_row`: there, or a little behind; see `settle`."""
+        """Return where a call writes whose rows belong at `first_row`: there, or a little behind, until `settle`."""
         return self.address + self._aligned(first_row) * self._row_bytes
 
     def settle(self, first_row: int, num_rows: int) -> None:
@@ -37,9 +37,9 @@ class LogitsBuffer:
         if not shift:
             return
         for done in range(0, num_rows, shift):  # in pieces that do not overlap with what they are copied to
-            place = self.address + (source + done) * self._row_bytes
+            address = self.address + (source + done) * self._row_bytes
             size = min(shift, num_rows - done) * self._row_bytes
-            self._device.copy(place - shift * self._row_bytes, place, size)
+            self._device.copy(address - shift * self._row_bytes, address, size)
 
     def close(self) -> None:
         """Free the memory."""
@@ -50,10 +50,10 @@ class LogitsBuffer:
 
 
 def alignment_rows(vocab_size: int) -> int:
-    """The fewest rows that are a whole number of alignments; 1 where the vocabulary is a multiple of 64."""
+    """Return the fewest rows that are a whole number of alignments; 1 where the vocabulary is a multiple of 64."""
     return ALIGNMENT // math.gcd(ALIGNMENT, vocab_size * 4)
 
 
 def num_bytes_of(max_rows: int, vocab_size: int) -> int:
-    """Bytes for `max_rows`, one more that nobody asked for, and those that are skipped."""
+    """Return the bytes of `max_rows` rows, of one that is written and not wanted, and of those that are skipped."""
     return (max_rows + alignment_rows(vocab_size)) * vocab_size * 4

@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trident_backend.engine.tensorrt.graphs import GENERATION_PROFILE
-from trident_backend.engine.tensorrt.input_buffer import ALIGNMENT
+from trident_backend.engine.tensorrt import names
+from trident_backend.engine.tensorrt.names import (
+    ALIGNMENT,
+    DECODE_PROFILE,
+    INPUTS,
+    LOGIT_ROWS,
+    LOGITS,
+    PREFILL_PROFILE,
+    TOKEN_IDS,
+)
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.slot_pool import SlotTensor
-from trident_backend.engine.tensorrt.step_inputs import INPUTS
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import Manifest
 
-#: The optimization profile of calls with one sequence.
-CONTEXT_PROFILE = 1
-LOGITS = "logits"
 _BYTES = {"float": 4, "half": 2, "bf16": 2}
 _TYPES = {"f32": "float", "f16": "half", "bf16": "bf16"}
 
@@ -77,13 +81,13 @@ def check_sampling(sampling: SamplingPlans, manifest: Manifest) -> None:
 
 def _cache_names(manifest: Manifest) -> Iterator[str]:
     for layer in range(manifest.architecture.num_layers):
-        yield f"key_cache.{layer}"
-        yield f"value_cache.{layer}"
+        yield from names.caches(layer)
 
 
 def _check_names(tensors: dict[str, TensorInfo], manifest: Manifest) -> None:
     caches = list(_cache_names(manifest))
-    wanted = {**dict.fromkeys((*INPUTS, *caches), True), LOGITS: False, **{f"new_{name}": False for name in caches}}
+    outputs = (LOGITS, *map(names.updated, caches))
+    wanted = {**dict.fromkeys((*INPUTS, *caches), True), **dict.fromkeys(outputs, False)}
     found = {name: tensor.is_input for name, tensor in tensors.items()}
     if found != wanted:
         odd = sorted(name for name, is_input in {*wanted.items()} ^ {*found.items()})
@@ -119,15 +123,15 @@ def _facts(layout: NetworkLayout, manifest: Manifest) -> Iterator[tuple[str, obj
 
 
 def _check_profiles(plan: Plan, manifest: Manifest) -> None:
-    if plan.num_profiles <= CONTEXT_PROFILE:
+    if plan.num_profiles <= PREFILL_PROFILE:
         raise ArtifactError(f"the plan has {plan.num_profiles} optimization profile, not 2; build again")
     limits, num_slots = manifest.limits, manifest.kv_cache.num_blocks
     chunk = min(limits.max_num_tokens, limits.max_seq_len, manifest.kv_cache.block_size)
     needs = (
-        ("kv_cache.num_blocks", GENERATION_PROFILE, "token_ids", (num_slots, 1)),
-        ("kv_cache.num_blocks", GENERATION_PROFILE, "logit_rows", (num_slots,)),
-        ("limits.max_num_tokens", CONTEXT_PROFILE, "token_ids", (1, chunk)),
-        ("limits.max_num_tokens", CONTEXT_PROFILE, "logit_rows", (chunk,)),
+        ("kv_cache.num_blocks", DECODE_PROFILE, TOKEN_IDS, (num_slots, 1)),
+        ("kv_cache.num_blocks", DECODE_PROFILE, LOGIT_ROWS, (num_slots,)),
+        ("limits.max_num_tokens", PREFILL_PROFILE, TOKEN_IDS, (1, chunk)),
+        ("limits.max_num_tokens", PREFILL_PROFILE, LOGIT_ROWS, (chunk,)),
     )
     for field, profile, name, shape in needs:
         _, largest = plan.bounds(name, profile)

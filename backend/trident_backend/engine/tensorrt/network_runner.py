@@ -5,13 +5,23 @@ Owns no memory and no order; the engine asks for one call after another.
 
 from __future__ import annotations
 
-from trident_backend.engine.tensorrt.graphs import GENERATION_PROFILE
 from trident_backend.engine.tensorrt.input_buffer import InputBuffer
 from trident_backend.engine.tensorrt.logits_buffer import LogitsBuffer
-from trident_backend.engine.tensorrt.network_layout import CONTEXT_PROFILE, LOGITS, NetworkLayout
+from trident_backend.engine.tensorrt.names import (
+    CONTEXT_LENS,
+    DECODE_PROFILE,
+    INPUTS,
+    LOGIT_ROWS,
+    LOGITS,
+    PAST_LENS,
+    POSITION_IDS,
+    PREFILL_PROFILE,
+    TOKEN_IDS,
+)
+from trident_backend.engine.tensorrt.network_layout import NetworkLayout
 from trident_backend.engine.tensorrt.plan import Plan, Shape
 from trident_backend.engine.tensorrt.slot_pool import SlotPool
-from trident_backend.engine.tensorrt.step_inputs import INPUTS, NetworkCall, StepCalls, idle_inputs
+from trident_backend.engine.tensorrt.step_inputs import NetworkCall, StepCalls, idle_inputs
 
 
 class NetworkRunner:
@@ -34,18 +44,18 @@ class NetworkRunner:
         self.logits = logits
         self._plan = plan
 
-    def bind_generation(self, num_seqs: int) -> tuple[dict[str, Shape], dict[str, int]]:
-        """Shapes and addresses of a generation call over the first `num_seqs` slots."""
+    def bind_decode(self, num_seqs: int) -> tuple[dict[str, Shape], dict[str, int]]:
+        """Return the shapes and addresses of a decode call over the first `num_seqs` slots."""
         shapes = {
-            "token_ids": (num_seqs, 1),
-            "position_ids": (num_seqs, 1),
-            **dict.fromkeys(("past_lens", "context_lens", "logit_rows"), (num_seqs,)),
+            TOKEN_IDS: (num_seqs, 1),
+            POSITION_IDS: (num_seqs, 1),
+            **dict.fromkeys((PAST_LENS, CONTEXT_LENS, LOGIT_ROWS), (num_seqs,)),
             **self._cache_shapes(num_seqs),
         }
-        addresses = {**self.inputs.generation_addresses, **self.slots.addresses(0), LOGITS: self.logits.address}
+        addresses = {**self.inputs.decode_addresses, **self.slots.addresses(0), LOGITS: self.logits.address}
         return shapes, addresses
 
-    def run_context(self, call: NetworkCall, inputs: dict[str, int]) -> None:
+    def run_prefill(self, call: NetworkCall, inputs: dict[str, int]) -> None:
         """Enqueue the computation of one sequence's chunk.
 
         Args:
@@ -55,19 +65,19 @@ class NetworkRunner:
         shapes = {**{name: call.inputs[name].shape for name in INPUTS}, **self._cache_shapes(1)}
         logits = self.logits.address_for(call.first_row)
         addresses = {**inputs, **self.slots.addresses(call.first_slot), LOGITS: logits}
-        self._plan.run(shapes, addresses, profile=CONTEXT_PROFILE)
+        self._plan.run(shapes, addresses, profile=PREFILL_PROFILE)
         self.logits.settle(call.first_row, call.num_rows)
 
     def warm_up(self, num_slots: int) -> None:
-        """Enqueue one call of each kind, which changes nothing, and leave the inputs of a generation call in place.
+        """Enqueue one call of each kind, which changes nothing, and leave the inputs of a decode call in place.
 
         What TensorRT does at a context's first run is done then, and what fails, fails while the engine loads.
         """
         idle = NetworkCall(idle_inputs(num_slots, self.layout.slot_len), 0, 0, 0)
         chunk = NetworkCall(idle_inputs(1, self.layout.slot_len), 0, 0, 0)
-        (addresses,) = self.inputs.upload(StepCalls(idle, (chunk,), chunk.inputs["logit_rows"]))
-        self._plan.run(*self.bind_generation(num_slots), profile=GENERATION_PROFILE)
-        self.run_context(chunk, addresses)
+        (addresses,) = self.inputs.upload(StepCalls(idle, (chunk,), chunk.inputs[LOGIT_ROWS]))
+        self._plan.run(*self.bind_decode(num_slots), profile=DECODE_PROFILE)
+        self.run_prefill(chunk, addresses)
 
     def _cache_shapes(self, num_seqs: int) -> dict[str, Shape]:
         return {

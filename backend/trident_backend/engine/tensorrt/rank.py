@@ -61,7 +61,7 @@ class Rank:
         self._log = threading.Thread(target=self._copy_log, name=f"trident-log-{rank}", daemon=True)
         self._log.start()
 
-    def obituary(self, status: int | None) -> str:
+    def exit_message(self, status: int | None) -> str:
         """How the process ended, by what `end` has returned, and what it said last."""
         if status is None:
             ended = "is gone, but its process does not end"

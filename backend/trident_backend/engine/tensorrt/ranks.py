@@ -163,7 +163,7 @@ class Ranks:
                     self._changed.notify_all()
             status = rank.end(_END_S if self._is_stopping else _LAST_S)
             if status != 0 or not self._is_stopping:
-                self.fail(rank.obituary(status))
+                self.fail(rank.exit_message(status))
         except EngineError as error:
             self.fail(f"{rank.name}: {error}")
         except BaseException as error:  # a rank that nobody listens to would be waited for without end

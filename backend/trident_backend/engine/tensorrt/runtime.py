@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import Compiler
+from trident_ensemble.contract.manifest import Compiler, sm_target
 
 #: By compiler: the modules that serve it, the first to be had is taken, and what to install.
 _MODULES = {
@@ -42,7 +42,7 @@ def check_target(compiler: Compiler, capability: tuple[int, int], ordinal: int) 
     Raises:
         ArtifactError: they differ.
     """
-    found = f"sm_{capability[0]}{capability[1]}"
+    found = sm_target(capability)
     if compiler.target != found:
         raise ArtifactError(
             f"compiler.target: the plan was built for {compiler.target}, GPU {ordinal} is {found}; build again for it"

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.tensorrt.names import ALIGNMENT, LOGITS, Sampling
 from trident_backend.engine.tensorrt.penalty_rows import PenaltyRows
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_ensemble.contract.errors import ArtifactError
@@ -23,12 +24,9 @@ from trident_ensemble.contract.errors import ArtifactError
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-#: What no array is for: the step's logits, the rows as a plan changed them, and the table of penalties.
-_LOGITS, _CHANGED, _TABLE = "logits", "changed", "table"
-_LARGE = frozenset({_LOGITS, _CHANGED, _TABLE})
-_ALIGNMENT = 256
-#: Beside those of the largest, which are there in any sizes.
-_NEEDED = frozenset({"likeliest", "masses", "equals", "read", "write", "allow", "penalise"})
+#: Tensors that stay on the device: the step's logits, the rows as a plan changed them, and the table of penalties.
+_CHANGED, _TABLE = "changed", "table"
+_LARGE = frozenset({LOGITS, _CHANGED, _TABLE})
 _TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "uint8": np.uint8}
 
 
@@ -48,7 +46,7 @@ class _Operation(NamedTuple):
         sizes = {key: _size(self.plan.bounds(key, 0)[1], info.dtype) for key, info in self.inputs.items()}
         most = self.plan.bounds(self.leader, 0)[1][0]
         sizes |= {key: _size((most, *info.shape[1:]), info.dtype) for key, info in self.outputs.items()}
-        return _placed(sizes, 0)[1]
+        return _offsets(sizes, 0)[1]
 
     def results(self, count: int) -> Arrays:
         """Arrays for the outputs."""
@@ -66,17 +64,17 @@ class SamplingPlans:
     def __init__(self, plans: Mapping[str, Plan], device: Device) -> None:
         self.device = device
         self._operations = {name: _operation(plan) for name, plan in plans.items()}
-        likeliest, read = plans["likeliest"], plans["read"]
+        argmax, read = plans[Sampling.ARGMAX], plans[Sampling.READ]
         #: Rows of the buffer that the logits lie in, and the vocabulary's size.
-        self.max_rows, self.vocab_size = likeliest.bounds(_LOGITS, 0)[1]
+        self.max_rows, self.vocab_size = argmax.bounds(LOGITS, 0)[1]
         #: Rows, and pairs, of one run at most.
-        self.max_chosen = likeliest.bounds("rows", 0)[1][0]
+        self.max_chosen = argmax.bounds("rows", 0)[1][0]
         self.max_pairs = read.bounds("pairs", 0)[1][0]
-        #: How many of the largest can be found, ascending.
-        self.sizes = sorted(int(name.partition(".")[2]) for name in plans if name.startswith("largest."))
-        self.num_equals = self._operations["equals"].outputs["ids"].shape[1]
+        #: The counts that there are `top_k` plans for, ascending.
+        self.sizes = Sampling.top_k_sizes(plans)
+        self.num_ties = self._operations[Sampling.FIND_TIES].outputs["ids"].shape[1]
         #: Rows of the table of penalties.
-        self.num_table_rows = plans["penalise"].bounds(_TABLE, 0)[1][0]
+        self.num_table_rows = plans[Sampling.PENALISE].bounds(_TABLE, 0)[1][0]
         self.penalty_rows = PenaltyRows(self.num_table_rows)
         num_bytes = max(operation.num_bytes for operation in self._operations.values())
         self._pinned = device.pinned(num_bytes)
@@ -111,21 +109,21 @@ class SamplingPlans:
             EngineError: something failed on the device.
         """
         operation = self._operations[name]
-        places, end = _placed({key: array.nbytes for key, array in inputs.items()}, 0)
+        offsets, end = _offsets({key: array.nbytes for key, array in inputs.items()}, 0)
         if self._is_busy:
             self.device.synchronize()
         for key, array in inputs.items():
             assert array.dtype == _TYPES[operation.inputs[key].dtype], f"{key} of {name}"
-            self._view(places[key], array.dtype, array.shape)[...] = array
+            self._view(offsets[key], array.dtype, array.shape)[...] = array
         self.device.upload(self._area, self._pinned[:end])
         self._is_busy = True
         results = operation.results(len(inputs[operation.leader]))
-        result_places, result_end = _placed({key: empty.nbytes for key, empty in results.items()}, end)
-        addresses = {key: self._area + place for key, place in (places | result_places).items()}
-        on_device = {_LOGITS: logits, _CHANGED: self.changed, _TABLE: self.table}
+        result_offsets, result_end = _offsets({key: empty.nbytes for key, empty in results.items()}, end)
+        addresses = {key: self._area + offset for key, offset in (offsets | result_offsets).items()}
+        on_device = {LOGITS: logits, _CHANGED: self.changed, _TABLE: self.table}
         addresses |= {key: on_device[key] for key in operation.large}
         shapes = {key: array.shape for key, array in inputs.items()}
-        shapes[_LOGITS] = self.max_rows if num_rows is None else num_rows, self.vocab_size
+        shapes[LOGITS] = self.max_rows if num_rows is None else num_rows, self.vocab_size
         if _TABLE in operation.large:
             shapes[_TABLE] = self.num_table_rows, self.vocab_size
         operation.plan.run(shapes, addresses)
@@ -134,16 +132,16 @@ class SamplingPlans:
             self.device.synchronize()
             self._is_busy = False
         for key, result in results.items():
-            result[...] = self._view(result_places[key], result.dtype, result.shape)
+            result[...] = self._view(result_offsets[key], result.dtype, result.shape)
         return results
 
     def close(self) -> None:
         """Free everything."""
         self._resources.close()
 
-    def _view(self, place: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
+    def _view(self, offset: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        return self._pinned[place : place + num_bytes].view(dtype).reshape(shape)
+        return self._pinned[offset : offset + num_bytes].view(dtype).reshape(shape)
 
 
 def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
@@ -158,7 +156,7 @@ def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
         ArtifactError: one of them is missing or cannot be read.
         EngineError: no memory.
     """
-    if missing := _NEEDED - {path.stem for path in folder.glob("*.plan")}:
+    if missing := Sampling.NEEDED - {path.stem for path in folder.glob("*.plan")}:
         raise ArtifactError(f"{folder.name}: {min(missing)}.plan, which sampling runs, is missing; build again")
     with ExitStack() as stack:
         plans = {}
@@ -182,10 +180,10 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * np.dtype(_TYPES[dtype]).itemsize
 
 
-def _placed(sizes: Mapping[str, int], start: int) -> tuple[dict[str, int], int]:
-    """Where arrays of so many bytes begin, one after another from an aligned place on, and where the next would."""
-    places = {}
+def _offsets(sizes: Mapping[str, int], start: int) -> tuple[dict[str, int], int]:
+    """Return the aligned offsets of arrays of these sizes, one after another from `start` on, and the next offset."""
+    offsets = {}
     for name, size in sizes.items():
-        places[name] = start
-        start += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return places, start
+        offsets[name] = start
+        start += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, start

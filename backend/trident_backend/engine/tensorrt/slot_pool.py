@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trident_backend.engine.tensorrt import names
 from trident_backend.engine.tensorrt.device import Device
 
 
@@ -65,10 +66,10 @@ class SlotPool:
 
     def addresses(self, first_slot: int) -> dict[str, int]:
         """Where the caches begin for a call whose first sequence has this slot, by the network's inputs and outputs."""
-        places = {}
+        addresses = {}
         for name, address in self._addresses.items():
-            places[name] = places[f"new_{name}"] = address + first_slot * self._tensors[name].num_bytes
-        return places
+            addresses[name] = addresses[names.updated(name)] = address + first_slot * self._tensors[name].num_bytes
+        return addresses
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Enqueue the copy of a slot's first tokens to another slot, where nothing else is left."""
@@ -99,9 +100,9 @@ class SlotPool:
             for name, address in self._addresses.items():
                 tensor = self._tensors[name]
                 pitch, row = tensor.slot_len * tensor.row_bytes, tensor.row_bytes
-                place = address + slot * tensor.num_bytes
+                start = address + slot * tensor.num_bytes
                 for first, last in ((num_tokens, end), (tensor.slot_len - 1, tensor.slot_len)):
-                    self._device.zero_2d(place + first * row, pitch, (last - first) * row, tensor.num_heads)
+                    self._device.zero_2d(start + first * row, pitch, (last - first) * row, tensor.num_heads)
             self._num_written[slot] = num_tokens
 
     def close(self) -> None:

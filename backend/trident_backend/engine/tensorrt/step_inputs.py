@@ -1,4 +1,6 @@
-"""How a step becomes calls of the network: one for all sequences with one token, and one for each longer chunk.
+"""How a step becomes calls of the network.
+
+All sequences with one token share a decode call; each longer chunk has a prefill call.
 
 Owns the split, the inputs of each call and where its logits lie. Pure: no device, no compiler.
 """
@@ -12,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.protocol import Int32Array, StepBatch
-
-#: The network's inputs beside the caches, in the order in which they lie in the upload.
-INPUTS = ("token_ids", "position_ids", "past_lens", "context_lens", "logit_rows")
+from trident_backend.engine.tensorrt.names import CONTEXT_LENS, LOGIT_ROWS, PAST_LENS, POSITION_IDS, TOKEN_IDS
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class NetworkCall:
 
     Args:
         inputs: int32, by name: `token_ids` and `position_ids` `[B, Q]`, `past_lens` and `context_lens` `[B]`,
-            `logit_rows` `[N]`, places on the flattened axis B * Q; at least one, as a network has no empty output.
+            `logit_rows` `[N]`, indices on the flattened axis B * Q; at least one, as a network has no empty output.
         first_slot: the slot of the first sequence.
-        first_row: where the first of the rows lies in the logits' buffer.
-        num_rows: how many of them are wanted; the others are written, and overwritten by the next call.
+        first_row: index of the first of the rows in the logits' buffer.
+        num_rows: how many of the rows are wanted; the others are written, and overwritten by the next call.
     """
 
     inputs: dict[str, Int32Array]
@@ -37,65 +37,65 @@ class NetworkCall:
     @property
     def shape(self) -> tuple[int, int]:
         """B and Q."""
-        num_seqs, num_tokens = self.inputs["token_ids"].shape
+        num_seqs, num_tokens = self.inputs[TOKEN_IDS].shape
         return num_seqs, num_tokens
 
 
 @dataclass(frozen=True)
 class StepCalls:
-    """The calls of one step, in their order.
+    """The calls of one step, in order.
 
     Args:
-        generation: of all sequences with one token, if there are any.
-        contexts: of each other.
-        buffer_rows: int32 `[R]`, where each row that the step wants lies in the logits' buffer.
+        decode: the call of all sequences with one token, if there are any.
+        prefills: a call for each other sequence.
+        buffer_rows: int32 `[R]`, the index in the logits' buffer of each row that the step wants.
     """
 
-    generation: NetworkCall | None
-    contexts: tuple[NetworkCall, ...]
+    decode: NetworkCall | None
+    prefills: tuple[NetworkCall, ...]
     buffer_rows: Int32Array
 
 
 def split(batch: StepBatch, slot_len: int, padded: Callable[[int], int]) -> StepCalls:
-    """Divide a step.
+    """Divide a step into calls.
 
     Args:
         batch: sequences whose block table is one slot; no row of logits is wanted twice.
         slot_len: positions in a slot; the last is scratch.
-        padded: the number of slots that a generation call takes where so many would do.
+        padded: the number of slots that a decode call takes where so many would do.
     """
     lens = np.diff(batch.subsequence_begins)
     assert (np.diff(batch.block_indices_begins) == 1).all(), "a sequence has one slot"
     owners = np.searchsorted(batch.subsequence_begins, batch.logit_rows, side="right") - 1
     buffer_rows = np.empty(len(owners), np.int32)
-    generation = None
+    decode = None
     num_rows = 0
     if (lens == 1).any():
         mine = (lens == 1)[owners]
-        generation = _generation(batch, lens == 1, owners[mine], slot_len, padded)
-        num_rows = generation.num_rows
+        decode = _decode(batch, lens == 1, owners[mine], slot_len, padded)
+        num_rows = decode.num_rows
         buffer_rows[mine] = np.arange(num_rows)
-    contexts = []
-    for place in np.flatnonzero(lens > 1):
-        mine = owners == place
-        contexts.append(_context(batch, int(place), batch.logit_rows[mine], num_rows))
-        buffer_rows[mine] = num_rows + np.arange(contexts[-1].num_rows)
-        num_rows += contexts[-1].num_rows
-    return StepCalls(generation, tuple(contexts), buffer_rows)
+    prefills = []
+    for index in np.flatnonzero(lens > 1):
+        mine = owners == index
+        prefills.append(_prefill(batch, int(index), batch.logit_rows[mine], num_rows))
+        buffer_rows[mine] = num_rows + np.arange(prefills[-1].num_rows)
+        num_rows += prefills[-1].num_rows
+    return StepCalls(decode, tuple(prefills), buffer_rows)
 
 
 def idle_inputs(num_seqs: int, slot_len: int) -> dict[str, Int32Array]:
-    """A generation call that computes nothing: each slot's write goes to its scratch, which nobody reads."""
+    """Return the inputs of a decode call that computes nothing: each slot's write goes to its scratch position."""
     return {
-        "token_ids": np.zeros((num_seqs, 1), np.int32),
-        "position_ids": np.zeros((num_seqs, 1), np.int32),
-        "past_lens": np.full(num_seqs, slot_len - 1, np.int32),
-        "context_lens": np.ones(num_seqs, np.int32),
-        "logit_rows": np.zeros(num_seqs, np.int32),
+        TOKEN_IDS: np.zeros((num_seqs, 1), np.int32),
+        POSITION_IDS: np.zeros((num_seqs, 1), np.int32),
+        PAST_LENS: np.full(num_seqs, slot_len - 1, np.int32),
+        CONTEXT_LENS: np.ones(num_seqs, np.int32),
+        LOGIT_ROWS: np.zeros(num_seqs, np.int32),
     }
 
 
-def _generation(
+def _decode(
     batch: StepBatch,
     single: npt.NDArray[np.bool_],
     owners: npt.NDArray[np.intp],
@@ -103,24 +103,24 @@ def _generation(
     padded: Callable[[int], int],
 ) -> NetworkCall:
     slots = batch.block_indices
-    mine, places = slots[single], batch.subsequence_begins[:-1][single]
+    mine, indices = slots[single], batch.subsequence_begins[:-1][single]
     inputs = idle_inputs(padded(int(mine.max()) + 1), slot_len)
-    inputs["token_ids"][mine, 0] = batch.token_ids[places]
-    inputs["position_ids"][mine, 0] = batch.position_ids[places]
-    inputs["past_lens"][mine] = batch.past_lens[single]
-    inputs["context_lens"][mine] = batch.past_lens[single] + 1
-    inputs["logit_rows"][: len(owners)] = slots[owners]
+    inputs[TOKEN_IDS][mine, 0] = batch.token_ids[indices]
+    inputs[POSITION_IDS][mine, 0] = batch.position_ids[indices]
+    inputs[PAST_LENS][mine] = batch.past_lens[single]
+    inputs[CONTEXT_LENS][mine] = batch.past_lens[single] + 1
+    inputs[LOGIT_ROWS][: len(owners)] = slots[owners]
     return NetworkCall(inputs, 0, 0, len(owners))
 
 
-def _context(batch: StepBatch, place: int, rows: Int32Array, first_row: int) -> NetworkCall:
-    begin, end = (int(bound) for bound in batch.subsequence_begins[place : place + 2])
-    past_len = batch.past_lens[place : place + 1]
+def _prefill(batch: StepBatch, index: int, rows: Int32Array, first_row: int) -> NetworkCall:
+    begin, end = (int(bound) for bound in batch.subsequence_begins[index : index + 2])
+    past_len = batch.past_lens[index : index + 1]
     inputs = {
-        "token_ids": batch.token_ids[None, begin:end],
-        "position_ids": batch.position_ids[None, begin:end],
-        "past_lens": past_len,
-        "context_lens": past_len + np.int32(end - begin),
-        "logit_rows": rows - np.int32(begin) if len(rows) else np.zeros(1, np.int32),
+        TOKEN_IDS: batch.token_ids[None, begin:end],
+        POSITION_IDS: batch.position_ids[None, begin:end],
+        PAST_LENS: past_len,
+        CONTEXT_LENS: past_len + np.int32(end - begin),
+        LOGIT_ROWS: rows - np.int32(begin) if len(rows) else np.zeros(1, np.int32),
     }
-    return NetworkCall(inputs, int(batch.block_indices[place]), first_row, len(rows))
+    return NetworkCall(inputs, int(batch.block_indices[index]), first_row, len(rows))
