@@ -36,7 +36,7 @@ from trident_backend.sequences.guide import MASK_WORD, Guide, Masks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint" / "tokenizer.json"
 _NAME = {"type": "string", "maxLength": 20}

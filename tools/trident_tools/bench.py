@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.bench_report import Outcome, render_json, stage_notes, stage_table, summary_table
 from trident_tools.load.distributions import Distribution, parse_distribution
-from trident_tools.load.files import output_file, replace_file
+from trident_tools.load.load_plan import LoadPlan
 from trident_tools.load.loads import ClosedLoop, Load, OpenLoop, Timing
 from trident_tools.load.objectives import parse_objective
-from trident_tools.load.options import field, list_of, number_from_zero, positive_number, read_by, whole_number
+from trident_tools.load.option_values import field, list_of, number_from_zero, positive_number, read_by, whole_number
+from trident_tools.load.output_files import output_file, replace_file
 from trident_tools.load.page import render_page
-from trident_tools.load.plan import LoadPlan
 from trident_tools.load.prompts import PromptPlan, read_prompts
-from trident_tools.load.report import Outcome, render_json, stage_notes, stage_table, summary_table
-from trident_tools.load.service import DEFAULT_URLS, Target
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import Figures
-from trident_tools.load.texts import open_tokenizer
+from trident_tools.load.target import DEFAULT_URLS, Target
+from trident_tools.load.text_maker import open_tokenizer
 
 if TYPE_CHECKING:
     from trident_tools.load.session import Session

@@ -19,7 +19,7 @@ from tests.preprocessing.chat.templates import CHATML, HEADERS, TOOLS
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.chat.chat import ChatTemplate
+from trident_preprocessing.chat.chat_template import ChatTemplate
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.prompt_tokenizer import PromptTokenizer, load_tokenizer
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trident_tools.load.bench_report import Outcome, render_json, stage_table, summary_table
 from trident_tools.load.charts import Line, make_chart, steps
+from trident_tools.load.client_records import RequestRecord, Stream, error_kind
 from trident_tools.load.loads import ClosedLoop, Load, OpenLoop
 from trident_tools.load.objectives import parse_objective
 from trident_tools.load.page import render_page
-from trident_tools.load.progress import recent
-from trident_tools.load.records import RequestRecord, Stream, error_kind
-from trident_tools.load.report import Outcome, render_json, stage_table, summary_table
+from trident_tools.load.stage_progress import recent
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import Figures, Window, measure
 

@@ -11,9 +11,9 @@ import pytest
 
 from trident_backend.sequences.step_time import StepTime
 from trident_ensemble.contract.errors import ConfigError
+from trident_tools.load.bench_report import Outcome, render_json
+from trident_tools.load.client_records import RequestRecord
 from trident_tools.load.loads import ClosedLoop
-from trident_tools.load.records import RequestRecord
-from trident_tools.load.report import Outcome, render_json
 from trident_tools.load.scrape import difference, parse_page
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import Window, measure

@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from trident_ensemble.contract import layout, tensors
+from trident_tools.load.client_records import Stream
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 
 def open_service(target: Target) -> GenerateStreamService:

@@ -21,9 +21,9 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.client_records import Stream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 _LIVE_TIMEOUT_S = 5.0
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trident_tools.load.records import RequestRecord
+from trident_tools.load.client_records import RequestRecord
 
 #: Metric -> its value of a request, in seconds; None where it has none, which meets every objective.
 _LATENCIES: dict[str, Callable[[RequestRecord], float | None]] = {

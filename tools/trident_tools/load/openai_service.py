@@ -10,10 +10,10 @@ import time
 from typing import Any
 
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.client_records import Stream
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 _DONE = b"[DONE]"
 

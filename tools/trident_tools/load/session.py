@@ -15,16 +15,16 @@ import gevent
 import gevent.event
 import numpy as np
 
+from trident_tools.load.load_plan import LoadPlan
 from trident_tools.load.loads import Load
-from trident_tools.load.plan import LoadPlan
-from trident_tools.load.progress import Progress
 from trident_tools.load.prompts import make_prompts
 from trident_tools.load.scrape import read_page
-from trident_tools.load.service import open_service
 from trident_tools.load.stage import StageRunner
+from trident_tools.load.stage_progress import Progress
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import Figures, measure
-from trident_tools.load.texts import TextMaker
+from trident_tools.load.target import open_service
+from trident_tools.load.text_maker import TextMaker
 
 _METRICS_PORT = 8002
 

@@ -18,14 +18,14 @@ import numpy as np
 from locust.env import Environment
 from locust.runners import LocalRunner
 
+from trident_tools.load.client_records import UNFINISHED
 from trident_tools.load.loads import ClosedLoop, Load, Timing
-from trident_tools.load.progress import Progress, all_streams, recent
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import UNFINISHED
 from trident_tools.load.scrape import Snapshot, difference, read_page
-from trident_tools.load.service import Service
+from trident_tools.load.stage_progress import Progress, all_streams, recent
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import Window
+from trident_tools.load.target import Service
 from trident_tools.load.users import Sender, closed_loop_user, open_loop_user
 
 

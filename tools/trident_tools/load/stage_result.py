@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trident_tools.load.client_records import RequestRecord
 from trident_tools.load.loads import Load
-from trident_tools.load.records import RequestRecord
 from trident_tools.load.statistics import Window
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trident_tools.load.client_records import RequestRecord, error_kind
 from trident_tools.load.objectives import Objective, num_good
-from trident_tools.load.records import RequestRecord, error_kind
 
 #: Every distribution's name and unit, in the order of a report.
 DISTRIBUTIONS: Mapping[str, str] = {

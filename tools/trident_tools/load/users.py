@@ -16,9 +16,9 @@ import numpy as np
 from locust import User, constant, task
 from locust.exception import StopUser
 
+from trident_tools.load.client_records import UNFINISHED, RequestRecord, Stream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import UNFINISHED, RequestRecord, Stream
-from trident_tools.load.service import Client, FailedRequestError, Service
+from trident_tools.load.target import Client, FailedRequestError, Service
 
 #: A user whose request failed sends the next one so many seconds later.
 RETRY_SECONDS = 1.0

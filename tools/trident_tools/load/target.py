@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from trident_tools.load.client_records import Stream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
 
 #: Protocol -> where its server listens by default.
 DEFAULT_URLS: Mapping[str, str] = {

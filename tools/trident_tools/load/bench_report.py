@@ -26,8 +26,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trident_tools.load.client_records import RequestRecord
 from trident_tools.load.loads import ClosedLoop
-from trident_tools.load.records import RequestRecord
 from trident_tools.load.stage_result import StageResult
 from trident_tools.load.statistics import DISTRIBUTIONS, PERCENTILES, Figures, Summary
 

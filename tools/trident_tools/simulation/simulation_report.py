@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trident_ensemble.contract.errors import TridentError
-from trident_tools.load.files import replace_file
 from trident_tools.load.loads import ClosedLoop, Load
+from trident_tools.load.output_files import replace_file
 from trident_tools.simulation.figures import Figures, Spread
 
 

@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from trident_tools.load.records import Stream
+from trident_tools.load.client_records import Stream
 
 
 @dataclass(frozen=True)
