@@ -19,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_backend.engine.factory import load_engine
-from trident_backend.guided.compiler import GuideCompiler
+from trident_backend.guided.compiler import GrammarCompiler
 from trident_backend.metrics.gauges import CoreMetrics
 from trident_backend.metrics.instruments import Labels
 from trident_backend.requests.request import RequestContext, check_parameters
@@ -67,7 +67,7 @@ class TritonPythonModel:
             RequestContext(engine.spec, manifest.generation, stop_strings, special),
             anchors,
             settings,
-            guides=GuideCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),
+            guides=GrammarCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),
             notice=DrainNotice.from_environment(os.environ),
             on_fatal=_exit,
         )

@@ -31,7 +31,7 @@ from trident_tools.load.output_files import output_file, replace_file
 from trident_tools.load.page import render_page
 from trident_tools.load.prompts import PromptPlan, read_prompts
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Figures
+from trident_tools.load.statistics import StageFigures
 from trident_tools.load.target import DEFAULT_URLS, Target
 from trident_tools.load.text_maker import open_tokenizer
 
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     tables = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     messages = Console(stderr=True, quiet=args.quiet, highlight=False, soft_wrap=True, markup=False)
 
-    def ends(result: StageResult, figures: Figures) -> None:
+    def ends(result: StageResult, figures: StageFigures) -> None:
         if not args.quiet:
             tables.print(stage_table(result, figures))
         for note in stage_notes(result, figures):
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     raise ServerError(_nothing_answered(stages))
 
 
-def _nothing_answered(stages: tuple[tuple[StageResult, Figures], ...]) -> str:
+def _nothing_answered(stages: tuple[tuple[StageResult, StageFigures], ...]) -> str:
     errors = sum((Counter(figures.errors) for _, figures in stages), Counter())
     if not errors:
         return "no request began in the seconds that were measured, in any stage; raise --duration"
@@ -192,7 +192,7 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
     )
 
 
-def _notes(notes: list[str], stages: tuple[tuple[StageResult, Figures], ...]) -> tuple[str, ...]:
+def _notes(notes: list[str], stages: tuple[tuple[StageResult, StageFigures], ...]) -> tuple[str, ...]:
     return (*notes, *(note for stage in stages for note in stage_notes(*stage)))
 
 

@@ -22,7 +22,7 @@ from trident_tools.load.option_values import list_of, number_from_zero, positive
 from trident_tools.load.output_files import output_file
 from trident_tools.simulation.command_line import configuration, make_scenarios
 from trident_tools.simulation.deployments import DEFAULT_BLOCK_SIZE
-from trident_tools.simulation.figures import Figures, figures
+from trident_tools.simulation.figures import SimulatedFigures, figures
 from trident_tools.simulation.hardware import GPUS, Efficiency
 from trident_tools.simulation.model_shape import KV_BYTES, WEIGHT_BITS
 from trident_tools.simulation.runner import run_scenarios
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     if args.requests is None and args.duration is None:
         args.requests = _DEFAULT_NUM_REQUESTS
     scenarios = make_scenarios(args)
-    rows: list[tuple[Load, Figures]] = []
+    rows: list[tuple[Load, SimulatedFigures]] = []
     status = 0
     progress = Console(stderr=True, quiet=args.quiet, highlight=False)
     try:

@@ -143,7 +143,7 @@ class _Texts:
         raise AssertionError("only grammars that force tokens ask for this")
 
 
-class GuideCompiler:
+class GrammarCompiler:
     """Compiles the guides of one engine's requests, and keeps those that were used last.
 
     Args:

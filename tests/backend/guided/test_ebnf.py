@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tests.fakes.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
-from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler, TokenizerInfo, max_items
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, TokenizerInfo, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import Vocabulary
@@ -80,14 +80,16 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_what_is_written_is_of_the_language(guides: GuideCompiler, tokenizer: Tokenizer, name: str, seed: int) -> None:
+def test_what_is_written_is_of_the_language(
+    guides: GrammarCompiler, tokenizer: Tokenizer, name: str, seed: int
+) -> None:
     grammar, recognizes, _ = GRAMMARS[name]
     token_ids, has_ended = write(
         guides.compile("ebnf_grammar", grammar).start(frozenset({NO_TEXT})), seeded(seed), most=60
@@ -99,7 +101,7 @@ def test_what_is_written_is_of_the_language(guides: GuideCompiler, tokenizer: To
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
-    guides: GuideCompiler, tokenizer: Tokenizer, name: str, data: st.DataObject
+    guides: GrammarCompiler, tokenizer: Tokenizer, name: str, data: st.DataObject
 ) -> None:
     grammar, recognizes, letters = GRAMMARS[name]
     text = data.draw(st.text(letters, max_size=9))
@@ -123,7 +125,7 @@ def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_grammar_without_recursion_is_an_expression(
-    guides: GuideCompiler, tokenizer: Tokenizer, grammar: str, expression: str, data: st.DataObject
+    guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, expression: str, data: st.DataObject
 ) -> None:
     compiled = guides.compile("ebnf_grammar", grammar)
     text = data.draw(st.one_of(st.from_regex(expression, fullmatch=True), st.text('aAbcdé]\\"-x^\n,+', max_size=4)))
@@ -164,7 +166,9 @@ def test_a_grammar_without_recursion_is_an_expression(
         ),
     ],
 )
-def test_a_text_that_is_no_grammar_is_refused_with_its_place(guides: GuideCompiler, grammar: str, problem: str) -> None:
+def test_a_text_that_is_no_grammar_is_refused_with_its_place(
+    guides: GrammarCompiler, grammar: str, problem: str
+) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile("ebnf_grammar", grammar or " ")
     assert problem in caught.value.problem
@@ -206,7 +210,7 @@ def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     ids=["json", "sums", "left-recursive list", "repeated"],
 )
 def test_long_texts_of_ordinary_grammars_are_followed(
-    guides: GuideCompiler, tokenizer: Tokenizer, grammar: str, text: str
+    guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, text: str
 ) -> None:
     assert accepts(tokenizer, guides.compile("ebnf_grammar", grammar), text)
 

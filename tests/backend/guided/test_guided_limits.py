@@ -21,7 +21,7 @@ from tests.fakes.guides import (
 )
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import compiler as compiler_module
-from trident_backend.guided.compiler import GuideCompiler, TokenizerInfo
+from trident_backend.guided.compiler import GrammarCompiler, TokenizerInfo
 from trident_ensemble.contract.errors import RequestError
 
 
@@ -31,7 +31,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
@@ -145,7 +145,7 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_its_reason(
-    guides: GuideCompiler, kind: str, guide: str, field: str, problem: str
+    guides: GrammarCompiler, kind: str, guide: str, field: str, problem: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile(kind, guide)
@@ -154,7 +154,7 @@ def test_what_cannot_be_followed_is_refused_with_its_reason(
     assert len(caught.value.problem) < 600
 
 
-def test_a_schema_cannot_turn_its_own_checks_off(guides: GuideCompiler) -> None:
+def test_a_schema_cannot_turn_its_own_checks_off(guides: GrammarCompiler) -> None:
     with pytest.raises(RequestError, match="uniqueItems"):
         guides.compile("json_schema", '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}')
 
@@ -178,7 +178,7 @@ def test_a_schema_cannot_turn_its_own_checks_off(guides: GuideCompiler) -> None:
         ("ebnf_grammar", 'root ::= (("x"{0,10000} "y"){0,10000} root?){0,10000}'),
     ],
 )
-def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GuideCompiler, kind: str, guide: str) -> None:
+def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GrammarCompiler, kind: str, guide: str) -> None:
     try:
         hostile = guides.compile(kind, guide).start(frozenset({NO_TEXT}))
     except RequestError:
@@ -192,7 +192,7 @@ def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GuideCompiler, ki
 
 
 def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
-    guides: GuideCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    guides: GrammarCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
     guide = guides.compile("ebnf_grammar", 'root ::= "a" root | "b"').start(frozenset({NO_TEXT}))
@@ -214,7 +214,7 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
 
 
 def test_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
-    guides: GuideCompiler, tokenizer: Tokenizer
+    guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "[^\n]{0,20000}").start(frozenset({NO_TEXT}))
     letters = encode(tokenizer, "abcdefgh")
