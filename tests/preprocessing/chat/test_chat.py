@@ -213,7 +213,7 @@ def test_what_goes_with_messages_alone(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["tools", "chat_template_kwargs"])
 def test_chat_inputs_are_texts_of_a_bounded_size(name: str) -> None:
-    for value, problem in ((b"\xff", "not valid UTF-8"), (b" " * 10_000_000, "10000000 bytes are more than")):
+    for value, problem in ((b"\xff", "is not valid UTF-8"), (b" " * 10_000_000, "10000000 bytes are more than")):
         fields: dict[str, Any] = {"messages": json.dumps(CONVERSATION).encode(), name: value}
         with pytest.raises(RequestError, match=f"^{name}: {problem}"):
             PromptTokenizer(reference(TOOLS), 64).encode(PromptRequest(**fields))
