@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from tests.fakes.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
-from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, TokenizerInfo, max_items
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
-from trident_backend.guided.vocabulary import Vocabulary
+from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary
 from trident_ensemble.contract.errors import RequestError
 
 BALANCED = 'root ::= ("(" root ")" | "[" root "]")*'
@@ -139,13 +139,13 @@ def test_a_grammar_without_recursion_is_an_expression(
     [
         ("", "no rule named root"),
         ('x ::= "a"', "no rule named root"),
-        ('root ::= "a"\nroot ::= "b"', "line 2: the rule root stands twice"),
+        ('root ::= "a"\nroot ::= "b"', "line 2: the rule root is defined twice"),
         ("root ::= x", "no rule named x"),
         ('root ::= "a', "line 1: nothing begins with"),
         ('root ::=\n ("a"', "line 2: expected ), not 'the end'"),
         ('root ::= "a" ) "b"', "line 1: expected a rule (name ::=), not ')'"),
         (r'root ::= "\q"', r"line 1: \q is an unknown escape"),
-        (r'root ::= "\ud800"', r"\ud800 is no character"),
+        (r'root ::= "\ud800"', r"\ud800 is not a character"),
         ("root ::= []", "the class [] is empty"),
         ("root ::= [z-a]", "invalid"),
         ('root ::= "a"{3,2}', "the wrong way round"),
@@ -156,7 +156,7 @@ def test_a_grammar_without_recursion_is_an_expression(
         ("start: /a/", "line 1: nothing begins with"),
         ("root ::= <[3]>", "nothing begins with"),
         ('root ::= root "a"', "allows no text"),
-        ('root ::= "a"' + "?" * 5000, "line 1: repeats stand in a row: at most 4"),
+        ('root ::= "a"' + "?" * 5000, "line 1: too many repeats in a row: at most 4"),
         (
             "root ::= "
             + " | ".join(f"a{i}" for i in range(100))
@@ -188,11 +188,11 @@ ws ::= " "? | "\n" [ \t]{0,20}
 
 def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     texts = [letter * length for letter in (bytes([code]) for code in range(97, 123)) for length in range(1, 101)]
-    alphabet = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
+    tokenizer_info = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
     for grammar in AMBIGUOUS:
         with pytest.raises(RequestError, match="costs too much"):
             CompiledGrammar(
-                alphabet,
+                tokenizer_info,
                 lark_grammar("ebnf_grammar", grammar),
                 max_items("ebnf_grammar"),
                 GuideMemory(1 << 30).take,

@@ -23,10 +23,10 @@ from tests.fakes.guides import (
     write,
 )
 from tests.tokenizer_zoo import tokenizer_of
-from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, TokenizerInfo
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
-from trident_backend.guided.vocabulary import Vocabulary
+from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +199,12 @@ def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
 @pytest.mark.parametrize("end_ids", [frozenset(), frozenset({2})])
 def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
     texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
-    alphabet = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
+    tokenizer_info = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
     grammar = CompiledGrammar(
-        alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000, GuideMemory(1 << 30).take
+        tokenizer_info,
+        lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])),
+        10_000,
+        GuideMemory(1 << 30).take,
     )
     ended, open_ended = grammar.start(end_ids), grammar.start(end_ids)
     ended.advance(ord("a"))

@@ -21,7 +21,8 @@ from tests.fakes.guides import (
 )
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import compiler as compiler_module
-from trident_backend.guided.compiler import GrammarCompiler, TokenizerInfo
+from trident_backend.guided.compiler import GrammarCompiler
+from trident_backend.guided.vocabulary import TokenizerInfo
 from trident_ensemble.contract.errors import RequestError
 
 
@@ -86,17 +87,17 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
         assert set(letters.values()) <= allowed(victim, (letters["a"], letters["a"]))[2]
         victim.advance(letters["b"])
     assert not greedy.is_finished
-    renewed: list[str] = []
-    renew = TokenizerInfo.matcher
+    recompiled: list[str] = []
+    new_matcher = TokenizerInfo.matcher
 
-    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
-        renewed.append(text)
-        return renew(alphabet, text, max_items, max_states)
+    def counted(tokenizer_info: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
+        recompiled.append(text)
+        return new_matcher(tokenizer_info, text, max_items, max_states)
 
     monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(5):
         assert set(letters.values()) <= allowed(grammar.start(frozenset({NO_TEXT})))[0]
-    assert len(renewed) == 1
+    assert len(recompiled) == 1
 
 
 def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
@@ -118,20 +119,20 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
 @pytest.mark.parametrize(
     ("kind", "guide", "field", "problem"),
     [
-        ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not among those that are known"),
+        ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not one of the known types"),
         ("", "a", "guided_decoding_guide_type", "known: json, json_schema, regex, choice, ebnf_grammar"),
         ("regex", "", "guided_decoding_guide", "is missing or empty"),
         ("regex", "x" * 70_000, "guided_decoding_guide", "70000 bytes are too many: at most 65536"),
         ("regex", "[a", "guided_decoding_guide", "unclosed character class"),
         ("regex", "(?=a)b", "guided_decoding_guide", "look-around"),
         ("regex", "a\\", "guided_decoding_guide", "ends in a single backslash"),
-        ("regex", "\ud800", "guided_decoding_guide", "is no text"),
+        ("regex", "\ud800", "guided_decoding_guide", "is not valid text"),
         ("regex", "a*&&[^\\s\\S]", "guided_decoding_guide", "allows no text"),
         ("choice", '"yes"', "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", "[]", "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", '["a", 1]', "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", '[""]', "guided_decoding_guide", "allows no text"),
-        ("choice", '["\\ud800"]', "guided_decoding_guide", "is no text"),
+        ("choice", '["\\ud800"]', "guided_decoding_guide", "is not valid text"),
         ("choice", "[" * 60_000, "guided_decoding_guide", "nested too deeply"),
         ("json_schema", "{", "guided_decoding_guide", "is not valid JSON"),
         ("json_schema", '{"const": NaN}', "guided_decoding_guide", "NaN is not valid JSON"),
@@ -197,11 +198,11 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
     (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
     guide = guides.compile("ebnf_grammar", 'root ::= "a" root | "b"').start(frozenset({NO_TEXT}))
     compiled: list[str] = []
-    renew = TokenizerInfo.matcher
+    new_matcher = TokenizerInfo.matcher
 
-    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
+    def counted(tokenizer_info: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
         compiled.append(text)
-        return renew(alphabet, text, max_items, max_states)
+        return new_matcher(tokenizer_info, text, max_items, max_states)
 
     monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(2500):

@@ -188,7 +188,7 @@ def test_blanks_between_parts_come_to_an_end(guides: GrammarCompiler, tokenizer:
         ({"type": "object", "minProperties": 2}, "minProperties: more than 1"),
         (
             {"items": {"properties": {f"n{i}": {} for i in range(401)}}},
-            "properties: 401 names in one place that are not",
+            "properties: 401 optional names in one object are too many",
         ),
         (
             {"allOf": [{"properties": {f"n{i}": {} for i in part}} for part in (range(300), range(300, 600))]},
@@ -247,17 +247,17 @@ def test_openais_wrappers_are_taken_for_their_schema(
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({"name": "answer", "parameters": ANY}, "#: is no JSON schema: name, parameters would allow every output"),
-        ({"name": "answer", "description": "text", "input_schema": ANY}, "is no JSON schema"),
-        ({"name": "answer", "strict": "yes", "schema": ANY}, "is no JSON schema"),
+        ({"name": "answer", "parameters": ANY}, "#: is not a JSON schema: name, parameters would allow every output"),
+        ({"name": "answer", "description": "text", "input_schema": ANY}, "is not a JSON schema"),
+        ({"name": "answer", "strict": "yes", "schema": ANY}, "is not a JSON schema"),
         ({"name": "answer", "schema": "x"}, "#/schema: must be a JSON schema"),
         ({"name": "answer", "schema": None}, "#/schema: must be a JSON schema"),
         ({"type": "json_schema"}, "#/json_schema: must be an object with a schema"),
         ({"type": "json_schema", "json_schema": ANY}, "#/json_schema: must be an object with a schema"),
         ({"type": "json_object"}, "#/type: must be one of string, number"),
-        ({"response_format": {"type": "json_schema"}}, "is no JSON schema"),
-        ({"schema": {"schema": ANY}}, "#/schema: is no JSON schema"),
-        ({"type": "object", "properties": {"x": {"typ": "integer"}}}, "#/properties/x: is no JSON schema: typ"),
+        ({"response_format": {"type": "json_schema"}}, "is not a JSON schema"),
+        ({"schema": {"schema": ANY}}, "#/schema: is not a JSON schema"),
+        ({"type": "object", "properties": {"x": {"typ": "integer"}}}, "#/properties/x: is not a JSON schema: typ"),
         ({"name": "a", "schema": {"type": "object", "properties": {"a": {"not": {}}}}}, "#/schema/properties/a/not: "),
         ({"type": "json_schema", "json_schema": {"schema": {"if": {"type": "null"}, "then": False}}}, "/schema/if: "),
         (False, "false allows no output"),
