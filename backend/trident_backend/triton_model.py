@@ -19,14 +19,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_backend.engine.factory import load_engine
-from trident_backend.guided.compiler import GuideCompiler
+from trident_backend.guided.compiler import GrammarCompiler
 from trident_backend.metrics.gauges import CoreMetrics
 from trident_backend.metrics.instruments import Labels
-from trident_backend.requests.request import RequestContext, check_parameters
+from trident_backend.requests.request import RequestContext
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_backend.serving.responses import Response
 from trident_backend.serving.service import CoreService
 from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.client_input import check_parameters
 from trident_ensemble.contract.errors import ConfigError, RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.contract.failures import internal_error, log_failure
 from trident_ensemble.contract.settings import CoreSettings, parse_parameters
@@ -67,7 +68,7 @@ class TritonPythonModel:
             RequestContext(engine.spec, manifest.generation, stop_strings, special),
             anchors,
             settings,
-            guides=GuideCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),
+            guides=GrammarCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),
             notice=DrainNotice.from_environment(os.environ),
             on_fatal=_exit,
         )
@@ -106,7 +107,7 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> dict[str, Any]:
         try:
-            check_parameters(json.loads(request.parameters() or "{}"))
+            check_parameters(json.loads(request.parameters() or "{}"), tensors.CORE_INPUTS)
             return dict(_field(tensor, self._service.spec.max_seq_len) for tensor in request.inputs())
         except RequestError:
             self._service.refused()

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.client_input import check_size, decode_text
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import read_manifest
-from trident_preprocessing.chat.chat import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
+from trident_preprocessing.chat.chat_template import ChatTemplate, refuse_chat_inputs, refuse_text_inputs
 from trident_preprocessing.chat.template_profile import TemplateProfile, read_profiles
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.texts import check_size, decode_text
 from trident_preprocessing.tokens.bad_words import BadWords
 from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
 from trident_preprocessing.tokens.token_bound import has_more_tokens

@@ -18,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.client_input import check_parameters
 from trident_ensemble.contract.errors import RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.contract.failures import internal_error
 from trident_ensemble.contract.settings import TextSettings, parse_parameters
@@ -53,7 +54,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                _check_parameters(json.loads(request.parameters() or "{}"))
+                check_parameters(json.loads(request.parameters() or "{}"), tensors.ENSEMBLE_INPUTS)
                 values = _read(request)
                 lane = Lane.CHATS if tensors.MESSAGES.name in values else Lane.PROMPTS
                 self._lanes.put(lane, _num_bytes(values), partial(self._answer, sender, values))
@@ -94,14 +95,6 @@ class TritonPythonModel:
         bad_words = self._tokenizer.bad_words.token_ids(values.get(tensors.BAD_WORDS.name, []))
         prompt = PromptRequest(**{name: value[0] for name, value in values.items() if name in _PROMPT_FIELDS})
         return self._tokenizer.encode(prompt), bad_words
-
-
-def _check_parameters(parameters: dict[str, Any]) -> None:
-    """Refuse what nobody knows: of a misspelt field the generate endpoints make a request parameter."""
-    for name in parameters:
-        if name not in tensors.KNOWN_PARAMETERS:
-            known = ", ".join(spec.name for spec in tensors.ENSEMBLE_INPUTS)
-            raise RequestError(name, f"unknown field; known are {known}")
 
 
 def _read(request: Any) -> dict[str, list[Any]]:

@@ -28,7 +28,7 @@ from trident_backend.serving.responses import Response
 from trident_ensemble.acknowledgements import Acknowledger
 from trident_ensemble.contract.errors import DrainingError, TridentError
 from trident_ensemble.contract.settings import CoreSettings
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 _NUM_RUNNING = 100
 _SECONDS = 1.0

@@ -23,7 +23,7 @@ from tests.scripts import SCRIPTS
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
 from trident_ensemble.text.anchors import anchor_table, context_ids
 from trident_ensemble.text.detokenizer import make_detokenizer
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 FAMILIES = ("byte_level_bpe", "llama_2", "metaspace_bpe", "unigram")
 CHUNKS = (1, 8)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks.commands import work_folder
 from trident_ensemble.contract.digests import file_digests
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 
 def chain(path: Path) -> None:

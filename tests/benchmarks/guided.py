@@ -27,16 +27,16 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.backend.guided.test_json_schemas import SchemaMaker
-from trident_backend.guided.compiler import CompiledGrammar, TokenizerInfo, max_items
+from trident_backend.guided.compiler import CompiledGrammar, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.guided.memory import GuideMemory
-from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
+from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary, read_vocabulary
 from trident_backend.sequences.guide import MASK_WORD, Guide, Masks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint" / "tokenizer.json"
 _NAME = {"type": "string", "maxLength": 20}
@@ -100,11 +100,13 @@ class Llguidance:
     """As Trident uses it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._alphabet = TokenizerInfo(vocabulary)
+        self._tokenizer_info = TokenizerInfo(vocabulary)
         self._end_ids = frozenset({vocabulary.size - 1})
 
     def compile(self, kind: str, text: str) -> Callable[[], Guide]:
-        compiled = CompiledGrammar(self._alphabet, lark_grammar(kind, text), max_items(kind), GuideMemory(1 << 30).take)
+        compiled = CompiledGrammar(
+            self._tokenizer_info, lark_grammar(kind, text), max_items(kind), GuideMemory(1 << 30).take
+        )
         return lambda: compiled.start(self._end_ids)
 
 

@@ -19,7 +19,7 @@ from tests.benchmarks.checkpoint import NUM_LAYERS, make_checkpoint
 from tests.benchmarks.commands import Stage, require_requests, run_trident, work_folder
 from tests.e2e.build import build
 from tests.e2e.server import Server, serve
-from trident_tools.load.options import list_of, number_from_zero, positive_number, whole_number
+from trident_tools.load.option_values import list_of, number_from_zero, positive_number, whole_number
 
 #: Holds every prompt that waits at a time whole: as a server without chunked context computes them.
 WHOLE = 4096

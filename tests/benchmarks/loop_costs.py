@@ -32,7 +32,7 @@ from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
 from trident_backend.sequences.steps import Row, ScheduledChunk, SchedulerOutput
 from trident_ensemble.contract.settings import CoreSettings
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 NUM_SEQS = 100
 BLOCK_SIZE = 32

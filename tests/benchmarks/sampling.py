@@ -39,7 +39,7 @@ from trident_compiler.openvino.compiler import OpenVINOCompiler
 from trident_compiler.planning.machine import this_machine
 from trident_compiler.planning.memory_plan import LimitsRequest, parse_cache_size
 from trident_preprocessing.chat.template_probe import write_template_profiles
-from trident_tools.load.options import positive_number, whole_number
+from trident_tools.load.option_values import positive_number, whole_number
 
 VOCAB_SIZE = 128_256
 NUM_PROMPT_TOKENS = 1000

@@ -34,7 +34,7 @@ from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
-from trident_tools.load.options import whole_number
+from trident_tools.load.option_values import whole_number
 
 Figures = dict[str, float]
 Variant = Callable[[], Figures]

@@ -28,7 +28,7 @@ from tests.checkpoints import make_checkpoint
 from tests.e2e.build import build
 from tests.e2e.clients import make_inputs
 from tests.e2e.server import Server, serve, until
-from trident_tools.load.options import positive_number, whole_number
+from trident_tools.load.option_values import positive_number, whole_number
 
 SAMPLE_EVERY_S = 5.0
 #: Memory is flat when the last quarter's median is no more than this above the second quarter's.

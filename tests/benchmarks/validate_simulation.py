@@ -22,7 +22,7 @@ from tests.benchmarks.commands import Stage, require_requests, run_trident, work
 from tests.e2e.build import build
 from tests.e2e.server import Server, serve
 from trident_tools.load.distributions import parse_distribution
-from trident_tools.load.options import list_of, number_from_zero, positive_number, whole_number
+from trident_tools.load.option_values import list_of, number_from_zero, positive_number, whole_number
 
 _METRICS = ("time_to_first_token", "inter_token_latency", "request_latency")
 _BOUND = 0.2

@@ -16,7 +16,7 @@ from tests.e2e.server import Server
 from tests.fakes.deployment import command
 from trident_tools.load.distributions import parse_distribution
 from trident_tools.load.prompts import PromptPlan, make_prompts
-from trident_tools.load.texts import TextMaker, open_tokenizer
+from trident_tools.load.text_maker import TextMaker, open_tokenizer
 
 INPUT, OUTPUT, PREFIX, SEED = "uniform:20:60", "normal:16:4", 32, 11
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler
 from trident_backend.sequences.guide import Guide
 
 #: More than any tokenizer of the zoo has, and no multiple of 32.
@@ -26,11 +26,11 @@ def seeded(seed: int) -> random.Random:
     return random.Random(seed)  # noqa: S311 (no secrets)
 
 
-def guides_for(tokenizer: Tokenizer, folder: Path, **options: int) -> GuideCompiler:
+def guides_for(tokenizer: Tokenizer, folder: Path, **options: int) -> GrammarCompiler:
     """A compiler for an engine folder with this tokenizer."""
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    return GuideCompiler(folder, VOCAB_SIZE, **options)
+    return GrammarCompiler(folder, VOCAB_SIZE, **options)
 
 
 def allowed(guide: Guide, draft_ids: tuple[int, ...] = ()) -> list[set[int]]:

@@ -56,9 +56,9 @@ def test_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
 
 
 def test_bad_text(prompts: PromptTokenizer) -> None:
-    with pytest.raises(RequestError, match=r"^text_input: not valid UTF-8 \(byte 2\)"):
+    with pytest.raises(RequestError, match=r"^text_input: is not valid UTF-8: invalid start byte at byte 2"):
         prompts.encode(PromptRequest(text_input=b"ab\xff"))
-    with pytest.raises(RequestError, match=r"^messages: not valid UTF-8"):
+    with pytest.raises(RequestError, match=r"^messages: is not valid UTF-8"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "\xe4"}]'))
 
 

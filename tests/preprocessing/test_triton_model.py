@@ -97,7 +97,7 @@ def test_bad_words(model: Any) -> None:
     assert ends.max() == len(ids)
     first = ids[: ends[0]].tolist()
     assert tokenizer_of("llama_2").decode(first) == "three"
-    assert refusal(model, request(text_input=b"a", bad_words=texts(b"a", b"\xff"))).startswith("bad_words: not valid")
+    assert refusal(model, request(text_input=b"a", bad_words=texts(b"a", b"\xff"))).startswith("bad_words: is not")
 
 
 def test_values_come_in_either_shape(model: Any) -> None:

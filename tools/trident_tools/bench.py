@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.bench_report import Outcome, render_json, stage_notes, stage_table, summary_table
 from trident_tools.load.distributions import Distribution, parse_distribution
-from trident_tools.load.files import output_file, replace_file
+from trident_tools.load.load_plan import LoadPlan
 from trident_tools.load.loads import ClosedLoop, Load, OpenLoop, Timing
 from trident_tools.load.objectives import parse_objective
-from trident_tools.load.options import field, list_of, number_from_zero, positive_number, read_by, whole_number
+from trident_tools.load.option_values import field, list_of, number_from_zero, positive_number, read_by, whole_number
+from trident_tools.load.output_files import output_file, replace_file
 from trident_tools.load.page import render_page
-from trident_tools.load.plan import LoadPlan
 from trident_tools.load.prompts import PromptPlan, read_prompts
-from trident_tools.load.report import Outcome, render_json, stage_notes, stage_table, summary_table
-from trident_tools.load.service import DEFAULT_URLS, Target
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Figures
-from trident_tools.load.texts import open_tokenizer
+from trident_tools.load.statistics import StageFigures
+from trident_tools.load.target import DEFAULT_URLS, Target
+from trident_tools.load.text_maker import open_tokenizer
 
 if TYPE_CHECKING:
     from trident_tools.load.session import Session
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     tables = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     messages = Console(stderr=True, quiet=args.quiet, highlight=False, soft_wrap=True, markup=False)
 
-    def ends(result: StageResult, figures: Figures) -> None:
+    def ends(result: StageResult, figures: StageFigures) -> None:
         if not args.quiet:
             tables.print(stage_table(result, figures))
         for note in stage_notes(result, figures):
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     raise ServerError(_nothing_answered(stages))
 
 
-def _nothing_answered(stages: tuple[tuple[StageResult, Figures], ...]) -> str:
+def _nothing_answered(stages: tuple[tuple[StageResult, StageFigures], ...]) -> str:
     errors = sum((Counter(figures.errors) for _, figures in stages), Counter())
     if not errors:
         return "no request began in the seconds that were measured, in any stage; raise --duration"
@@ -192,7 +192,7 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
     )
 
 
-def _notes(notes: list[str], stages: tuple[tuple[StageResult, Figures], ...]) -> tuple[str, ...]:
+def _notes(notes: list[str], stages: tuple[tuple[StageResult, StageFigures], ...]) -> tuple[str, ...]:
     return (*notes, *(note for stage in stages for note in stage_notes(*stage)))
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ServerError
-from trident_tools.chat_client import Answer, ChatClient
+from trident_tools.chat_client import ChatAnswer, ChatClient
 
 _PROMPT = "> "
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -85,7 +85,7 @@ class _Conversation:
     def _answer(self, line: str) -> None:
         """An interrupted answer stays in the conversation as far as it came; a failed question does not."""
         question = {"role": "user", "content": line}
-        answer = Answer()
+        answer = ChatAnswer()
         text = ""
         pieces = self._client.ask([*self._messages, question], answer)
         try:
@@ -104,7 +104,7 @@ class _Conversation:
         _tell(_statistics(answer))
 
 
-def _statistics(answer: Answer) -> str:
+def _statistics(answer: ChatAnswer) -> str:
     parts = [f"{answer.num_tokens} tokens"]
     if answer.first_token_s is not None:
         parts.append(f"first after {answer.first_token_s * 1000:.0f} ms")

@@ -24,7 +24,7 @@ _LIVE_TIMEOUT_S = 5.0
 
 
 @dataclass
-class Answer:
+class ChatAnswer:
     """How an answer went; filled in while its text arrives.
 
     Args:
@@ -65,7 +65,7 @@ class ChatClient:
         if not served:
             raise ServerError(f"{url} does not serve a model {model!r}")
 
-    def ask(self, messages: Sequence[Mapping[str, str]], answer: Answer) -> Generator[str, None, None]:
+    def ask(self, messages: Sequence[Mapping[str, str]], answer: ChatAnswer) -> Generator[str, None, None]:
         """The next answer of a conversation, piece by piece; leaving the iteration early cancels it.
 
         Raises:

@@ -17,16 +17,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from trident_backend.sequences.step_time import StepTime
 from trident_tools.core_options import add_core_options
 from trident_tools.load.distributions import parse_distribution
-from trident_tools.load.files import output_file
 from trident_tools.load.loads import Load
-from trident_tools.load.options import list_of, number_from_zero, positive_number, whole_number
+from trident_tools.load.option_values import list_of, number_from_zero, positive_number, whole_number
+from trident_tools.load.output_files import output_file
 from trident_tools.simulation.command_line import configuration, make_scenarios
 from trident_tools.simulation.deployments import DEFAULT_BLOCK_SIZE
-from trident_tools.simulation.figures import Figures, figures
+from trident_tools.simulation.figures import SimulatedFigures, figures
 from trident_tools.simulation.hardware import GPUS, Efficiency
 from trident_tools.simulation.model_shape import KV_BYTES, WEIGHT_BITS
-from trident_tools.simulation.report import print_tables, write_json
 from trident_tools.simulation.runner import run_scenarios
+from trident_tools.simulation.simulation_report import print_tables, write_json
 from trident_tools.simulation.simulator import Router
 
 _DEFAULT_NUM_REQUESTS = 5000
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
     if args.requests is None and args.duration is None:
         args.requests = _DEFAULT_NUM_REQUESTS
     scenarios = make_scenarios(args)
-    rows: list[tuple[Load, Figures]] = []
+    rows: list[tuple[Load, SimulatedFigures]] = []
     status = 0
     progress = Console(stderr=True, quiet=args.quiet, highlight=False)
     try:

@@ -1,8 +1,8 @@
-"""Guides from what clients ask for.
+"""The compilation of the guides that clients ask for.
 
-Owns the grammars compiled so far, the bounds on what one and all may cost, and llguidance's view of the tokenizer. Used
-by any number of threads at a time; the lock is never held while a grammar is compiled, and llguidance compiles without
-the interpreter's lock.
+Owns the grammars compiled so far, and the bounds on the cost of each and of all together. Any number of threads may use
+it at the same time. Never holds its lock while a grammar is compiled, which llguidance does without the interpreter's
+lock.
 """
 
 from __future__ import annotations
@@ -12,69 +12,67 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 from weakref import WeakSet
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
 
 from trident_backend.guided.grammars import LarkGrammar, bad_guide, lark_grammar
-from trident_backend.guided.lexer import Lexer
-from trident_backend.guided.matcher import STATES_USED_UP, GrammarMatcher
-from trident_backend.guided.memory import GuideMemory, Share
-from trident_backend.guided.vocabulary import Vocabulary, read_vocabulary
+from trident_backend.guided.matcher import STATES_USED_UP, GrammarMatcher, Lexer
+from trident_backend.guided.memory import GuideMemory, Reservation
+from trident_backend.guided.vocabulary import TokenizerInfo, read_vocabulary
 from trident_backend.sequences.guide import Guide
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import CheckpointError, RequestError
 
 
 class CompiledGrammar:
-    """One grammar, ready to be followed by any number of sequences.
+    """One grammar that any number of sequences can follow.
 
-    Its sequences share an automaton that may have few states. If they run out of them, they share a large one; and
-    whoever runs out of that gets one of its own.
+    Its sequences first share a small automaton. When the states of that are used up they share a large one, and a
+    sequence that uses up the large one is given its own.
 
     Args:
-        alphabet: the tokenizer's.
-        grammar: in llguidance's language.
-        max_items: the parser's, for one mask.
-        take: takes memory for so many bytes, or raises `UnavailableError`.
+        tokenizer_info: the tokenizer's vocabulary as llguidance sees it.
+        grammar: the grammar in llguidance's language.
+        max_items: items of the parser's table that one mask may take.
+        take: reserves memory of that many bytes, or raises `UnavailableError`.
 
     Raises:
-        RequestError: the grammar is none, costs too much, or allows no text in this vocabulary.
+        RequestError: the grammar is invalid, costs too much, or allows no text in this vocabulary.
         UnavailableError: there is no memory for it now.
     """
 
     def __init__(
-        self, alphabet: TokenizerInfo, grammar: LarkGrammar, max_items: int, take: Callable[[int], Share]
+        self, tokenizer_info: TokenizerInfo, grammar: LarkGrammar, max_items: int, take: Callable[[int], Reservation]
     ) -> None:
-        self._alphabet = alphabet
+        self._tokenizer_info = tokenizer_info
         self._grammar = grammar
         self._max_items = max_items
         self._take = take
         self._lock = threading.Lock()
-        self._followers: WeakSet[GrammarMatcher] = WeakSet()
-        self._slow_followers: WeakSet[GrammarMatcher] = WeakSet()
+        self._matchers: WeakSet[GrammarMatcher] = WeakSet()
+        self._slow_matchers: WeakSet[GrammarMatcher] = WeakSet()
         self._lexer = self._new_lexer(min(_FEW_LEXER_STATES, _MAX_LEXER_STATES))
         if STATES_USED_UP in str(self._lexer.matcher.get_error() or ""):
             self._lexer = self._new_lexer(_MAX_LEXER_STATES)
         if self._lexer.matcher.is_error():
             raise bad_guide(grammar.located(_problem(self._lexer.matcher), self._problem_with))
-        if not self._follow(self._lexer, frozenset()).allows_any():
+        if not self._matcher(self._lexer, frozenset()).allows_any():
             raise bad_guide("allows no text that the checkpoint's tokens can spell, or costs too much")
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a sequence follows it."""
-        return bool(self._followers)
+        """Whether any sequence follows this grammar."""
+        return bool(self._matchers)
 
     def start(self, end_ids: frozenset[int], *, begins_text: bool = True) -> Guide:
         """Return the guide of a new sequence.
 
         Args:
-            end_ids: tokens that end the text, allowed exactly where it may end. If there are none, nothing is ever
-                forced to end; the guide says when nothing may follow.
-            begins_text: whether the output is decoded without its prompt, so that a tokenizer which strips a space
-                at the beginning of a text strips the output's.
+            end_ids: tokens that end the text; they are allowed exactly where it may end. With none of them nothing
+                forces the text to end, and the guide says when nothing may follow.
+            begins_text: whether the output is decoded without its prompt, so that a tokenizer that strips a space
+                from the beginning of a text strips it from the output.
 
         Raises:
             UnavailableError: there is no memory for it now.
@@ -83,16 +81,21 @@ class CompiledGrammar:
             if self._lexer.num_copies >= _MAX_COPIES:
                 self._lexer = self._new_lexer(self._lexer.max_states)
             lexer = self._lexer
-        return self._follow(lexer, end_ids, begins_text=begins_text)
+        return self._matcher(lexer, end_ids, begins_text=begins_text)
 
-    def _follow(self, lexer: Lexer, end_ids: frozenset[int], *, begins_text: bool = True) -> GrammarMatcher:
-        guide = GrammarMatcher(
-            self._alphabet.vocabulary, lexer, self._renewed, end_ids, self._slow_followers, begins_text=begins_text
+    def _matcher(self, lexer: Lexer, end_ids: frozenset[int], *, begins_text: bool = True) -> GrammarMatcher:
+        matcher = GrammarMatcher(
+            self._tokenizer_info.vocabulary,
+            lexer,
+            self._recompile,
+            end_ids,
+            self._slow_matchers,
+            begins_text=begins_text,
         )
-        self._followers.add(guide)
-        return guide
+        self._matchers.add(matcher)
+        return matcher
 
-    def _renewed(self, used_up: Lexer) -> Lexer:
+    def _recompile(self, used_up: Lexer) -> Lexer:
         """Return an automaton for a sequence whose own has no states left."""
         with self._lock:
             if self._lexer is not used_up and self._lexer.max_states > used_up.max_states:
@@ -100,55 +103,26 @@ class CompiledGrammar:
             if used_up.max_states < _MAX_LEXER_STATES:
                 self._lexer = self._new_lexer(_MAX_LEXER_STATES)
                 return self._lexer
-            # The next one shall share nothing with it either.
+            # No later sequence may share the automaton that is used up.
             self._lexer.num_copies = _MAX_COPIES
         return self._new_lexer(_MAX_LEXER_STATES)
 
     def _new_lexer(self, max_states: int) -> Lexer:
-        share = self._take(max_states * _STATE_BYTES)
-        return Lexer(self._alphabet.matcher(str(self._grammar), self._max_items, max_states), max_states, share)
+        memory = self._take(max_states * _STATE_BYTES)
+        return Lexer(self._tokenizer_info.matcher(str(self._grammar), self._max_items, max_states), max_states, memory)
 
     def _problem_with(self, grammar: LarkGrammar) -> str:
-        return _problem(self._alphabet.matcher(str(grammar), self._max_items, _FEW_LEXER_STATES))
+        return _problem(self._tokenizer_info.matcher(str(grammar), self._max_items, _FEW_LEXER_STATES))
 
 
-class TokenizerInfo:
-    """A vocabulary as llguidance sees it."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._tokenizer = LLTokenizer(cast(TokenizerWrapper, _Texts(vocabulary)))
-
-    def matcher(self, grammar: str, max_items: int, max_states: int) -> LLMatcher:
-        """Return a matcher that shares nothing, at the beginning of the grammar; or one that is an error."""
-        limits = LLParserLimits(max_lexer_states=max_states, step_max_items=max_items, verbose_errors=False)
-        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-
-
-class _Texts:
-    """What llguidance asks of a tokenizer that is not one of its own."""
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.eos_token_id = vocabulary.end_id
-        self.tokens = [*vocabulary.texts]
-        self.tokens[vocabulary.end_id] = b"\xffend"
-        self.special_token_ids: list[int] = []
-
-    def __call__(self, _text: bytes) -> list[int]:
-        raise AssertionError("only grammars that force tokens ask for this")
-
-
-class GuideCompiler:
-    """Compiles the guides of one engine's requests, and keeps those that were used last.
+class GrammarCompiler:
+    """Compiles the guides of one engine's requests, and keeps the grammars that were used last.
 
     Args:
-        engine_folder: holds the tokenizer; it is read when the first guide is asked for.
-        vocab_size: of the network; may be larger than the tokenizer's. The ids beyond are never allowed.
-        max_grammars: how many are kept.
-        max_bytes: what all of them may take, kept or followed; a guide that needs more is refused.
+        engine_folder: the folder of the engine, whose tokenizer is read when the first guide is compiled.
+        vocab_size: width of the network's logits; ids beyond the tokenizer's are never allowed.
+        max_grammars: how many grammars are kept.
+        max_bytes: memory for all grammars that are kept or followed; a guide that needs more is refused.
     """
 
     def __init__(
@@ -160,18 +134,19 @@ class GuideCompiler:
         self.memory = GuideMemory(max_bytes)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-        self._alphabet: TokenizerInfo | None = None
+        self._tokenizer_info: TokenizerInfo | None = None
         self._grammars: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
 
     def compile(self, guide_type: str, guide: str) -> CompiledGrammar:
-        """Return the grammar of a guide; the same one for the same guide while it is kept.
+        """Return the grammar of a guide; equal guides get the same grammar while it is kept.
 
         Args:
             guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-            guide: the schema, expression, JSON list of choices, or grammar; of `json` a schema or nothing.
+            guide: the schema, the expression, the JSON list of choices or the grammar; with `json`, a schema or an
+                empty text.
 
         Raises:
-            RequestError: naming what is wrong with the guide, or that this checkpoint's tokenizer cannot be guided.
+            RequestError: the guide is wrong, or this checkpoint's tokenizer cannot be guided.
             UnavailableError: the guides in use take all the memory that guides may take.
         """
         key = (guide_type, guide if guide.strip() or guide_type != "json" else "")
@@ -188,38 +163,38 @@ class GuideCompiler:
                 self._grammars.popitem(last=False)
         return compiled
 
-    def _take(self, num_bytes: int) -> Share:
+    def _take(self, num_bytes: int) -> Reservation:
         return self.memory.take(num_bytes, self._drop_one)
 
     def _drop_one(self) -> bool:
-        """Drop the grammar that nobody follows and that was asked for the longest time ago."""
+        """Drop the least recently used grammar that no sequence follows; return whether there was one."""
         with self._lock:
             key = next((key for key, grammar in self._grammars.items() if not grammar.is_in_use), None)
             return key is not None and self._grammars.pop(key) is not None
 
     def _read(self) -> TokenizerInfo:
         with self._reading:
-            if self._alphabet is None:
+            if self._tokenizer_info is None:
                 try:
-                    self._alphabet = TokenizerInfo(read_vocabulary(self._tokenizer_file, self._vocab_size))
+                    self._tokenizer_info = TokenizerInfo(read_vocabulary(self._tokenizer_file, self._vocab_size))
                 except CheckpointError as error:
                     raise RequestError(
                         tensors.GUIDE_TYPE.name, f"this checkpoint's tokenizer cannot be guided: {error}"
                     ) from None
-            return self._alphabet
+            return self._tokenizer_info
 
 
 def max_items(guide_type: str) -> int:
-    """How much one mask of such a guide may cost, in items of the parser's table.
+    """Return how many items of the parser's table one mask of such a guide may take.
 
-    A grammar of a client's own may be ambiguous without a bound, and each of its items then costs more than one before.
-    A schema's are cheap, and many where many names are optional.
+    A client's own grammar may be ambiguous without a bound, and each item of it then costs more than the one before.
+    The items of a schema are cheap, and there are many of them where many names are optional.
     """
     return 12_000 if guide_type == "ebnf_grammar" else 200_000
 
 
 def _problem(matcher: LLMatcher) -> str:
-    """The library's message without its quotations of the grammar, which Trident wrote."""
+    """Return the library's message without its quotations of the grammar, which Trident wrote."""
     message = re.split(r"\n +\d+ \| ", str(matcher.get_error()))[0]
     message = re.sub(r"^at \d+\(\d+\): ", "", message)
     kind, _, cause = message.partition("regex parse error:")
@@ -229,12 +204,12 @@ def _problem(matcher: LLMatcher) -> str:
     return message.replace("\n<non-verbose/>", "").strip()[:_MAX_PROBLEM]
 
 
-#: What one state of an automaton takes at most.
+#: Memory that one state of an automaton takes at most.
 _STATE_BYTES = 2 << 10
-#: Of an automaton; the first one of a grammar has few, which ordinary grammars never use up.
+#: States of a large automaton, and of a grammar's first one, which ordinary grammars never use up.
 _MAX_LEXER_STATES = 25_000
 _FEW_LEXER_STATES = 1_000
-#: After so many the lexer's states, which copies share, are given up.
+#: After this many copies a lexer, whose states its copies share, is replaced by a new one.
 _MAX_COPIES = 256
 _MAX_QUOTE = 100
 _MAX_PROBLEM = 500

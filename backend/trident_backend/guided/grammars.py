@@ -1,7 +1,8 @@
-"""What a client may ask for, written as one grammar of llguidance's language (a dialect of Lark).
+"""Every kind of guide, written as one grammar in llguidance's language, a dialect of Lark.
 
-Owns the kinds of guides and their bounds. Never compiles anything, and hands no text of a client on as it is but a
-regular expression: a grammar of that language could ask for special tokens.
+Owns the kinds of guides, their bounds, and the wrappers that OpenAI's APIs put around JSON schemas. Never compiles
+anything, and never passes a client's text on unchanged, except for a regular expression: a grammar in that language
+could ask for special tokens.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from llguidance import regex_to_lark
 
 from trident_backend.guided import ebnf
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
-from trident_backend.guided.response_formats import ResponseFormatError, unwrapped
+from trident_backend.guided.schema_paths import ROOT, SchemaPath
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
 
 
 @dataclass(frozen=True)
 class LarkGrammar:
-    """A guide as llguidance takes it.
+    """A guide in llguidance's language; `str` gives the whole grammar.
 
     Args:
-        text: the grammar, without its preamble.
-        schema: what it was made of, if it was a JSON schema.
+        text: the grammar without its preamble.
+        schema: the JSON schema from which it was made, if it was made from one.
     """
 
     text: str
@@ -36,16 +37,16 @@ class LarkGrammar:
         return _PREAMBLE + self.text
 
     def located(self, problem: str, problem_with: Callable[[LarkGrammar], str]) -> str:
-        """Return what llguidance says of this grammar, with its place in the schema if there is one.
+        """Return llguidance's message about this grammar, with a path into the schema if there is one.
 
         Args:
-            problem: what it says.
-            problem_with: what it says of another grammar; empty if nothing.
+            problem: the message.
+            problem_with: returns the message about another grammar; empty if there is none.
         """
         if self.schema is None:
             return problem
-        place, problem = self.schema.located(problem, lambda text: problem_with(_of_schema(text)))
-        return f"{place}: {problem.removeprefix(_SCHEMA_PROBLEM)}"
+        path, problem = self.schema.located(problem, lambda text: problem_with(_of_schema(text)))
+        return f"{path}: {problem.removeprefix(_SCHEMA_PROBLEM)}"
 
 
 def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
@@ -53,14 +54,15 @@ def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
 
     Args:
         guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-        guide: the schema, expression, JSON list of choices, or grammar; of `json` a schema or nothing.
+        guide: the schema, the expression, the JSON list of choices or the grammar; with `json`, a schema or an empty
+            text.
 
     Raises:
-        RequestError: naming what is wrong. What only llguidance can find (an unknown keyword, say) is not found here.
+        RequestError: names what is wrong. Some problems, such as an unknown keyword, are only found by llguidance.
     """
     if guide_type not in _GRAMMARS:
         known = ", ".join(_GRAMMARS)
-        raise RequestError(tensors.GUIDE_TYPE.name, f"{guide_type[:64]!r} is not among those that are known: {known}")
+        raise RequestError(tensors.GUIDE_TYPE.name, f"{guide_type[:64]!r} is not one of the known types: {known}")
     num_bytes = len(guide.encode(errors="surrogatepass"))
     if num_bytes > MAX_GUIDE_BYTES:
         raise bad_guide(f"{num_bytes} bytes are too many: at most {MAX_GUIDE_BYTES}")
@@ -72,20 +74,20 @@ def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
 
 
 def bad_guide(problem: str) -> RequestError:
-    """The error of a guide that cannot be followed."""
+    """Return the error for a guide that cannot be followed."""
     return RequestError(tensors.GUIDE.name, problem)
 
 
 def _json_schema(guide: str) -> LarkGrammar:
     try:
-        schema, place = unwrapped(_parse(guide))
+        schema, path = unwrapped(_parse(guide))
         if schema is False:
-            raise bad_guide(f"{place}: false allows no output")
+            raise bad_guide(f"{path}: false allows no output")
         if schema is True:
             schema = {}
         if not isinstance(schema, dict):
             raise bad_guide("a JSON schema must be an object")
-        checked = CheckedSchema(schema, place)
+        checked = CheckedSchema(schema, path)
     except (SchemaError, ResponseFormatError) as error:
         raise bad_guide(str(error)) from None
     return _of_schema(checked.text(), checked)
@@ -101,7 +103,7 @@ def _regex(guide: str) -> LarkGrammar:
     try:
         guide.encode()
     except UnicodeEncodeError as error:
-        raise bad_guide(f"is no text: {error.reason} at character {error.start}") from None
+        raise bad_guide(f"is not valid text: {error.reason} at character {error.start}") from None
     return LarkGrammar(f"start: /{regex_to_lark(guide, _ASCII)}/")
 
 
@@ -112,7 +114,7 @@ def _choice(guide: str) -> LarkGrammar:
     try:
         return LarkGrammar(f"start: /{'|'.join(ebnf.escaped(choice) for choice in choices)}/")
     except UnicodeEncodeError as error:
-        raise bad_guide(f"a choice is no text: {error.reason}") from None
+        raise bad_guide(f"a choice is not valid text: {error.reason}") from None
 
 
 def _ebnf(guide: str) -> LarkGrammar:
@@ -139,7 +141,48 @@ def _parse(guide: str) -> Any:
         raise bad_guide(f"is not valid JSON: {error}") from None
 
 
-#: Without forced tokens the mask is exactly the tokens whose bytes may come next.
+class ResponseFormatError(Exception):
+    """A wrapper without a schema; the message says what is missing."""
+
+
+def unwrapped(value: Any) -> tuple[Any, SchemaPath]:
+    """Take a schema out of the wrapper in which OpenAI's APIs send it; return the schema and its path in the value.
+
+    Known wrappers are `{"name": ..., "strict": ..., "schema": {...}}` and `{"type": "json_schema", "json_schema":
+    {...}}`, which holds one of the former. Any other value is taken for the schema itself. `strict` changes nothing,
+    because every schema is followed strictly.
+
+    Raises:
+        ResponseFormatError: the value is a wrapper without a schema.
+    """
+    path = ROOT
+    if isinstance(value, dict) and value.get("type") == _TYPE and value.keys() <= {"type", _TYPE}:
+        value, path = value.get(_TYPE), path / _TYPE
+        if not _is_named(value):
+            raise ResponseFormatError(f'{path}: must be an object with a schema, {{"name": ..., "schema": {{...}}}}')
+    if not _is_named(value):
+        return value, path
+    path /= "schema"
+    if not isinstance(value["schema"], dict | bool):
+        raise ResponseFormatError(f"{path}: must be a JSON schema, which is an object")
+    return value["schema"], path
+
+
+def _is_named(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and "schema" in value
+        and value.keys() <= _NAMED
+        and value.get("type", _TYPE) == _TYPE
+        and all(isinstance(value.get(name), str | None) for name in ("name", "description"))
+        and isinstance(value.get("strict"), bool | None)
+    )
+
+
+#: `json_schema` of a chat completion's `response_format`; with `type`, the `text.format` of a response.
+_NAMED = frozenset({"name", "description", "schema", "strict", "type"})
+_TYPE = "json_schema"
+#: Without forced tokens, a mask allows exactly the tokens whose bytes may come next.
 _PREAMBLE = '%llguidance {"no_forcing": true}\n'
 #: \d, \w and \s mean ASCII, as in JSON schemas.
 _ASCII = "dws"

@@ -1,26 +1,22 @@
-"""Fills the masks of a step's rows while the engine computes their logits.
+"""The masks of a step's rows, filled while the engine computes their logits.
 
-Owns the threads that do it, and what a step does without a mask that is not ready: its sequence sits the step out, and
-gets its token when the mask is there. A guide whose mask has been slow waits for its next one behind others of its
-kind, so that it holds up no others. Never touches a sequence but to read its guide, and that only between `begin` and
-the end of the mask.
+Owns the decision how long a step waits for its masks. A sequence whose mask is late sits out the step, and gets its
+token when the mask is there. A guide that has been slow queues with other slow guides, so that it delays no others.
+Never touches a sequence except to read its guide, between `begin` and the end of the mask.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from threading import Condition
-from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
-from trident_backend.sequences.guide import MASK_WORD, Guide, Masks, RowMasks
+from trident_backend.guided.mask_jobs import LateMasks, MaskJob, MaskThreads
+from trident_backend.sequences.guide import MASK_WORD, RowMasks
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_ensemble.contract import tensors
@@ -28,84 +24,15 @@ from trident_ensemble.contract.errors import RequestError, TridentError
 from trident_ensemble.contract.failures import internal_error
 
 
-@dataclass(eq=False)
-class _Job:
-    """The masks of one sequence: for its next token, then one after each guess.
-
-    Args:
-        sequence: whose.
-        place: of the next token.
-        draft_ids: the guesses.
-        masks: `[1 + len(draft_ids), words]`, filled once `is_done`.
-        began: when a thread began with it, by the monotonic clock.
-        error: what its client is told if the guide could not fill them.
-    """
-
-    sequence: Sequence
-    guide: Guide
-    place: int
-    draft_ids: tuple[int, ...]
-    masks: Masks = field(init=False)
-    began: float | None = None
-    error: TridentError | None = None
-    is_done: bool = False
-
-
-class _Filled(NamedTuple):
-    """The masks of a job that were late. Names no sequence, so that one which ends instead is not kept by them."""
-
-    place: int
-    draft_ids: tuple[int, ...]
-    masks: Masks
-
-
-class _Lane:
-    """Jobs in order, and the threads that take them."""
-
-    def __init__(self, name: str, num_threads: int, run: Callable[[_Job], None], on_empty: Callable[[], None]) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=f"trident-guides-{name}")
-        self._num_threads = num_threads
-        self._run = run
-        self._on_empty = on_empty
-        self._jobs: deque[_Job] = deque()
-
-    def put(self, jobs: list[_Job], num_threads: int) -> None:
-        """Add jobs, and begin on as many threads as they are worth."""
-        if jobs:
-            self._jobs.extend(jobs)
-            self._begin(max(1, num_threads))
-
-    def hurry(self) -> None:
-        """Take to the jobs that are left on all threads."""
-        self._begin(len(self._jobs))
-
-    def _begin(self, num_threads: int) -> None:
-        for _ in range(min(num_threads, self._num_threads)):
-            self._pool.submit(self._work)
-
-    def _work(self) -> None:
-        while True:
-            try:
-                job = self._jobs.popleft()
-            except IndexError:
-                break
-            self._run(job)
-        self._on_empty()
-
-    def close(self) -> None:
-        self._jobs.clear()
-        self._pool.shutdown()
-
-
 class MaskWorker:
-    """Masks, off the engine's thread. Used by that one thread.
+    """Fills masks on threads of its own. Only the engine's thread may call it.
 
     Args:
         vocab_size: width of a row of logits.
-        num_threads: for guides that are not slow; by default one less than there are cores, 2 to 8. Slow ones share
-            one more.
-        grace_s: how long a step waits for masks that are not of slow guides after its logits are there, in seconds.
-        limit_s: how long a thread may take for one mask, in seconds; beyond it the sequence ends.
+        num_threads: threads for guides that are not slow; by default one less than there are cores, from 2 to 8. Slow
+            guides share one more thread.
+        grace_s: seconds that a step waits, once its logits are there, for masks of guides that are not slow.
+        limit_s: seconds that one mask may take; a sequence whose mask takes longer ends.
     """
 
     def __init__(
@@ -115,44 +42,46 @@ class MaskWorker:
         self._grace_s = grace_s
         self._limit_s = limit_s
         self._done = Condition()
-        self._lane = _Lane("fast", num_threads or default_threads(), self._fill, self._tell)
-        self._slow_lane = _Lane("slow", 1, self._fill, self._tell)
+        self._threads = MaskThreads("fast", num_threads or default_threads(), self._fill, self._notify)
+        self._slow_thread = MaskThreads("slow", 1, self._fill, self._notify)
         self._seconds = 0.0
         self._slow: WeakSet[Sequence] = WeakSet()
-        self._late: dict[Sequence, _Job] = {}
-        self._ready: WeakKeyDictionary[Sequence, _Filled] = WeakKeyDictionary()
+        self._late: dict[Sequence, MaskJob] = {}
+        self._ready: WeakKeyDictionary[Sequence, LateMasks] = WeakKeyDictionary()
 
     @property
     def late(self) -> frozenset[Sequence]:
-        """The sequences that wait for a mask. They must not be computed, nor their guides advance, until `take_ready`
-        returns them."""
+        """The sequences that wait for a mask.
+
+        They must not be computed, nor their guides advance, until `take_ready` returns them.
+        """
         return frozenset(self._late)
 
     def begin(self, rows: Iterable[Row]) -> Callable[[], RowMasks | None]:
-        """Start on the masks of a step.
+        """Begin to fill the masks of a step.
 
         Args:
-            rows: the step's; those that choose for a sequence with a guide get a mask.
+            rows: the rows of the step; those that choose a token for a sequence with a guide get a mask.
 
         Returns:
-            what waits for the masks and returns those that are there in time, None if there are none; the sequences of
-            all others are in `late` then, those of guides that failed among them. It must be called before a guide
-            advances.
+            a function that waits for the masks and returns those that are there in time, or None if there are none.
+            The sequences of all other masks, also of guides that failed, are in `late` afterwards. It must be called
+            before any guide advances.
         """
-        places: list[int] = []
-        jobs: dict[Sequence, _Job] = {}
+        guided_rows: list[int] = []
+        jobs: dict[Sequence, MaskJob] = {}
         num_free = 0
         for index, row in enumerate(rows):
             guide = row.sequence.guide
             if guide is None or row.is_scored:
                 num_free += 1
                 continue
-            places.append(index)
-            # The last row of a sequence has all of its guesses.
-            jobs[row.sequence] = _Job(row.sequence, guide, row.position - len(row.draft_ids), row.draft_ids)
+            guided_rows.append(index)
+            # The last row of a sequence has all of its draft tokens.
+            jobs[row.sequence] = MaskJob(row.sequence, guide, row.position - len(row.draft_ids), row.draft_ids)
         if not jobs:
             return _nothing
-        words = np.empty((len(places), self._num_words), np.uint32)
+        words = np.empty((len(guided_rows), self._num_words), np.uint32)
         end = 0
         for job in jobs.values():
             job.masks = words[end : end + 1 + len(job.draft_ids)]
@@ -160,15 +89,15 @@ class MaskWorker:
         new = [job for job in jobs.values() if not self._reuse(job)] if self._ready else [*jobs.values()]
         slow = [job for job in new if job.sequence in self._slow] if self._slow else []
         quick = [job for job in new if job.sequence not in self._slow] if slow else new
-        self._slow_lane.put(slow, 1)
-        self._lane.put(quick, int(len(quick) * self._seconds / _WORTH_S))
+        self._slow_thread.put(slow, 1)
+        self._threads.put(quick, int(len(quick) * self._seconds / _WORTH_S))
 
         def wait() -> RowMasks | None:
             can_go_on = num_free > 0 or len(new) < len(jobs)
-            # A slow one costs nobody else its grace; it is waited for where nobody gets a token without it.
+            # A slow mask delays no other sequence; a step waits for it only if no sequence gets a token otherwise.
             self._wait(quick if quick or can_go_on else new, can_go_on=can_go_on)
             late = {job.sequence: job for job in new if not job.is_done or job.error is not None}
-            rows = np.array(places, np.intp)
+            rows = np.array(guided_rows, np.intp)
             if not late:
                 return RowMasks(rows, words)
             self._late.update(late)
@@ -177,12 +106,12 @@ class MaskWorker:
 
         return wait
 
-    def _reuse(self, job: _Job) -> bool:
-        """Take the masks that have come late for the same place, if there are any."""
+    def _reuse(self, job: MaskJob) -> bool:
+        """Take masks that came late for the same position; return whether there were any."""
         ready = self._ready.pop(job.sequence, None)
-        if ready is None or ready.place != job.place:
+        if ready is None or ready.position != job.position:
             return False
-        # Guesses other than those the mask was made for get none, and so are not accepted.
+        # Draft tokens other than those that the masks were made for get empty masks, and so are rejected.
         num_rows = len(job.masks) if ready.draft_ids == job.draft_ids else 1
         job.masks[:num_rows] = ready.masks[:num_rows]
         job.masks[num_rows:] = 0
@@ -190,17 +119,17 @@ class MaskWorker:
         return True
 
     def take_ready(self) -> list[tuple[Sequence, TridentError | None]]:
-        """Return the sequences whose late mask is there by now, and those that end without it, with their error.
+        """Return the sequences whose late mask has arrived, and those that end without one, with their error.
 
-        A sequence that has ended by itself is forgotten.
+        A sequence that has ended for another reason is forgotten.
         """
         taken: list[tuple[Sequence, TridentError | None]] = []
         now = time.monotonic()
         for sequence, job in [*self._late.items()]:
             if job.is_done:
                 if job.error is None:
-                    # A copy: the array has the masks of the whole step.
-                    self._ready[sequence] = _Filled(job.place, job.draft_ids, job.masks.copy())
+                    # Copied, because the array holds the masks of the whole step.
+                    self._ready[sequence] = LateMasks(job.position, job.draft_ids, job.masks.copy())
                 taken.append((sequence, job.error))
             elif job.began is not None and now - job.began > self._limit_s:
                 problem = f"is too costly to follow: a mask took more than {self._limit_s:g} s"
@@ -211,7 +140,7 @@ class MaskWorker:
         return taken
 
     def wait_late(self) -> bool:
-        """Wait a moment for a late mask, and return whether any is still waited for or has come."""
+        """Wait up to 10 ms for a late mask; return whether there was one to wait for."""
         if not self._late:
             return False
         with self._done:
@@ -219,30 +148,30 @@ class MaskWorker:
         return True
 
     def close(self) -> None:
-        """Let the threads end."""
-        self._lane.close()
-        self._slow_lane.close()
+        """End the threads."""
+        self._threads.close()
+        self._slow_thread.close()
 
-    def _wait(self, jobs: list[_Job], *, can_go_on: bool) -> None:
-        """Wait for all for a grace; then for one, if without it nobody in the step would get a token."""
+    def _wait(self, jobs: list[MaskJob], *, can_go_on: bool) -> None:
+        """Wait for all masks during the grace, then for one if no sequence in the step would get a token without it."""
 
         def all_done() -> bool:
             return all(job.is_done for job in jobs)
 
         if all_done():
             return
-        self._lane.hurry()
+        self._threads.hurry()
         with self._done:
             if self._done.wait_for(all_done, self._grace_s) or can_go_on:
                 return
             self._done.wait_for(lambda: any(job.is_done for job in jobs), _ALONE_S)
 
-    def _fill(self, job: _Job) -> None:
+    def _fill(self, job: MaskJob) -> None:
         job.began = time.monotonic()
         try:
             if job.sequence.finish_reason is None:
                 job.guide.fill(job.draft_ids, job.masks)
-        except BaseException as cause:  # whatever it is, also a library's panic, it is its own sequence's alone
+        except BaseException as cause:  # whatever it is, even a library's panic, it ends this sequence alone
             job.error = internal_error("this request's guide failed on its output", cause)
         seconds = time.monotonic() - job.began
         is_slow = seconds > _SLOW_S
@@ -253,16 +182,16 @@ class MaskWorker:
         self._seconds += (min(seconds, _SLOW_S) - self._seconds) * _NEWEST_SHARE
         job.is_done = True
         if is_slow:
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
-        """Wake whoever waits for masks. Not for each one: that would take longer than the mask."""
+    def _notify(self) -> None:
+        """Wake the thread that waits for masks; called for several masks at once, because it costs more than one."""
         with self._done:
             self._done.notify_all()
 
 
 def default_threads() -> int:
-    """Return how many threads fill masks on this machine."""
+    """Return how many threads fill masks on this machine by default."""
     return max(2, min(8, (os.cpu_count() or 1) - 1))
 
 
@@ -270,13 +199,13 @@ def _nothing() -> None:
     return None
 
 
-#: A mask that takes longer is slow; an ordinary one takes a tenth of it or less. One that only had to wait for a core
-#: is taken for slow once, which does it no harm.
+#: A mask that takes longer than this is slow; an ordinary one takes a tenth of it. A mask that only had to wait for a
+#: core is counted as slow once, which does no harm.
 _SLOW_S = 0.004
-#: A further thread is worth its while for so much to compute, and how much the newest mask counts in what one takes.
+#: Seconds of work for which a further thread is worthwhile, and the weight of the newest mask in the average time.
 _WORTH_S = 0.001
 _NEWEST_SHARE = 0.05
-#: A step in which nobody gets a token otherwise waits so long for a mask.
+#: How long a step waits for a mask without which no sequence would get a token.
 _ALONE_S = 0.1
-#: Commands to the core wait no longer than this when only masks are waited for.
+#: How long commands to the core may wait while only masks are waited for.
 _MOMENT_S = 0.01

@@ -1,6 +1,6 @@
-"""The memory that the grammars of one core may take, all together.
+"""The memory that all grammars of one core may take together.
 
-Owns the count, and gives back what a holder has let go of. Never holds a grammar itself.
+Owns the count, and gives memory back when its holder is gone. Never holds a grammar itself.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from collections.abc import Callable
 from trident_ensemble.contract.errors import UnavailableError
 
 
-class Share:
-    """A part of the memory; it is given back when nobody refers to it any more."""
+class Reservation:
+    """A part of the memory, given back when the last reference to this object is gone."""
 
 
 class GuideMemory:
-    """The memory of one core's grammars. Used by any thread.
+    """The memory of one core's grammars. Any thread may use it.
 
     Args:
-        max_bytes: what they may take together.
+        max_bytes: memory that all of them may take together.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        # What is given back may be so in the middle of anything, also of `take`.
+        # A finalizer may give memory back in the middle of anything, even of `take`.
         self._lock = threading.RLock()
 
     @property
     def num_bytes(self) -> int:
-        """How much is taken."""
+        """Bytes that are taken."""
         return self._num_bytes
 
-    def take(self, num_bytes: int, make_room: Callable[[], bool] = lambda: False) -> Share:
-        """Take a share.
+    def take(self, num_bytes: int, make_room: Callable[[], bool] = lambda: False) -> Reservation:
+        """Reserve memory.
 
         Args:
-            num_bytes: its size.
-            make_room: called while there is too little room; lets go of something that is not in use, and returns
-                whether there was anything.
+            num_bytes: size of the reservation.
+            make_room: called while there is too little room; drops something that is not in use, and returns whether
+                there was anything to drop.
 
         Raises:
-            UnavailableError: there is no room.
+            UnavailableError: there is not enough room.
         """
         while not self._try(num_bytes):
             if not make_room():
@@ -51,9 +51,9 @@ class GuideMemory:
                     f"the guides in use take all of guided_memory_mb, which is {self._max_bytes >> 20}; send the"
                     " request again later"
                 )
-        share = Share()
-        weakref.finalize(share, self._give_back, num_bytes).atexit = False
-        return share
+        reservation = Reservation()
+        weakref.finalize(reservation, self._give_back, num_bytes).atexit = False
+        return reservation
 
     def _try(self, num_bytes: int) -> bool:
         with self._lock:

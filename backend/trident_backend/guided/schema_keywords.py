@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema, one by one: which of them llguidance follows, and which change nothing.
+"""The keywords of JSON Schema: which of them llguidance follows, and which change nothing.
 
 Owns what each keyword may hold. Never looks beyond one schema.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trident_backend.guided.schema_places import LIST_KEYWORDS, MAP_KEYWORDS, SCHEMA_KEYWORDS
+from trident_backend.guided.schema_paths import LIST_KEYWORDS, MAP_KEYWORDS, SCHEMA_KEYWORDS
 
 
 def is_number(value: Any) -> bool:
@@ -23,11 +23,11 @@ def constrains_nothing(schema: Any) -> bool:
 
 
 def is_mistaken(schema: dict[str, Any], *, is_root: bool) -> bool:
-    """Return whether a schema constrains nothing and has keywords that nobody knows, so that it is hardly one.
+    """Return whether an object is hardly a schema: it constrains nothing and has unknown keywords.
 
-    JSON Schema ignores unknown keywords, so an object that is something else allows every output. Extensions of
-    vendors begin with `x-`. Annotations alone make a schema of a part, not of the whole: too many other objects have a
-    `title` or a `description`.
+    JSON Schema ignores unknown keywords, so an object that is something else would allow every output. Vendors'
+    extensions begin with `x-`. Annotations alone make a schema of a part but not of the whole, because many other
+    objects have a `title` or a `description` too.
     """
     unknown = {name for name in schema if name not in KNOWN and not name.startswith("x-")}
     if not unknown or schema.keys() & (_CONSTRAINTS | _REFERENCED):
@@ -36,9 +36,9 @@ def is_mistaken(schema: dict[str, Any], *, is_root: bool) -> bool:
 
 
 def drop_what_changes_nothing(node: dict[str, Any]) -> None:
-    """Delete the keywords of a schema that have no meaning with the value they have, and that llguidance might refuse.
+    """Delete keywords that mean nothing with the values they have, and that llguidance might refuse.
 
-    A number with a zero fraction becomes an integer where JSON Schema asks for one.
+    A number with a zero fraction becomes an integer where JSON Schema wants an integer. The schema is changed in place.
     """
     for keyword in _COUNTS & node.keys():
         if isinstance(node[keyword], float) and node[keyword].is_integer():
@@ -52,7 +52,7 @@ def drop_what_changes_nothing(node: dict[str, Any]) -> None:
 
 
 def problem_of(node: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the first keyword of a schema that cannot be followed, and why; None if llguidance can decide the rest."""
+    """Return the first keyword of a schema that cannot be followed, and why; None if there is none."""
     for keyword, value in node.items():
         if keyword in _UNFOLLOWED:
             return keyword, "cannot be followed; leave it out"
@@ -83,7 +83,7 @@ def _any_text(schema: Any) -> bool:
 
 
 def _condition_is_idle(node: dict[str, Any]) -> bool:
-    """Return whether no outcome of the condition asks for anything."""
+    """Return whether the condition changes nothing, whatever its outcome."""
     then = node["if"] is False or constrains_nothing(node.get("then", True))
     return then and (node["if"] is True or constrains_nothing(node.get("else", True)))
 
@@ -121,7 +121,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-#: Formats that llguidance 1.9 holds strings to. Any other is an annotation, as JSON Schema says.
+#: Formats that llguidance 1.9 enforces. Any other format is an annotation, as JSON Schema says.
 FORMATS = frozenset({
     "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid",
 })  # fmt: skip
@@ -145,13 +145,13 @@ _CONSTRAINTS = (
     | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 ) - _REFERENCED
 KNOWN = _CONSTRAINTS | _ANNOTATIONS | _REFERENCED
-#: The only type of values that a keyword means anything for.
+#: Keyword -> the only type of value that it means anything for.
 _ONLY_FOR = {
     "contains": "array", "minContains": "array", "maxContains": "array", "uniqueItems": "array",
     "unevaluatedItems": "array", "dependencies": "object", "dependentRequired": "object",
     "dependentSchemas": "object", "propertyNames": "object", "unevaluatedProperties": "object",
 }  # fmt: skip
-#: When a keyword means nothing, in an order that lets one's absence count for those after it.
+#: Keyword -> whether it means nothing in a schema, in an order in which the deletion of one counts for later ones.
 _NEUTRAL: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
     ("$schema", lambda node: "//json-schema.org/" not in str(node["$schema"])),
     ("$dynamicAnchor", lambda _: True),

@@ -1,7 +1,8 @@
-"""What each token adds to the text, in bytes: the alphabet that grammars are followed in.
+"""The bytes that each token adds to the text, in which grammars are followed.
 
-Owns the reading of a tokenizer for that purpose, and says which tokenizers have no such alphabet. A token that decodes
-to nothing (a special token, an id of the network's alone) has the empty text, and is never allowed.
+Owns the reading of these bytes from a tokenizer, llguidance's view of them, and the refusal of tokenizers whose tokens
+have no bytes of their own. A token that decodes to nothing (a special token, or an id that only the network has) has an
+empty text. Never allows such a token.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
 from trident_ensemble.contract.errors import CheckpointError
@@ -30,14 +32,15 @@ from trident_ensemble.text.anchors import (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The texts of all tokens, and of those that exist at the beginning of a text alone.
+    """The texts of all tokens, and the texts that tokens have only at the beginning of an output.
 
     Args:
         size: V, the width of the network's logits.
-        texts: of the V tokens in the middle of a text, then nothing (the place of a mark for the end), then texts that
-            V tokens have at the beginning alone (a space stripped) and that are no token's.
-        first_ids: int `[V]`: the place in `texts` of what each token is at the beginning; -1 if that is nothing.
-            None if no token differs there.
+        texts: first the texts of the V tokens in the middle of an output; then an empty text, whose index marks the
+            end; then the texts that tokens have only at the beginning (a space is stripped there) and that no other
+            token has.
+        first_ids: int `[V]`, the index in `texts` of each token's text at the beginning, or -1 if that is empty; None
+            if no token differs there.
     """
 
     size: int
@@ -46,22 +49,61 @@ class Vocabulary:
 
     @cached_property
     def spells_all(self) -> bool:
-        """Whether every text can be spelt, byte by byte."""
+        """Whether every text can be spelled byte by byte."""
         known = {text[0] for text in self.texts[: self.size] if len(text) == 1}
         return known >= {*range(0xC0), *range(0xC2, 0xF5)}
 
     @property
     def end_id(self) -> int:
-        """The place of the mark."""
+        """The index in `texts` that marks the end."""
         return self.size
 
 
+class TokenizerInfo:
+    """A vocabulary as llguidance sees it.
+
+    Args:
+        vocabulary: the texts of the engine's tokens.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._tokenizer = LLTokenizer(cast(TokenizerWrapper, _Texts(vocabulary)))
+
+    def matcher(self, grammar: str, max_items: int, max_states: int) -> LLMatcher:
+        """Return a new matcher at the beginning of a grammar; it shares nothing, and may be in an error state.
+
+        Args:
+            grammar: the grammar in llguidance's language.
+            max_items: items of the parser's table that one mask may take.
+            max_states: states that the lexer's automaton may have.
+        """
+        limits = LLParserLimits(max_lexer_states=max_states, step_max_items=max_items, verbose_errors=False)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+
+
+class _Texts:
+    """The interface that llguidance wants of a tokenizer that is not one of its own."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = vocabulary.end_id
+        self.tokens = [*vocabulary.texts]
+        self.tokens[vocabulary.end_id] = b"\xffend"
+        self.special_token_ids: list[int] = []
+
+    def __call__(self, _text: bytes) -> list[int]:
+        raise AssertionError("only grammars that force tokens ask for this")
+
+
 def read_vocabulary(tokenizer_file: Path, vocab_size: int) -> Vocabulary:
-    """The vocabulary of an engine.
+    """Read the vocabulary of an engine.
 
     Args:
         tokenizer_file: a `tokenizer.json`.
-        vocab_size: the network's, which may be larger than the tokenizer's.
+        vocab_size: width of the network's logits, which may be larger than the tokenizer's vocabulary.
 
     Raises:
         CheckpointError: the file cannot be read, or its tokens have no text of their own.
@@ -74,7 +116,7 @@ def read_vocabulary(tokenizer_file: Path, vocab_size: int) -> Vocabulary:
 
 
 def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.
+    """Return the vocabulary of a tokenizer.
 
     Raises:
         CheckpointError: its tokens have no text of their own.
@@ -95,12 +137,15 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
 
 
 def _only_utf_8(text: bytes) -> bytes:
-    """No valid text holds this byte, and llguidance marks special tokens with it."""
+    """Drop a text with the byte 0xFF, which no valid text has and with which llguidance marks special tokens."""
     return b"" if b"\xff" in text else text
 
 
 def _rewritten_bytes(stages: list[Mapping[str, Any]]) -> frozenset[int]:
-    """First bytes of characters that become others after byte tokens have been joined, so may not be spelt by them."""
+    """Return the first bytes of characters that decoding replaces after it has joined byte tokens.
+
+    Byte tokens must not spell these characters.
+    """
     kinds = [stage["type"] for stage in stages]
     if "ByteFallback" not in kinds:
         return frozenset()
@@ -111,7 +156,7 @@ def _rewritten_bytes(stages: list[Mapping[str, Any]]) -> frozenset[int]:
 
 
 def _decoded_vocabulary(tokenizer: Tokenizer, vocab_size: int, rewritten: frozenset[int]) -> Vocabulary:
-    """Decode every token after a word, and alone; only byte tokens, which decode in runs, are read."""
+    """Decode each token after a word and alone; byte tokens, which only decode in runs, are read from their names."""
     num_tokens = min(vocab_size, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
     first = [text.encode() for text in tokenizer.decode_batch([[token_id] for token_id in range(num_tokens)])]
     before = next((token_id for token_id, text in enumerate(first) if text.isalpha() and text.isascii()), None)
@@ -135,13 +180,13 @@ def _with_first(texts: list[bytes], first: list[bytes]) -> Vocabulary:
     if texts == first:
         return Vocabulary(vocab_size, [*texts, b""], None)
     texts = [*texts, b""]
-    places = {text: place for place, text in reversed(list(enumerate(texts[:vocab_size])))}
+    indices = {text: index for index, text in reversed(list(enumerate(texts[:vocab_size])))}
     first_ids = np.full(vocab_size, -1, np.intp)
     for token_id, text in enumerate(first):
         if not text:
             continue
-        if text not in places:
-            places[text] = len(texts)
+        if text not in indices:
+            indices[text] = len(texts)
             texts.append(text)
-        first_ids[token_id] = places[text]
+        first_ids[token_id] = indices[text]
     return Vocabulary(vocab_size, texts, first_ids)

@@ -1,6 +1,6 @@
-"""Reads the fields of a request one by one, within bounds.
+"""Reading the fields of a request one by one, within bounds.
 
-Owns how a bound that is broken is said: by the field's name and its limit. Never knows what a field is for.
+Owns the wording of an error about a bound: it names the client's field and the limit. Never knows what a field is for.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from trident_ensemble.contract import tensors
+from trident_ensemble.contract.client_input import decode_text
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.tensors import TensorSpec
 
 
 class RequestFields:
-    """What a client has given, under whichever of a field's names.
+    """The values of one request, whichever of a field's names the client used.
 
     Args:
-        values: by tensor name: of shape `[1]` an int, float, bool or bytes, of any other a flat list of them.
+        values: by tensor name. A tensor of shape `[1]` is an int, float, bool or bytes; any other is a flat list.
 
     Raises:
-        RequestError: a field is given under two names with two values.
+        RequestError: a field is given under two names with different values.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -33,28 +34,28 @@ class RequestFields:
             value = self._values.pop(alias.name)
             if self._values.setdefault(spec.name, value) != value:
                 given = self._values[spec.name]
-                raise RequestError(alias.name, f"is another name of {spec.name}: {value} contradicts {given}")
+                raise RequestError(alias.name, f"is another name for {spec.name}: {value} contradicts {given}")
             self._names[spec.name] = alias.name
         if self.flag(tensors.FLOW_CONTROL, default=False):
-            # The request has come through preprocessing, which made these of what the client sent.
+            # The request came through preprocessing, which made these fields from the ones that the client sent.
             self._names |= {made.name: sent.name for made, sent in tensors.PREPARED.items()}
 
     def name(self, spec: TensorSpec) -> str:
-        """What the client calls it."""
+        """Return the name by which the client knows a field."""
         return self._names.get(spec.name, spec.name)
 
     def __contains__(self, spec: TensorSpec) -> bool:
         return spec.name in self._values
 
     def flag(self, spec: TensorSpec, *, default: bool) -> bool:
-        """A truth value."""
+        """Return a boolean field, or the default if it is absent."""
         return bool(self._values.get(spec.name, default))
 
     def integer(self, spec: TensorSpec, default: int, low: int, high: int | None = None) -> int:
-        """A whole number from `low` to `high`; the default is not checked.
+        """Return an integer field from `low` to `high`, or the default, which is not checked, if it is absent.
 
         Raises:
-            RequestError: it is out of bounds.
+            RequestError: the value is out of bounds.
         """
         if spec.name not in self._values:
             return default
@@ -65,10 +66,10 @@ class RequestFields:
         return value
 
     def number(self, spec: TensorSpec, default: float, low: float, high: float = math.inf) -> float:
-        """A finite number from `low` to `high`; the default is not checked.
+        """Return a finite number from `low` to `high`, or the default, which is not checked, if it is absent.
 
         Raises:
-            RequestError: it is out of bounds.
+            RequestError: the value is out of bounds.
         """
         if spec.name not in self._values:
             return default
@@ -79,10 +80,10 @@ class RequestFields:
         return value
 
     def positive(self, spec: TensorSpec, default: float, high: float = math.inf) -> float:
-        """The same above 0.
+        """Return a number as `number` does, but refuse 0 and below.
 
         Raises:
-            RequestError: it is out of bounds.
+            RequestError: the value is out of bounds.
         """
         value = self.number(spec, default, 0.0, high)
         if spec.name in self._values and value == 0:
@@ -90,44 +91,40 @@ class RequestFields:
         return value
 
     def only(self, spec: TensorSpec, value: float, instead: str) -> None:
-        """Take a field that has one good value.
+        """Accept a field that may only have one value.
+
+        Args:
+            spec: the field.
+            value: its only value, which is also what absence means.
+            instead: tells the client what to do instead.
 
         Raises:
-            RequestError: it has another; says what to do instead.
+            RequestError: the field has another value.
         """
         given = self._values.get(spec.name, value)
         if given != value:
             raise RequestError(self.name(spec), f"must be {str(value).lower()}: {instead}")
 
     def integers(self, spec: TensorSpec) -> list[int]:
-        """A list; empty when it was not given."""
+        """Return a list of integers; empty if the field is absent."""
         values: list[int] = self._values.get(spec.name, [])
         return values
 
     def text(self, spec: TensorSpec, max_num_bytes: int) -> str:
-        """A text; empty when it was not given.
+        """Return a text; empty if the field is absent.
 
         Raises:
-            RequestError: it is too long, or no UTF-8.
+            RequestError: the text is too long, or is not valid UTF-8.
         """
-        return _decoded(self.name(spec), self._values.get(spec.name, b""), max_num_bytes)
+        return decode_text(self.name(spec), self._values.get(spec.name, b""), max_num_bytes)
 
     def texts(self, spec: TensorSpec, max_num_texts: int, max_num_bytes: int) -> tuple[str, ...]:
-        """A list's different texts, without empty ones, in order.
+        """Return the distinct texts of a list, in order and without empty ones.
 
         Raises:
-            RequestError: they are too many, or one is too long or no UTF-8.
+            RequestError: there are too many texts, or one is too long or is not valid UTF-8.
         """
         texts = dict.fromkeys(value for value in self._values.get(spec.name, ()) if value)
         if len(texts) > max_num_texts:
             raise RequestError(self.name(spec), f"{len(texts)} are too many: at most {max_num_texts}")
-        return tuple(_decoded(self.name(spec), text, max_num_bytes) for text in texts)
-
-
-def _decoded(name: str, value: bytes, max_num_bytes: int) -> str:
-    if len(value) > max_num_bytes:
-        raise RequestError(name, f"{len(value)} bytes are too many: at most {max_num_bytes}")
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(name, f"is no UTF-8: {error.reason} at byte {error.start}") from None
+        return tuple(decode_text(self.name(spec), text, max_num_bytes) for text in texts)

@@ -1,6 +1,6 @@
-"""How a request wants to be answered.
+"""The options by which a request says how it is answered.
 
-Owns the defaults of every field of it and which of them exclude each other. Pure. Never answers.
+Owns the defaults of these options and which of them exclude each other. Pure. Never sends an answer.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from trident_ensemble.contract.settings import MAX_STREAM_INTERVAL_MS
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """See the tensors of the same names.
+    """How the answers of a request are sent.
 
     Args:
-        streaming: send tokens as they come.
-        flow_control: postprocessing acknowledges chunks.
+        streaming: send tokens as they are generated.
+        flow_control: postprocessing acknowledges each response.
         echo: the output begins with the prompt.
-        skip_special_tokens: they are no text.
-        perf_metrics: report times, cache blocks and guesses.
-        num_input_tokens: report the prompt's length.
-        num_output_tokens: report the output's.
-        pad_id: fills up the ids of the shorter sequences in a response.
-        stream_interval_ms: the least time between two responses of a stream; None for the server's.
+        skip_special_tokens: leave special tokens out of the text.
+        perf_metrics: report times, cache blocks and draft tokens.
+        num_input_tokens: report the length of the prompt.
+        num_output_tokens: report the length of the output.
+        pad_id: pads the ids of the shorter sequences in a response.
+        stream_interval_ms: the least time between two responses of a stream, in milliseconds; None for the server's.
     """
 
     streaming: bool = False
@@ -41,10 +41,10 @@ class OutputOptions:
 
 
 def parse_output_options(fields: RequestFields) -> OutputOptions:
-    """Of one request.
+    """Read how a request is to be answered.
 
     Raises:
-        RequestError: fields contradict each other, or ask for what there is not.
+        RequestError: two fields contradict each other, or one asks for an output that is not supported.
     """
     fields.only(tensors.RETURN_CONTEXT_LOGITS, False, "use return_prompt_log_probs and num_top_log_probs")
     fields.only(tensors.RETURN_GENERATION_LOGITS, False, "use return_log_probs and num_top_log_probs")
@@ -63,10 +63,10 @@ def parse_output_options(fields: RequestFields) -> OutputOptions:
 
 
 def _echo(fields: RequestFields, *, streaming: bool) -> bool:
-    """Whether the prompt comes back.
+    """Return whether the output begins with the prompt.
 
-    `exclude_input_in_output` false asks for it as in tensorrtllm_backend, whose streams never have it: its clients put
-    the chunks together themselves. `echo` is for both.
+    `echo` asks for it in any case. `exclude_input_in_output: false` asks for it as in tensorrtllm_backend, whose
+    streams never repeat the prompt because its clients put the pieces together themselves.
     """
     echo = fields.flag(tensors.ECHO, default=False)
     if tensors.EXCLUDE_INPUT not in fields:
@@ -74,9 +74,8 @@ def _echo(fields: RequestFields, *, streaming: bool) -> bool:
     excluded = fields.flag(tensors.EXCLUDE_INPUT, default=True)
     if tensors.ECHO in fields:
         if echo == excluded:
-            raise RequestError(
-                tensors.EXCLUDE_INPUT.name, f"is the contrary of echo: both are {str(echo).lower()}; give one"
-            )
+            problem = f"is the opposite of echo, but both are {str(echo).lower()}; send one of them"
+            raise RequestError(tensors.EXCLUDE_INPUT.name, problem)
         return echo
     return not excluded and not streaming
 

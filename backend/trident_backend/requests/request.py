@@ -1,14 +1,14 @@
-"""Turns what a client asked for into sequences, or says what is wrong with it.
+"""The sequences of a request, made from its fields.
 
-Owns the bounds of the prompt, of lengths and of scheduling, and puts together what the modules of each subject have
-read. Pure: knows no tensor type. Never compiles a grammar: that takes long.
+Owns the bounds of the prompt, of lengths and of scheduling, and puts together what the modules of each subject read.
+Pure: knows no tensor type. Never compiles a grammar, because that takes long.
 """
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import math
 from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,29 +26,29 @@ from trident_ensemble.text.special_tokens import SpecialTokens
 
 
 class StopStringsFactory(Protocol):
-    """Makes one sequence's stop strings; see the arguments of `StopStrings`."""
+    """Makes the stop strings of one sequence; the arguments are those of `StopStrings`."""
 
     def __call__(
         self,
         words: tuple[str, ...],
         *,
-        echoed_ids: Ids[int],
+        echoed_ids: cabc.Sequence[int],
         min_tokens: int,
         include_stop: bool,
         skip_special_tokens: bool,
     ) -> StopStrings:
-        """Of an output that has not begun."""
+        """Return the stop strings of an output that has not begun."""
         ...
 
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What every request is read against.
+    """What requests are checked against and completed from.
 
     Args:
-        spec: the engine's limits.
+        spec: the limits of the engine.
         defaults: the checkpoint's generation settings.
-        stop_strings: makes a sequence's.
+        stop_strings: makes the stop strings of a sequence.
         special: the tokenizer's special tokens.
     """
 
@@ -60,13 +60,13 @@ class RequestContext:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One request as the core takes it.
+    """One request, checked and ready to be scheduled.
 
     Args:
-        sequences: its answers; all but the first are siblings of that.
-        output: how they are sent.
-        guide: type and text of what guides them, to be compiled.
-        request_id: the client's own name for it.
+        sequences: one for each answer; all but the first are siblings of the first.
+        output: how the answers are sent.
+        guide: type and text of the guide that is to be compiled, if there is one.
+        request_id: the client's own name for the request.
     """
 
     sequences: tuple[Sequence, ...]
@@ -76,26 +76,18 @@ class Request:
 
     @property
     def first(self) -> Sequence:
-        """The sequence whose prompt the others share."""
+        """The sequence whose prompt its siblings share."""
         return self.sequences[0]
 
 
-def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse a request parameter nobody knows: over HTTP's generate endpoints a misspelt field becomes one.
-
-    Raises:
-        RequestError: naming it.
-    """
-    for name in parameters:
-        if name not in tensors.KNOWN_PARAMETERS:
-            raise RequestError(name, f"unknown field; known are {', '.join(spec.name for spec in tensors.CORE_INPUTS)}")
-
-
 def parse_size(values: Mapping[str, Any], spec: EngineSpec) -> tuple[int, str, int]:
-    """Return what the queue must know of a request, at no cost: its number of prompt tokens, its tenant, its answers.
+    """Read what the admission queue needs, without reading the whole request.
+
+    Returns:
+        the number of prompt tokens, the tenant, and the number of answers.
 
     Raises:
-        RequestError: naming the field and the limit it breaks.
+        RequestError: names the field and the limit that it breaks.
     """
     fields = RequestFields(values)
     num_tokens = len(fields.integers(tensors.INPUT_IDS))
@@ -109,14 +101,14 @@ def parse_request(
     """Build the sequences of one request.
 
     Args:
-        sequence_ids: the core's own numbers for them.
-        values: see `RequestFields`; absent ones take their default.
-        context: what it is read against.
-        now: when the request came, in seconds of the core's clock.
-        request_id: the client's.
+        sequence_ids: yields the core's own numbers for the sequences.
+        values: as `RequestFields` takes them; absent fields take their defaults.
+        context: the engine's limits and the checkpoint's defaults.
+        now: when the request arrived, in seconds of the core's clock.
+        request_id: the client's own name for the request.
 
     Raises:
-        RequestError: naming the field and the limit it breaks.
+        RequestError: names the field and the limit that it breaks.
     """
     fields, spec = RequestFields(values), context.spec
     token_ids = _token_ids(fields, spec)
@@ -162,19 +154,21 @@ def parse_request(
 
 
 def parse_tenant(values: Mapping[str, Any]) -> str:
-    """Return whose request it is.
+    """Read the tenant that a request belongs to; empty if it names none.
 
     Raises:
-        RequestError: the name is too long, or no text.
+        RequestError: the name is too long, or is not valid UTF-8.
     """
     return RequestFields(values).text(tensors.TENANT, _MAX_LABEL_BYTES)
 
 
 def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
-    """Whose request is to be stopped, and its id. Ids are the clients' own, so a tenant reaches none but its own.
+    """Read which request is to be stopped; return its tenant and its id.
+
+    Ids are chosen by clients, so a tenant can only reach its own requests.
 
     Raises:
-        RequestError: it has none.
+        RequestError: there is no request id.
     """
     if not request_id:
         raise RequestError(tensors.STOP.name, "needs the request id of the request that is to be stopped")
@@ -206,14 +200,14 @@ def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
         )
     if min(token_ids) < 0 or max(token_ids) >= spec.vocab_size:
         raise RequestError(name, f"every id must be from 0 to {spec.vocab_size - 1}")
-    fields.only(tensors.INPUT_LENGTHS, len(token_ids), f"{name} holds so many")
+    fields.only(tensors.INPUT_LENGTHS, len(token_ids), f"{name} has that many ids")
     return token_ids
 
 
 def _max_tokens(fields: RequestFields, num_prompt_tokens: int, spec: EngineSpec) -> int:
     name = fields.name(tensors.MAX_TOKENS)
     if tensors.MAX_TOKENS not in fields:
-        raise RequestError(name, "is missing; say how many tokens to generate at most")
+        raise RequestError(name, "is missing; send the largest number of tokens to generate")
     max_tokens = fields.integer(tensors.MAX_TOKENS, 0, 1)
     if num_prompt_tokens + max_tokens > spec.max_seq_len:
         raise RequestError(
@@ -235,14 +229,14 @@ def _guide(fields: RequestFields) -> tuple[str, str] | None:
     guide = fields.text(tensors.GUIDE, _MAX_GUIDE_BYTES)
     if guide and not guide_type:
         raise RequestError(tensors.GUIDE_TYPE.name, f"is missing; {tensors.GUIDE.name} goes with it")
-    if guide_type and tensors.GUIDE not in fields and guide_type != _UNWORDED_GUIDE:
+    if guide_type and tensors.GUIDE not in fields and guide_type != _TYPE_WITHOUT_GUIDE:
         raise RequestError(tensors.GUIDE.name, f"is missing; {tensors.GUIDE_TYPE.name} {guide_type} goes with it")
     return (guide_type, guide) if guide_type else None
 
 
-#: Keeps the longest that aging takes in proportion.
+#: Bounds how long a request of the lowest priority may wait until aging has lifted it above the highest.
 _MAX_PRIORITY = 100
 _MAX_LABEL_BYTES = 256
 _MAX_GUIDE_BYTES = 1 << 16
-#: Any JSON will do.
-_UNWORDED_GUIDE = "json"
+#: The type of guide that needs no text: any JSON will do.
+_TYPE_WITHOUT_GUIDE = "json"

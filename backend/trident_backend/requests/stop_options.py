@@ -1,6 +1,6 @@
-"""What ends a request's output.
+"""The options by which a request says what ends its output.
 
-Owns the bounds and defaults of every field of it. Pure. Never looks for a stop string.
+Owns the bounds and defaults of these options. Pure. Never looks for a stop string.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAX_NUM_STOP_IDS = 1024
 
 @dataclass(frozen=True)
 class StopOptions:
-    """See `Sequence`.
+    """What ends each sequence of a request.
 
     Args:
-        end_ids: tokens that end the text.
-        stop_ids: tokens that end it because the request says so.
-        stop_id_words: of these, those that it names by their text alone, and that text as the client has it.
-        stop_words: texts that end it, those of single tokens included.
-        include_stop: whether what ended it is part of the text.
+        end_ids: tokens that end the text by themselves, such as the end of a turn.
+        stop_ids: tokens that end the text because the request says so.
+        stop_id_words: the text, as the client wrote it, of each stop id that the request names by its text alone.
+        stop_words: texts that end the output, including the texts of single tokens.
+        include_stop: whether the token or text that ended the output is part of it.
     """
 
     end_ids: frozenset[int]
@@ -41,9 +41,10 @@ class StopOptions:
 def parse_stop_options(
     fields: RequestFields, defaults: Generation, vocab_size: int, special: SpecialTokens
 ) -> StopOptions:
-    """Return what ends one request's output; with `ignore_eos` its stop words and stop ids alone.
+    """Read what ends a request's output; with `ignore_eos`, only its own stop words and stop ids do.
 
-    A stop word that is the text of a special token is a stop id too: such a token may be no text.
+    A stop word that is the text of a special token becomes a stop id as well, because such a token may have no text in
+    the output.
 
     Raises:
         RequestError: a field is out of bounds.

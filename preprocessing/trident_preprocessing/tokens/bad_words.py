@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_ensemble.contract import tensors
+from trident_ensemble.contract.client_input import decode_text
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.texts import decode_text
 from trident_preprocessing.tokens.unknown_token import unknown_id
 
 FIELD = tensors.BAD_WORDS.name

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from tests.fakes.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
-from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler, TokenizerInfo, max_items
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, max_items
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
-from trident_backend.guided.vocabulary import Vocabulary
+from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary
 from trident_ensemble.contract.errors import RequestError
 
 BALANCED = 'root ::= ("(" root ")" | "[" root "]")*'
@@ -80,14 +80,16 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_what_is_written_is_of_the_language(guides: GuideCompiler, tokenizer: Tokenizer, name: str, seed: int) -> None:
+def test_what_is_written_is_of_the_language(
+    guides: GrammarCompiler, tokenizer: Tokenizer, name: str, seed: int
+) -> None:
     grammar, recognizes, _ = GRAMMARS[name]
     token_ids, has_ended = write(
         guides.compile("ebnf_grammar", grammar).start(frozenset({NO_TEXT})), seeded(seed), most=60
@@ -99,7 +101,7 @@ def test_what_is_written_is_of_the_language(guides: GuideCompiler, tokenizer: To
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
-    guides: GuideCompiler, tokenizer: Tokenizer, name: str, data: st.DataObject
+    guides: GrammarCompiler, tokenizer: Tokenizer, name: str, data: st.DataObject
 ) -> None:
     grammar, recognizes, letters = GRAMMARS[name]
     text = data.draw(st.text(letters, max_size=9))
@@ -124,7 +126,7 @@ def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_grammar_without_recursion_is_an_expression(
-    guides: GuideCompiler, tokenizer: Tokenizer, grammar: str, expression: str, data: st.DataObject
+    guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, expression: str, data: st.DataObject
 ) -> None:
     compiled = guides.compile("ebnf_grammar", grammar)
     text = data.draw(st.one_of(st.from_regex(expression, fullmatch=True), st.text('aAbcdé]\\"-x^\n,+', max_size=4)))
@@ -138,13 +140,13 @@ def test_a_grammar_without_recursion_is_an_expression(
     [
         ("", "no rule named root"),
         ('x ::= "a"', "no rule named root"),
-        ('root ::= "a"\nroot ::= "b"', "line 2: the rule root stands twice"),
+        ('root ::= "a"\nroot ::= "b"', "line 2: the rule root is defined twice"),
         ("root ::= x", "no rule named x"),
         ('root ::= "a', "line 1: nothing begins with"),
         ('root ::=\n ("a"', "line 2: expected ), not 'the end'"),
         ('root ::= "a" ) "b"', "line 1: expected a rule (name ::=), not ')'"),
         (r'root ::= "\q"', r"line 1: \q is an unknown escape"),
-        (r'root ::= "\ud800"', r"\ud800 is no character"),
+        (r'root ::= "\ud800"', r"\ud800 is not a character"),
         ("root ::= []", "the class [] is empty"),
         ("root ::= [z-a]", "invalid"),
         ('root ::= "a"{3,2}', "the wrong way round"),
@@ -155,7 +157,7 @@ def test_a_grammar_without_recursion_is_an_expression(
         ("start: /a/", "line 1: nothing begins with"),
         ("root ::= <[3]>", "nothing begins with"),
         ('root ::= root "a"', "allows no text"),
-        ('root ::= "a"' + "?" * 5000, "line 1: repeats stand in a row: at most 4"),
+        ('root ::= "a"' + "?" * 5000, "line 1: too many repeats in a row: at most 4"),
         (
             "root ::= "
             + " | ".join(f"a{i}" for i in range(100))
@@ -165,7 +167,9 @@ def test_a_grammar_without_recursion_is_an_expression(
         ),
     ],
 )
-def test_a_text_that_is_no_grammar_is_refused_with_its_place(guides: GuideCompiler, grammar: str, problem: str) -> None:
+def test_a_text_that_is_no_grammar_is_refused_with_its_place(
+    guides: GrammarCompiler, grammar: str, problem: str
+) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile("ebnf_grammar", grammar or " ")
     assert problem in caught.value.problem
@@ -185,11 +189,11 @@ ws ::= " "? | "\n" [ \t]{0,20}
 
 def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     texts = [letter * length for letter in (bytes([code]) for code in range(97, 123)) for length in range(1, 101)]
-    alphabet = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
+    tokenizer_info = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
     for grammar in AMBIGUOUS:
         with pytest.raises(RequestError, match="costs too much"):
             CompiledGrammar(
-                alphabet,
+                tokenizer_info,
                 lark_grammar("ebnf_grammar", grammar),
                 max_items("ebnf_grammar"),
                 GuideMemory(1 << 30).take,
@@ -207,7 +211,7 @@ def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     ids=["json", "sums", "left-recursive list", "repeated"],
 )
 def test_long_texts_of_ordinary_grammars_are_followed(
-    guides: GuideCompiler, tokenizer: Tokenizer, grammar: str, text: str
+    guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, text: str
 ) -> None:
     assert accepts(tokenizer, guides.compile("ebnf_grammar", grammar), text)
 

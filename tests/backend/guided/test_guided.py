@@ -23,10 +23,10 @@ from tests.fakes.guides import (
     write,
 )
 from tests.tokenizer_zoo import tokenizer_of
-from trident_backend.guided.compiler import CompiledGrammar, GuideCompiler, TokenizerInfo
+from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
-from trident_backend.guided.vocabulary import Vocabulary
+from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
 def test_every_token_that_the_expression_allows_is_allowed_and_no_other(
-    guides: GuideCompiler, tokenizer: Tokenizer
+    guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "[a-z]{1,3}").start(frozenset({NO_TEXT}))
     texts = {token_id: tokenizer.decode([token_id]) for token_id in range(tokenizer.get_vocab_size())}
@@ -52,7 +52,7 @@ def test_every_token_that_the_expression_allows_is_allowed_and_no_other(
         left -= 1
 
 
-def test_the_end_is_allowed_exactly_where_the_text_may_end(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_the_end_is_allowed_exactly_where_the_text_may_end(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     guide = guides.compile("regex", "a(bb)*c?").start(frozenset({NO_TEXT, 1}))
     text = ""
     for token_id in encode(tokenizer, "abbbbc"):
@@ -66,7 +66,7 @@ def test_the_end_is_allowed_exactly_where_the_text_may_end(guides: GuideCompiler
 
 
 def test_a_token_of_text_that_ends_the_text_is_allowed_at_the_end_alone(
-    guides: GuideCompiler, tokenizer: Tokenizer
+    guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     (newline,) = encode(tokenizer, "\n")
     guide = guides.compile("regex", r"(a\n?b?)+").start(frozenset({newline}))
@@ -79,7 +79,7 @@ def test_a_token_of_text_that_ends_the_text_is_allowed_at_the_end_alone(
     assert allowed(guide, (newline,))[1] == set()
 
 
-def test_without_end_ids_nothing_ends_the_text(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_without_end_ids_nothing_ends_the_text(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     guide = guides.compile("choice", '["yes", "yes sir"]').start(frozenset())
     assert follow(guide, encode(tokenizer, "yes"))
     assert not guide.is_finished
@@ -88,7 +88,9 @@ def test_without_end_ids_nothing_ends_the_text(guides: GuideCompiler, tokenizer:
     assert allowed(guide) == [set()]
 
 
-def test_special_tokens_are_never_allowed_and_added_ones_are_text(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_special_tokens_are_never_allowed_and_added_ones_are_text(
+    guides: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
     guide = guides.compile("regex", "(?s).*").start(frozenset({NO_TEXT}))
     choices = allowed(guide)[0]
     assert not choices & {tokenizer.token_to_id(name) for name in ("<s>", "</s>", "<unk>", "<|late|>")}
@@ -102,7 +104,7 @@ def test_special_tokens_are_never_allowed_and_added_ones_are_text(guides: GuideC
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_guesses_get_the_masks_they_would_get_step_by_step(guides: GuideCompiler, data: st.DataObject) -> None:
+def test_guesses_get_the_masks_they_would_get_step_by_step(guides: GrammarCompiler, data: st.DataObject) -> None:
     rng = seeded(data.draw(st.integers(0, 10**6)))
     kind, text = data.draw(
         st.sampled_from(
@@ -130,7 +132,7 @@ def test_guesses_get_the_masks_they_would_get_step_by_step(guides: GuideCompiler
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6).filter(any), st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_every_choice_and_nothing_else_can_be_written(
-    guides: GuideCompiler, tokenizer: Tokenizer, choices: list[str], seed: int
+    guides: GrammarCompiler, tokenizer: Tokenizer, choices: list[str], seed: int
 ) -> None:
     grammar = guides.compile("choice", json.dumps(choices))
     for choice in choices:
@@ -154,7 +156,7 @@ EXPRESSIONS = st.recursive(
 @given(EXPRESSIONS, st.integers(0, 10**6))
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_matches_the_expression(
-    guides: GuideCompiler, tokenizer: Tokenizer, expression: str, seed: int
+    guides: GrammarCompiler, tokenizer: Tokenizer, expression: str, seed: int
 ) -> None:
     token_ids, has_ended = write(guides.compile("regex", expression).start(frozenset({NO_TEXT})), seeded(seed))
     text = tokenizer.decode(token_ids, skip_special_tokens=False)
@@ -164,14 +166,14 @@ def test_what_is_written_matches_the_expression(
 @given(EXPRESSIONS, st.text("ab1c.x \n/\\é", max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_a_text_is_accepted_if_it_matches_the_expression_and_only_then(
-    guides: GuideCompiler, tokenizer: Tokenizer, expression: str, text: str
+    guides: GrammarCompiler, tokenizer: Tokenizer, expression: str, text: str
 ) -> None:
     grammar = guides.compile("regex", expression)
     assert accepts(tokenizer, grammar, text) == (re.fullmatch(expression, text, re.ASCII) is not None)
 
 
 def test_a_guide_that_was_given_what_it_does_not_allow_allows_nothing_more(
-    guides: GuideCompiler, tokenizer: Tokenizer
+    guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     for wrong in (*encode(tokenizer, "z"), *encode(tokenizer, "<unk>")):
         guide = guides.compile("regex", "ab").start(frozenset({NO_TEXT}))
@@ -183,7 +185,7 @@ def test_a_guide_that_was_given_what_it_does_not_allow_allows_nothing_more(
 @given(EXPRESSIONS, st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
-    guides: GuideCompiler, expression: str, seed: int
+    guides: GrammarCompiler, expression: str, seed: int
 ) -> None:
     guide, rng = guides.compile("regex", expression).start(frozenset()), seeded(seed)
     for _ in range(20):
@@ -197,9 +199,12 @@ def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
 @pytest.mark.parametrize("end_ids", [frozenset(), frozenset({2})])
 def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
     texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
-    alphabet = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
+    tokenizer_info = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
     grammar = CompiledGrammar(
-        alphabet, lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])), 10_000, GuideMemory(1 << 30).take
+        tokenizer_info,
+        lark_grammar("choice", json.dumps(["a", "a\u20ac", "b", "bb"])),
+        10_000,
+        GuideMemory(1 << 30).take,
     )
     ended, open_ended = grammar.start(end_ids), grammar.start(end_ids)
     ended.advance(ord("a"))

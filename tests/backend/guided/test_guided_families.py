@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.guides import NO_TEXT, VOCAB_SIZE, allowed, guides_for, seeded, write
 from tests.tokenizer_zoo import ZOO, tokenizer_of
-from trident_backend.guided.compiler import GuideCompiler
+from trident_backend.guided.compiler import GrammarCompiler
 from trident_backend.guided.vocabulary import read_vocabulary, vocabulary_of
 from trident_ensemble.contract.errors import CheckpointError, RequestError
 
@@ -23,14 +23,14 @@ EXPRESSION = r' {0,3}(the|It|[a-z"]+|東?京)?([ ,]+[a-z]+)*'
 
 
 @pytest.fixture(scope="module")
-def guides_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GuideCompiler]:
+def guides_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GrammarCompiler]:
     return {family: guides_for(tokenizer_of(family), tmp_path_factory.mktemp(family)) for family in ZOO}
 
 
 @pytest.mark.parametrize("family", GUIDED)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_the_decoded_output_matches(guides_of: dict[str, GuideCompiler], family: str, seed: int) -> None:
+def test_the_decoded_output_matches(guides_of: dict[str, GrammarCompiler], family: str, seed: int) -> None:
     guide = guides_of[family].compile("regex", EXPRESSION).start(frozenset({NO_TEXT}))
     token_ids, has_ended = write(guide, seeded(seed), most=100)
     text = tokenizer_of(family).decode(token_ids)
@@ -40,7 +40,9 @@ def test_the_decoded_output_matches(guides_of: dict[str, GuideCompiler], family:
 @pytest.mark.parametrize("family", GUIDED)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_the_decoded_output_after_a_prompt_matches(guides_of: dict[str, GuideCompiler], family: str, seed: int) -> None:
+def test_the_decoded_output_after_a_prompt_matches(
+    guides_of: dict[str, GrammarCompiler], family: str, seed: int
+) -> None:
     tokenizer = tokenizer_of(family)
     prompt = tokenizer.encode("The trident", add_special_tokens=False).ids
     guide = guides_of[family].compile("regex", EXPRESSION).start(frozenset({NO_TEXT}), begins_text=False)
@@ -51,20 +53,22 @@ def test_the_decoded_output_after_a_prompt_matches(guides_of: dict[str, GuideCom
 
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma"])
 def test_a_space_at_the_beginning_is_written_as_it_will_be_decoded(
-    guides_of: dict[str, GuideCompiler], family: str
+    guides_of: dict[str, GrammarCompiler], family: str
 ) -> None:
     for seed, choice in enumerate(("the", " the") * 3):
         guide = guides_of[family].compile("choice", json.dumps([choice])).start(frozenset({NO_TEXT}))
         assert tokenizer_of(family).decode(write(guide, seeded(seed))[0]) == choice
 
 
-def test_a_space_that_decoding_would_strip_whatever_is_written_is_refused(guides_of: dict[str, GuideCompiler]) -> None:
+def test_a_space_that_decoding_would_strip_whatever_is_written_is_refused(
+    guides_of: dict[str, GrammarCompiler],
+) -> None:
     with pytest.raises(RequestError, match="allows no text"):
         guides_of["unigram"].compile("choice", '[" the"]')
     guides_of["unigram"].compile("choice", '[" the", "the"]')
 
 
-def test_a_token_whose_space_will_be_stripped_may_begin_the_text(guides_of: dict[str, GuideCompiler]) -> None:
+def test_a_token_whose_space_will_be_stripped_may_begin_the_text(guides_of: dict[str, GrammarCompiler]) -> None:
     tokenizer = tokenizer_of("llama_2")
     with_space, rest = (tokenizer.token_to_id(token) for token in ("▁th", "e"))
     assert with_space is not None
@@ -82,7 +86,7 @@ def test_a_token_whose_space_will_be_stripped_may_begin_the_text(guides_of: dict
 
 
 @pytest.mark.parametrize("family", ["llama_2", "gemma", "two_spaces", "metaspace_bpe"])
-def test_characters_without_a_token_are_spelt_in_bytes(guides_of: dict[str, GuideCompiler], family: str) -> None:
+def test_characters_without_a_token_are_spelt_in_bytes(guides_of: dict[str, GrammarCompiler], family: str) -> None:
     choices = ["😀 naïve", "日本の首都", "\U00020000"]
     for seed, choice in enumerate(choices):
         guide = guides_of[family].compile("choice", json.dumps([choice])).start(frozenset({NO_TEXT}))
@@ -90,7 +94,7 @@ def test_characters_without_a_token_are_spelt_in_bytes(guides_of: dict[str, Guid
 
 
 @pytest.mark.parametrize("family", ["two_spaces", "metaspace_bpe"])
-def test_a_character_that_decoding_replaces_is_never_spelt(guides_of: dict[str, GuideCompiler], family: str) -> None:
+def test_a_character_that_decoding_replaces_is_never_spelt(guides_of: dict[str, GrammarCompiler], family: str) -> None:
     with pytest.raises(RequestError, match="allows no text"):
         guides_of[family].compile("choice", '["▁"]')
     guide = guides_of[family].compile("regex", "(?s).{1,9}").start(frozenset({NO_TEXT}))
@@ -120,7 +124,7 @@ def test_the_texts_of_tokens_join_to_what_is_decoded(family: str) -> None:
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_tokenizer_whose_tokens_have_no_text_of_their_own_is_refused(
-    guides_of: dict[str, GuideCompiler], family: str
+    guides_of: dict[str, GrammarCompiler], family: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
         guides_of[family].compile("json", "")

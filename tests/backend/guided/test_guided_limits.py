@@ -21,7 +21,8 @@ from tests.fakes.guides import (
 )
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import compiler as compiler_module
-from trident_backend.guided.compiler import GuideCompiler, TokenizerInfo
+from trident_backend.guided.compiler import GrammarCompiler
+from trident_backend.guided.vocabulary import TokenizerInfo
 from trident_ensemble.contract.errors import RequestError
 
 
@@ -31,7 +32,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
@@ -86,17 +87,17 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
         assert set(letters.values()) <= allowed(victim, (letters["a"], letters["a"]))[2]
         victim.advance(letters["b"])
     assert not greedy.is_finished
-    renewed: list[str] = []
-    renew = TokenizerInfo.matcher
+    recompiled: list[str] = []
+    new_matcher = TokenizerInfo.matcher
 
-    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
-        renewed.append(text)
-        return renew(alphabet, text, max_items, max_states)
+    def counted(tokenizer_info: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
+        recompiled.append(text)
+        return new_matcher(tokenizer_info, text, max_items, max_states)
 
     monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(5):
         assert set(letters.values()) <= allowed(grammar.start(frozenset({NO_TEXT})))[0]
-    assert len(renewed) == 1
+    assert len(recompiled) == 1
 
 
 def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
@@ -118,20 +119,20 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
 @pytest.mark.parametrize(
     ("kind", "guide", "field", "problem"),
     [
-        ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not among those that are known"),
+        ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not one of the known types"),
         ("", "a", "guided_decoding_guide_type", "known: json, json_schema, regex, choice, ebnf_grammar"),
         ("regex", "", "guided_decoding_guide", "is missing or empty"),
         ("regex", "x" * 70_000, "guided_decoding_guide", "70000 bytes are too many: at most 65536"),
         ("regex", "[a", "guided_decoding_guide", "unclosed character class"),
         ("regex", "(?=a)b", "guided_decoding_guide", "look-around"),
         ("regex", "a\\", "guided_decoding_guide", "ends in a single backslash"),
-        ("regex", "\ud800", "guided_decoding_guide", "is no text"),
+        ("regex", "\ud800", "guided_decoding_guide", "is not valid text"),
         ("regex", "a*&&[^\\s\\S]", "guided_decoding_guide", "allows no text"),
         ("choice", '"yes"', "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", "[]", "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", '["a", 1]', "guided_decoding_guide", "a JSON list of at least one string"),
         ("choice", '[""]', "guided_decoding_guide", "allows no text"),
-        ("choice", '["\\ud800"]', "guided_decoding_guide", "is no text"),
+        ("choice", '["\\ud800"]', "guided_decoding_guide", "is not valid text"),
         ("choice", "[" * 60_000, "guided_decoding_guide", "nested too deeply"),
         ("json_schema", "{", "guided_decoding_guide", "is not valid JSON"),
         ("json_schema", '{"const": NaN}', "guided_decoding_guide", "NaN is not valid JSON"),
@@ -145,7 +146,7 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_its_reason(
-    guides: GuideCompiler, kind: str, guide: str, field: str, problem: str
+    guides: GrammarCompiler, kind: str, guide: str, field: str, problem: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile(kind, guide)
@@ -154,7 +155,7 @@ def test_what_cannot_be_followed_is_refused_with_its_reason(
     assert len(caught.value.problem) < 600
 
 
-def test_a_schema_cannot_turn_its_own_checks_off(guides: GuideCompiler) -> None:
+def test_a_schema_cannot_turn_its_own_checks_off(guides: GrammarCompiler) -> None:
     with pytest.raises(RequestError, match="uniqueItems"):
         guides.compile("json_schema", '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}')
 
@@ -178,7 +179,7 @@ def test_a_schema_cannot_turn_its_own_checks_off(guides: GuideCompiler) -> None:
         ("ebnf_grammar", 'root ::= (("x"{0,10000} "y"){0,10000} root?){0,10000}'),
     ],
 )
-def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GuideCompiler, kind: str, guide: str) -> None:
+def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GrammarCompiler, kind: str, guide: str) -> None:
     try:
         hostile = guides.compile(kind, guide).start(frozenset({NO_TEXT}))
     except RequestError:
@@ -192,16 +193,16 @@ def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GuideCompiler, ki
 
 
 def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
-    guides: GuideCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    guides: GrammarCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
     guide = guides.compile("ebnf_grammar", 'root ::= "a" root | "b"').start(frozenset({NO_TEXT}))
     compiled: list[str] = []
-    renew = TokenizerInfo.matcher
+    new_matcher = TokenizerInfo.matcher
 
-    def counted(alphabet: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
+    def counted(tokenizer_info: TokenizerInfo, text: str, max_items: int, max_states: int) -> LLMatcher:
         compiled.append(text)
-        return renew(alphabet, text, max_items, max_states)
+        return new_matcher(tokenizer_info, text, max_items, max_states)
 
     monkeypatch.setattr(TokenizerInfo, "matcher", counted)
     for _ in range(2500):
@@ -214,7 +215,7 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
 
 
 def test_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
-    guides: GuideCompiler, tokenizer: Tokenizer
+    guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "[^\n]{0,20000}").start(frozenset({NO_TEXT}))
     letters = encode(tokenizer, "abcdefgh")

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tests.fakes.guides import FAMILY, NO_TEXT, accepts, allowed, encode, guides_for, seeded, write
 from tests.tokenizer_zoo import tokenizer_of
-from trident_backend.guided.compiler import GuideCompiler
+from trident_backend.guided.compiler import GrammarCompiler
 from trident_ensemble.contract.errors import RequestError
 
 NUM_SCHEMAS = 1000
@@ -102,7 +102,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GuideCompiler:
+def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
@@ -119,7 +119,7 @@ def read(text: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_every_output_is_valid_and_every_cut_one_can_be_completed(
-    guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int], part: int
+    guides: GrammarCompiler, tokenizer: Tokenizer, closers: frozenset[int], part: int
 ) -> None:
     num_ended = 0
     for seed in range(part * NUM_SCHEMAS // 10, (part + 1) * NUM_SCHEMAS // 10):
@@ -137,7 +137,7 @@ def test_every_output_is_valid_and_every_cut_one_can_be_completed(
     assert num_ended >= NUM_SCHEMAS // 20, "too few came to their end by themselves"
 
 
-def test_what_is_valid_is_accepted(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_what_is_valid_is_accepted(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 4}, "tags": {"items": {"enum": ["é", 1, None]}}},
@@ -156,7 +156,7 @@ def test_what_is_valid_is_accepted(guides: GuideCompiler, tokenizer: Tokenizer) 
 
 
 def test_any_json_is_an_object_or_an_array(
-    guides: GuideCompiler, tokenizer: Tokenizer, closers: frozenset[int]
+    guides: GrammarCompiler, tokenizer: Tokenizer, closers: frozenset[int]
 ) -> None:
     grammar = guides.compile("json", "")
     assert guides.compile("json", " \n") is grammar
@@ -170,7 +170,7 @@ def test_any_json_is_an_object_or_an_array(
         assert not has_ended or isinstance(json.loads(tokenizer.decode(token_ids)), dict | list)
 
 
-def test_blanks_between_parts_come_to_an_end(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_blanks_between_parts_come_to_an_end(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     guide = guides.compile("json", "").start(frozenset())
     blank = encode(tokenizer, " ")[0]
     guide.advance(encode(tokenizer, "[")[0])
@@ -189,7 +189,7 @@ def test_blanks_between_parts_come_to_an_end(guides: GuideCompiler, tokenizer: T
         ({"type": "object", "minProperties": 2}, "minProperties: more than 1"),
         (
             {"items": {"properties": {f"n{i}": {} for i in range(401)}}},
-            "properties: 401 names in one place that are not",
+            "properties: 401 optional names in one object are too many",
         ),
         (
             {"allOf": [{"properties": {f"n{i}": {} for i in part}} for part in (range(300), range(300, 600))]},
@@ -198,19 +198,19 @@ def test_blanks_between_parts_come_to_an_end(guides: GuideCompiler, tokenizer: T
         ({"items": [{"multipleOf": 997}, {"allOf": [{"multipleOf": 101}]}]}, "multipleOf"),
     ],
 )
-def test_what_would_allow_too_much_is_refused(guides: GuideCompiler, schema: dict[str, Any], problem: str) -> None:
+def test_what_would_allow_too_much_is_refused(guides: GrammarCompiler, schema: dict[str, Any], problem: str) -> None:
     with pytest.raises(RequestError, match=re.escape(problem)):
         guides.compile("json_schema", json.dumps(schema))
 
 
-def test_as_many_optional_names_as_are_taken_can_be_written(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_as_many_optional_names_as_are_taken_can_be_written(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     names = [f"property_{number}" for number in range(1000)]
     schema = {"properties": {name: {"type": "string"} for name in names}, "required": names[400:]}
     grammar = guides.compile("json_schema", json.dumps({**schema, "type": "object", "additionalProperties": False}))
     assert accepts(tokenizer, grammar, json.dumps(dict.fromkeys(names[::50][:8] + names[400:], "x y")))
 
 
-def test_values_in_a_schema_are_left_as_they_are(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_values_in_a_schema_are_left_as_they_are(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     value = {"exclusiveMaximum": 5, "multipleOf": 99991}
     schema = {"properties": {"const": {"const": value}}, "required": ["const"], "additionalProperties": False}
     grammar = guides.compile("json_schema", json.dumps(schema))
@@ -237,7 +237,7 @@ ANY = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": [
 )
 @pytest.mark.parametrize("kind", ["json", "json_schema"])
 def test_openais_wrappers_are_taken_for_their_schema(
-    guides: GuideCompiler, tokenizer: Tokenizer, kind: str, wrapper: dict[str, Any]
+    guides: GrammarCompiler, tokenizer: Tokenizer, kind: str, wrapper: dict[str, Any]
 ) -> None:
     grammar = guides.compile(kind, json.dumps(wrapper))
     assert accepts(tokenizer, grammar, '{"x": 1}')
@@ -248,17 +248,17 @@ def test_openais_wrappers_are_taken_for_their_schema(
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({"name": "answer", "parameters": ANY}, "#: is no JSON schema: name, parameters would allow every output"),
-        ({"name": "answer", "description": "text", "input_schema": ANY}, "is no JSON schema"),
-        ({"name": "answer", "strict": "yes", "schema": ANY}, "is no JSON schema"),
+        ({"name": "answer", "parameters": ANY}, "#: is not a JSON schema: name, parameters would allow every output"),
+        ({"name": "answer", "description": "text", "input_schema": ANY}, "is not a JSON schema"),
+        ({"name": "answer", "strict": "yes", "schema": ANY}, "is not a JSON schema"),
         ({"name": "answer", "schema": "x"}, "#/schema: must be a JSON schema"),
         ({"name": "answer", "schema": None}, "#/schema: must be a JSON schema"),
         ({"type": "json_schema"}, "#/json_schema: must be an object with a schema"),
         ({"type": "json_schema", "json_schema": ANY}, "#/json_schema: must be an object with a schema"),
         ({"type": "json_object"}, "#/type: must be one of string, number"),
-        ({"response_format": {"type": "json_schema"}}, "is no JSON schema"),
-        ({"schema": {"schema": ANY}}, "#/schema: is no JSON schema"),
-        ({"type": "object", "properties": {"x": {"typ": "integer"}}}, "#/properties/x: is no JSON schema: typ"),
+        ({"response_format": {"type": "json_schema"}}, "is not a JSON schema"),
+        ({"schema": {"schema": ANY}}, "#/schema: is not a JSON schema"),
+        ({"type": "object", "properties": {"x": {"typ": "integer"}}}, "#/properties/x: is not a JSON schema: typ"),
         ({"name": "a", "schema": {"type": "object", "properties": {"a": {"not": {}}}}}, "#/schema/properties/a/not: "),
         ({"type": "json_schema", "json_schema": {"schema": {"if": {"type": "null"}, "then": False}}}, "/schema/if: "),
         (False, "false allows no output"),
@@ -266,14 +266,14 @@ def test_openais_wrappers_are_taken_for_their_schema(
 )
 @pytest.mark.parametrize("kind", ["json", "json_schema"])
 def test_what_is_no_schema_is_refused_and_never_allows_everything(
-    guides: GuideCompiler, kind: str, value: Any, problem: str
+    guides: GrammarCompiler, kind: str, value: Any, problem: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(problem)) as caught:
         guides.compile(kind, json.dumps(value))
     assert caught.value.field == "guided_decoding_guide"
 
 
-def test_json_with_a_schema_follows_it(guides: GuideCompiler, tokenizer: Tokenizer) -> None:
+def test_json_with_a_schema_follows_it(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     grammar = guides.compile("json", '{"type": "object", "required": ["x"]}')
     assert accepts(tokenizer, grammar, '{"x": [1]}')
     assert not accepts(tokenizer, grammar, "{}")
@@ -318,7 +318,7 @@ SAMPLES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("kind", "keywords"), NEUTRAL)
 def test_what_changes_nothing_passes(
-    guides: GuideCompiler, tokenizer: Tokenizer, kind: str, keywords: dict[str, Any]
+    guides: GrammarCompiler, tokenizer: Tokenizer, kind: str, keywords: dict[str, Any]
 ) -> None:
     inner = {"type": kind, **keywords}
     grammar = guides.compile("json_schema", json.dumps(inner))
@@ -354,13 +354,13 @@ def test_what_changes_nothing_passes(
         ({"items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "#/items: oneOf constraints"),
     ],
 )
-def test_errors_name_the_place_in_the_schema(guides: GuideCompiler, schema: dict[str, Any], problem: str) -> None:
+def test_errors_name_the_place_in_the_schema(guides: GrammarCompiler, schema: dict[str, Any], problem: str) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile("json_schema", json.dumps(schema))
     assert caught.value.problem.startswith(problem), caught.value.problem
 
 
-def test_a_place_deep_down_is_said_in_short(guides: GuideCompiler) -> None:
+def test_a_place_deep_down_is_said_in_short(guides: GrammarCompiler) -> None:
     schema: dict[str, Any] = {"not": {}}
     for _ in range(300):
         schema = {"properties": {"name": schema}}

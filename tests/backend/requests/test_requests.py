@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from tests.fakes.core import SPEC
 from tests.fakes.serving import context, spell
-from trident_backend.requests.bad_words import parse_bad_words
-from trident_backend.requests.logit_bias import parse_logit_bias
 from trident_backend.requests.output_options import OutputOptions
-from trident_backend.requests.request import Request, check_parameters, parse_request
+from trident_backend.requests.request import Request, parse_request
+from trident_backend.requests.sampling_options import parse_bad_words, parse_logit_bias
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.client_input import check_parameters
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import Generation
 
@@ -70,15 +71,15 @@ NAN, INF = float("nan"), float("inf")
         ({"presence_penalty": 2.1}, "presence_penalty", "from -2 to 2"),
         ({"frequency_penalty": -2.1}, "frequency_penalty", "from -2 to 2"),
         ({"frequency_penalty": NAN}, "frequency_penalty", "from -2 to 2"),
-        ({"logit_bias": b"{"}, "logit_bias", "is no JSON"),
-        ({"logit_bias": b"[" * 60_000}, "logit_bias", "is no JSON"),
+        ({"logit_bias": b"{"}, "logit_bias", "is not valid JSON"),
+        ({"logit_bias": b"[" * 60_000}, "logit_bias", "is not valid JSON"),
         ({"logit_bias": b" " * 65_537}, "logit_bias", "at most 65536"),
         ({"logit_bias": b"\xff"}, "logit_bias", "UTF-8"),
         ({"logit_bias": b"[1, 2]"}, "logit_bias", "object"),
-        ({"logit_bias": b'{"97": 1}'}, "logit_bias", "'97' is no token id from 0 to 96"),
-        ({"logit_bias": b'{"-1": 1}'}, "logit_bias", "no token id"),
-        ({"logit_bias": b'{"07": 1}'}, "logit_bias", "no token id"),
-        ({"logit_bias": '{"٧": 1}'.encode()}, "logit_bias", "no token id"),
+        ({"logit_bias": b'{"97": 1}'}, "logit_bias", "'97' is not a token id from 0 to 96"),
+        ({"logit_bias": b'{"-1": 1}'}, "logit_bias", "not a token id"),
+        ({"logit_bias": b'{"07": 1}'}, "logit_bias", "not a token id"),
+        ({"logit_bias": '{"٧": 1}'.encode()}, "logit_bias", "not a token id"),
         ({"logit_bias": b'{"7": 100.5}'}, "logit_bias", "of token 7 must be a number from -100 to 100, not 100.5"),
         ({"logit_bias": b'{"7": 1' + b"0" * 400 + b"}"}, "logit_bias", "from -100 to 100"),
         ({"logit_bias": b'{"7": -Infinity}'}, "logit_bias", "from -100 to 100"),
@@ -89,7 +90,7 @@ NAN, INF = float("nan"), float("inf")
         ({"bad_words_list": [1, 2, 3]}, "bad_words_list", "[2, n]"),
         ({"bad_words_list": [97, 1]}, "bad_words_list", "from 0 to 96, not 97"),
         ({"bad_words_list": [-1, 1]}, "bad_words_list", "from 0 to 96, not -1"),
-        ({"bad_words_list": [5, 0]}, "bad_words_list", "rise from 1 to 1"),
+        ({"bad_words_list": [5, 0]}, "bad_words_list", "rise from 1 to at most 1"),
         ({"bad_words_list": [5, 2]}, "bad_words_list", "not 2"),
         ({"bad_words_list": [5, 6, 1, 1]}, "bad_words_list", "not 1"),
         ({"bad_words_list": [5, 6, -1, 1]}, "bad_words_list", "not -1"),
@@ -190,7 +191,7 @@ def test_a_field_may_be_given_under_its_other_name() -> None:
     }  # fmt: skip
     sampling = _first(**other).sampling
     assert (sampling.seed, sampling.top_k, sampling.top_p) == (5, 3, 0.5)
-    with pytest.raises(RequestError, match="random_seed: is another name of seed: 5 contradicts 6"):
+    with pytest.raises(RequestError, match="random_seed: is another name for seed: 5 contradicts 6"):
         _first(random_seed=5, seed=6)
 
 
@@ -335,9 +336,9 @@ def test_bad_words_of_request_and_checkpoint_add_up() -> None:
 
 
 def test_an_unknown_parameter_is_named() -> None:
-    check_parameters({"id": "x", "timeout": 3})
+    check_parameters({"id": "x", "timeout": 3}, tensors.CORE_INPUTS)
     with pytest.raises(RequestError, match="max_tokns"):
-        check_parameters({"max_tokns": 3})
+        check_parameters({"max_tokns": 3}, tensors.CORE_INPUTS)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.preprocessing.chat.templates import CHATML, HEADERS, TOOLS
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import SPECIAL, tokenizer_of
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.chat.chat import ChatTemplate
+from trident_preprocessing.chat.chat_template import ChatTemplate
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.prompt_tokenizer import PromptTokenizer, load_tokenizer
 
@@ -213,7 +213,7 @@ def test_what_goes_with_messages_alone(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["tools", "chat_template_kwargs"])
 def test_chat_inputs_are_texts_of_a_bounded_size(name: str) -> None:
-    for value, problem in ((b"\xff", "not valid UTF-8"), (b" " * 10_000_000, "10000000 bytes are more than")):
+    for value, problem in ((b"\xff", "is not valid UTF-8"), (b" " * 10_000_000, "10000000 bytes are more than")):
         fields: dict[str, Any] = {"messages": json.dumps(CONVERSATION).encode(), name: value}
         with pytest.raises(RequestError, match=f"^{name}: {problem}"):
             PromptTokenizer(reference(TOOLS), 64).encode(PromptRequest(**fields))

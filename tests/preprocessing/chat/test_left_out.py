@@ -15,7 +15,7 @@ from tests.preprocessing.chat import templates
 from tests.preprocessing.tokens.tokenizers import tokenizer
 from tests.tokenizer_zoo import SPECIAL
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.chat.chat import ChatTemplate
+from trident_preprocessing.chat.chat_template import ChatTemplate
 from trident_preprocessing.prompt_request import PromptRequest
 
 NAMES = (

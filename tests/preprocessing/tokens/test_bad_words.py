@@ -144,7 +144,7 @@ def test_limits() -> None:
     assert words.token_ids([b"x" * 256])
     with pytest.raises(RequestError, match=r"^bad_words: 257 bytes are more than one bad word may have; at most 256"):
         words.token_ids([b"a", b"x" * 257])
-    with pytest.raises(RequestError, match=r"^bad_words: not valid UTF-8 \(byte 1\)"):
+    with pytest.raises(RequestError, match=r"^bad_words: is not valid UTF-8: invalid start byte at byte 1"):
         words.token_ids([b"a\xff"])
     with pytest.raises(RequestError, match=r"^bad_words: a text cannot have the character U\+0000"):
         words.token_ids([b"fine", b"a\x00b"])

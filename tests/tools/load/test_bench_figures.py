@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trident_tools.load.bench_report import Outcome, render_json, stage_table, summary_table
 from trident_tools.load.charts import Line, make_chart, steps
+from trident_tools.load.client_records import ClientRequestRecord, ClientStream, error_kind
 from trident_tools.load.loads import ClosedLoop, Load, OpenLoop
 from trident_tools.load.objectives import parse_objective
 from trident_tools.load.page import render_page
-from trident_tools.load.progress import recent
-from trident_tools.load.records import RequestRecord, Stream, error_kind
-from trident_tools.load.report import Outcome, render_json, stage_table, summary_table
+from trident_tools.load.stage_progress import recent
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Figures, Window, measure
+from trident_tools.load.statistics import MeasuredWindow, StageFigures, measure
 
 VOID = {"meta", "br", "hr", "line", "circle", "path"}
 
@@ -34,11 +34,11 @@ def record(
     num_output_tokens: int | None = None,
     sent_at: float | None = None,
     error: str = "",
-) -> RequestRecord:
+) -> ClientRequestRecord:
     counts = tuple(chunk_tokens) if chunk_tokens is not None else None
     total = sum(counts) if num_output_tokens is None and counts is not None else num_output_tokens
     sent = scheduled_at if sent_at is None else sent_at
-    return RequestRecord(scheduled_at, sent, tuple(chunk_times), counts, 5, total, "length", error)
+    return ClientRequestRecord(scheduled_at, sent, tuple(chunk_times), counts, 5, total, "length", error)
 
 
 def test_one_request_by_hand() -> None:
@@ -65,7 +65,7 @@ def test_percentiles_are_numpys() -> None:
         record(10 + index / 100, (10 + index / 100 + first[index] + np.cumsum([0, *gaps[index]])).tolist(), [1] * 10)
         for index in range(237)
     ]
-    figures = measure(records, 0.0, Window(10, 20), [])
+    figures = measure(records, 0.0, MeasuredWindow(10, 20), [])
 
     def same(name: str, values: Any) -> None:
         summary = figures.summaries[name]
@@ -95,7 +95,7 @@ def test_what_counts() -> None:
         record(15.0, [], [], error="unfinished"),
         record(2.0, [], [], error="of the ramp"),
     ]
-    figures = measure(records, 0.0, Window(10.0, 20.0), [parse_objective("request_latency:1000")])
+    figures = measure(records, 0.0, MeasuredWindow(10.0, 20.0), [parse_objective("request_latency:1000")])
     assert figures.num_requests == 2
     assert figures.summaries["time_to_first_token"].max == pytest.approx(500)
     assert figures.output_token_throughput == pytest.approx((3 + 2 + 1 + 2) / 10)
@@ -115,9 +115,9 @@ def test_goodput_needs_every_objective() -> None:
         record(0.0, [0.1], [1]),  # one token: nothing to be slow with
     ]
     objectives = [parse_objective("time_to_first_token:500"), parse_objective("inter_token_latency:100")]
-    assert measure(records, 0.0, Window(0, 2), objectives).goodput == pytest.approx(2 / 2)
-    assert measure(records, 0.0, Window(0, 2), objectives[:1]).goodput == pytest.approx(3 / 2)
-    assert measure(records, 0.0, Window(0, 2), []).goodput is None
+    assert measure(records, 0.0, MeasuredWindow(0, 2), objectives).goodput == pytest.approx(2 / 2)
+    assert measure(records, 0.0, MeasuredWindow(0, 2), objectives[:1]).goodput == pytest.approx(3 / 2)
+    assert measure(records, 0.0, MeasuredWindow(0, 2), []).goodput is None
 
 
 @pytest.mark.parametrize("text", ["time_to_first_token", "time_to_first_token:0", "ttft:5", "request_latency:x"])
@@ -127,7 +127,7 @@ def test_objectives_that_say_nothing(text: str) -> None:
 
 
 def test_nothing_happened() -> None:
-    figures = measure([], 0.0, Window(5, 5), [])
+    figures = measure([], 0.0, MeasuredWindow(5, 5), [])
     assert (figures.output_token_throughput, figures.summaries, figures.timeline[:4]) == (0, {}, (0, 0, 0, 0))
 
 
@@ -137,7 +137,7 @@ def test_equal_errors_count_together() -> None:
 
 
 def test_progress_of_the_last_seconds() -> None:
-    slow, quick, old = Stream(0.0, 0.0), Stream(8.0, 8.0), Stream(0.0, 0.0)
+    slow, quick, old = ClientStream(0.0, 0.0), ClientStream(8.0, 8.0), ClientStream(0.0, 0.0)
     for moment in (1.0, 6.0, 9.0):
         slow.received(moment, 1)
     quick.received(8.5, 2)
@@ -173,7 +173,9 @@ def outcome() -> Outcome:
     for index, load in enumerate(loads):
         records = tuple(record(when, [when + 0.2 + index, when + 1.2 + index], [1, 9]) for when in (1.0, 2.0, 3.0, 9.0))
         bad = record(4.0, [], [], error='<script>alert("1")</script> & more')
-        result = StageResult(load, "2025-01-01T00:00:00+00:00", 0.0, Window(1, 9), (*records, bad), None, 0.95, False)
+        result = StageResult(
+            load, "2025-01-01T00:00:00+00:00", 0.0, MeasuredWindow(1, 9), (*records, bad), None, 0.95, False
+        )
         stages.append((result, measure(result.records, 0.0, result.window, [])))
     return Outcome({"users": [2, 4], "prompts": None, "field": {"tenant": "a"}}, "ensemble", ("a note",), tuple(stages))
 
@@ -242,6 +244,6 @@ def test_the_tables_say_it_all() -> None:
 
 
 def test_figures_are_frozen() -> None:
-    figures: Figures = outcome().stages[0][1]
+    figures: StageFigures = outcome().stages[0][1]
     with pytest.raises(AttributeError):
         figures.num_requests = 3  # type: ignore[misc]

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.distributions import Distribution, parse_distribution
-from trident_tools.load.files import output_file, replace_file
-from trident_tools.load.options import field, list_of, positive_number, whole_number
+from trident_tools.load.option_values import field, list_of, positive_number, whole_number
+from trident_tools.load.output_files import output_file, replace_file
 from trident_tools.load.prompts import Prompt, PromptPlan, WrittenPrompt, make_prompts, read_prompts
 from trident_tools.load.scrape import difference, parse_page
-from trident_tools.load.texts import TextMaker, open_tokenizer
+from trident_tools.load.text_maker import TextMaker, open_tokenizer
 
 DEMO = Path(__file__).parents[3] / "tools" / "demo" / "checkpoint"
 

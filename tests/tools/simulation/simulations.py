@@ -11,8 +11,8 @@ from trident_backend.sequences.step_time import StepTime
 from trident_ensemble.contract.settings import CoreSettings
 from trident_tools.load.distributions import parse_distribution
 from trident_tools.load.loads import ClosedLoop, OpenLoop
-from trident_tools.simulation.arrivals import Arrival, Window
-from trident_tools.simulation.figures import Figures, figures
+from trident_tools.simulation.arrivals import Arrival, CountingWindow
+from trident_tools.simulation.figures import SimulatedFigures, figures
 from trident_tools.simulation.replica import Deployment
 from trident_tools.simulation.runner import Scenario, run_scenarios
 from trident_tools.simulation.simulator import Router
@@ -65,7 +65,7 @@ def run(
     router: Router = Router.FEWEST_OPEN,
     rate: float | None = None,
     num_users: int | None = None,
-) -> Figures:
+) -> SimulatedFigures:
     """The figures of one load, simulated in this process."""
     assert (rate is None) != (num_users is None)
     load = OpenLoop(rate) if rate is not None else ClosedLoop(num_users or 0)
@@ -79,7 +79,7 @@ class WrittenLoad:
     """Arrivals at known times, all of which count; says how often each request was answered."""
 
     arrivals: list[Arrival]
-    window: Window = field(default_factory=lambda: Window(0.0, 1e9))
+    window: CountingWindow = field(default_factory=lambda: CountingWindow(0.0, 1e9))
     answers: Counter[int] = field(default_factory=Counter)
     latencies: dict[int, float] = field(default_factory=dict)
 

@@ -11,12 +11,12 @@ import pytest
 
 from trident_backend.sequences.step_time import StepTime
 from trident_ensemble.contract.errors import ConfigError
+from trident_tools.load.bench_report import Outcome, render_json
+from trident_tools.load.client_records import ClientRequestRecord
 from trident_tools.load.loads import ClosedLoop
-from trident_tools.load.records import RequestRecord
-from trident_tools.load.report import Outcome, render_json
 from trident_tools.load.scrape import difference, parse_page
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Window, measure
+from trident_tools.load.statistics import MeasuredWindow, measure
 from trident_tools.main import main
 from trident_tools.simulation.bench_file import read_bench
 
@@ -42,10 +42,12 @@ nv_llm_time_to_first_token_seconds_count{{model="core",version="1"}} {count}
 def stage(server: dict[str, Any] | None, first_token: float) -> StageResult:
     """Two requests whose first tokens came after so many seconds."""
     records = tuple(
-        RequestRecord(sent, sent, (sent + first_token, sent + first_token + 0.1), (1, 1), 8, 2, "length", "")
+        ClientRequestRecord(sent, sent, (sent + first_token, sent + first_token + 0.1), (1, 1), 8, 2, "length", "")
         for sent in (101.0, 102.0)
     )
-    return StageResult(ClosedLoop(1), "2025-01-01T00:00:00", 100.0, Window(100, 110), records, server, 0.1, False)
+    return StageResult(
+        ClosedLoop(1), "2025-01-01T00:00:00", 100.0, MeasuredWindow(100, 110), records, server, 0.1, False
+    )
 
 
 def benched(tmp_path: Path, *stages: StageResult) -> Path:

@@ -35,7 +35,7 @@ from trident_tools.simulation.measurements import GapHistogram
 from trident_tools.simulation.replica import Deployment
 from trident_tools.simulation.runner import Scenario, run_scenarios
 from trident_tools.simulation.simulator import Router, simulate
-from trident_tools.simulation.workload import Request
+from trident_tools.simulation.workload import SimulatedRequest
 
 POLICIES = list(BatchSchedulerPolicy)
 
@@ -47,7 +47,7 @@ def written_load(seed: int, count: int, rate: float) -> WrittenLoad:
     lengths = zip(random.integers(1, 300, count).tolist(), random.integers(1, 80, count).tolist(), strict=True)
     return WrittenLoad(
         [
-            Arrival(time, time, Request(number, num_input_tokens, num_output_tokens))
+            Arrival(time, time, SimulatedRequest(number, num_input_tokens, num_output_tokens))
             for number, (time, (num_input_tokens, num_output_tokens)) in enumerate(zip(times, lengths, strict=True))
         ]
     )

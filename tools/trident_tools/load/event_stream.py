@@ -18,7 +18,7 @@ from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
 from trident_ensemble.contract.errors import ServerError
-from trident_tools.load.service import FailedRequestError
+from trident_tools.load.target import FailedRequestError
 
 _LIVE_TIMEOUT_S = 5.0
 #: Seconds without a byte; a stage's grace ends a request much earlier.

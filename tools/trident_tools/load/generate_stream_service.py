@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from trident_ensemble.contract import layout, tensors
+from trident_tools.load.client_records import ClientStream
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 
 def open_service(target: Target) -> GenerateStreamService:
@@ -80,7 +80,7 @@ class GenerateStreamClient:
         self._service = service
         self._streams = EventStreams(url)
 
-    def ask(self, prompt: Prompt, stream: Stream) -> None:
+    def ask(self, prompt: Prompt, stream: ClientStream) -> None:
         """See `Client.ask`."""
         for data in self._streams.post(self._service.path, self._service.body(prompt)):
             now = time.perf_counter()
@@ -94,7 +94,7 @@ class GenerateStreamClient:
         self._streams.close()
 
 
-def _note(stream: Stream, now: float, event: dict[str, Any]) -> None:
+def _note(stream: ClientStream, now: float, event: dict[str, Any]) -> None:
     """Triton writes a tensor of one element as that element, and one of none as an empty list."""
     output_ids = event.get(tensors.OUTPUT_IDS.name)
     if output_ids is None:

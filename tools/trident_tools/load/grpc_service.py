@@ -21,9 +21,9 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.client_records import ClientStream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 _LIVE_TIMEOUT_S = 5.0
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -132,7 +132,7 @@ class GrpcClient:
     def __init__(self, service: GrpcService) -> None:
         self._service = service
 
-    def ask(self, prompt: Prompt, stream: Stream) -> None:
+    def ask(self, prompt: Prompt, stream: ClientStream) -> None:
         """See `Client.ask`."""
         call = self._service.call(prompt)
         try:
@@ -151,7 +151,7 @@ class GrpcClient:
         """See `Client.close`: there is nothing to let go of between requests."""
 
 
-def _note(stream: Stream, now: float, result: InferResult) -> None:
+def _note(stream: ClientStream, now: float, result: InferResult) -> None:
     output_ids = result.as_numpy(tensors.OUTPUT_IDS.name)
     if output_ids is None:
         stream.received(now, None)

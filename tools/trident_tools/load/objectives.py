@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trident_tools.load.records import RequestRecord
+from trident_tools.load.client_records import ClientRequestRecord
 
 #: Metric -> its value of a request, in seconds; None where it has none, which meets every objective.
-_LATENCIES: dict[str, Callable[[RequestRecord], float | None]] = {
+_LATENCIES: dict[str, Callable[[ClientRequestRecord], float | None]] = {
     "time_to_first_token": lambda record: record.time_to_first_token,
     "inter_token_latency": lambda record: record.inter_token_latency,
     "request_latency": lambda record: record.request_latency,
@@ -32,7 +32,7 @@ class Objective:
     metric: str
     max_ms: float
 
-    def is_met(self, record: RequestRecord) -> bool:
+    def is_met(self, record: ClientRequestRecord) -> bool:
         """Whether a request that ended well was quick enough."""
         seconds = _LATENCIES[self.metric](record)
         return seconds is None or seconds * 1000 <= self.max_ms
@@ -59,6 +59,6 @@ def parse_objective(text: str) -> Objective:
     return Objective(metric, max_ms)
 
 
-def num_good(records: Sequence[RequestRecord], objectives: Sequence[Objective]) -> int:
+def num_good(records: Sequence[ClientRequestRecord], objectives: Sequence[Objective]) -> int:
     """How many of these requests, which all ended well, meet every objective."""
     return sum(all(objective.is_met(record) for objective in objectives) for record in records)

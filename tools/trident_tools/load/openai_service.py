@@ -10,10 +10,10 @@ import time
 from typing import Any
 
 from trident_ensemble.contract.errors import ServerError
+from trident_tools.load.client_records import ClientStream
 from trident_tools.load.event_stream import EventStreams, error_message, get
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
-from trident_tools.load.service import FailedRequestError, Target
+from trident_tools.load.target import FailedRequestError, Target
 
 _DONE = b"[DONE]"
 
@@ -84,7 +84,7 @@ class OpenAIClient:
         self._service = service
         self._streams = EventStreams(url)
 
-    def ask(self, prompt: Prompt, stream: Stream) -> None:
+    def ask(self, prompt: Prompt, stream: ClientStream) -> None:
         """See `Client.ask`."""
         done = False
         for data in self._streams.post(*self._service.request(prompt)):
@@ -104,7 +104,7 @@ class OpenAIClient:
         self._streams.close()
 
 
-def _note(stream: Stream, now: float, event: dict[str, Any]) -> None:
+def _note(stream: ClientStream, now: float, event: dict[str, Any]) -> None:
     """A chunk says nothing of its number of tokens; the usage, after the last one, says all."""
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}

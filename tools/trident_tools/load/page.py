@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from trident_tools.load.bench_report import Outcome, summary_columns, summary_row
 from trident_tools.load.charts import Chart, Line, make_chart
 from trident_tools.load.loads import ClosedLoop
-from trident_tools.load.report import Outcome, summary_columns, summary_row
 
 _TEMPLATE = "page.html.jinja"
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from trident_tools.load.distributions import Distribution
-from trident_tools.load.texts import TextMaker
+from trident_tools.load.text_maker import TextMaker
 
 _BATCH = 256
 _KNOWN_KEYS = {"text_input", "messages", "max_tokens"}

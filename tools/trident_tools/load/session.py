@@ -15,16 +15,16 @@ import gevent
 import gevent.event
 import numpy as np
 
+from trident_tools.load.load_plan import LoadPlan
 from trident_tools.load.loads import Load
-from trident_tools.load.plan import LoadPlan
-from trident_tools.load.progress import Progress
 from trident_tools.load.prompts import make_prompts
 from trident_tools.load.scrape import read_page
-from trident_tools.load.service import open_service
 from trident_tools.load.stage import StageRunner
+from trident_tools.load.stage_progress import StageProgress
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Figures, measure
-from trident_tools.load.texts import TextMaker
+from trident_tools.load.statistics import StageFigures, measure
+from trident_tools.load.target import open_service
+from trident_tools.load.text_maker import TextMaker
 
 _METRICS_PORT = 8002
 
@@ -65,9 +65,9 @@ class Session:
     def run(
         self,
         begins: Callable[[Load], None],
-        show: Callable[[Progress], None],
-        ends: Callable[[StageResult, Figures], None],
-    ) -> tuple[tuple[StageResult, Figures], ...]:
+        show: Callable[[StageProgress], None],
+        ends: Callable[[StageResult, StageFigures], None],
+    ) -> tuple[tuple[StageResult, StageFigures], ...]:
         """Every stage, in order; after Ctrl-C, those until then.
 
         Args:
@@ -80,7 +80,7 @@ class Session:
         runner = StageRunner(
             self._service, self._prompts, plan.timing, metrics_url=self._metrics_url, show=show, interrupted=interrupted
         )
-        outcomes: list[tuple[StageResult, Figures]] = []
+        outcomes: list[tuple[StageResult, StageFigures]] = []
         try:
             for number, load in enumerate(plan.loads):
                 if interrupted.is_set():

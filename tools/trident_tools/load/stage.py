@@ -18,14 +18,14 @@ import numpy as np
 from locust.env import Environment
 from locust.runners import LocalRunner
 
+from trident_tools.load.client_records import UNFINISHED
 from trident_tools.load.loads import ClosedLoop, Load, Timing
-from trident_tools.load.progress import Progress, all_streams, recent
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import UNFINISHED
 from trident_tools.load.scrape import Snapshot, difference, read_page
-from trident_tools.load.service import Service
+from trident_tools.load.stage_progress import StageProgress, all_streams, recent
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import Window
+from trident_tools.load.statistics import MeasuredWindow
+from trident_tools.load.target import Service
 from trident_tools.load.users import Sender, closed_loop_user, open_loop_user
 
 
@@ -48,7 +48,7 @@ class StageRunner:
         timing: Timing,
         *,
         metrics_url: str | None,
-        show: Callable[[Progress], None],
+        show: Callable[[StageProgress], None],
         interrupted: gevent.event.Event,
     ) -> None:
         self._service = service
@@ -78,7 +78,7 @@ class StageRunner:
             if not self._timing.ramp:
                 course.spawn_users()
             self._interrupted.wait(self._timing.duration)
-            window = Window(begin, _now())
+            window = MeasuredWindow(begin, _now())
             cpu_share = (_cpu_seconds() - used) / max(window.seconds, 1e-9)
             course.phase = "finishing"
             after = self._scrape()
@@ -118,7 +118,7 @@ class StageRunner:
             running = course.sender.running
             first_token, token, tokens_per_s = recent(all_streams(running, ended), since, now)
             self._show(
-                Progress(
+                StageProgress(
                     phase=course.phase,
                     elapsed=now - started_at,
                     num_users=course.num_users,
@@ -149,7 +149,7 @@ class _Course:
 
     @property
     def num_users(self) -> int | None:
-        """As `Progress` wants it."""
+        """As `StageProgress` wants it."""
         return self._runner.user_count if isinstance(self._load, ClosedLoop) else None
 
     def take_ended(self) -> list[tuple[Any, bool]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trident_tools.load.client_records import ClientRequestRecord
 from trident_tools.load.loads import Load
-from trident_tools.load.records import RequestRecord
-from trident_tools.load.statistics import Window
+from trident_tools.load.statistics import MeasuredWindow
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class StageResult:
     load: Load
     began: str
     started_at: float
-    window: Window
-    records: tuple[RequestRecord, ...]
+    window: MeasuredWindow
+    records: tuple[ClientRequestRecord, ...]
     server: dict[str, Any] | None
     cpu_share: float
     interrupted: bool

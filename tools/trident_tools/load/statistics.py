@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trident_tools.load.client_records import ClientRequestRecord, error_kind
 from trident_tools.load.objectives import Objective, num_good
-from trident_tools.load.records import RequestRecord, error_kind
 
 #: Every distribution's name and unit, in the order of a report.
 DISTRIBUTIONS: Mapping[str, str] = {
@@ -40,7 +40,7 @@ _MAX_CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
-class Window:
+class MeasuredWindow:
     """Seconds of the records' clock in which a stage is measured: from `begin`, up to `end`."""
 
     begin: float
@@ -70,7 +70,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Figures:
+class StageFigures:
     """What a stage came to.
 
     Args:
@@ -100,8 +100,8 @@ class Figures:
 
 
 def measure(
-    records: Sequence[RequestRecord], started_at: float, window: Window, objectives: Sequence[Objective]
-) -> Figures:
+    records: Sequence[ClientRequestRecord], started_at: float, window: MeasuredWindow, objectives: Sequence[Objective]
+) -> StageFigures:
     """The figures of one stage.
 
     Args:
@@ -115,7 +115,7 @@ def measure(
     samples = _samples(good)
     times, tokens = _arrivals(records)
     ends = [record.chunk_times[-1] for record in records if not record.error]
-    return Figures(
+    return StageFigures(
         num_requests=len(good),
         errors=dict(Counter(error_kind(record.error) for record in counted if record.error).most_common()),
         summaries={name: _summary(values) for name, values in samples.items() if len(values)},
@@ -127,7 +127,7 @@ def measure(
     )
 
 
-def _samples(good: Sequence[RequestRecord]) -> dict[str, npt.NDArray[np.float64]]:
+def _samples(good: Sequence[ClientRequestRecord]) -> dict[str, npt.NDArray[np.float64]]:
     """Each distribution's values, in its unit."""
     token_latencies = _known(record.inter_token_latency for record in good)
     return {
@@ -161,7 +161,7 @@ def _curve(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(np.quantile(values, np.linspace(0, 1, min(len(values), _MAX_CURVE_POINTS))).tolist())
 
 
-def _arrivals(records: Sequence[RequestRecord]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _arrivals(records: Sequence[ClientRequestRecord]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """When tokens arrived, and how many at each of these moments; of failed requests too: they were served."""
     times = np.array([moment for record in records for moment in record.chunk_times], np.float64)
     tokens = np.array([count for record in records for count in record.tokens_of_chunks()], np.float64)

@@ -16,9 +16,9 @@ import numpy as np
 from locust import User, constant, task
 from locust.exception import StopUser
 
+from trident_tools.load.client_records import UNFINISHED, ClientRequestRecord, ClientStream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import UNFINISHED, RequestRecord, Stream
-from trident_tools.load.service import Client, FailedRequestError, Service
+from trident_tools.load.target import Client, FailedRequestError, Service
 
 #: A user whose request failed sends the next one so many seconds later.
 RETRY_SECONDS = 1.0
@@ -36,9 +36,9 @@ class Sender:
         self._service = service
         self._prompts = prompts
         self.closing = gevent.event.Event()
-        self.records: list[RequestRecord] = []
-        self.running: set[Stream] = set()
-        self.ended: list[tuple[Stream, bool]] = []
+        self.records: list[ClientRequestRecord] = []
+        self.running: set[ClientStream] = set()
+        self.ended: list[tuple[ClientStream, bool]] = []
 
     def client(self) -> Client:
         """A connection for one user."""
@@ -53,7 +53,7 @@ class Sender:
         """
         prompt = next(self._prompts)
         now = time.perf_counter()
-        stream = Stream(now if scheduled_at is None else scheduled_at, now)
+        stream = ClientStream(now if scheduled_at is None else scheduled_at, now)
         self.running.add(stream)
         error = UNFINISHED
         try:

@@ -12,11 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from trident_tools.simulation.workload import Request, Workload
+from trident_tools.simulation.workload import SimulatedRequest, Workload
 
 
 @dataclass
-class Window:
+class CountingWindow:
     """From `begin` to `end`, in seconds of the simulated clock; the end may not be known yet."""
 
     begin: float
@@ -35,14 +35,14 @@ class Arrival(NamedTuple):
 
     at: float
     sent_at: float
-    request: Request
+    request: SimulatedRequest
 
 
 class Arrivals(Protocol):
     """A load as it happens."""
 
     @property
-    def window(self) -> Window:
+    def window(self) -> CountingWindow:
         """What counts."""
         ...
 
@@ -80,7 +80,7 @@ class PoissonArrivals:
         self._gaps = workload.gaps(rate)
         self._num_left = math.inf if workload.num_requests is None else workload.num_requests
         self._num_counted = 0
-        self.window = Window(workload.ramp)
+        self.window = CountingWindow(workload.ramp)
         if workload.duration is not None:
             self.window.end = workload.ramp + workload.duration
         self._sent_at = 0.0
@@ -130,7 +130,7 @@ class UserArrivals:
         self._workload = workload
         self._requests = workload.requests()
         self._num_left = math.inf if workload.num_requests is None else workload.num_requests
-        self.window = Window(workload.ramp)
+        self.window = CountingWindow(workload.ramp)
         if workload.duration is not None:
             self.window.end = workload.ramp + workload.duration
         self._sends = [workload.ramp * user / num_users for user in range(num_users)]

@@ -16,7 +16,7 @@ from trident_tools.core_options import core_settings
 from trident_tools.load.loads import ClosedLoop, OpenLoop
 from trident_tools.server.overlay import served_settings
 from trident_tools.simulation.bench_file import BenchedServer, read_bench
-from trident_tools.simulation.deployments import Limits, Roof, engine_spec, read_engine, read_model
+from trident_tools.simulation.deployments import GivenLimits, Roof, engine_spec, read_engine, read_model
 from trident_tools.simulation.hardware import GPUS, Efficiency, Hardware
 from trident_tools.simulation.model_shape import model_shape
 from trident_tools.simulation.replica import Deployment
@@ -36,7 +36,7 @@ def make_scenarios(args: argparse.Namespace) -> list[Scenario]:
     cost = _cost(args, benched, roof)
     manifest = None if args.engine is None else read_engine(args.engine)
     settings = _settings(args)
-    limits = Limits(args.max_num_seqs, args.max_num_tokens, args.block_size, args.kv_tokens)
+    limits = GivenLimits(args.max_num_seqs, args.max_num_tokens, args.block_size, args.kv_tokens)
     spec = engine_spec(limits, settings, manifest, benched, roof)
     deployment = Deployment(spec, settings, cost, args.replicas)
     workload = Workload(

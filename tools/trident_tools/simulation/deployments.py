@@ -27,7 +27,7 @@ DEFAULT_BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Limits:
+class GivenLimits:
     """What was asked for; None where nothing was."""
 
     max_num_seqs: int | None = None
@@ -105,7 +105,11 @@ def read_engine(path: Path) -> Manifest:
 
 
 def engine_spec(
-    limits: Limits, settings: CoreSettings, manifest: Manifest | None, benched: BenchedServer | None, roof: Roof | None
+    limits: GivenLimits,
+    settings: CoreSettings,
+    manifest: Manifest | None,
+    benched: BenchedServer | None,
+    roof: Roof | None,
 ) -> EngineSpec:
     """The limits of one replica.
 

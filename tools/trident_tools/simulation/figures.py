@@ -28,7 +28,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Figures:
+class SimulatedFigures:
     """Of one load.
 
     Args:
@@ -77,13 +77,13 @@ class Figures:
     cost_per_million_tokens: float | None
 
 
-def figures(measured: Measurements, price_per_hour: float | None) -> Figures:
+def figures(measured: Measurements, price_per_hour: float | None) -> SimulatedFigures:
     """Sum up; the price is one replica's."""
     seconds = measured.window_seconds
     replica_seconds = seconds * measured.num_replicas
     num_tokens = measured.num_output_tokens + measured.num_input_tokens
     price = None if price_per_hour is None else price_per_hour / 3600 * replica_seconds
-    return Figures(
+    return SimulatedFigures(
         window_seconds=seconds,
         num_requests=len(measured.latency),
         num_refused=measured.num_refused,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trident_backend.metrics.records import RequestRecord
 from trident_backend.sequences.steps import Advance
-from trident_tools.simulation.arrivals import Window
+from trident_tools.simulation.arrivals import CountingWindow
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Measurements:
     queue: array[float] = field(default_factory=lambda: array("d"))
     gaps: GapHistogram = field(default_factory=GapHistogram)
 
-    def add_step(self, window: Window, now: float, state: CoreState, advances: Iterable[Advance]) -> None:
+    def add_step(self, window: CountingWindow, now: float, state: CoreState, advances: Iterable[Advance]) -> None:
         """A step of a replica has ended.
 
         Args:
@@ -155,7 +155,9 @@ class Measurements:
                 gaps.append(waited)
         self.gaps.add(gaps)
 
-    def add_request(self, window: Window, sent_at: float, overhead: float, now: float, record: RequestRecord) -> None:
+    def add_request(
+        self, window: CountingWindow, sent_at: float, overhead: float, now: float, record: RequestRecord
+    ) -> None:
         """A request has ended; `overhead` seconds of it were outside the core."""
         self.num_ended += 1
         self.num_requests += now in window

@@ -20,7 +20,7 @@ from trident_backend.sequences.steps import SchedulerOutput
 from trident_backend.serving.admission import Admission
 from trident_ensemble.contract.errors import QueueFullError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
-from trident_tools.simulation.arrivals import Arrival, Window
+from trident_tools.simulation.arrivals import Arrival, CountingWindow
 from trident_tools.simulation.measurements import CoreState, Measurements
 from trident_tools.simulation.step_cost import StepCost
 from trident_tools.simulation.workload import Workload
@@ -67,7 +67,9 @@ class Replica:
         measurements: are added to.
     """
 
-    def __init__(self, deployment: Deployment, workload: Workload, window: Window, measurements: Measurements) -> None:
+    def __init__(
+        self, deployment: Deployment, workload: Workload, window: CountingWindow, measurements: Measurements
+    ) -> None:
         spec, settings = deployment.spec, deployment.settings
         self._spec = spec
         self._cost = deployment.cost

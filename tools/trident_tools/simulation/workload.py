@@ -14,7 +14,7 @@ import numpy as np
 from trident_tools.load.distributions import Distribution
 
 
-class Request(NamedTuple):
+class SimulatedRequest(NamedTuple):
     """One request; the number counts them from 0."""
 
     number: int
@@ -46,7 +46,7 @@ class Workload:
     overhead: float
     seed: int
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[SimulatedRequest]:
         """Without end."""
         random = np.random.default_rng([self.seed, 0])
         number = 0
@@ -54,7 +54,7 @@ class Workload:
             inputs = self.input_tokens.sample(random, _BATCH)
             outputs = self.output_tokens.sample(random, _BATCH)
             for num_input_tokens, num_output_tokens in zip(inputs.tolist(), outputs.tolist(), strict=True):
-                yield Request(number, self.shared_prefix + num_input_tokens, num_output_tokens)
+                yield SimulatedRequest(number, self.shared_prefix + num_input_tokens, num_output_tokens)
                 number += 1
 
     def gaps(self, rate: float) -> Iterator[float]:

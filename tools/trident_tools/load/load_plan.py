@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from trident_tools.load.loads import Load, Timing
 from trident_tools.load.objectives import Objective
 from trident_tools.load.prompts import PromptPlan
-from trident_tools.load.service import Target
+from trident_tools.load.target import Target
 
 
 @dataclass(frozen=True)

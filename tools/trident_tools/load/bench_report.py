@@ -26,10 +26,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trident_tools.load.client_records import ClientRequestRecord
 from trident_tools.load.loads import ClosedLoop
-from trident_tools.load.records import RequestRecord
 from trident_tools.load.stage_result import StageResult
-from trident_tools.load.statistics import DISTRIBUTIONS, PERCENTILES, Figures, Summary
+from trident_tools.load.statistics import DISTRIBUTIONS, PERCENTILES, StageFigures, Summary
 
 FORMAT = 1
 _BUSY_SHARE = 0.9
@@ -50,7 +50,7 @@ class Outcome:
     configuration: dict[str, Any]
     model: str
     notes: tuple[str, ...]
-    stages: tuple[tuple[StageResult, Figures], ...]
+    stages: tuple[tuple[StageResult, StageFigures], ...]
 
     @property
     def interrupted(self) -> bool:
@@ -58,7 +58,7 @@ class Outcome:
         return any(result.interrupted for result, _ in self.stages)
 
 
-def stage_table(result: StageResult, figures: Figures) -> RenderableType:
+def stage_table(result: StageResult, figures: StageFigures) -> RenderableType:
     """One stage's figures, a row a metric; then its errors."""
     table = Table(title=f"{result.load}, {result.window.seconds:.1f} s", box=box.SIMPLE, title_justify="left")
     table.add_column("metric", no_wrap=True)
@@ -76,7 +76,7 @@ def stage_table(result: StageResult, figures: Figures) -> RenderableType:
     return Group(table, *kinds)
 
 
-def summary_table(stages: Sequence[tuple[StageResult, Figures]]) -> RenderableType:
+def summary_table(stages: Sequence[tuple[StageResult, StageFigures]]) -> RenderableType:
     """All stages: a row a stage."""
     table = Table(box=box.SIMPLE)
     table.add_column("load", no_wrap=True)
@@ -87,7 +87,7 @@ def summary_table(stages: Sequence[tuple[StageResult, Figures]]) -> RenderableTy
     return table
 
 
-def summary_columns(stages: Sequence[tuple[StageResult, Figures]]) -> list[str]:
+def summary_columns(stages: Sequence[tuple[StageResult, StageFigures]]) -> list[str]:
     """What a row of the summary holds, after the load."""
     has_goodput = any(figures.goodput is not None for _, figures in stages)
     return [
@@ -96,7 +96,7 @@ def summary_columns(stages: Sequence[tuple[StageResult, Figures]]) -> list[str]:
     ]  # fmt: skip
 
 
-def summary_row(stages: Sequence[tuple[StageResult, Figures]], figures: Figures) -> list[str]:
+def summary_row(stages: Sequence[tuple[StageResult, StageFigures]], figures: StageFigures) -> list[str]:
     """One stage's values of `summary_columns`."""
 
     def percentile(name: str, number: int) -> str:
@@ -119,7 +119,7 @@ def summary_row(stages: Sequence[tuple[StageResult, Figures]], figures: Figures)
     ]
 
 
-def throughputs(figures: Figures) -> list[tuple[str, str, float]]:
+def throughputs(figures: StageFigures) -> list[tuple[str, str, float]]:
     """Name, unit and value."""
     rows = [
         ("output_token_throughput", "tokens/s", figures.output_token_throughput),
@@ -134,7 +134,7 @@ def send_lag_ms(result: StageResult) -> float:
     return float(np.percentile(lags, 99)) * 1000 if lags else 0.0
 
 
-def stage_notes(result: StageResult, figures: Figures) -> list[str]:
+def stage_notes(result: StageResult, figures: StageFigures) -> list[str]:
     """What a reader must know before believing a stage's figures."""
     notes = []
     if result.cpu_share > _BUSY_SHARE:
@@ -167,7 +167,7 @@ def render_json(outcome: Outcome, with_records: bool) -> str:
     )
 
 
-def _stage(result: StageResult, figures: Figures, with_records: bool) -> dict[str, Any]:
+def _stage(result: StageResult, figures: StageFigures, with_records: bool) -> dict[str, Any]:
     load = result.load
     stage: dict[str, Any] = {
         "load": {"users": load.num_users} if isinstance(load, ClosedLoop) else {"rate": load.rate},
@@ -193,7 +193,7 @@ def _stage(result: StageResult, figures: Figures, with_records: bool) -> dict[st
     return stage
 
 
-def _record(result: StageResult, record: RequestRecord) -> dict[str, Any]:
+def _record(result: StageResult, record: ClientRequestRecord) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "scheduled_at_s": round(record.scheduled_at - result.started_at, 6),
         "sent_at_s": round(record.sent_at - result.started_at, 6),

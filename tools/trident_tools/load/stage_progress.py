@@ -11,11 +11,11 @@ from itertools import chain
 
 import numpy as np
 
-from trident_tools.load.records import Stream
+from trident_tools.load.client_records import ClientStream
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """The last seconds of a stage.
 
     Args:
@@ -50,8 +50,10 @@ class Progress:
         )
 
 
-def recent(streams: Iterable[Stream], since: float, now: float) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """`first_token`, `token` and `tokens_per_s` of `Progress`, of what these streams received after `since`."""
+def recent(
+    streams: Iterable[ClientStream], since: float, now: float
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """`first_token`, `token` and `tokens_per_s` of `StageProgress`, of what these streams received after `since`."""
     first_token, token, num_tokens = [], [], 0
     for stream in streams:
         times, counts = stream.chunk_times, stream.chunk_tokens or [1] * len(stream.chunk_times)
@@ -66,7 +68,7 @@ def recent(streams: Iterable[Stream], since: float, now: float) -> tuple[tuple[f
     return tuple(first_token), tuple(token), num_tokens / max(now - since, 1e-9)
 
 
-def all_streams(running: Iterable[Stream], ended: Iterable[tuple[Stream, bool]]) -> Iterable[Stream]:
+def all_streams(running: Iterable[ClientStream], ended: Iterable[tuple[ClientStream, bool]]) -> Iterable[ClientStream]:
     """Those under way and those that have ended lately."""
     return chain(running, (stream for stream, _ in ended))
 

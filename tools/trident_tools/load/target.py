@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from trident_tools.load.client_records import ClientStream
 from trident_tools.load.prompts import Prompt
-from trident_tools.load.records import Stream
 
 #: Protocol -> where its server listens by default.
 DEFAULT_URLS: Mapping[str, str] = {
@@ -48,7 +48,7 @@ class Target:
 class Client(Protocol):
     """One user's connection: one request at a time."""
 
-    def ask(self, prompt: Prompt, stream: Stream) -> None:
+    def ask(self, prompt: Prompt, stream: ClientStream) -> None:
         """Send a prompt and note its responses until the last one.
 
         Raises:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from trident_ensemble.contract import layout, tensors
+from trident_ensemble.contract.client_input import decode_text
 from trident_ensemble.contract.errors import ArtifactError, RequestError
 from trident_preprocessing.chat.client_text import ClientText, Inputs
 from trident_preprocessing.chat.left_out import refuse_left_out
@@ -21,7 +22,6 @@ from trident_preprocessing.chat.template_profile import TemplateProfile
 from trident_preprocessing.chat.template_renderer import RenderError, TemplateRenderer
 from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
 from trident_preprocessing.prompt_request import PromptRequest
-from trident_preprocessing.texts import decode_text
 from trident_preprocessing.tokens.control_tokens import ControlTokens
 
 Result = TypeVar("Result")

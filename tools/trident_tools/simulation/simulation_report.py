@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from trident_ensemble.contract.errors import TridentError
-from trident_tools.load.files import replace_file
 from trident_tools.load.loads import ClosedLoop, Load
-from trident_tools.simulation.figures import Figures, Spread
+from trident_tools.load.output_files import replace_file
+from trident_tools.simulation.figures import SimulatedFigures, Spread
 
 
-def print_tables(console: Console, rows: list[tuple[Load, Figures]]) -> None:
+def print_tables(console: Console, rows: list[tuple[Load, SimulatedFigures]]) -> None:
     """One row a load: what users feel, what is served, and what it takes."""
     loads = [f"{value:g}" for load, _ in rows for value in _load(load).values()]
     name = "users" if isinstance(rows[0][0], ClosedLoop) else "sent/s"
@@ -41,7 +41,9 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _percentiles(name: str, latency: Callable[[Figures], Spread]) -> dict[str, Callable[[Figures], str]]:
+def _percentiles(
+    name: str, latency: Callable[[SimulatedFigures], Spread]
+) -> dict[str, Callable[[SimulatedFigures], str]]:
     return {
         f"{name}\np50": lambda figures: _number(latency(figures).p50),
         f"{name}\np95": lambda figures: _number(latency(figures).p95),
@@ -49,7 +51,7 @@ def _percentiles(name: str, latency: Callable[[Figures], Spread]) -> dict[str, C
     }
 
 
-_TABLES: dict[str, dict[str, Callable[[Figures], str]]] = {
+_TABLES: dict[str, dict[str, Callable[[SimulatedFigures], str]]] = {
     "Latency, ms": {
         **_percentiles("TTFT", lambda figures: figures.time_to_first_token),
         **_percentiles("ITL", lambda figures: figures.inter_token_latency),
@@ -81,14 +83,14 @@ def _load(load: Load) -> dict[str, float]:
     return {"users": load.num_users} if isinstance(load, ClosedLoop) else {"rate": load.rate}
 
 
-def _stage(load: Load, figures: Figures) -> dict[str, Any]:
+def _stage(load: Load, figures: SimulatedFigures) -> dict[str, Any]:
     values = asdict(figures)
     latencies = {name: values.pop(name) for name in list(values) if isinstance(values[name], dict)}
     metrics = {name: {"unit": "ms", **spread} for name, spread in latencies.items()}
     return {"load": _load(load), "metrics": metrics, **values}
 
 
-def write_json(path: Path, configuration: Mapping[str, Any], rows: list[tuple[Load, Figures]]) -> None:
+def write_json(path: Path, configuration: Mapping[str, Any], rows: list[tuple[Load, SimulatedFigures]]) -> None:
     """Replace the file in one piece.
 
     Args:

@@ -16,7 +16,7 @@ _CODES = re.compile(r"(\[\w+\]\s*)+")
 
 
 @dataclass(frozen=True)
-class RequestRecord:
+class ClientRequestRecord:
     """A request that has ended, one way or the other.
 
     Args:
@@ -71,7 +71,7 @@ class RequestRecord:
 
 
 @dataclass(eq=False)
-class Stream:
+class ClientStream:
     """A request while it runs; its client fills it in.
 
     Args:
@@ -93,13 +93,13 @@ class Stream:
         if num_tokens is not None:
             self.chunk_tokens.append(num_tokens)
 
-    def record(self, error: str) -> RequestRecord:
+    def record(self, error: str) -> ClientRequestRecord:
         """What is left when the request has ended."""
         counted = len(self.chunk_tokens) == len(self.chunk_times)
         total = self.num_output_tokens
         if total is None and counted:
             total = sum(self.chunk_tokens)
-        return RequestRecord(
+        return ClientRequestRecord(
             scheduled_at=self.scheduled_at,
             sent_at=self.sent_at,
             chunk_times=tuple(self.chunk_times),
