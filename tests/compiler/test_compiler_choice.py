@@ -283,6 +283,7 @@ def test_the_builder_is_made_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert present == [1]
 
 
+@pytest.mark.slow
 def test_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -> None:
     program = (
         "import sys; sys.modules['{absent}'] = None\n"

@@ -32,7 +32,7 @@ class BuildRequest:
 class Deployment:
     """A server with a small engine, and what asks it."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._checkpoint = make_checkpoint(folder / "checkpoint", "llama")
         _forget(self._checkpoint / "model.safetensors")
         limits = {
@@ -40,7 +40,7 @@ class Deployment:
             "--kv-cache": f"{NUM_BLOCKS * 32}t",
         }  # fmt: skip
         words = [word for option, value in limits.items() for word in (option, str(value))]
-        self.repository = build(self._checkpoint, folder / "repository", *words, *options)
+        self.repository = build(self._checkpoint, folder / "repository", *words)
         self._tokenizer = Tokenizer.from_file(str(self._checkpoint / "tokenizer.json"))
 
     def num_tokens(self, text: str) -> int:

@@ -230,7 +230,7 @@ def _infer_of_ensemble(client: Client) -> Outcomes:
 
 @situation("timeout_ms is over in the middle of a stream")
 def _late_timeout(client: Client) -> Outcomes:
-    fields = {**LONG, "stream": True, "timeout_ms": 1000}
+    fields = {**LONG, "stream": True, "timeout_ms": 2000}
     return client.each_way(fields, ("generate_stream", "gRPC stream"))
 
 
@@ -267,7 +267,7 @@ def _stopped(client: Client) -> Outcomes:
             running = pool.submit(call)
             until(lambda: client.server.num_active == 1, 60, "the request to be there")
             stopper.infer("ensemble_unary", stop, request_id="stop me", client_timeout=60)
-            outcomes[way] = running.result(20)
+            outcomes[way] = running.result(60)
             until(lambda: client.server.num_active == 0, 60, "the request to have gone")
     return outcomes
 
@@ -289,8 +289,8 @@ def _killed(client: Client) -> Outcomes:
         memory = {Path(word) for word in maps if word.startswith("/dev/shm/")}  # noqa: S108
         assert any("trident-" in str(path) for path in memory)
         os.kill(victim, signal.SIGKILL)
-        outcomes = {way: outcome.result(30) for way, outcome in running.items()}
-    until(lambda: "Ready again after" in _log(server), 120, "the server to be up again")
+        outcomes = {way: outcome.result(60) for way, outcome in running.items()}
+    until(lambda: "Ready again after" in _log(server), 300, "the server to be up again")
     assert re.search(rf"model 'core', .*\(pid {victim}\) died \(killed by SIGKILL\)", _log(server))
     assert "Starting it again in 1 s." in _log(server)
     assert client.generate_text() == before

@@ -27,19 +27,22 @@ HISTOGRAMS = (
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Server]]:
-    folder = tmp_path_factory.mktemp("plain")
-    deployment = Deployment(folder)
-    with serve(deployment.repository, folder / "log") as server:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return Deployment(tmp_path_factory.mktemp("deployment"))
+
+
+@pytest.fixture(scope="module")
+def plain(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Server]]:
+    with serve(deployment.repository, tmp_path_factory.mktemp("plain") / "log") as server:
         yield deployment, server
 
 
 @pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Server]]:
+def eager(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Server]]:
     """Admits more than there is room for, and guesses."""
-    folder = tmp_path_factory.mktemp("eager")
-    deployment = Deployment(folder, "--batch-scheduler-policy", "max_utilization", "--max-draft-tokens", "4")
-    with serve(deployment.repository, folder / "log") as server:
+    log = tmp_path_factory.mktemp("eager") / "log"
+    options = ("--batch-scheduler-policy", "max_utilization", "--max-draft-tokens", "4")
+    with serve(deployment.repository, log, *options) as server:
         yield deployment, server
 
 

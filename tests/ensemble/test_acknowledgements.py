@@ -80,6 +80,7 @@ def test_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTabl
     assert read(table, column, new) == 1
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObject) -> None:

@@ -203,6 +203,7 @@ def test_what_would_allow_too_much_is_refused(guides: GrammarCompiler, schema: d
         guides.compile("json_schema", json.dumps(schema))
 
 
+@pytest.mark.slow
 def test_as_many_optional_names_as_are_taken_can_be_written(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     names = [f"property_{number}" for number in range(1000)]
     schema = {"properties": {name: {"type": "string"} for name in names}, "required": names[400:]}

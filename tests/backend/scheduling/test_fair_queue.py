@@ -49,6 +49,7 @@ def test_backlogged_tenants_get_tokens_by_their_weights(lengths: tuple[int, int]
     assert counts["rich"] / counts["other"] == pytest.approx(3.0, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s.batch_scheduler_policy.value)
 @pytest.mark.parametrize("name", ["a", "z"])
 def test_a_flood_delays_another_tenants_first_token_by_one_place(settings: CoreSettings, name: str) -> None:

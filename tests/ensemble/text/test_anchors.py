@@ -150,6 +150,7 @@ def test_a_damaged_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:
         anchor_table(tmp_path / "tokenizer.json", 10)
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_takes_seconds_at_most(tmp_path: Path) -> None:
     words = {f"▁word{i}": i for i in range(1, 128_000)}
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0, **words}, unk_token=UNKNOWN))

@@ -121,6 +121,7 @@ def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataO
         assert text == tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
@@ -152,6 +153,7 @@ def test_text_comes_back_as_it_was_where_a_tokenizer_spells_bytes(family: str) -
         assert "".join(streamed(family, token_ids, [3] * len(token_ids))) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -> None:
     real = REAL[name]()
@@ -163,6 +165,7 @@ def test_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -
     assert all(real.decode(real.encode(text), True) == text for text in SCRIPTS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())

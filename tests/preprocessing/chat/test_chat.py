@@ -172,6 +172,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str,
     return sent, expected
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(conversations(), st.booleans(), st.lists(st.just(WEATHER), max_size=2))
 def test_random_conversations(
@@ -231,6 +232,7 @@ def test_a_templates_own_words_reach_the_client_and_are_short() -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loop",
     [
@@ -254,6 +256,7 @@ def test_a_template_without_end_is_ended(loop: str) -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_a_template_that_takes_too_much_is_refused() -> None:
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: MemoryError"):
         prompt_ids("{{ 'a' * 10 ** 14 }}", CONVERSATION)

@@ -76,6 +76,7 @@ def test_as_transformers_has_it(said: list[tuple[str, str]]) -> None:
     assert control_ids(ids) == control_ids(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma", "metaspace_bpe"])
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=3))

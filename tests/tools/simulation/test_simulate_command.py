@@ -185,6 +185,7 @@ def test_a_wrong_option_is_a_wrong_usage(words: list[str], capsys: pytest.Captur
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_an_interrupt_ends_it_and_keeps_what_is_done(processes: str, tmp_path: Path) -> None:
     file = tmp_path / "simulated.json"
