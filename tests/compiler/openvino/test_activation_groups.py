@@ -45,7 +45,12 @@ def test_activation_group_divides_every_group_of_weights(factors: list[int], uni
 def test_activation_group_is_in_the_manifest_and_reaches_the_plugin(
     hidden_size: int, group: int, tmp_path: Path
 ) -> None:
-    sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "head_dim": 32,
+    }
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", **sizes)
     for weights, expected in (("int8", group), (None, 0)):
         folder = build(checkpoint, tmp_path / str(weights), "fp32", weights)
