@@ -1,7 +1,6 @@
-"""Which compiler builds an engine, and for what.
+"""The choice of the compiler that builds an engine, and of its target.
 
-Owns the choice and its reasons. Imports the compiler that is chosen and no other, so that a machine needs its own
-alone.
+Owns the choice and its reasons. Imports the compiler that is chosen and no other, so that a machine needs only its own.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _CAPABILITY = re.compile(r"(\d{1,3})\.(\d)")
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the user asked for; None and empty are the defaults.
+    """A build as the user asked for it; None and empty are the defaults.
 
     Args:
         engine: openvino or tensorrt.
@@ -36,7 +35,7 @@ class BuildRequest:
             `gpu_memory` are given.
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
-        attention_lengths: see `TensorRTLowering.by_lengths`.
+        attention_lengths: `by_lengths` of `TensorRTLowering`.
     """
 
     engine: str | None = None
@@ -63,7 +62,7 @@ class CompilerChoice:
 
 
 def choose_compiler(asked: BuildRequest) -> CompilerChoice:
-    """The compiler that was asked for, or the best for this machine.
+    """Return the compiler that was asked for, or the best one for this machine.
 
     Raises:
         BuildError: what was asked for cannot be built here.
@@ -108,7 +107,7 @@ def _openvino_compiler() -> EngineCompiler:
 
 
 def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoice:
-    """Without a reason it is the GPU that is built for."""
+    """Return TensorRT's compiler; without a reason `why` the GPU that is built for is the reason."""
     from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
     if not asked.capability and not here.found:
@@ -148,8 +147,10 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
 
 
 def _gpus(asked: BuildRequest, here: tuple[Gpu, ...], capability: Capability | None) -> list[Gpu]:
-    """The GPUs here that are built for: those named, or the first ones of the kind. Fewer than asked for, or none,
-    where they are elsewhere."""
+    """Return the GPUs of this machine to build for: those named, or the first ones of the kind.
+
+    They are fewer than asked for, or none, where the engine's GPUs are elsewhere.
+    """
     if asked.gpus and here and (capability is None or asked.gpu_memory is None):
         return _named(asked.gpus, here, capability)
     wanted = capability or here[0].capability
@@ -172,7 +173,7 @@ def _named(numbers: tuple[int, ...], here: tuple[Gpu, ...], capability: Capabili
 
 
 def _memory(asked: BuildRequest, chosen: list[Gpu]) -> tuple[int, str]:
-    """Bytes to plan with on each GPU, and which they are, for people."""
+    """Return the bytes to plan with on each GPU, and a text for people that says which memory they are."""
     if asked.gpu_memory is not None:
         return asked.gpu_memory, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"
     if len(chosen) < asked.tensor_parallel:
@@ -194,7 +195,7 @@ def _parse(text: str) -> Capability:
 
 
 def _module(*, rtx: bool = False) -> tuple[str, Any] | None:
-    """The first of TensorRT's modules that is installed, and its name in the manifest."""
+    """Return the first of TensorRT's modules that is installed, with its name in the manifest."""
     for name, module in _MODULES:
         if rtx and name == "tensorrt":
             continue

@@ -36,7 +36,7 @@ class EndToken:
 
 @dataclass(frozen=True)
 class EndOfText:
-    """The union, by id, and the end-of-text texts that are no token of the tokenizer, as `FILE: eos_token = TEXT`."""
+    """Return all ends by id, and the texts of others that are not tokens, as `FILE: eos_token = TEXT`."""
 
     tokens: tuple[EndToken, ...]
     unknown: tuple[str, ...] = ()

@@ -87,8 +87,11 @@ _GREEDY = _Sampling()
 
 
 def _sampling(generation: JsonConfig, vocab_size: int) -> _Sampling:
-    """Settings beyond their range that have one plain meaning get it, as they do in requests: a temperature of 0 is
-    greedy, a top_p of 0 is the likeliest token alone, a top_k that is negative or as large as the vocabulary is all."""
+    """Give settings beyond their range their one plain meaning, as requests do.
+
+    A temperature of 0 is greedy, a top_p of 0 keeps the likeliest token alone, and a top_k that is negative or as large
+    as the vocabulary keeps all.
+    """
     temperature = generation.number("temperature", _TEMPERATURE, zero=True)
     top_k = generation.integer("top_k", _TOP_K, least=-MOST)
     top_p = _share(generation, "top_p", _TOP_P)

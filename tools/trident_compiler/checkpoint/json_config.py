@@ -63,7 +63,7 @@ class JsonConfig:
         return cls.read(path) if path.exists() else cls({}, path.name)
 
     def refuse(self, key: str, problem: str) -> CheckpointError:
-        """The error that names a key and its value."""
+        """Return the error that names a key and its value."""
         return CheckpointError(f"{self.where}: {key} = {self.values.get(key)!r}: {problem}")
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
@@ -100,7 +100,7 @@ class JsonConfig:
         return default if value is None else value
 
     def section(self, key: str) -> JsonConfig | None:
-        """A nested object, if there is one."""
+        """Return a nested object, or None if there is none."""
         value = self.values.get(key)
         if value is None:
             return None

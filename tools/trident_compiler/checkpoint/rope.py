@@ -18,7 +18,7 @@ _SUPPORTED = ("default", "linear", "llama3")
 
 
 def inverse_frequencies(config: JsonConfig, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:
-    """Radians a position for each pair of a head's halves.
+    """Return the radians a position by which each pair of a head's halves is rotated.
 
     Args:
         config: config.json.
@@ -63,7 +63,7 @@ def inverse_frequencies(config: JsonConfig, head_dim: int, max_positions: int) -
 def _llama3(
     plain: npt.NDArray[np.float32], factor: float, low: float, high: float, original: int
 ) -> npt.NDArray[np.float32]:
-    """Long waves are stretched by `factor`, short ones stay, those between are blended."""
+    """Stretch long waves by `factor`, keep short ones, and blend those between."""
     wavelengths = 2 * math.pi / plain
     if high <= low:
         blend = (wavelengths <= original / low).astype(np.float32)

@@ -88,7 +88,7 @@ class TensorFiles(Mapping[str, StoredTensor]):
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """The index's tensor -> file name; None for a checkpoint of a single file."""
+    """Return the file name of each tensor by the index; None for a checkpoint of a single file."""
     if (folder / SINGLE_FILE).is_file():
         return None
     index = folder / INDEX_FILE
@@ -114,7 +114,10 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 
 
 def _read(path: Path) -> Iterator[StoredTensor]:
-    """Map one file. Its layout: u64 header length, JSON header, then the values without gaps or overlaps."""
+    """Map one file, and yield its tensors.
+
+    Its layout: u64 header length, JSON header, then the values without gaps or overlaps.
+    """
     try:
         with path.open("rb") as opened:
             file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)

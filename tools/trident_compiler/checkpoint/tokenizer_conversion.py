@@ -61,7 +61,7 @@ def load_converted(folder: Path, source: Path) -> Any:
 
 
 def _check(folder: Path, source: Path, tokenizer: Any) -> None:
-    """Hold the conversion against SentencePiece itself, where the file is its own."""
+    """Compare the conversion with SentencePiece itself, where the file is SentencePiece's."""
     if source.suffix != ".model" or find_spec("sentencepiece") is None:
         return
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415

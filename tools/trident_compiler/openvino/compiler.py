@@ -41,7 +41,7 @@ from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import Compiler, Precision, PrecisionChoice
 
-#: Memory that weights take once an engine runs, as a share of their file: packed copies, some of them for two kernels.
+#: The memory of weights in a running engine, as a multiple of their file: packed copies, some of them for two kernels.
 RESIDENT_SHARE = 1.5
 _POLL_SECONDS = 0.05
 
@@ -54,7 +54,7 @@ class OpenVINOCompiler:
     """Compiles for this machine's CPU; an `EngineCompiler`.
 
     Args:
-        machine: it.
+        machine: the one that will serve.
         measure: tries precisions; `measure_precisions` by default.
     """
 
@@ -67,8 +67,11 @@ class OpenVINOCompiler:
         self.compiler = Compiler("openvino", ov.__version__.partition("-")[0])
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
-        """See `EngineCompiler`; compute is bf16 or fp32, by default what this machine is measured to be faster in, and
-        weights are bf16, int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32."""
+        """Return the number formats, as `EngineCompiler.precision` says.
+
+        Compute is bf16 or fp32, by default the one that is measured to be faster on this machine. Weights are bf16,
+        int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32.
+        """
         if compute not in {None, "bf16", "fp32"}:
             raise BuildError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
         if weight_format not in {None, BF16, INT8, INT4}:
@@ -87,7 +90,7 @@ class OpenVINOCompiler:
         return replace(exact if chosen == exact.compute else other, choice=choice)
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
-        """See `EngineCompiler`; the cache's geometry is that of a compiled probe of the attention."""
+        """Return the memory plan; the cache's geometry is that of compiled probes of the attention."""
         model = checkpoint.model
         cache = probe_cache(model, precision)
         weights_bytes = estimated_bytes(model.outline.weights, precision.weights)
@@ -101,7 +104,7 @@ class OpenVINOCompiler:
         return make_plan(wanted, needs, self._machine.free_bytes)
 
     def formats(self, precision: Precision) -> WeightFormats:
-        """See `EngineCompiler`."""
+        """Return how the weights come, as `WeightFormats`."""
         return weight_formats(precision)
 
     def write(
@@ -114,7 +117,7 @@ class OpenVINOCompiler:
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
-        """See `EngineCompiler`; the network takes its precision and its cache when it is loaded."""
+        """Write the network, which takes its precision and its cache when it is loaded."""
         del precision, plan
         source = source_of(WHOLE)
         network = lower(model, source)
@@ -144,7 +147,7 @@ def _probe(model: Decoder, precision: Precision, dtype: str) -> CompiledProbe:
 
 
 def weight_formats(precision: Precision) -> WeightFormats:
-    """Return how the weights of an engine in such a precision come."""
+    """Return how `WeightSource` prepares the weights of an engine of such a precision."""
     plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
     return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)
 
@@ -163,18 +166,20 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
 
 
 def computes_bf16() -> bool:
-    """Whether the plugin can compute in bfloat16 on this CPU; it needs AVX-512."""
+    """Return whether the plugin can compute in bfloat16 on this CPU; it needs AVX-512."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def plain_format(compute: str) -> str:
-    """The 16-bit format that the plugin handles best: its fused feed-forward in bf16 takes float16 constants, while
-    fp32 keeps the checkpoint's values exactly."""
+    """Return the 16-bit format that the plugin handles best.
+
+    Its fused feed-forward in bf16 takes float16 constants, while bf16 constants keep the checkpoint's values exactly.
+    """
     return FP16 if compute == "bf16" else BF16
 
 
 def kv_precision(compute: str) -> str:
-    """The KV cache in the precision of the computation: exact, and faster than the plugin's default of u8."""
+    """Return the KV cache's format, which is the computation's: exact, and faster than the plugin's default of u8."""
     return "bf16" if compute == "bf16" else "f32"
 
 

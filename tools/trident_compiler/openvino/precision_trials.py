@@ -1,8 +1,7 @@
-"""Which of two number formats a CPU computes a network faster in: found by trying both.
+"""The choice between two number formats on a CPU, by trying both.
 
-Owns the decision: what a try consists of, how many there are, and by how much a faster format must be faster. What the
-instructions of a CPU promise was once taken instead, and was wrong by a factor of two. Never compiles a network; that
-is `openvino_probe`'s part.
+Owns the decision: what a try consists of, how many there are, and by how much a faster format must be faster. A CPU's
+instruction sets do not tell: concluding from them was wrong by a factor of two. Never compiles a network; `probe` does.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Trials:
 
 
 def run_trials(exact: Probe, other: Probe, clock: Callable[[], float] = time.perf_counter) -> Trials:
-    """Run both in turn, so that whatever else the machine does meets both.
+    """Run both in turn, so that other load on the machine slows both.
 
     Args:
         exact: of the more exact format.

@@ -56,9 +56,9 @@ class RandomWeights(WeightSource):
 
     Args:
         dtype: of the tensors as the checkpoint stores them.
-        matrix_format: see `WeightSource`.
-        plain_format: see `WeightSource`.
-        tied: see `WeightSource`.
+        matrix_format: as `WeightSource` has it.
+        plain_format: as `WeightSource` has it.
+        tied: as `WeightSource` has it.
     """
 
     def __init__(self, dtype: str, matrix_format: str, plain_format: str, *, tied: bool) -> None:
@@ -116,7 +116,7 @@ class CompiledProbe:
 
 
 def _inputs(num_sequences: int, new_tokens: int, past_tokens: int, blocks_each: int) -> dict[str, Array]:
-    """Return the inputs of a step in which every sequence is as long as the others; see `StepBatch`."""
+    """Return the inputs of a step of equally long sequences, as `StepBatch` describes them."""
     num_tokens = num_sequences * new_tokens
     tokens = np.arange(num_tokens) % 7
     positions = np.tile(np.arange(past_tokens, past_tokens + new_tokens), num_sequences)

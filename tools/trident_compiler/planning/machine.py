@@ -1,4 +1,4 @@
-"""What this machine offers: free memory, and which CPU it has.
+"""This machine's free memory and CPU.
 
 Owns the reading of /proc and of the control group's limits. Never decides what to do with it.
 """
@@ -19,7 +19,7 @@ class Machine:
 
     Args:
         free_bytes: memory that can still be taken without swapping.
-        cpu: the CPU's model, as its maker calls it. What it is fast at is not told from that, but measured.
+        cpu: the CPU's model, as its maker calls it. Its speed is measured, never concluded from this.
     """
 
     free_bytes: int
@@ -40,7 +40,7 @@ def _available() -> int:
 
 
 def _container_room() -> int:
-    """What the control group (version 2) leaves; page cache counts as free, for the kernel drops it first."""
+    """Return the bytes that the control group (version 2) leaves; page cache, which can be dropped, counts as free."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
@@ -53,7 +53,7 @@ def _container_room() -> int:
 
 
 def _line(path: str, key: str) -> str:
-    """The value of the first `key: value` line; empty where there is none."""
+    """Return the value of the first `key: value` line; empty where there is none."""
     try:
         with Path(path).open(encoding="utf-8") as lines:
             return next((line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == key), "")

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from trident_ensemble.contract.errors import PlanError
 from trident_ensemble.contract.manifest import KVKind
 
-#: A step of 512 prompt tokens already runs at the full rate of matrix products on CPUs, and longer steps only delay
-#: the next token of everybody else.
+#: A step of 512 prompt tokens already runs at the full rate of matrix multiplication on CPUs, and longer steps only
+#: delay the next token of all other sequences.
 DEFAULT_MAX_NUM_TOKENS = 512
 DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_MAX_SEQ_LEN = 8192
 #: Sequences are not made shorter than this unless it is asked for.
 LEAST_SEQ_LEN = 512
-#: Of what weights leave free, when nothing is asked; the rest is for activations, tokenizers, page cache, neighbours.
+#: The cache's share of what weights leave free, when nothing is asked; the rest is for activations, tokenizers, page
+#: cache and other processes.
 DEFAULT_CACHE_SHARE = 0.4
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -41,7 +42,7 @@ class CacheSize:
 
 @dataclass(frozen=True)
 class LimitsRequest:
-    """What the user asked for; None is the default."""
+    """Limits as the user asked for them; None is the default."""
 
     max_num_seqs: int | None = None
     max_num_tokens: int | None = None
@@ -51,7 +52,7 @@ class LimitsRequest:
 
 @dataclass(frozen=True)
 class MemoryRequirements:
-    """What the network needs.
+    """The memory that a network needs.
 
     Args:
         weights_bytes: all weights in their formats, as the engine's file holds them.
@@ -113,7 +114,7 @@ def parse_bytes(option: str, text: str) -> int:
     """Read `24GiB`.
 
     Raises:
-        PlanError: it is no number of bytes; names the option.
+        PlanError: it is not a number of bytes; names the option.
     """
     match = _BYTES.fullmatch(text.strip())
     if match is None:
@@ -139,7 +140,7 @@ def parse_cache_size(text: str) -> CacheSize:
 
 
 def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int) -> MemoryPlan:
-    """Fit limits and KV pool into `free_bytes`.
+    """Return limits and a KV pool that fit into `free_bytes`.
 
     Raises:
         PlanError: something wanted is out of bounds or does not fit; gives the numbers and what to change.
@@ -192,14 +193,14 @@ def _shorter(wanted: LimitsRequest) -> str:
 
 
 def unit_note(cache: CacheSize | None) -> str:
-    """Return what explains `t` to whoever wrote so few of them that they may have meant something else."""
+    """Return a note that explains `t`, where a size in tokens was so small that tebibytes may have been meant."""
     if cache is None or cache.num_tokens is None:
         return ""
     return f" (t counts tokens; if tebibytes were meant, write {cache.num_tokens}TiB)"
 
 
 def step_limits(wanted: LimitsRequest, longest: int, default_num_tokens: int) -> tuple[int, int]:
-    """Sequences and tokens of one step, before memory is looked at.
+    """Return the most sequences and tokens of one step, before memory is considered.
 
     Args:
         wanted: what was asked for.
@@ -240,12 +241,12 @@ def _num_blocks(cache: CacheSize | None, needs: MemoryRequirements, room: int, m
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """Blocks that hold so many tokens."""
+    """Return how many blocks hold `num_tokens` tokens."""
     return -(-num_tokens // block_size)
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people, such as `1.50 GiB`."""
+    """Return bytes as people read them, such as `1.50 GiB`."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.2f} {name}"

@@ -20,11 +20,11 @@ from trident_compiler.planning.memory_plan import (
 from trident_ensemble.contract.errors import PlanError
 from trident_ensemble.contract.manifest import KVKind
 
-#: A GPU's products run at their full rate from some hundred tokens on; more of a prompt in one step spares launches.
+#: A GPU multiplies at its full rate from some hundred tokens on; more of a prompt in one step saves launches.
 DEFAULT_MAX_NUM_TOKENS = 2048
-#: Of what the rest leaves free, when nothing is asked: what is estimated here may come out larger.
+#: The cache's share of what the rest leaves free, when nothing is asked: estimates may turn out too small.
 DEFAULT_CACHE_SHARE = 0.9
-#: For each token of a step and each position of a slot: whether it is seen, and the comparisons that say so.
+#: Bytes for each token of a step and each position of a slot: the mask, and the comparisons that make it.
 _MASK_BYTES = 3
 #: Positions of a slot that hold no token of its sequence.
 SCRATCH_POSITIONS = 1
@@ -32,7 +32,7 @@ SCRATCH_POSITIONS = 1
 
 @dataclass(frozen=True)
 class SlotNeeds:
-    """What the network needs on each device.
+    """The memory that a network needs on each device.
 
     Args:
         weights_bytes: weights in their formats, as the plan holds them.
@@ -52,7 +52,7 @@ class SlotNeeds:
 
 
 def make_slot_plan(wanted: LimitsRequest, needs: SlotNeeds, free_bytes: int) -> MemoryPlan:
-    """Fit limits and slots into `free_bytes`.
+    """Return limits and slots that fit into `free_bytes`.
 
     There are as many slots as sequences in a step: one more could never be computed.
 
@@ -106,7 +106,7 @@ def make_slot_plan(wanted: LimitsRequest, needs: SlotNeeds, free_bytes: int) -> 
 
 
 def _cache_bytes(cache: CacheSize | None, room: int) -> int:
-    """Bytes that slots may take."""
+    """Return the bytes that slots may take."""
     if cache is None:
         return int(room * DEFAULT_CACHE_SHARE)
     if cache.num_tokens is not None:

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Shapes that an input may have, and the one to be fastest at."""
+    """The shapes that an input may have, and the one to be fastest at."""
 
     least: Shape
     best: Shape
@@ -55,7 +55,7 @@ class NetworkCompiler:
         self._builder.error_recorder = self._errors
 
     def network(self) -> Any:
-        """An empty `INetworkDefinition`, in which each tensor's format is as it is written."""
+        """Return an empty `INetworkDefinition`, strongly typed."""
         network = self._builder.create_network(1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         network.error_recorder = self._errors
         return network
@@ -70,13 +70,13 @@ class NetworkCompiler:
         """Write the network's plan to a new file, as it is serialized: the weights are not held once more for it.
 
         Args:
-            network: as `network` gave it, written.
+            network: from `network`, complete.
             profiles: the shapes of all inputs that have none yet, for each way in which the plan will be used.
             path: of the plan.
             on_share: told how much of the work is done, 0 to 1; called from another thread.
 
         Raises:
-            BuildError: TensorRT cannot build it; gives its own words. Or the plan cannot be written.
+            BuildError: TensorRT cannot build it, in its own words, or the plan cannot be written.
         """
         config = self._config(profiles)
         monitor = build_progress.monitor(self._trt, on_share)
@@ -104,7 +104,7 @@ class NetworkCompiler:
             raise _cannot_be_written(path, f"{num_bytes} of its {writer.num_bytes} bytes arrived")
 
     def _in_a_thread(self, network: Any, config: Any, writer: Any, monitor: Any) -> bool:
-        """Python handles Ctrl-C in the main thread, which must not be inside of TensorRT then."""
+        """Build in another thread: Python handles Ctrl-C in the main thread, which must not be inside TensorRT then."""
         with ThreadPoolExecutor(1) as executor:
             outcome = executor.submit(self._build, network, config, writer)
             try:
@@ -114,7 +114,7 @@ class NetworkCompiler:
                 raise
 
     def _select(self) -> None:
-        """TensorRT takes the calling thread's GPU for the one to build for."""
+        """Make the GPU that is built for the calling thread's: TensorRT builds for that."""
         if self._ordinal is not None:
             gpu.select(self._ordinal)
 
@@ -141,7 +141,7 @@ class NetworkCompiler:
 
 
 def _named_target(trt: Any, capability: Capability, ordinal: int | None) -> Any:
-    """TensorRT-RTX's name of a target; None for the GPU at hand, where it has no name for it, or is TensorRT.
+    """Return TensorRT-RTX's name of a target; None for a GPU of this machine that has no name, and with TensorRT.
 
     Raises:
         BuildError: the GPU is elsewhere, and cannot be built for.
@@ -174,10 +174,10 @@ def _wait(outcome: Future[bool]) -> bool:
 
 @cache
 def _logger(trt: Any) -> Any:
-    """One for the process: TensorRT keeps the first that it is given and speaks to it for ever."""
+    """Return the process's one logger: TensorRT keeps the first that it is given, and uses it for ever."""
 
     class Silent(trt.ILogger):  # type: ignore[misc]
-        """What matters is in the recorder of errors; without a logger TensorRT would write to the terminal."""
+        """A logger that drops everything: errors go to the recorder, and TensorRT must not write to the terminal."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -190,10 +190,10 @@ def _logger(trt: Any) -> Any:
 
 @cache
 def _errors(trt: Any) -> Any:
-    """One for the process: builders and networks speak to it as long as they live, and do not keep it alive."""
+    """Return the process's one error recorder: builders and networks use it and do not keep it alive."""
 
     class Errors(trt.IErrorRecorder):  # type: ignore[misc]
-        """What TensorRT says has gone wrong; it may say so from several threads."""
+        """The errors that TensorRT reports, from several threads."""
 
         def __init__(self) -> None:
             trt.IErrorRecorder.__init__(self)
@@ -227,7 +227,7 @@ def _errors(trt: Any) -> Any:
 
 def _writer(trt: Any, write: Callable[[bytes], int]) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
-        """Passes the plan's bytes on, and keeps account: TensorRT may take an exception here for success."""
+        """A stream that passes the plan's bytes on and counts them: TensorRT may take an exception here for success."""
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)

@@ -1,7 +1,7 @@
-"""Engines for NVIDIA GPUs, by TensorRT or TensorRT-RTX: precisions, memory, and a plan file of one network.
+"""Engines for NVIDIA GPUs, by TensorRT or TensorRT-RTX: precisions, memory, and plan files.
 
-Owns what the target's memory must hold and how a folder comes of a checkpoint; the lowering beside it owns the layers,
-and the network compiler the builder. Never reads a checkpoint's files.
+Owns what the target's memory must hold and how plans come of a model; the lowering beside it owns the layers, and the
+network compiler the builder. Never reads a checkpoint's files.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import BuildError, CheckpointError
 from trident_ensemble.contract.manifest import Compiler, Precision, sm_target
 
-#: The first compute capability with TensorRT's sums over devices.
+#: The first compute capability with TensorRT's collectives.
 _FIRST_DIVIDED: Capability = (8, 0)
-#: How TensorRT's words begin to be about attention, and not about memory, files or this program's mistakes.
+#: TensorRT's errors about attention, and not about memory, files or this program's mistakes, match this.
 _ABOUT_ATTENTION = re.compile(r"attention|(?:dedicated|fused) kernel", re.IGNORECASE)
-#: CUDA's context, kernels, and work space of products and of attention.
+#: CUDA's context, kernels, and work space of matrix multiplication and of attention.
 _FIXED_BYTES = 1 << 29
 _PROGRESS_STEPS = 1000
 #: A probe's slot, which says as much about a target's kernels as a long one.
@@ -50,7 +50,7 @@ _PROBE_POSITIONS, _PROBE_WINDOW = 257, 16
 
 @dataclass(frozen=True)
 class TensorRTTarget:
-    """What is built for.
+    """The target of a build.
 
     Args:
         name: of the compiler, `tensorrt` or `tensorrt_rtx`.
@@ -59,7 +59,7 @@ class TensorRTTarget:
         free_bytes: its memory to plan with.
         memory: which memory that is, for people.
         num_devices: such GPUs among which the network is divided.
-        by_lengths: see `TensorRTLowering`.
+        by_lengths: as `TensorRTLowering` has it.
     """
 
     name: str
@@ -96,11 +96,11 @@ class TensorRTCompiler:
         self.num_devices = built_for.num_devices
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
-        """See `EngineCompiler` and `tensorrt_precision`."""
+        """Return the number formats, as `tensorrt_precision` resolves them."""
         return tensorrt_precision(checkpoint, compute, weight_format, self._target.capability)
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
-        """See `EngineCompiler`; TensorRT is asked to compile the checkpoint's attention."""
+        """Return the memory plan, after TensorRT has compiled the checkpoint's attention as a trial."""
         outline = checkpoint.model.outline
         outline.check_division(self.num_devices)
         # One token's keys, or its values, in one layer's cache of 16 bits.
@@ -121,7 +121,7 @@ class TensorRTCompiler:
         return plan
 
     def formats(self, precision: Precision) -> WeightFormats:
-        """See `EngineCompiler`."""
+        """Return how the weights come, as `WeightFormats`."""
         matrix = precision.weights if precision.weights in QUANTIZED else precision.compute
         return WeightFormats(matrix, precision.compute, uniform=True)
 
@@ -135,7 +135,7 @@ class TensorRTCompiler:
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
-        """See `EngineCompiler`."""
+        """Write the model's plans, and those of sampling."""
         self.write_network(folder, model, source_of, precision=precision, plan=plan, progress=progress)
         self.write_sampling(folder / layout.SAMPLING_FOLDER, model.vocab_size, plan.max_num_tokens, progress)
 
@@ -149,7 +149,7 @@ class TensorRTCompiler:
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
-        """The model alone; devices one after another, so that one's share of the weights is held at a time."""
+        """Write the model's plans, one device after another, so that one share of the weights is held at a time."""
         caches = self._caches(model.outline.layers, plan.block_size + SCRATCH_POSITIONS)
         max_chunk = min(plan.max_num_tokens, plan.block_size)
         for rank in range(self.num_devices):
@@ -167,7 +167,7 @@ class TensorRTCompiler:
             )
 
     def write_sampling(self, folder: Path, vocab_size: int, max_rows: int, progress: Progress) -> None:
-        """A plan for each of the operations on logits, in a new folder."""
+        """Write a plan for each of the operations on logits into a new folder."""
         folder.mkdir()
         networks = sampling_networks(vocab_size, max_rows)
         progress.phase("compiling sampling", len(networks), in_bytes=False)

@@ -35,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """What this machine has.
+    """The GPUs of this machine.
 
     Args:
         found: every GPU, in CUDA's order.
@@ -47,7 +47,7 @@ class Gpus:
 
 
 def gpus_at_hand() -> Gpus:
-    """Every GPU that CUDA can use; none of them is made the present one.
+    """Return every GPU that CUDA can use; none of them becomes the calling thread's.
 
     Raises:
         BuildError: there are GPUs, and CUDA cannot tell of which kind.
@@ -72,7 +72,7 @@ def count_gpus() -> tuple[int, str]:
 
 
 def free_bytes(ordinal: int) -> int:
-    """Memory of a GPU that nobody uses; makes it the calling thread's.
+    """Return the free bytes of a GPU, and make it the calling thread's.
 
     Raises:
         BuildError: CUDA does not say; names the call.

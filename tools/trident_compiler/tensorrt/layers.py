@@ -34,12 +34,12 @@ class TensorRTLayers:
         self.network.mark_output(tensor)
 
     def constant(self, values: npt.NDArray[Any]) -> Tensor:
-        """Of a type and a shape that numpy knows."""
+        """Add a constant of a type and a shape that numpy knows."""
         self._memory.append(np.ascontiguousarray(values))
         return self.network.add_constant(values.shape, self.trt.Weights(self._memory[-1])).get_output(0)
 
     def packed_constant(self, values: npt.NDArray[Any], kind: Any, shape: tuple[int, ...], name: str) -> Tensor:
-        """Of a type that numpy may not know.
+        """Add a constant of a type that numpy may not know.
 
         Args:
             values: the bits of `prod(shape)` numbers.
@@ -54,39 +54,39 @@ class TensorRTLayers:
         return layer.get_output(0)
 
     def number(self, value: float, rank: int = 2) -> Tensor:
-        """One float32 that broadcasts over so many axes."""
+        """Add one float32 that broadcasts over `rank` axes."""
         return self.constant(np.full((1,) * rank, value, np.float32))
 
     def gather(self, table: Tensor, indices: Tensor) -> Tensor:
-        """Along the first axis."""
+        """Gather along the first axis."""
         return self.network.add_gather(table, indices, 0).get_output(0)
 
     def elementwise(self, operation: str, first: Tensor, second: Tensor) -> Tensor:
-        """An `ElementWiseOperation` by its name."""
+        """Apply an `ElementWiseOperation` by its name."""
         kind = getattr(self.trt.ElementWiseOperation, operation)
         return self.network.add_elementwise(first, second, kind).get_output(0)
 
     def unary(self, operation: str, tensor: Tensor) -> Tensor:
-        """A `UnaryOperation` by its name."""
+        """Apply a `UnaryOperation` by its name."""
         return self.network.add_unary(tensor, getattr(self.trt.UnaryOperation, operation)).get_output(0)
 
     def reduce(self, operation: str, tensor: Tensor, axis: int, *, keep: bool = False) -> Tensor:
-        """A `ReduceOperation` by its name, along one axis, which stays with a size of 1 if it is to be kept."""
+        """Apply a `ReduceOperation` by its name along one axis, which stays with a size of 1 if `keep`."""
         kind = getattr(self.trt.ReduceOperation, operation)
         return self.network.add_reduce(tensor, kind, 1 << axis, keep).get_output(0)
 
     def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
-        """The tensor itself where it is of that type already."""
+        """Cast to a type; return the tensor itself where it is of that type already."""
         return tensor if tensor.dtype == dtype else self.network.add_cast(tensor, dtype).get_output(0)
 
     def concatenate(self, *tensors: Tensor, axis: int = 0) -> Tensor:
-        """Along an axis."""
+        """Concatenate along an axis."""
         layer = self.network.add_concatenation(list(tensors))
         layer.axis = axis
         return layer.get_output(0)
 
     def reshape(self, tensor: Tensor, *sizes: int) -> Tensor:
-        """To sizes of which one may be -1."""
+        """Reshape to sizes of which one may be -1."""
         layer = self.network.add_shuffle(tensor)
         layer.reshape_dims = sizes
         return layer.get_output(0)

@@ -59,8 +59,10 @@ class TensorRTMatmul:
         return layer.get_output(0)
 
     def _float8_matmul(self, x: Tensor, weight: Weight) -> Tensor:
-        """Multiply float8 values: each row of x is scaled to their whole range and the product scaled back, so that no
-        activation scale must be known beforehand."""
+        """Multiply in float8: scale each row of x to the format's whole range and the product back.
+
+        So no scale of activations must be known beforehand.
+        """
         layers, trt = self._layers, self._layers.trt
         exact = layers.cast(x, trt.float32)
         largest = layers.reduce("MAX", layers.unary("ABS", exact), 1, keep=True)

@@ -21,8 +21,10 @@ _KV_FORMATS = {FP16: "f16", BF16: "bf16"}
 def tensorrt_precision(
     checkpoint: Checkpoint, compute: str | None, weight_format: str | None, capability: Capability
 ) -> Precision:
-    """Compute is bf16 or fp16, by default as the checkpoint, and bf16 for fp32. Weights are 16 bits as the computation,
-    or int8, int4 or fp8.
+    """Return the number formats of an engine, with defaults resolved.
+
+    Compute is bf16 or fp16, by default as the checkpoint, and bf16 for fp32. Weights are 16 bits as the computation, or
+    int8, int4 or fp8.
 
     Raises:
         BuildError: such a GPU cannot compute in them.

@@ -42,7 +42,7 @@ def profiles(caches: Caches, max_num_seqs: int, max_chunk: int) -> tuple[Profile
 
 
 def _profile(caches: Caches, seqs: _Range, chunk: _Range, rows: _Range) -> Profile:
-    """Each range is the least, the best and the most: of sequences, of tokens of each, and of rows of logits."""
+    """Return a profile from the least, best and most of sequences, of tokens of each, and of rows of logits."""
     tokens = ShapeRange(*((num, length) for num, length in zip(seqs, chunk, strict=True)))
     each = ShapeRange(*((num,) for num in seqs))
     profile = {

@@ -35,7 +35,7 @@ class NestedShares:
         self._reached = 0.0
 
     def begin(self, name: str, parent: str | None, num_steps: int) -> None:
-        """A phase begins, within another's present step or by itself."""
+        """Begin a phase, within another's present step or by itself."""
         outer = self._phases.get(parent or "")
         if outer is None:
             self._phases[name] = _Phase(0.0, 1.0, num_steps)
@@ -43,7 +43,7 @@ class NestedShares:
             self._phases[name] = _Phase(outer.share(), outer.width / max(1, outer.num_steps), num_steps)
 
     def step(self, name: str, num_done: int) -> float:
-        """So many steps of a phase are done; returns the share of the whole."""
+        """Record that `num_done` steps of a phase are done; return the share of the whole."""
         phase = self._phases.get(name)
         if phase is not None:
             phase.num_done = num_done
@@ -51,7 +51,7 @@ class NestedShares:
         return self._reached
 
     def finish(self, name: str) -> float:
-        """A phase ends, after all its steps or before; returns the share of the whole."""
+        """End a phase, after all its steps or before; return the share of the whole."""
         phase = self._phases.pop(name, None)
         if phase is not None:
             self._reached = max(self._reached, min(phase.begin + phase.width, 1.0))
@@ -59,7 +59,7 @@ class NestedShares:
 
 
 def monitor(trt: Any, on_share: Callable[[float], None]) -> Any:
-    """An `IProgressMonitor` that tells `on_share` what is done; after `give_up()` the build ends as soon as it can.
+    """Return an `IProgressMonitor` that reports to `on_share`; after `give_up()` the build ends as soon as it can.
 
     Args:
         trt: the module, `tensorrt` or `tensorrt_rtx`.
@@ -67,7 +67,7 @@ def monitor(trt: Any, on_share: Callable[[float], None]) -> Any:
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """TensorRT may report from several threads."""
+        """A monitor that TensorRT may report to from several threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

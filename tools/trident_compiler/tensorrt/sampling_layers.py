@@ -30,23 +30,23 @@ class SamplingLayers(TensorRTLayers):
         self.logits = network.add_input(LOGITS, trt.float32, (-1, vocab_size))
 
     def input(self, name: str, dtype: Any, *widths: int) -> Tensor:
-        """An input `[?, *widths]`."""
+        """Add an input `[?, *widths]`."""
         return self.network.add_input(name, dtype, (-1, *widths))
 
     def rows(self) -> Tensor:
-        """The rows named, `[N, V]`."""
+        """Gather the rows that the input `rows` names, `[N, V]`."""
         return self.gather(self.logits, self.input("rows", self.trt.int32))
 
     def column(self, name: str) -> Tensor:
-        """An input of one number for each row, `[N, 1]`."""
+        """Add an input of one number for each row, `[N, 1]`."""
         return self.reshape(self.input(name, self.trt.float32), -1, 1)
 
     def token_ids(self, dtype: npt.DTypeLike) -> Tensor:
-        """0 to V - 1, `[1, V]`."""
+        """Add the constants 0 to V - 1, `[1, V]`."""
         return self.constant(np.arange(self.vocab_size, dtype=dtype)[None])
 
     def gather_each(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Of each of N rows what its ids `[N, n]` name."""
+        """Gather from each of N rows the columns that its ids `[N, n]` name."""
         layer = self.network.add_gather_v2(rows, ids, self.trt.GatherMode.ELEMENT)
         layer.axis = 1
         return layer.get_output(0)
@@ -61,12 +61,12 @@ class SamplingLayers(TensorRTLayers):
         return self.network.add_select(condition, then, otherwise).get_output(0)
 
     def largest(self, tensor: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Along the second axis."""
+        """Find the `count` largest along the second axis: values and ids."""
         layer = self.network.add_topk(tensor, self.trt.TopKOperation.MAX, count, 1 << 1)
         return layer.get_output(0), layer.get_output(1)
 
     def columns(self, tensor: Tensor, start: int, count: int) -> Tensor:
-        """Some neighbouring columns of `[N, columns]`."""
+        """Slice `count` neighbouring columns of `[N, columns]`."""
         layer = self.network.add_slice(tensor, (0, start), (0, count), (1, 1))
         shape = self.network.add_shape(tensor).get_output(0)
         num_rows = self.network.add_slice(shape, (0,), (1,), (1,)).get_output(0)

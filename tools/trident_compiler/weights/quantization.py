@@ -1,6 +1,6 @@
 """Number formats: bfloat16, float8 and int8 per output channel, int4 in groups.
 
-Owns the arithmetic of conversion, piece by piece so that the float32 copy of a large matrix never exists as a whole.
+Owns the arithmetic of conversion, piece by piece, so that no float32 copy of a large matrix exists as a whole.
 Never decides which weight takes which format. Values come as float32, float16, or uint16 holding the bits of bfloat16.
 """
 
@@ -23,14 +23,14 @@ _E4M3_NAN_BITS, _E4M3_LEAST_EXPONENT = 0x7F, -6
 
 
 def to_float32(values: npt.NDArray[Any]) -> Floats:
-    """Exactly the same numbers as float32."""
+    """Return exactly the same numbers as float32."""
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
 
 
 def to_bfloat16(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even; returns its bits. NaN stays NaN."""
+    """Round to the nearest bfloat16, ties to even, and return its bits. NaN stays NaN."""
     result = np.empty(values.shape, np.uint16)
     for rows in _pieces(values):
         floats = to_float32(values[rows])
@@ -52,7 +52,7 @@ def to_float16(values: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
 
 
 def to_e4m3(values: Floats) -> npt.NDArray[np.uint8]:
-    """Round to the nearest float8 e4m3fn, ties to even; returns its bits. Too large becomes 448, NaN stays NaN."""
+    """Round to the nearest float8 e4m3fn, ties to even, and return its bits. NaN stays, larger values become 448."""
     sizes = np.minimum(np.abs(values), np.float32(E4M3_MAX))
     exponents = np.frexp(np.maximum(sizes, np.float32(2.0**_E4M3_LEAST_EXPONENT)))[1] - 1
     eighths = np.rint(np.ldexp(sizes, 3 - exponents))
@@ -65,7 +65,7 @@ def to_e4m3(values: Floats) -> npt.NDArray[np.uint8]:
 
 
 def e4m3_per_channel(values: npt.NDArray[Any], round_scales: RoundScales) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Float8: `[out, in]` to the bits of e4m3 values whose largest in a row is 448, and scales `[out, 1]`."""
+    """Quantize `[out, in]` to float8: the bits of e4m3 values whose largest in a row is 448, and scales `[out, 1]`."""
     quantized = np.empty(values.shape, np.uint8)
     scales = np.empty((values.shape[0], 1), np.float32)
     for rows in _pieces(values):
@@ -76,14 +76,14 @@ def e4m3_per_channel(values: npt.NDArray[Any], round_scales: RoundScales) -> tup
 
 
 def as_they_are(scales: Floats) -> Floats:
-    """Scales that are applied in float32."""
+    """Return the scales unchanged, for those that are applied in float32."""
     return scales
 
 
 def int8_per_channel(
     values: npt.NDArray[Any], round_scales: RoundScales = as_they_are
 ) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Symmetric int8: `[out, in]` to values of -127..127 and scales `[out, 1]`."""
+    """Quantize `[out, in]` to symmetric int8: values of -127..127, and scales `[out, 1]`."""
     quantized = np.empty(values.shape, np.int8)
     scales = np.empty((values.shape[0], 1), np.float32)
     for rows in _pieces(values):
@@ -94,7 +94,7 @@ def int8_per_channel(
 
 
 def int4_symmetric(values: npt.NDArray[Any], round_scales: RoundScales) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Symmetric int4 in groups of `group_size` along a row.
+    """Quantize `[out, in]` to symmetric int4 in groups of `group_size` along a row.
 
     Returns:
         values of -8..7 as their low four bits, two to a byte, low half first, `[out, in / 2]`; scales `[out, groups]`.
@@ -116,19 +116,19 @@ def int4_symmetric(values: npt.NDArray[Any], round_scales: RoundScales) -> tuple
 
 
 def _scale(furthest: Floats, largest: float, round_scales: RoundScales) -> Floats:
-    """What turns `furthest` into `largest`, rounded; 1 where that is nothing."""
+    """Return the rounded scale that maps `furthest` to `largest`; 1 where it would be 0."""
     scale = round_scales(furthest / np.float32(largest))
     scale[scale == 0] = 1
     return scale
 
 
 def group_size(in_size: int) -> int | None:
-    """Values that share an int4 scale: the largest usual size that divides a row; None where none does."""
+    """Return how many values share an int4 scale: the largest usual size that divides a row; None where none does."""
     return next((size for size in _GROUP_SIZES if in_size % size == 0), None)
 
 
 def int4_groups(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], Floats, npt.NDArray[np.uint8]]:
-    """Asymmetric int4 in groups of `group_size` along a row.
+    """Quantize `[out, in]` to asymmetric int4 in groups of `group_size` along a row.
 
     Returns:
         values of 0..15, two to a byte, low half first, `[out, in / 2]`; scales and zero points `[out, groups]`.
@@ -155,7 +155,7 @@ def int4_groups(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], Floats
 
 
 def _pieces(values: npt.NDArray[Any]) -> Iterator[slice]:
-    """Slices over the first axis of a bounded number of values each."""
+    """Yield slices over the first axis, of a bounded number of values each."""
     row = int(np.prod(values.shape[1:], dtype=np.int64)) or 1
     step = max(1, _PIECE_VALUES // row)
     return (slice(begin, begin + step) for begin in range(0, values.shape[0], step))

@@ -1,7 +1,7 @@
 """Weights as the network takes them: values, their format, and scales where they are quantized.
 
-Owns the choice of format for each kind of weight and keeps account of which tensors were used. Reads tensors one at a
-time and lets their pages go, so that no more than the converted weights stay in memory. Never knows a compiler.
+Owns the choice of format for each role and the account of which tensors were used. Reads tensors one at a time and
+releases their pages, so that no more than the converted weights stay in memory. Never knows a compiler.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Weight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the values and what scales them."""
+        """Bytes of the values, scales and zero points."""
         return sum(part.nbytes for part in (self.values, self.scales, self.zero_points) if part is not None)
 
 
@@ -61,15 +61,15 @@ class WeightSource:
 
     Args:
         tensors: the checkpoint's.
-        matrix_format: of the linear layers.
-        plain_format: of what is not quantized: fp32 leaves tensors as they are stored, bf16 and fp16 turn them into
-            16 bits (fp16 only where no value overflows; bf16 only from fp32).
+        matrix_format: format of the linear layers.
+        plain_format: format of what is not quantized: fp32 leaves tensors as they are stored, bf16 and fp16 turn them
+            into 16 bits (fp16 only where no value overflows; bf16 only from fp32).
         tied: the output projection is the table of embeddings.
         uniform: every plain matrix takes `plain_format`, however it is stored; scales are rounded to it, int4 has no
             zero points, and rows of quantized matrices cannot be looked up, so that a tied table comes in two formats.
-        share: the device's share of the network; sizes are asked for as the whole has them, and what is split is
-            handed out in part, with the very values that the whole would have; but for int4 of cut rows, whose groups
-            are those of a part's length (see `row_format`).
+        share: the device's share of the network. A family asks with the sizes of whole tensors and gets parts of
+            those that devices share, with the same values as in the whole, except for int4 of row-parallel matrices,
+            whose groups follow from the length of a part's rows.
         on_weight: called with the stored bytes of each tensor when it has been prepared.
     """
 
@@ -149,7 +149,7 @@ class WeightSource:
         return head_format(self._matrix_format, self._plain_format)
 
     def _rows(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
-        """A tied table to look rows up in, apart from the output projection."""
+        """Return a tied table to look rows up in, apart from the output projection."""
         stored = self._stored(name, (vocab_size, hidden_size))
         plain = self._plain(stored, self._plain_format)
         weight = replace(plain, name=f"{name} (rows)")
@@ -168,7 +168,7 @@ class WeightSource:
         return stored
 
     def _part_name(self, name: str, split: Split | None) -> str:
-        """The head may be a part of a tensor whose whole are the embeddings."""
+        """Return a name that differs from the whole's: the head may be a part of the table of embeddings."""
         return name if split is None or self._share.num_ranks == 1 else f"{name}.part"
 
     def _weight(self, name: str, shape: tuple[int, int], wanted: str, split: Split | None = None) -> Weight:

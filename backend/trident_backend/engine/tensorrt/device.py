@@ -52,44 +52,44 @@ class Device:
 
     @property
     def capability(self) -> tuple[int, int]:
-        """Its compute capability: major, minor."""
+        """Its compute capability, major and minor."""
         kinds = self._cuda.cudaDeviceAttr
         wanted = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
         major, minor = (int(self._call("cudaDeviceGetAttribute", kind, self.ordinal)) for kind in wanted)
         return major, minor
 
     def select(self) -> None:
-        """Make it the calling thread's GPU; a thread other than the one that made this begins with it."""
+        """Make it the calling thread's GPU; every thread but the one that made this calls it first."""
         self._call("cudaSetDevice", self.ordinal)
 
     def free_bytes(self) -> int:
-        """Memory that nobody uses, in bytes."""
+        """Return the free bytes of the GPU's memory."""
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
 
     def allocate(self, num_bytes: int) -> int:
-        """Memory on the device, at least 256-byte aligned; what it holds is undefined."""
+        """Allocate memory on the device and return its address, a multiple of 256; its contents are undefined."""
         return int(self._call("cudaMalloc", num_bytes))
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
+        """Free what `allocate` gave."""
         self._call("cudaFree", address)
 
     def reserve_work(self, num_bytes: int) -> None:
-        """Let the memory to work in be at least so large; before anybody has asked where it is."""
+        """Make the work space at least so large; call it before `work`."""
         assert not self._work or num_bytes <= self.work_bytes, (
             "all plans must be loaded before the first context is made"
         )
         self.work_bytes = max(self.work_bytes, num_bytes)
 
     def work(self) -> int:
-        """The memory to work in, allocated when it is first asked for; it lives until `close`."""
+        """Return the address of the work space, which is allocated at the first call and lives until `close`."""
         if not self._work:
             self._work = self.allocate(self.work_bytes)
         return self._work
 
     def pinned(self, num_bytes: int) -> Bytes:
-        """Host memory that the GPU reads and writes itself; it lives until `close`."""
+        """Allocate host memory that the GPU reads and writes itself; it lives until `close`."""
         address = int(self._call("cudaHostAlloc", num_bytes, self._cuda.cudaHostAllocDefault))
         self._pinned.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
@@ -165,7 +165,7 @@ class Device:
         self._call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Free the memory to work in, the pinned memory and the stream; who allocated other memory frees it."""
+        """Free the work space, the pinned memory and the stream; other memory is its allocator's to free."""
         if self._work:
             address, self._work = self._work, 0
             self.free(address)
@@ -174,7 +174,7 @@ class Device:
         self._call("cudaStreamDestroy", self._stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call CUDA: the one result, all of them, or None."""
+        """Call CUDA, and return its one result, all of several, or None."""
         status, *results = getattr(self._cuda, name)(*arguments)
         if status != self._cuda.cudaError_t.cudaSuccess:
             _, text = self._cuda.cudaGetErrorString(status)

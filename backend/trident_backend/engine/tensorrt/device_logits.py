@@ -19,7 +19,7 @@ from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, Sampli
 
 
 class DeviceLogits:
-    """See `StepLogits`. Every operation raises EngineError where the device fails.
+    """The logits of a step on the device, as `StepLogits`. Every operation raises EngineError where the device fails.
 
     Args:
         plans: the engine's.
@@ -100,7 +100,7 @@ class DeviceLogits:
                     plans.device.fill_nan(plans.table + row * plans.vocab_size * 4, plans.vocab_size * 4)
                 self._write(plans.table, plans.num_table_rows, changes.rows, changes.ids, changes.offsets)
                 repetitions = np.array([each.repetition for each in penalties[part]], np.float32)
-                inputs: Arrays = {"table_rows": changes.places, "repetitions": repetitions}
+                inputs: Arrays = {"table_rows": changes.table_rows, "repetitions": repetitions}
                 self._change(Sampling.PENALISE, self._address, plans.max_rows, self._buffer_rows[rows[part]], inputs)
         except BaseException:
             plans.penalty_rows.forget()

@@ -105,7 +105,7 @@ def _assemble(
     manifest: Manifest,
     stack: ExitStack,
 ) -> TensorRTEngine:
-    """Allocate what steps need, and run each kind of call once."""
+    """Allocate what steps need, run each kind of call once, and return the engine."""
     limits, num_slots = manifest.limits, manifest.kv_cache.num_blocks
     slots = SlotPool(device, network.caches, num_slots)
     stack.callback(slots.close)
@@ -126,7 +126,7 @@ def _max_rows(manifest: Manifest) -> int:
 
 
 def _needs(manifest: Manifest) -> dict[str, int]:
-    """Bytes on the device that the manifest alone decides."""
+    """Return the bytes on the device that the manifest alone decides."""
     cache, limits = manifest.kv_cache, manifest.limits
     num_ints = input_buffer.num_ints_of(cache.num_blocks, limits.max_num_tokens, limits.max_num_seqs)
     return {

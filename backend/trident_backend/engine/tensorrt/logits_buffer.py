@@ -32,7 +32,7 @@ class LogitsBuffer:
         return self.address + self._aligned(first_row) * self._row_bytes
 
     def settle(self, first_row: int, num_rows: int) -> None:
-        """Enqueue the move of a call's rows to where they belong, if they are elsewhere."""
+        """Enqueue the move of a call's rows to `first_row`, if they were written elsewhere."""
         source, shift = self._aligned(first_row), self._aligned(first_row) - first_row
         if not shift:
             return

@@ -1,4 +1,4 @@
-"""What the leader of several ranks and its ranks tell each other, and how it lies on the socket between them.
+"""The messages between the leader of several ranks and its ranks, and their layout on the socket.
 
 Owns the framing and the bytes of a step. A message is a header (a mark, its kind, its length), then its payload;
 numbers are little-endian, texts UTF-8, nothing is pickled. Never starts a process and never runs a step.
@@ -27,7 +27,7 @@ _COUNTS = struct.Struct(f"<{len(_FIELDS)}I")
 
 
 class Kind(IntEnum):
-    """What a message says; the first four go from the leader to a rank, the others back."""
+    """The kind of a message; the first four go from the leader to a rank, the others back."""
 
     #: What to load, as JSON.
     START = 1
@@ -56,7 +56,7 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The payload of a text."""
+        """The payload as text."""
         return self.payload.decode(errors="replace")
 
 
@@ -71,7 +71,7 @@ class Channel:
         self._stream = stream
 
     def send(self, message: Message) -> None:
-        """Send, and wait where the other end is behind.
+        """Send a message; wait while the other end is behind.
 
         Raises:
             EngineError: the other end is gone.
@@ -82,7 +82,7 @@ class Channel:
             raise EngineError(f"a message could not be sent: {error}") from None
 
     def receive(self) -> Message | None:
-        """Wait for a message; None at the end of the stream.
+        """Wait for a message and return it; None at the end of the stream.
 
         Raises:
             EngineError: what came is no message.
@@ -97,13 +97,13 @@ class Channel:
         return None if payload is None else Message(Kind(kind), payload)
 
     def close(self) -> None:
-        """End the stream both ways, also for a thread that waits at it."""
+        """Close the stream both ways, also for a thread that waits for it."""
         with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_RDWR)
         self._stream.close()
 
     def _read(self, length: int) -> bytes | None:
-        """Exactly so many bytes; None where the stream ends before."""
+        """Return exactly so many bytes; None where the stream ends before."""
         parts = bytearray()
         while len(parts) < length:
             try:
@@ -117,14 +117,14 @@ class Channel:
 
 
 def pack_batch(batch: StepBatch) -> Message:
-    """A step as a message: how many integers each field has, then all of them as int32."""
+    """Pack a step: the number of integers in each field, then all of them as int32."""
     arrays = [np.ravel(np.asarray(getattr(batch, name), "<i4")) for name in _FIELDS]
     counts = _COUNTS.pack(*(array.size for array in arrays))
     return Message(Kind.STEP, counts + np.concatenate(arrays).tobytes())
 
 
 def unpack_batch(payload: bytes) -> StepBatch:
-    """The step that `pack_batch` packed.
+    """Return the step that `pack_batch` packed.
 
     Raises:
         EngineError: the payload is none.

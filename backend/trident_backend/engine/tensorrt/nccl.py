@@ -27,19 +27,19 @@ class Communicator:
 
     @property
     def capsule(self) -> object:
-        """What `IExecutionContext.set_communicator` takes; it must not outlive this."""
+        """The capsule for `IExecutionContext.set_communicator`; it must not outlive this."""
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
         capsule: object = new(self._communicator.ptr, _CAPSULE_NAME, None)
         return capsule
 
     def close(self) -> None:
-        """Free it, when nothing uses it. Every rank must, at about the same time: it waits for them."""
+        """Free the communicator once nothing uses it. Waits for every rank to do the same."""
         self._communicator.destroy()
 
 
 def make_unique_id() -> bytes:
-    """What the ranks of one communicator must have in common; one of them makes it and the others are sent it.
+    """Return a new unique id, which one rank makes and all ranks of one communicator must have.
 
     Raises:
         ArtifactError: NCCL is not installed.
@@ -50,7 +50,7 @@ def make_unique_id() -> bytes:
 
 
 def join(num_ranks: int, rank: int, unique_id: bytes) -> Communicator:
-    """Make this rank's end, on the calling thread's GPU; waits until every rank is there.
+    """Return this rank's end, on the calling thread's GPU, once every rank has joined.
 
     Raises:
         ArtifactError: NCCL is not installed.

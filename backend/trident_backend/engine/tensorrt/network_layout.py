@@ -1,4 +1,4 @@
-"""What a plan's tensors say about the engine, held against its manifest.
+"""The tensors of a plan, checked against the engine's manifest.
 
 Owns the names, types and bounds that a network must have. Never runs one.
 """
@@ -30,7 +30,7 @@ _TYPES = {"f32": "float", "f16": "half", "bf16": "bf16"}
 
 @dataclass(frozen=True)
 class NetworkLayout:
-    """What the host must know of a network.
+    """The facts about a network that the host needs.
 
     Args:
         caches: one slot of each cache, by the input's name.
@@ -44,7 +44,7 @@ class NetworkLayout:
 
 
 def read_layout(plan: Plan, manifest: Manifest) -> NetworkLayout:
-    """Read a plan's layout and check it.
+    """Read a plan's layout, check it and return it.
 
     Raises:
         ArtifactError: it is not what the manifest says, or not what this host runs.
@@ -61,7 +61,7 @@ def read_layout(plan: Plan, manifest: Manifest) -> NetworkLayout:
 
 
 def check_sampling(sampling: SamplingPlans, manifest: Manifest) -> None:
-    """Hold the plans that sampling runs against the manifest.
+    """Compare sampling's plans with the manifest.
 
     Raises:
         ArtifactError: they are for other logits.
@@ -114,7 +114,7 @@ def _slot(name: str, tensor: TensorInfo, manifest: Manifest) -> SlotTensor:
 
 
 def _facts(layout: NetworkLayout, manifest: Manifest) -> Iterator[tuple[str, object, object]]:
-    """Each field, what the manifest says, and what the plan has."""
+    """Yield each field, what the manifest says, and what the plan has."""
     cache = manifest.kv_cache
     yield "architecture.vocab_size", manifest.architecture.vocab_size, layout.vocab_size
     yield "kv_cache.kind", cache.kind, "slots"

@@ -20,8 +20,7 @@ from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepL
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
 from trident_backend.engine.tensorrt.rank import COMMAND
-from trident_backend.engine.tensorrt.ranks import Ranks
-from trident_backend.engine.tensorrt.time_limit import TimeLimit
+from trident_backend.engine.tensorrt.ranks import Ranks, TimeLimit
 from trident_backend.engine.tensorrt.watched_thread import WatchedThread
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import EngineError
@@ -40,7 +39,7 @@ _STEP_S = 120.0
 
 
 class Joinable(Protocol):
-    """The GPU on which a part waits to join."""
+    """The GPU on which a part waits to join the others."""
 
     def select(self) -> None:
         """Make it the calling thread's GPU."""
@@ -79,7 +78,7 @@ class ParallelEngine:
         return self._part.spec
 
     def execute(self, batch: StepBatch) -> StepLogits:
-        """Compute one step on all GPUs. See `Engine.execute`.
+        """Compute one step on all GPUs, as `Engine.execute` does.
 
         Raises:
             EngineLostError: a rank has failed, or a step has not ended in two minutes, because a rank hangs; no step
@@ -133,7 +132,7 @@ class RankPart:
         self._communicator = communicator
 
     def execute(self, batch: StepBatch) -> None:
-        """Compute one step; nobody asks for its logits."""
+        """Compute one step; its logits are the leader's to read."""
         self._part.execute(batch)
 
     def close(self) -> None:
@@ -145,7 +144,7 @@ class RankPart:
 def load_leader(
     folder: Path, manifest: Manifest, ordinals: Sequence[int], load_part: PartLoader, command: Sequence[str] = COMMAND
 ) -> ParallelEngine:
-    """Start the ranks, load every part, and join them.
+    """Start the ranks, load every part, join them, and return the leader's engine.
 
     Args:
         folder: the engine's.
@@ -191,7 +190,7 @@ def load_leader(
 
 
 def _hanging(ranks: Ranks, ordinal: int, limit: TimeLimit, *, are_joining: bool) -> str:
-    """Who may hang when the time for loading is over; empty before that."""
+    """Return the names of those that may hang when the time for loading is over; empty before that."""
     if limit.left_s():
         return ""
     leader = f"rank 0 (GPU {ordinal})"
@@ -202,7 +201,7 @@ def _hanging(ranks: Ranks, ordinal: int, limit: TimeLimit, *, are_joining: bool)
 
 
 def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], bytes], load_part: PartLoader) -> RankPart:
-    """Load another rank's part than the leader's, and join the others.
+    """Load the part of a rank other than the leader, join the others, and return it.
 
     Args:
         folder: the engine's.
@@ -228,23 +227,23 @@ def load_rank(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], byt
 
 
 def _loading_limit_s(folder: Path, num_ranks: int) -> float:
-    """How long all ranks together may take to load; they read from one disk."""
+    """Return the seconds in which all ranks together must load; they read from one disk."""
     plans = (folder / layout.plan_file(rank, num_ranks) for rank in range(num_ranks))
     return _LOADING_S + sum(plan.stat().st_size for plan in plans if plan.is_file()) / _LOADING_BYTES_PER_S
 
 
 def _join(device: Joinable, num_ranks: int, rank: int, unique_id: bytes) -> nccl.Communicator:
-    """Join the others; NCCL takes the calling thread's GPU."""
+    """Join the others, on the calling thread's GPU."""
     device.select()
     return nccl.join(num_ranks, rank, unique_id)
 
 
 def _leave(thread: WatchedThread) -> None:
-    """Let what was begun end by itself, as far as it does not wait for others; the rest ends with the process."""
+    """Leave what was begun to end by itself where it does not wait for others; the rest ends with the process."""
     with suppress(EngineError):
         thread.run(_nothing, _nothing, _CLOSE_FAILED_S)
     thread.stop()
 
 
 def _nothing() -> None:
-    """Nothing to look at, nothing to do."""
+    """Check nothing."""

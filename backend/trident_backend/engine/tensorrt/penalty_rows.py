@@ -1,4 +1,4 @@
-"""Which row of a table on the device holds whose penalties, and what must be written there before they are used.
+"""The rows of a table on the device that hold sequences' penalties, and what must be written before they are used.
 
 Owns the rows' assignment and the knowledge of what was written. Never touches the device.
 """
@@ -16,17 +16,17 @@ from trident_backend.engine.protocol import FloatArray, Indices, Int32Array, Pen
 
 
 class TableChanges(NamedTuple):
-    """What a step needs of the table.
+    """The changes of the table that a step needs.
 
     Args:
-        places: `[n]`, the table's rows that hold the penalties asked for.
+        table_rows: `[n]`, the table's rows that hold the penalties asked for.
         cleared: rows that are to be emptied first.
         rows: `[m]`, ascending, of the entries to write then.
-        ids: `[m]`, their tokens, different ones of each row.
+        ids: `[m]`, their tokens; no row has one twice.
         offsets: `[m]`, their values.
     """
 
-    places: Int32Array
+    table_rows: Int32Array
     cleared: list[int]
     rows: Indices
     ids: TokenIds
@@ -35,14 +35,14 @@ class TableChanges(NamedTuple):
 
 @dataclass
 class _Held:
-    """A row, and how many of the output's tokens are in it."""
+    """A row, and the number of output tokens that are in it."""
 
     row: int
     num_output_tokens: int
 
 
 class PenaltyRows:
-    """A sequence's penalties stay in a row for as long as no other needs it, so that a step writes what is new alone.
+    """Assigns rows to sequences, which keep them until others need them, so that a step writes only what is new.
 
     Of more sequences than there are rows, those whose penalties were used last keep theirs; the others' are written
     anew when they are needed.
@@ -58,7 +58,7 @@ class PenaltyRows:
         self._held: WeakKeyDictionary[PenaltyHistory, _Held] = WeakKeyDictionary()
 
     def assign(self, penalties: Sequence[RowPenalties]) -> TableChanges:
-        """Find or make room for penalties that are used together.
+        """Return the rows of penalties that are used together, and what must be written there first.
 
         Args:
             penalties: as many as there are rows, at most; no two of one history.
@@ -68,7 +68,7 @@ class PenaltyRows:
         for held in found:
             if held is not None:
                 self._last_used[held.row] = self._turn
-        places: list[int] = []
+        table_rows: list[int] = []
         cleared: list[int] = []
         entries: list[tuple[int, TokenIds, FloatArray]] = []
         for each, held in zip(penalties, found, strict=True):
@@ -82,18 +82,18 @@ class PenaltyRows:
                     new = each.history.since(held.num_output_tokens)
                     entries.append((row, np.array(list(new), np.int64), np.array(list(new.values()), np.float32)))
                     held.num_output_tokens = each.history.num_output_tokens
-            places.append(row)
+            table_rows.append(row)
         entries.sort(key=lambda entry: entry[0])
         rows = np.repeat(np.array([row for row, *_ in entries], np.intp), [len(ids) for _, ids, _ in entries])
         ids, offsets = (np.concatenate(parts) for parts in list(zip(*entries, strict=True))[1:])
-        return TableChanges(np.array(places, np.int32), cleared, rows, ids, offsets)
+        return TableChanges(np.array(table_rows, np.int32), cleared, rows, ids, offsets)
 
     def forget(self) -> None:
-        """Take nothing for granted that was written, as it may not have been."""
+        """Forget all rows: what was to be written may not have been."""
         self._held.clear()
 
     def _take(self, history: PenaltyHistory | None) -> int:
-        """The row that has not been used for longest; penalties without a history are not found there again."""
+        """Take the least recently used row; penalties without a history are not found there again."""
         row = min(range(len(self._last_used)), key=self._last_used.__getitem__)
         assert self._last_used[row] < self._turn, "more penalties are used together than there are rows"
         self._last_used[row] = self._turn
@@ -108,7 +108,7 @@ class PenaltyRows:
 
 
 def _all_entries(penalties: RowPenalties) -> tuple[TokenIds, FloatArray]:
-    """Ids and offsets of all tokens; those that are only seen have nothing taken off."""
+    """Return ids and offsets of all tokens; the offset of those that are only seen is 0."""
     _, seen_ids, counted_ids, offsets, _ = penalties
     if not (len(seen_ids) and len(counted_ids)):
         return penalties.ids, np.zeros(len(seen_ids), np.float32) if len(seen_ids) else offsets

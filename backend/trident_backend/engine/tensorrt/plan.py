@@ -1,4 +1,4 @@
-"""A plan of TensorRT's, ready to run: the deserialized engine and its execution contexts.
+"""A plan of TensorRT, ready to run: the deserialized engine and its execution contexts.
 
 Owns both, and what TensorRT says when something fails. Knows tensors by name alone, and
 nothing of what they mean.
@@ -59,12 +59,12 @@ class Plan:
 
     @property
     def num_profiles(self) -> int:
-        """How many optimization profiles it has."""
+        """The number of optimization profiles."""
         return int(self._engine.num_optimization_profiles)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """All inputs and outputs."""
+        """All inputs and outputs, by name."""
         engine = self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return {
@@ -77,7 +77,7 @@ class Plan:
         }
 
     def bounds(self, name: str, profile: int) -> tuple[Shape, Shape]:
-        """The smallest and the largest shape of an input in a profile."""
+        """Return the smallest and the largest shape of an input in a profile."""
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(smallest), tuple(largest)
 
@@ -98,7 +98,7 @@ class Plan:
         self._contexts[profile].run(shapes, addresses)
 
     def context(self, profile: int, *, fixed_shapes: bool) -> Context:
-        """A context of its own.
+        """Return a new context.
 
         Args:
             profile: whose bounds its shapes keep.
@@ -116,7 +116,7 @@ class Plan:
         return Context(context, self.device, self._must)
 
     def close(self) -> None:
-        """Free everything; contexts first, as they hold on to the engine."""
+        """Free everything; contexts first, as they refer to the engine."""
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
@@ -128,7 +128,7 @@ class Plan:
         return outcome
 
     def _said(self) -> str:
-        """The errors that TensorRT has reported since the last look."""
+        """Return the errors that TensorRT has reported since the last call, as the end of a sentence."""
         texts = [text for _, text in self._messages.errors]
         self._messages.clear()
         return ": " + "; ".join(texts) if texts else ""
@@ -145,7 +145,7 @@ class Context:
         self._addresses: dict[str, int] = {}
 
     def run(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        """Enqueue one run; see `Plan.run`."""
+        """Enqueue one run, as `Plan.run` does."""
         for name, shape in shapes.items():
             if self._shapes.get(name) != shape:
                 self._must(f"set_input_shape({name}, {shape})", self._context.set_input_shape(name, shape))
@@ -158,7 +158,7 @@ class Context:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a run as it is set now can be captured in a graph, as far as TensorRT can tell."""
+        """Whether a run with these shapes can be captured in a graph, as far as TensorRT can tell."""
         ask = getattr(self._context, "is_stream_capturable", None)  # only newer versions can be asked
         return ask is None or bool(ask(self._device.stream))
 
@@ -168,7 +168,7 @@ class Context:
 
 
 def _deserialize(path: Path, runtime: Any) -> Any:
-    """The engine, or None; the file is mapped, not read into memory."""
+    """Return the engine, or None; the file is mapped, not read into memory."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return runtime.deserialize_cuda_engine(content)
@@ -177,7 +177,7 @@ def _deserialize(path: Path, runtime: Any) -> Any:
 
 
 def _create_context(trt: Any, engine: Any, fixed_shapes: bool) -> Any:
-    """A context without memory of its own."""
+    """Return a context without memory of its own."""
     user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     kinds = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if kinds is None:
@@ -192,12 +192,12 @@ def _create_context(trt: Any, engine: Any, fixed_shapes: bool) -> Any:
 
 @cache
 def _logger(trt: Any) -> Any:
-    """One for the process: TensorRT keeps the first that it is given and speaks to it for ever."""
+    """Return the process's one logger: TensorRT keeps the first that it is given, and uses it for ever."""
     return trt.Logger(trt.Logger.WARNING)
 
 
 def _error_recorder(trt: Any) -> Any:
-    """What collects TensorRT's errors; its base class belongs to the module."""
+    """Return a collector of TensorRT's errors; its base class belongs to the module."""
 
     class ErrorRecorder(trt.IErrorRecorder):  # type: ignore[misc]
         def __init__(self) -> None:

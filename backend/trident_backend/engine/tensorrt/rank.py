@@ -1,7 +1,7 @@
 """One rank as its leader sees it: a process and the socket to it.
 
-Owns both, and where the process finds what it imports. Never waits without a limit: a process that holds a GPU may take
-its time to end, or not end at all.
+Owns both, and the folders from which the process imports. Never waits without a limit: a process that holds a GPU may
+be slow to end, or not end at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trident_ensemble.contract.errors import EngineError
 
 #: How a rank is started; the descriptor of its socket comes last.
 COMMAND = (sys.executable, "-m", "trident_backend.engine.tensorrt.rank_process")
-#: Seconds that a killed process has to end, and what it wrote last to arrive.
+#: Seconds in which a killed process must end, and its last lines must arrive.
 _KILLED_S = 1.0
 _LAST_LINES = 5
 
@@ -33,7 +33,7 @@ class Rank:
     Args:
         rank: its number.
         ordinal: its GPU.
-        command: starts it; gets the descriptor of its socket as last word.
+        command: starts it; the descriptor of its socket is appended.
 
     Raises:
         EngineError: the process cannot be started.
@@ -62,7 +62,7 @@ class Rank:
         self._log.start()
 
     def exit_message(self, status: int | None) -> str:
-        """How the process ended, by what `end` has returned, and what it said last."""
+        """Return how the process ended, by the status that `end` returned, and the last lines of its log."""
         if status is None:
             ended = "is gone, but its process does not end"
         else:
@@ -106,9 +106,9 @@ class Rank:
 
 
 def _environment() -> dict[str, str]:
-    """What the leader imports, the rank finds where the leader does, and nowhere else: not where it happens to run."""
-    places = (str(Path(place).absolute()) for place in sys.path if place)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+    """Return an environment in which a rank imports what the leader does, from the same folders and no others."""
+    folders = (str(Path(folder).absolute()) for folder in sys.path if folder)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
 
 
 def _signal_name(number: int) -> str:

@@ -33,7 +33,7 @@ class RankEngine(Protocol):
     """A rank's part of the engine."""
 
     def execute(self, batch: StepBatch) -> object:
-        """Compute one step; returns when it has been computed."""
+        """Compute one step; return when it has been computed."""
         ...
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class RankEngine(Protocol):
 
 
 class Inbox:
-    """Takes what the leader sends, on a thread of its own, so that the end of the stream is seen at once.
+    """Receives the leader's messages on a thread of its own, so that the end of the stream is seen at once.
 
     Args:
         channel: to the leader.
@@ -56,7 +56,7 @@ class Inbox:
         threading.Thread(target=self._take, name="trident-leader", daemon=True).start()
 
     def get(self, *kinds: Kind) -> Message:
-        """Wait for the next message.
+        """Wait for the next message and return it.
 
         Raises:
             EngineError: it is not one of these kinds, or no message at all.
@@ -75,7 +75,7 @@ class Inbox:
         except EngineError as error:
             self._messages.put(error)
             return
-        except BaseException as error:  # whoever waits for a message would wait without end
+        except BaseException as error:  # `get` would wait without end
             self._messages.put(EngineError(f"the leader cannot be listened to: {error!r}"))
             return
         self._on_end()
@@ -87,7 +87,7 @@ Loader = Callable[[Path, int, int, Callable[[], bytes]], RankEngine]
 
 
 def serve(stream: socket.socket, load: Loader, on_end: Callable[[], None]) -> int:
-    """Be a rank until the leader says stop.
+    """Serve as a rank until the leader says stop.
 
     Args:
         stream: to the leader.
@@ -119,12 +119,12 @@ def serve(stream: socket.socket, load: Loader, on_end: Callable[[], None]) -> in
 
 
 def load_part(folder: Path, rank: int, ordinal: int, unique_id: Callable[[], bytes]) -> RankEngine:
-    """The rank's plan on its GPU."""
+    """Load the rank's part on its GPU."""
     return load_rank(folder, rank, ordinal, unique_id, loading.load_part)
 
 
 def main(descriptor: int, load: Loader) -> None:
-    """Serve, and leave without waiting for threads or destructors that the GPU may hold.
+    """Serve, and exit without waiting for threads or destructors that the GPU may hold.
 
     Args:
         descriptor: of the socket to the leader.

@@ -1,4 +1,4 @@
-"""All ranks but the leader, as the leader sees them: what they say, and the first failure among them.
+"""All ranks but the leader, as the leader sees them: their messages, and the first failure among them.
 
 Owns the threads that listen to them. A rank that fails, ends or talks nonsense takes all others with it: what they
 compute together cannot go on without it. Never runs a step.
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from trident_backend.engine.tensorrt.messages import Kind, Message
 from trident_backend.engine.tensorrt.rank import COMMAND, Rank
-from trident_backend.engine.tensorrt.time_limit import TimeLimit
 from trident_ensemble.contract.errors import EngineError, EngineLostError
 
 #: Seconds that ranks have to end after they were told to.
@@ -25,6 +24,22 @@ _END_S = 10.0
 _LAST_S = 1.0
 #: What a rank that sends no message of a kind has not done.
 _DEEDS = {Kind.LOADED: "load", Kind.READY: "become ready for steps"}
+
+
+class TimeLimit:
+    """A time within which several waits, one after another, must all be over; it begins when it is made.
+
+    Args:
+        seconds: until it ends.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left_s(self) -> float:
+        """Return the seconds that are left, at least 0."""
+        return max(0.0, self._end - time.monotonic())
 
 
 class Ranks:
@@ -53,7 +68,7 @@ class Ranks:
             raise
 
     def broadcast(self, message: Message) -> None:
-        """Tell all of them.
+        """Send a message to every rank.
 
         Raises:
             EngineLostError: one of them has failed.
@@ -69,7 +84,7 @@ class Ranks:
         self.check()
 
     def wait_for(self, kind: Kind, limit: TimeLimit) -> None:
-        """Wait until all of them have sent this kind of message.
+        """Wait until every rank has sent a message of this kind.
 
         Args:
             kind: LOADED or READY.
@@ -86,17 +101,17 @@ class Ranks:
         self.check()
 
     def not_ready(self) -> list[str]:
-        """Return the names of those that are not ready for steps."""
+        """Return the names of the ranks that are not ready for steps."""
         with self._changed:
             return self._missing(Kind.READY)
 
     @property
     def has_failed(self) -> bool:
-        """Whether one of them, or the leader, cannot go on."""
+        """Whether a rank or the leader has failed."""
         return bool(self._failure)
 
     def check(self) -> None:
-        """See that all of them are well.
+        """Raise the first failure, if there is one.
 
         Raises:
             EngineLostError: one of them has failed; says which, and why.
@@ -105,11 +120,11 @@ class Ranks:
             raise self.lost()
 
     def lost(self) -> EngineLostError:
-        """The first failure, as an error."""
+        """Return the first failure, as an error."""
         return EngineLostError(f"{self._failure}; the engine cannot go on without it")
 
     def fail(self, why: str) -> None:
-        """Remember the first failure, of a rank or of the leader, and end the others, which may wait for it."""
+        """Record the first failure, of a rank or of the leader, and end the others, which may wait for it."""
         with self._changed:
             if self._failure or self._is_over:
                 return
@@ -119,7 +134,7 @@ class Ranks:
             rank.channel.close()
 
     def stop(self) -> None:
-        """Tell all of them to free what they hold, and end; `end` waits for them."""
+        """Tell every rank to free what it holds and to end; `end` waits for them."""
         with self._changed:
             self._is_stopping = True
         for rank in self._reached:
@@ -127,7 +142,7 @@ class Ranks:
                 rank.channel.send(Message(Kind.STOP))
 
     def end(self) -> None:
-        """Leave none of them behind."""
+        """End every rank, and leave no process behind."""
         with self._changed:
             self._is_over = True
         deadline = time.monotonic() + (_END_S if self._is_stopping and not self._failure else 0.0)
@@ -140,7 +155,7 @@ class Ranks:
                 logging.getLogger(__name__).warning("%s does not end, though it was killed", rank.name)
 
     def _missing(self, kind: Kind) -> list[str]:
-        """The names of those whose last message is of another kind."""
+        """Return the names of the ranks whose last message is of another kind."""
         return [rank.name for rank, reached in self._reached.items() if reached != kind]
 
     def _start(self, folder: Path, number: int, ordinal: int, command: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which of TensorRT's Python modules serves a manifest, and whether it may.
+"""The choice of TensorRT's Python module for a manifest, and the checks that it fits.
 
 Owns the modules' names and the check of version and GPU against what the plan was built with. Never opens a plan.
 """
@@ -19,7 +19,7 @@ _MODULES = {
 
 
 def import_runtime(compiler: Compiler) -> Any:
-    """The module that reads this compiler's plans, in the version that wrote them.
+    """Return the module that reads this compiler's plans, in the version that wrote them.
 
     Raises:
         ArtifactError: it is not installed, or in another version.
@@ -37,7 +37,7 @@ def import_runtime(compiler: Compiler) -> Any:
 
 
 def check_target(compiler: Compiler, capability: tuple[int, int], ordinal: int) -> None:
-    """Hold the GPU that the plan was built for against the one at hand.
+    """Compare the GPU that the plan was built for with this machine's.
 
     Raises:
         ArtifactError: they differ.

@@ -31,8 +31,10 @@ _TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "
 
 
 class _Operation(NamedTuple):
-    """A plan, its small inputs and outputs, and those that stay on the device; of all outputs the first axis is as long
-    as the input `leader`'s."""
+    """A plan, its small inputs and outputs, and those that stay on the device.
+
+    The first axis of all outputs is as long as that of the input `leader`.
+    """
 
     plan: Plan
     inputs: dict[str, TensorInfo]
@@ -42,14 +44,14 @@ class _Operation(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the largest inputs and outputs."""
+        """Bytes of the largest inputs and outputs."""
         sizes = {key: _size(self.plan.bounds(key, 0)[1], info.dtype) for key, info in self.inputs.items()}
         most = self.plan.bounds(self.leader, 0)[1][0]
         sizes |= {key: _size((most, *info.shape[1:]), info.dtype) for key, info in self.outputs.items()}
         return _offsets(sizes, 0)[1]
 
     def results(self, count: int) -> Arrays:
-        """Arrays for the outputs."""
+        """Return empty arrays for the outputs."""
         return {key: np.empty((count, *info.shape[1:]), _TYPES[info.dtype]) for key, info in self.outputs.items()}
 
 
@@ -145,7 +147,7 @@ class SamplingPlans:
 
 
 def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
-    """All plans in a folder.
+    """Load all plans in a folder.
 
     Args:
         folder: `sampling` in the engine's.

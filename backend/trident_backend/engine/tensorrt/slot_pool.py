@@ -1,7 +1,7 @@
 """The KV cache on the device: one allocation for the keys and one for the values of each layer.
 
-Owns that memory, the addresses of slots, copies between them, and that nothing is left in one of who had it before.
-Never knows whose slot is whose.
+Owns that memory, the addresses of slots, copies between them, and that a slot keeps nothing of its last sequence.
+Never knows which sequence has which slot.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SlotPool:
         self._device = device
         self._tensors = tensors
         self._addresses: dict[str, int] = {}
-        #: Of each slot, how many of its first positions may be other than zero; the last one may be in any case.
+        #: For each slot, how many of its first positions may be other than zero; the last position always may.
         self._num_written = [0] * num_slots
         try:
             for name, tensor in tensors.items():
@@ -65,7 +65,7 @@ class SlotPool:
             raise
 
     def addresses(self, first_slot: int) -> dict[str, int]:
-        """Where the caches begin for a call whose first sequence has this slot, by the network's inputs and outputs."""
+        """Return the addresses of the caches for a call whose first sequence has this slot, by input and output."""
         addresses = {}
         for name, address in self._addresses.items():
             addresses[name] = addresses[names.updated(name)] = address + first_slot * self._tensors[name].num_bytes
@@ -86,7 +86,7 @@ class SlotPool:
             )
 
     def write(self, slot: int, start: int, end: int) -> None:
-        """A call will write these positions: enqueue that nothing is left behind the first of them."""
+        """Prepare a slot for a call that writes these positions: enqueue zeros behind the first of them."""
         self.cut(slot, start)
         self._num_written[slot] = end
 

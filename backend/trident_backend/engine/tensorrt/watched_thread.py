@@ -1,4 +1,4 @@
-"""The thread on which a leader uses its GPU, so that nobody waits for good for what a rank that is gone will not send.
+"""The thread on which a leader uses its GPU, so that no caller waits for ever for a rank that is gone.
 
 Owns the thread and the order of its jobs. A job that waits in the GPU cannot be ended, only left: it ends with the
 process. Never knows what a job does.
@@ -35,7 +35,7 @@ class WatchedThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def run(self, job: Callable[[], _Result], check: Callable[[], None], seconds: float = math.inf) -> _Result:
-        """Run a job and wait for it; what it raises is raised here.
+        """Run a job, wait for it and return its result; what it raises is raised here.
 
         Args:
             job: begins when those before it have ended, also those that were left.
