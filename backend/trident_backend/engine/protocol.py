@@ -210,24 +210,59 @@ class StepLogits(Protocol):
 
 
 class Engine(Protocol):
-    """A compiled network with its KV cache."""
+    """A compiled network with its KV cache.
+
+    One thread at a time uses an engine and the logits it returns. An engine computes one step at a time: between
+    `submit` and `collect` its caller is free to do what does not depend on the step.
+    """
 
     @property
     def spec(self) -> EngineSpec:
         """The engine's limits."""
         ...
 
-    def execute(self, batch: StepBatch) -> StepLogits:
-        """Compute one step, writing the KV cache.
+    def submit(self, batch: StepBatch) -> None:
+        """Begin to compute one step, and return while it is being computed.
 
-        Returns:
-            logits `[R, vocab_size]`, valid until the next call; the caller may write to them.
+        The logits of the step before become invalid. Exactly one `collect` must follow before the next `submit`.
+
+        Args:
+            batch: the step. The engine may read its arrays until `collect` returns; nobody may write to them.
 
         Raises:
-            EngineError: the step failed; what it wrote to the cache is undefined.
+            EngineError: the step could not begin, and there is nothing to collect. What it wrote to the KV cache is
+                undefined. The engine takes further steps, unless the error is an EngineLostError.
+        """
+        ...
+
+    def collect(self) -> StepLogits:
+        """Wait until the submitted step has been computed and written to the KV cache. Other threads run meanwhile.
+
+        Returns:
+            logits `[R, vocab_size]`, valid until the next `submit` or `close`. The caller may write to them.
+
+        Raises:
+            EngineError: the step failed. What it wrote to the KV cache is undefined. The engine takes further steps,
+                unless the error is an EngineLostError.
         """
         ...
 
     def close(self) -> None:
-        """Free what the engine holds; it cannot be used again."""
+        """Free what the engine holds, after waiting for a step that was submitted and not collected.
+
+        The engine cannot be used again.
+        """
         ...
+
+
+def execute(engine: Engine, batch: StepBatch) -> StepLogits:
+    """Compute one step with nothing done meanwhile.
+
+    Returns:
+        the logits, as of `Engine.collect`.
+
+    Raises:
+        EngineError: the step failed.
+    """
+    engine.submit(batch)
+    return engine.collect()

@@ -47,11 +47,13 @@ class Fault:
 
 #: Methods of what a service is made of.
 _PARTS = (
-    "_core.step", "_core.scheduler.add", "_core.scheduler.schedule", "_core.scheduler.update", "_core.scheduler.finish",
+    "_core.submit", "_core.collect",
+    "_core.scheduler.add", "_core.scheduler.schedule", "_core.scheduler.update", "_core.scheduler.finish",
     "_core.scheduler.take_ended", "_core.kv_cache.admit", "_core.kv_cache.grow", "_core.kv_cache.commit",
-    "_core.kv_cache.release", "_core.kv_cache.take_copies", "_core._engine.execute", "_core._engine.close",
+    "_core.kv_cache.release", "_core.kv_cache.take_copies",
+    "_core._engine.submit", "_core._engine.collect", "_core._engine.close",
     "_core._sampler.choose", "_core._masks.begin", "_core._masks.close", "_core.step_times.observe",
-    "_loop._emit", "_loop._record", "_loop._handle", "_loop._publish_stats",
+    "_loop._emit", "_loop._record", "_loop._handle", "_loop._take_early_messages", "_loop._report",
     "_streams._table.open", "_streams._table.release", "_streams._table.num_acknowledged", "_streams._table.close",
     "_streams.open", "_streams._reporter.outputs", "_streams._on_closed", "_streams._take", "_streams._flush_all",
     "_admission.enter", "_admission.leave", "_guided.add", "_guided.take", "_guided.take_all", "_guided.close",

@@ -6,6 +6,7 @@ and takes every limit from the manifest, which it holds against the network's ow
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import openvino as ov
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
-from trident_backend.engine.protocol import EngineSpec, StepBatch
+from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 from trident_ensemble.contract.manifest import Manifest
@@ -64,6 +65,7 @@ class OpenVINOEngine:
         self._kernels = OpenVINOKernels(spec.vocab_size)
         self._request = compiled.create_infer_request()
         self._indices = {port.get_any_name(): index for index, port in enumerate(compiled.inputs)}
+        self._submitted: tuple[StepBatch, Int32Array] | None = None
         self._cache = []
         for tensor in geometry.tensors:
             shape = ov.Shape([spec.num_blocks, *tensor.block_shape])
@@ -75,29 +77,53 @@ class OpenVINOEngine:
         """The engine's limits, as its manifest states them."""
         return self._spec
 
-    def execute(self, batch: StepBatch) -> HostLogits:
-        """Compute one step. See `Engine.execute`; the logits are a view of the network's own output."""
+    def submit(self, batch: StepBatch) -> None:
+        """Begin to compute one step on OpenVINO's own threads.
+
+        Raises:
+            EngineError: OpenVINO refuses the step's arrays.
+        """
         request = self._request
         for source, target, _ in batch.block_copies:
             for cache in self._cache:
                 cache.data[target] = cache.data[source]
-        # The tensors share the arrays' memory, which `batch` keeps alive through the call.
         context = np.array(batch.max_context_len, np.int32)
         try:
             for name in _INPUTS:
                 tensor = ov.Tensor(getattr(batch, name), shared_memory=True)
                 request.set_input_tensor(self._indices[name], tensor)
             request.set_input_tensor(self._indices[_CONTEXT_INPUT], ov.Tensor(context, shared_memory=True))
-            request.infer()
-            logits = request.get_output_tensor(0).data
+            request.start_async()
         except RuntimeError as error:
-            raise EngineError(f"a step of {len(batch.past_lens)} sequences failed: {error}") from None
-        return HostLogits(logits, self._kernels)
+            raise _failure(batch, error) from None
+        # The tensors share the arrays' memory, which must live until the step is computed.
+        self._submitted = batch, context
+
+    def collect(self) -> HostLogits:
+        """Wait for the submitted step; its logits are a view of the network's own output.
+
+        Raises:
+            EngineError: OpenVINO failed in the step.
+        """
+        assert self._submitted is not None, "no step was submitted"
+        (batch, _), self._submitted = self._submitted, None
+        try:
+            self._request.wait()
+        except RuntimeError as error:
+            raise _failure(batch, error) from None
+        return HostLogits(self._request.get_output_tensor(0).data, self._kernels)
 
     def close(self) -> None:
-        """Free the network and the KV pool."""
+        """Free the network and the KV pool, once no step writes to it any more."""
+        if self._submitted is not None:
+            with suppress(EngineError):
+                self.collect()
         self._request = None
         self._cache.clear()
+
+
+def _failure(batch: StepBatch, error: RuntimeError) -> EngineError:
+    return EngineError(f"a step of {len(batch.past_lens)} sequences failed: {error}")
 
 
 def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:
