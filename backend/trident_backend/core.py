@@ -52,9 +52,9 @@ class EngineCore:
 
     def __init__(self, engine: Engine, settings: CoreSettings, clock: Callable[[], float]) -> None:
         spec = engine.spec
+        check_limits(settings, spec)
         self.kv_cache = make_kv_cache(spec, reuse=settings.enable_kv_cache_reuse)
         self.step_times = StepTimeModel()
-        check_limits(settings, spec.max_num_seqs, spec.max_num_tokens)
         num_tokens = settings.token_budget or spec.max_num_tokens
         self.scheduler = Scheduler(self.kv_cache, spec.max_num_seqs, num_tokens, settings, self.step_times)
         self.clock = clock

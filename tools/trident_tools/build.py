@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from trident_backend.engine.protocol import KVKind
 from trident_compiler.checkpoint.checkpoint import open_checkpoint
 from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
 from trident_compiler.engine_builder import build_engine
@@ -146,8 +145,7 @@ def run(args: argparse.Namespace) -> int:
     precision = compiler.precision(checkpoint, args.precision, args.weights)
     plan = compiler.plan(checkpoint, precision, wanted)
     core = replace(core, gpu=choice.gpus)
-    has_slots = plan.kv_kind is KVKind.SLOTS
-    check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
+    check_limits(core, plan)
     for name, text in plan_lines(checkpoint, choice, precision, plan):
         console.print(f"{name:<9} {text}", markup=False)
 

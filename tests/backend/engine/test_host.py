@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
+        ("kv_cache", "kind", "slots"),
         ("kv_cache", "block_size", 16),
         ("kv_cache", "block_bytes", 1),
         ("architecture", "num_layers", 2),

@@ -1,11 +1,12 @@
 """The engine host for networks compiled by OpenVINO.
 
-Owns the compiled network, its one infer request, the KV pool and the sampling kernels. Never schedules, never samples,
-and takes every limit from the manifest, which it holds against the network's own geometry.
+Owns the compiled network, its one infer request, the KV pool and the sampling kernels. Takes every limit from the
+manifest, which it checks against the network's own geometry. Never schedules and never samples.
 """
 
 from __future__ import annotations
 
+import collections.abc as cabc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import openvino as ov
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
-from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
+from trident_backend.engine.protocol import EngineSpec, Int32Array, KVKind, StepBatch
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 from trident_ensemble.contract.manifest import Manifest
@@ -33,8 +34,12 @@ _INPUTS = (
 _CONTEXT_INPUT = "max_context_len"
 
 
-def load(folder: Path, manifest: Manifest) -> OpenVINOEngine:
-    """Compile the folder's network for this machine and allocate its KV pool.
+def load(folder: Path, manifest: Manifest, _gpus: cabc.Sequence[int] = ()) -> OpenVINOEngine:
+    """Compile the folder's network for this machine's CPUs and allocate its KV pool.
+
+    Args:
+        folder: the engine's.
+        manifest: its manifest.
 
     Raises:
         ArtifactError: the network cannot be read, or its cache is not what the manifest says.
@@ -46,19 +51,19 @@ def load(folder: Path, manifest: Manifest) -> OpenVINOEngine:
         raise ArtifactError(f"{layout.NETWORK_FILE}: OpenVINO {ov.__version__} cannot compile it: {error}") from None
     geometry = cache_geometry(compiled)
     _check(compiled, geometry, manifest)
-    spec = EngineSpec(
-        vocab_size=manifest.architecture.vocab_size,
-        max_num_seqs=manifest.limits.max_num_seqs,
-        max_num_tokens=manifest.limits.max_num_tokens,
-        max_seq_len=manifest.limits.max_seq_len,
-        block_size=manifest.kv_cache.block_size,
-        num_blocks=manifest.kv_cache.num_blocks,
-    )
-    return OpenVINOEngine(compiled, geometry, spec)
+    return OpenVINOEngine(compiled, geometry, EngineSpec.from_manifest(manifest))
 
 
 class OpenVINOEngine:
-    """One compiled network with its KV cache; not thread-safe. Other Python threads run while a step computes."""
+    """One compiled network with its KV cache; used by one thread at a time.
+
+    A step runs on OpenVINO's own threads, so that Python threads run meanwhile, the one that submitted it among them.
+
+    Args:
+        compiled: the network, compiled by `compile_network`.
+        geometry: of its KV cache.
+        spec: the limits that its manifest states.
+    """
 
     def __init__(self, compiled: Any, geometry: CacheGeometry, spec: EngineSpec) -> None:
         self._spec = spec
@@ -127,7 +132,11 @@ def _failure(batch: StepBatch, error: RuntimeError) -> EngineError:
 
 
 def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:
-    """Hold the manifest against the compiled network."""
+    """Refuse a manifest that does not say what the compiled network is.
+
+    Raises:
+        ArtifactError: it differs; names the field.
+    """
     inputs = {port.get_any_name() for port in compiled.inputs} - {tensor.name for tensor in geometry.tensors}
     if inputs != {*_INPUTS, _CONTEXT_INPUT}:
         raise ArtifactError(f"{layout.NETWORK_FILE}: its inputs are {', '.join(sorted(inputs))}; build again")
@@ -135,6 +144,7 @@ def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:
     facts = (
         ("architecture.vocab_size", manifest.architecture.vocab_size, vocab_size),
         ("architecture.num_layers", manifest.architecture.num_layers, len(geometry.tensors) // 2),
+        ("kv_cache.kind", manifest.kv_cache.kind, KVKind.BLOCKS.value),
         ("kv_cache.block_size", manifest.kv_cache.block_size, geometry.block_size),
         ("kv_cache.block_bytes", manifest.kv_cache.block_bytes, geometry.block_bytes),
     )

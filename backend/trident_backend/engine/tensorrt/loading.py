@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from trident_backend.engine.protocol import Engine, EngineSpec, KVKind
+from trident_backend.engine.protocol import Engine, EngineSpec
 from trident_backend.engine.tensorrt import input_buffer, logits_buffer, sampling_plans
 from trident_backend.engine.tensorrt.device import Device, DeviceMemoryError
 from trident_backend.engine.tensorrt.engine import TensorRTEngine
@@ -118,19 +118,7 @@ def _assemble(
     graphs = GenerationGraphs(device, plan, captured_sizes(num_slots), runner.bind_generation)
     stack.callback(graphs.close)
     device.synchronize()
-    return TensorRTEngine(device, runner, graphs, sampling, _spec(manifest))
-
-
-def _spec(manifest: Manifest) -> EngineSpec:
-    return EngineSpec(
-        vocab_size=manifest.architecture.vocab_size,
-        max_num_seqs=manifest.limits.max_num_seqs,
-        max_num_tokens=manifest.limits.max_num_tokens,
-        max_seq_len=manifest.limits.max_seq_len,
-        block_size=manifest.kv_cache.block_size,
-        num_blocks=manifest.kv_cache.num_blocks,
-        kv_kind=KVKind.SLOTS,
-    )
+    return TensorRTEngine(device, runner, graphs, sampling, EngineSpec.from_manifest(manifest))
 
 
 def _max_rows(manifest: Manifest) -> int:
