@@ -16,19 +16,23 @@ from trident_ensemble.contract.settings import CoreSettings
 
 @dataclass
 class TimedEngine:
-    """An engine that writes down how long each step's `execute` took, in seconds."""
+    """An engine that writes down how long each step took from `submit` until it was collected, in seconds."""
 
     engine: Engine
     seconds: list[float] = field(default_factory=list)
+    _start: float = 0.0
 
     @property
     def spec(self) -> EngineSpec:
         return self.engine.spec
 
-    def execute(self, batch: StepBatch) -> StepLogits:
-        start = time.perf_counter()
-        logits = self.engine.execute(batch)
-        self.seconds.append(time.perf_counter() - start)
+    def submit(self, batch: StepBatch) -> None:
+        self._start = time.perf_counter()
+        self.engine.submit(batch)
+
+    def collect(self) -> StepLogits:
+        logits = self.engine.collect()
+        self.seconds.append(time.perf_counter() - self._start)
         return logits
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from tests.benchmarks.served import ServedRun, run_served
 from tests.e2e.build import build
 from tests.e2e.server import serve
 from trident_compiler.openvino.compiler import computes_bf16
-from trident_tools.load.options import list_of, number_from_zero, whole_number
+from trident_tools.load.option_values import list_of, number_from_zero, whole_number
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint"
 _OUTPUT_TOKENS = 64

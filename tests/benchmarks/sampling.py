@@ -27,7 +27,7 @@ from tests.fakes.progress import SilentProgress
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.openvino.kernels import OpenVINOKernels
-from trident_backend.engine.protocol import FloatArray
+from trident_backend.engine.protocol import FloatArray, execute
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequences.guide import MASK_WORD, RowMasks
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -178,7 +178,7 @@ def _step_ms(num_seqs: int, num_rounds: int) -> float:
             sequence.num_computed = CONTEXT + number
         batch = driver.batch([(sequence, 1) for sequence in sequences], num_seqs)
         start = time.perf_counter()
-        engine.execute(batch)
+        execute(engine, batch)
         seconds.append(time.perf_counter() - start)
     engine.close()
     return median(seconds[1:]) * 1000

@@ -61,8 +61,11 @@ class PoolOf:
         self._engine = engine
         self.spec = replace(engine.spec, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
 
-    def execute(self, batch: StepBatch) -> StepLogits:
-        return self._engine.execute(batch)
+    def submit(self, batch: StepBatch) -> None:
+        self._engine.submit(batch)
+
+    def collect(self) -> StepLogits:
+        return self._engine.collect()
 
     def close(self) -> None:
         """The engine is another's."""
@@ -75,9 +78,13 @@ class NoEngine:
         self.spec = spec
         self._logits = np.zeros((spec.max_num_tokens, spec.vocab_size), np.float32)
         self._logits[:, 1] = 1
+        self._num_rows = 0
 
-    def execute(self, batch: StepBatch) -> HostLogits:
-        return HostLogits(self._logits[: len(batch.logit_rows)], NumpyKernels())
+    def submit(self, batch: StepBatch) -> None:
+        self._num_rows = len(batch.logit_rows)
+
+    def collect(self) -> HostLogits:
+        return HostLogits(self._logits[: self._num_rows], NumpyKernels())
 
     def close(self) -> None:
         """Nothing to free."""

@@ -150,7 +150,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.protocol import StepBatch, execute
 
 def resident():
     status = Path("/proc/self/status").read_text()
@@ -161,7 +161,7 @@ before = resident()
 engine, _ = load_engine(Path(sys.argv[1]))
 for size in (1, 8):
     each, ends = np.arange(size, dtype=np.int32), np.arange(size + 1, dtype=np.int32)
-    engine.execute(StepBatch(each, each * 0, each * 0, ends, each, ends, 1, each))
+    execute(engine, StepBatch(each, each * 0, each * 0, ends, each, ends, 1, each))
 print(resident() - before)
 """
 

@@ -95,12 +95,15 @@ class TimedEngine(MockEngine):
         self.seconds = seconds
         self.last_size = StepSize()
 
-    def execute(self, batch: StepBatch) -> HostLogits:
+    def submit(self, batch: StepBatch) -> None:
+        super().submit(batch)
         new = np.diff(batch.subsequence_begins).astype(np.int64)
         num_pairs = int((new * batch.past_lens + new * (new + 1) // 2).sum())
         self.last_size = StepSize(len(batch.token_ids), num_pairs, len(batch.logit_rows))
+
+    def collect(self) -> HostLogits:
         self.clock.now += self.seconds(self.last_size)
-        return _one_hot(super().execute(batch).array.argmax(axis=1), self.narrow.vocab_size)
+        return _one_hot(super().collect().array.argmax(axis=1), self.narrow.vocab_size)
 
     @property
     def spec(self) -> EngineSpec:

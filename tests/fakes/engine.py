@@ -9,7 +9,7 @@ import threading
 
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import EngineSpec, StepBatch
+from trident_backend.engine.protocol import EngineSpec
 
 
 class HeldEngine(MockEngine):
@@ -33,7 +33,7 @@ class HeldEngine(MockEngine):
         self._is_held = False
         self._permits.release()
 
-    def execute(self, batch: StepBatch) -> HostLogits:
+    def collect(self) -> HostLogits:
         if self._is_held:
             assert self._permits.acquire(timeout=60), "the test has forgotten to let it go on"
-        return super().execute(batch)
+        return super().collect()

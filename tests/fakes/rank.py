@@ -52,8 +52,13 @@ class SumPart:
         if conduct == "hangs when it is loaded":
             time.sleep(600)
 
-    def execute(self, batch: StepBatch) -> Any:
+    def submit(self, batch: StepBatch) -> None:
+        """Keep the step."""
+        self._batch = batch
+
+    def collect(self) -> Any:
         """The sum over all ranks, `[1, 1]`."""
+        batch = self._batch
         if len(batch.token_ids) and batch.token_ids[0] == CUE:
             self._misbehave()
         own = np.array([[batch.token_ids.sum() * self._factor]], np.float32)

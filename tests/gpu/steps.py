@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from tests.backend.engine.driver import DrivenSequence, Driver, Floats, whole
-from trident_backend.engine.protocol import Engine
+from trident_backend.engine.protocol import Engine, execute
 
 _LENGTHS = (101, 7, 64, 33)
 #: Which sequence computes how many of its tokens, by step: prompts in chunks beside single tokens, in any order, with
@@ -57,7 +57,7 @@ def continued_from_copies(engine: Engine, tokens: list[int], num_copied: int, co
     last = DrivenSequence(tokens, num_computed=num_copied, block_table=[copies[-1][1]])
     batch = driver.batch([(last, len(tokens) - num_copied)])
     rows = [[source, target, num_copied] for source, target in copies]
-    return whole(engine.execute(replace(batch, block_copies=np.array(rows, np.int32))))
+    return whole(execute(engine, replace(batch, block_copies=np.array(rows, np.int32))))
 
 
 def assert_likeliest(logits: Floats, num_prompt_tokens: int, output_ids: list[int], tolerance: float) -> None:

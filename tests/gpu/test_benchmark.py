@@ -26,6 +26,7 @@ from tests.e2e.build import build
 from tests.e2e.server import serve
 from tests.gpu import hardware
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.protocol import execute
 
 SMALL: dict[str, Any] = {
     **SHAPES["1b"], "vocab_size": 500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
@@ -135,7 +136,7 @@ def test_a_generation_step_computes_the_last_token_of_its_contexts(folder: Path)
         for index, table in enumerate(np.split(step.block_indices, 2))
     ]
     Driver(engine).step([(sequence, 39) for sequence in sequences])
-    found = whole(engine.execute(step))
+    found = whole(execute(engine, step))
     for row, sequence in zip(found, sequences, strict=True):
         np.testing.assert_allclose(row, Driver(engine).whole(sequence.tokens)[-1], atol=1e-3)
     assert step_seconds(engine, 2, 40, repeats=3) > 0

@@ -10,7 +10,7 @@ import pytest
 from tests.backend.engine.driver import DrivenSequence, Driver, Floats, whole
 from tests.gpu.conftest import MAX_NUM_SEQS, Build, loaded
 from tests.gpu.steps import prompt
-from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, StepLogits
+from trident_backend.engine.protocol import CHUNK_WIDTH, Doubles, StepLogits, execute
 from trident_backend.sequences.token_counts import TokenCounts
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +28,7 @@ def logits(repository_of: Build) -> Iterator[StepLogits]:
         chunk = DrivenSequence(prompt(8, 9))
         assert len(single) <= MAX_NUM_SEQS
         batch = driver.batch([(single[0], 1), (chunk, 8), *((sequence, 1) for sequence in single[1:])])
-        step = engine.execute(batch)
+        step = execute(engine, batch)
         assert step.shape[0] == NUM_ROWS
         yield step
 

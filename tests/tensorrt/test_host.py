@@ -21,7 +21,7 @@ from tests.tensorrt.double import faults
 from tests.tensorrt.double.engines import Limit, build, installed
 from tests.tensorrt.double.gpu import GPUS
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import Engine, StepBatch
+from trident_backend.engine.protocol import Engine, StepBatch, execute
 from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError, PlanError, TridentError
 from trident_ensemble.contract.manifest import KVKind, read_manifest, write_manifest
 
@@ -70,7 +70,7 @@ def pack(
 def step(engine: Engine, chunks: list[tuple[Sequence, int]], **options: Any) -> Floats:
     """Compute; every row that is wanted must be transformers'."""
     batch = pack(chunks, **options)
-    logits = rows_of(engine.execute(batch))
+    logits = rows_of(execute(engine, batch))
     expected = np.concatenate([one.logits[one.num_computed : one.num_computed + count] for one, count in chunks])
     np.testing.assert_allclose(logits, expected[batch.logit_rows], atol=TOLERANCE, rtol=0)
     for sequence, count in chunks:
@@ -212,7 +212,7 @@ def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence
         cache[0, :, 12:20], cache[2:4, :, :14], cache[4, :, 13] = np.nan, np.nan, np.nan
     others = sequence(20, 1)
     step(engine, [(others, 1)])  # slots that idle write what they read
-    assert np.isnan(rows_of(engine.execute(pack([(ruined[2], 2)])))).any()
+    assert np.isnan(rows_of(execute(engine, pack([(ruined[2], 2)])))).any()
     copied, new = sequence(30, 2, kept.tokens[:9]), sequence(30, 3)
     kept.num_computed, copied.num_computed = 12, 9
     step(engine, [(kept, 4), (copied, 4), (new, 4)], copies=[(0, 2, 9)])
@@ -293,7 +293,7 @@ def test_a_call_that_fails_in_a_step_is_named_and_the_next_step_works(
     step(engine, [(first, 20), (second, 10)])
     faults.order(call)
     with pytest.raises(EngineError, match="a step of 2 sequences failed") as failure:
-        engine.execute(pack([(first, 1), (second, 5)], copies=[(1, 3, 4), (1, 3, 2)]))
+        execute(engine, pack([(first, 1), (second, 5)], copies=[(1, 3, 4), (1, 3, 2)]))
     assert text in str(failure.value)
     step(engine, [(first, 1), (second, 5)])
 
@@ -308,7 +308,7 @@ def test_a_lost_gpu_fails_every_step_after_it_and_closing_still_ends(
     faults.order(call, code=faults.LOST)
     for _ in range(3):
         with pytest.raises(EngineLostError, match=r"IllegalAddress.*the GPU is lost"):
-            engine.execute(pack([(one, 1)]))
+            execute(engine, pack([(one, 1)]))
     engine.close()
     GPUS.reset()  # what was on it died with it
 

@@ -27,7 +27,7 @@ from tests.tensorrt.double.gpu import GPUS
 from tests.tensorrt.rank_processes import LIMIT_S, Call, limited, no_ranks_left, pids, ranks_of, until
 from tests.tensorrt.test_host import pack, rows_of
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.protocol import StepBatch, execute
 from trident_backend.engine.tensorrt.parallel import ParallelEngine
 from trident_ensemble.contract.errors import ArtifactError, EngineError, EngineLostError
 
@@ -101,7 +101,7 @@ def generate(engine: Any, prompts: list[list[int]], num_tokens: int) -> list[lis
     while any(one.num_computed < len(prompt) + num_tokens for one, prompt in zip(sequences, prompts, strict=True)):
         chunks = [(one, min(chunk, len(one.tokens) - one.num_computed)) for one in sequences]
         ends = np.cumsum([count for _, count in chunks]) - 1
-        logits = engine.execute(pack(chunks, wanted=ends.tolist()))  # type: ignore[arg-type]
+        logits = execute(engine, pack(chunks, wanted=ends.tolist()))  # type: ignore[arg-type]
         best, _ = logits.argmax(np.arange(len(chunks)))
         for (one, count), token in zip(chunks, best.tolist(), strict=True):
             one.num_computed += count
@@ -139,11 +139,11 @@ def test_two_gpus_generate_what_transformers_does(gpus: tuple[int, ...], folder:
 def test_slots_are_copied_on_every_gpu(folder: Path) -> None:
     with loaded(folder) as engine:
         prefix = Sequence([5, 17, 60, 33, 200, 7], 0)
-        limited(lambda: engine.execute(pack([(prefix, 6)])))  # type: ignore[list-item]
+        limited(lambda: execute(engine, pack([(prefix, 6)])))  # type: ignore[list-item]
         own, borrowed = Sequence([*prefix.tokens, 8, 9], 0), Sequence([*prefix.tokens, 8, 9], 3)
         own.num_computed = borrowed.num_computed = 6
         both = pack([(own, 2), (borrowed, 2)], copies=[(0, 3, 6)])  # type: ignore[list-item]
-        logits = limited(lambda: rows_of(engine.execute(both)))
+        logits = limited(lambda: rows_of(execute(engine, both)))
         np.testing.assert_allclose(logits[:2], logits[2:], atol=1e-5)
 
 
@@ -151,14 +151,14 @@ def test_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> No
     with loaded(folder) as engine:
         (pid,) = pids(engine)
         os.kill(pid, signal.SIGSTOP)  # the leader now waits in a collective for good
-        waiting = Call(lambda: engine.execute(a_step()))
+        waiting = Call(lambda: execute(engine, a_step()))
         time.sleep(0.5)
         assert waiting.is_running()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\) ended with signal SIGKILL"):
             waiting.outcome()
         with pytest.raises(EngineLostError, match="SIGKILL"):
-            limited(lambda: engine.execute(a_step()))
+            limited(lambda: execute(engine, a_step()))
         limited(engine.close)  # though the GPU still waits
 
 

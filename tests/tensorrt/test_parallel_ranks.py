@@ -22,7 +22,7 @@ from tests.ensemble.contract.test_manifest import MANIFEST
 from tests.fakes.rank import CUE, load_well
 from tests.tensorrt.double import communicators
 from tests.tensorrt.rank_processes import LIMIT_S, Call, is_running, limited, no_ranks_left, pids, ranks_of, until
-from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.protocol import StepBatch, execute
 from trident_backend.engine.tensorrt import nccl, parallel
 from trident_backend.engine.tensorrt.parallel import ParallelEngine, load_leader
 from trident_ensemble.contract import layout
@@ -63,7 +63,7 @@ def led(folder: Path, num_ranks: int = 2, conduct: str = "well") -> Iterator[Par
 
 
 def run(engine: ParallelEngine, *token_ids: int) -> Any:
-    return limited(lambda: engine.execute(step(*token_ids)))
+    return limited(lambda: execute(engine, step(*token_ids)))
 
 
 def step(*token_ids: int) -> StepBatch:
@@ -114,12 +114,12 @@ def test_a_rank_killed_between_steps_ends_the_engine(tmp_path: Path) -> None:
 
 
 def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_batch: StepBatch) -> None:
+    def fail() -> None:
         raise EngineError("cudaMemcpyAsync failed")
 
     monkeypatch.setattr(parallel, "_CLOSE_FAILED_S", 600.0)
     with led(tmp_path, 3) as engine:
-        monkeypatch.setattr(engine._part, "execute", fail)
+        monkeypatch.setattr(engine._part, "collect", fail)
         with pytest.raises(EngineLostError, match="rank 0: cudaMemcpyAsync failed"):
             run(engine, 1)
         assert until(lambda: not any(map(is_running, pids(engine))))
@@ -128,7 +128,7 @@ def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: 
 
 def test_who_waits_for_a_rank_that_is_gone_hears_of_it_at_once(tmp_path: Path) -> None:
     with led(tmp_path, 2, "hangs") as engine:
-        waiting = Call(lambda: engine.execute(step(CUE)))
+        waiting = Call(lambda: execute(engine, step(CUE)))
         time.sleep(0.3)
         assert waiting.is_running()
         began = time.monotonic()
@@ -153,7 +153,7 @@ def test_a_process_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypat
             patch.setattr(rank.process, "wait", wait)
             os.kill(rank.process.pid, signal.SIGKILL)
             with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\) is gone, but its process does not end"):
-                limited(lambda: engine.execute(step(1)))
+                limited(lambda: execute(engine, step(1)))
 
 
 @pytest.mark.parametrize("conduct", ["stops in closing", "dies in closing", "fails in closing"])
@@ -275,7 +275,7 @@ def test_a_command_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
 
 def test_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
     with led(tmp_path, 2, "hangs") as engine:
-        waiting = Call(lambda: engine.execute(step(CUE)))
+        waiting = Call(lambda: execute(engine, step(CUE)))
         time.sleep(0.3)
         (pid,) = pids(engine)
         engine._ranks.fail("rank 0: told to")
@@ -307,10 +307,11 @@ _LEADER = """
     sys.modules["nccl.core"] = communicators
     from tests.fakes.rank import CUE
     from tests.tensorrt.test_parallel_ranks import lead, step
+    from trident_backend.engine.protocol import execute
     engine = lead(Path(sys.argv[1]), 3, sys.argv[2])
-    engine.execute(step(1))
+    execute(engine, step(1))
     print("ready", flush=True)
-    engine.execute(step(CUE)) if sys.argv[2] == "hangs" else time.sleep(600)
+    execute(engine, step(CUE)) if sys.argv[2] == "hangs" else time.sleep(600)
 """
 
 

@@ -28,7 +28,7 @@ from trident_compiler.planning.memory_plan import (
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import KVKind, Manifest, read_manifest
+from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.building.plan_lines import plan_lines
@@ -145,8 +145,7 @@ def run(args: argparse.Namespace) -> int:
     precision = compiler.precision(checkpoint, args.precision, args.weights)
     plan = compiler.plan(checkpoint, precision, wanted)
     core = replace(core, gpu=choice.gpus)
-    has_slots = plan.kv_kind is KVKind.SLOTS
-    check_limits(core, plan.max_num_seqs, plan.max_num_tokens, computes_guesses_alone=has_slots)
+    check_limits(core, plan)
     for name, text in plan_lines(checkpoint, choice, precision, plan):
         console.print(f"{name:<9} {text}", markup=False)
 

@@ -18,9 +18,10 @@ from typing import IO
 
 from rich.console import Console
 
+from trident_backend.engine.protocol import EngineSpec
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
-from trident_ensemble.contract.manifest import KVKind, Manifest
+from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
 from trident_tools.building.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
@@ -136,12 +137,7 @@ def _starter(
     repository = args.repository.resolve()
     if asks_for_settings(args) or runs_on_gpus(manifest):
         settings = core_settings(args, served_settings(repository))
-        check_limits(
-            settings,
-            manifest.limits.max_num_seqs,
-            manifest.limits.max_num_tokens,
-            computes_guesses_alone=manifest.kv_cache.kind == KVKind.SLOTS.value,
-        )
+        check_limits(settings, EngineSpec.from_manifest(manifest))
         check_gpus(settings.gpu, manifest)
         if asks_for_settings(args):
             laid_over = folder / "repository"

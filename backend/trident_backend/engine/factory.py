@@ -6,28 +6,31 @@ needs just its own compiler. Never looks into a network.
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from trident_backend.engine.protocol import Engine
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import Manifest, read_manifest, verify_files
 
-#: By compiler: its host, and whether that runs on a GPU.
+#: The module that hosts each compiler's engines. It has `load(folder, manifest, gpus) -> Engine`.
 _HOSTS = {
-    "openvino": ("trident_backend.engine.openvino.engine", False),
-    "tensorrt": ("trident_backend.engine.tensorrt", True),
-    "tensorrt_rtx": ("trident_backend.engine.tensorrt", True),
+    "openvino": "trident_backend.engine.openvino.engine",
+    "tensorrt": "trident_backend.engine.tensorrt",
+    "tensorrt_rtx": "trident_backend.engine.tensorrt",
 }
 
 
-def load_engine(folder: Path, gpus: Sequence[int] = ()) -> tuple[Engine, Manifest]:
-    """Check an engine folder and load what it holds.
+def load_engine(folder: Path, gpus: cabc.Sequence[int] = ()) -> tuple[Engine, Manifest]:
+    """Check an engine folder and load its engine.
 
     Args:
-        folder: the engine's.
-        gpus: for an engine that runs on GPUs: which, as CUDA counts them; the first ones when empty.
+        folder: holds the manifest, the network and what belongs to it.
+        gpus: the GPUs to run on, as CUDA counts them; the first ones when empty. Engines for CPUs ignore them.
+
+    Returns:
+        the engine, and the manifest it was loaded by.
 
     Raises:
         ArtifactError: the folder is damaged, its compiler unknown or not installed, or its network does not match.
@@ -39,10 +42,9 @@ def load_engine(folder: Path, gpus: Sequence[int] = ()) -> tuple[Engine, Manifes
     name = manifest.compiler.name
     if name not in _HOSTS:
         raise ArtifactError(f"compiler.name: {name!r} has no host here; {', '.join(_HOSTS)} have")
-    module, on_gpu = _HOSTS[name]
     try:
-        host = importlib.import_module(module)
+        host = importlib.import_module(_HOSTS[name])
     except ImportError as error:
         raise ArtifactError(f"compiler.name: the engine needs {name}, which cannot be imported: {error}") from None
-    engine: Engine = host.load(folder, manifest, gpus) if on_gpu else host.load(folder, manifest)
+    engine: Engine = host.load(folder, manifest, gpus)
     return engine, manifest

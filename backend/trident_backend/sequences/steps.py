@@ -127,3 +127,8 @@ class StepResult:
     seconds: float = 0.0
     error: EngineError | None = None
     awaits_masks: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing can be computed before something is asked or a deadline passes."""
+        return not self.output.chunks and not self.awaits_masks

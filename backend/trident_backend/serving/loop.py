@@ -1,15 +1,20 @@
 """The thread that owns the engine core.
 
-Owns the core and the inbox through which others reach it. Never sends a response: each step's events go to whoever was
-named as their receiver; and never goes on after a failure that nobody foresaw: whoever was named for that is told.
+Owns the core, the inbox through which other threads reach it, and what is done while the engine computes. Never sends a
+response: it hands each step's events to their receiver. Never goes on after a failure that has no handler: it says so
+and ends.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeAlias
 
 from trident_backend.core import EngineCore
 from trident_backend.metrics.loop_stats import LoopStats
@@ -22,17 +27,23 @@ from trident_ensemble.contract.failures import log_failure
 
 #: Takes what was measured, on the loop's thread.
 Recorder = Callable[[StepRecord | RequestRecord], None]
+#: A command for a sequence; a request for statistics; or None, which only wakes the loop.
+_Message: TypeAlias = tuple[Command, Sequence] | Future[LoopStats] | None
 
 
 class EngineLoop:
     """Runs steps as long as there is work.
 
+    While the engine computes a step, the loop emits and records the step before it, and takes new sequences. Whatever
+    would end a sequence waits until the step has been collected, as the engine uses the KV blocks of those in it.
+
     Args:
-        core: handed over; nobody else may touch it afterwards.
+        core: handed over; no other thread may touch it afterwards.
         emit: takes the events of a step, on this loop's thread.
         record: takes what was measured, on this loop's thread.
-        on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. Nothing of the core
-            can be relied on then, so its sequences get no further events: whoever answers must end their requests.
+        on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. The core's state
+            cannot be relied on then and its sequences get no further events, so their requests must be ended by
+            whoever answers them.
     """
 
     def __init__(
@@ -46,58 +57,100 @@ class EngineLoop:
         self._emit = emit
         self._record = record
         self._on_fatal = on_fatal
-        self._inbox: queue.SimpleQueue[tuple[Command, Sequence] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._postponed: list[tuple[Command, Sequence]] = []
+        self._stopping = False
         self._num_steps = 0
         self._num_failures = 0
-        self.stats = LoopStats(num_free_blocks=core.kv_cache.num_free)
+        self._last_stats = self._look()
         self._thread = threading.Thread(target=self._run, name="trident-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def tell(self, command: Command, sequence: Sequence) -> None:
-        """Ask something of a sequence; from any thread. What no longer applies is ignored."""
+        """Send a command for a sequence; from any thread. A command for a sequence that has ended is ignored."""
         self._inbox.put((command, sequence))
 
+    def stats(self) -> LoopStats:
+        """Return how the core stands between two steps; from any thread but the loop's own.
+
+        The loop counts when it is asked, and answers within a step. If it does not answer within a second, or has
+        ended, what it last counted is returned.
+        """
+        if self._thread.is_alive():
+            asked: Future[LoopStats] = Future()
+            self._inbox.put(asked)
+            with suppress(concurrent.futures.TimeoutError):
+                return asked.result(_STATS_S)
+        return self._last_stats
+
     def stop(self) -> None:
-        """End the loop after its current step; whatever it still holds ends with a `DrainingError`."""
+        """End the loop after its current step; every sequence it still holds ends with a `DrainingError`."""
+        self._stopping = True
         self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            idle = True
-            while self._take_inbox(wait=idle):
-                result = self._core.step()
-                idle = not result.output.chunks and not result.awaits_masks
+            result = None
+            while self._take_messages(wait=result is None or result.is_idle):
+                step = self._core.submit()
                 self._report(result)
+                self._take_early_messages()
+                result = self._core.collect(step)
+                self._check(result)
+            self._report(result)
             self._end_all(DrainingError("the server is shutting down"))
         except BaseException as error:  # the last line of defence: a loop that is gone must not look alive
             self._on_fatal(error)
 
-    def _take_inbox(self, *, wait: bool) -> bool:
-        """Obey all that was asked since the last step; False when asked to stop."""
-        if wait:
-            self._publish_stats()
-        try:
-            message = self._inbox.get(block=wait, timeout=self._wait_timeout() if wait else None)
-            while message is not None:
-                self._handle(*message)
-                message = self._inbox.get_nowait()
-        except queue.Empty:
-            self._emit_step(())
-            return True
-        return False
+    def _take_messages(self, *, wait: bool) -> bool:
+        """Handle all messages, waiting for one if asked to; return whether the loop goes on.
+
+        No step may be in flight.
+        """
+        postponed, self._postponed = self._postponed, []
+        for command, sequence in postponed:
+            self._handle(command, sequence)
+        for message in self._drain(self._wait_timeout() if wait and not postponed else 0.0):
+            self._take(message)
+        return not self._stopping
+
+    def _take_early_messages(self) -> None:
+        """Handle, while a step is in flight, the messages that end no sequence of it, and emit the refusals."""
+        for message in self._drain(0.0):
+            if isinstance(message, tuple) and message[0] in _ENDING:
+                self._postponed.append(message)
+            else:
+                self._take(message)
+        self._emit_events(())
+
+    def _drain(self, timeout: float | None) -> list[_Message]:
+        """Return all messages that have come, after waiting `timeout` seconds (None: as long as it takes) for one."""
+        messages = []
+        with suppress(queue.Empty):
+            messages.append(self._inbox.get(block=timeout != 0, timeout=timeout))
+            while True:
+                messages.append(self._inbox.get_nowait())
+        return messages
 
     def _wait_timeout(self) -> float | None:
-        """Seconds until something is due though nobody asks for it."""
+        """Return the seconds until a deadline passes; None if there is no deadline."""
         deadline = self._core.scheduler.next_deadline
         return None if deadline == math.inf else max(0.0, deadline - self._core.clock())
 
+    def _take(self, message: _Message) -> None:
+        if isinstance(message, Future):
+            self._last_stats = self._look()
+            message.set_result(self._last_stats)
+        elif message is not None:
+            self._handle(*message)
+
     def _handle(self, command: Command, sequence: Sequence) -> None:
         if sequence.finish_reason is not None:
-            return  # an abort may overtake the addition, and anything the end
+            return  # an abort may overtake the addition, and any command may come after the end
         scheduler = self._core.scheduler
         if command is Command.ADD:
             scheduler.add(sequence, self._core.clock())
@@ -108,22 +161,26 @@ class EngineLoop:
         else:
             sequence.paused = command is Command.PAUSE
 
-    def _report(self, result: StepResult) -> None:
-        if result.output.chunks:
-            self._num_steps += 1
-            self._record(step_record(result))
-        self._publish_stats()
-        self._emit_step(result.advances)
-        if result.error is not None:
-            log_failure("a step of the engine failed", result.error)
-        self._num_failures = self._num_failures + 1 if result.error is not None else 0
-        if isinstance(result.error, EngineLostError):
-            raise result.error
-        if result.error is not None and self._num_failures == _MAX_FAILURES:
+    def _check(self, result: StepResult) -> None:
+        """Log a failed step, and raise its error if the engine cannot go on."""
+        if result.error is None:
+            self._num_failures = 0
+            return
+        log_failure("a step of the engine failed", result.error)
+        self._num_failures += 1
+        if isinstance(result.error, EngineLostError) or self._num_failures == _MAX_FAILURES:
+            self._report(result)
             raise result.error
 
-    def _emit_step(self, advances: Iterable[Advance]) -> None:
-        """Emit new tokens and ends, and record the ends."""
+    def _report(self, result: StepResult | None) -> None:
+        """Record and emit what came of a collected step."""
+        if result is not None and result.output.chunks:
+            self._num_steps += 1
+            self._record(step_record(result))
+        self._emit_events(() if result is None else result.advances)
+
+    def _emit_events(self, advances: Iterable[Advance]) -> None:
+        """Emit new tokens and the ends of sequences, and record the ends."""
         events = []
         for sequence, num_tokens, _ in advances:
             num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
@@ -140,9 +197,9 @@ class EngineLoop:
         if events:
             self._emit(events)
 
-    def _publish_stats(self) -> None:
+    def _look(self) -> LoopStats:
         scheduler, kv_cache = self._core.scheduler, self._core.kv_cache
-        self.stats = LoopStats(
+        return LoopStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_interrupted=sum(sequence.num_preemptions > 0 for sequence in scheduler.waiting),
@@ -157,15 +214,16 @@ class EngineLoop:
 
     def _end_all(self, error: TridentError) -> None:
         scheduler = self._core.scheduler
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if message is not None:
-                self._handle(*message)
+        self._take_messages(wait=False)
         for sequence in [*scheduler.running, *scheduler.waiting]:
             scheduler.finish(sequence, FinishReason.CANCELLED, error)
-        self._publish_stats()
-        self._emit_step(())
+        self._last_stats = self._look()
+        self._emit_events(())
 
 
+#: Commands that end a sequence.
+_ENDING = frozenset({Command.ABORT, Command.STOP})
 #: Consecutive failed steps after which the engine is held to be broken.
 _MAX_FAILURES = 3
+#: Seconds that statistics are waited for.
+_STATS_S = 1.0

@@ -93,8 +93,8 @@ class CoreService:
 
     @property
     def stats(self) -> LoopStats:
-        """The core between its last two steps."""
-        return replace(self._loop.stats, num_open=self._admission.num_requests)
+        """How the core stands between two steps; waits for the loop to count, within a step."""
+        return replace(self._loop.stats(), num_open=self._admission.num_requests)
 
     def take_records(self) -> list[StepRecord | RequestRecord]:
         """What was measured since this was last asked."""

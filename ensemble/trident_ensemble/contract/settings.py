@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ConfigError
@@ -165,29 +165,41 @@ class UnarySettings:
     max_concurrent_requests: int = 256
 
 
-def check_limits(
-    settings: CoreSettings, max_num_seqs: int, max_num_tokens: int, *, computes_guesses_alone: bool = False
-) -> None:
-    """Hold the settings against an engine.
+class EngineLimits(Protocol):
+    """The limits of an engine that a core's settings must keep to."""
 
-    Args:
-        settings: of a core.
-        max_num_seqs: the engine's.
-        max_num_tokens: the engine's.
-        computes_guesses_alone: a stream that guesses takes a pass of its own, as it does where there are KV slots.
+    @property
+    def max_num_seqs(self) -> int:
+        """Most sequences in one step."""
+        ...
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Most tokens computed in one step."""
+        ...
+
+    @property
+    def supports_draft_tokens(self) -> bool:
+        """Whether the draft tokens of several sequences are verified in one pass of the network."""
+        ...
+
+
+def check_limits(settings: CoreSettings, limits: EngineLimits) -> None:
+    """Refuse settings that an engine cannot serve.
 
     Raises:
-        ConfigError: they do not go together.
+        ConfigError: names the parameter and the limit.
     """
-    if settings.token_budget and not max_num_seqs <= settings.token_budget <= max_num_tokens:
+    least, most = limits.max_num_seqs, limits.max_num_tokens
+    if settings.token_budget and not least <= settings.token_budget <= most:
         raise ConfigError(
-            f"parameters.token_budget: must be from {max_num_seqs} (max_num_seqs) to {max_num_tokens} "
-            f"(max_num_tokens), not {settings.token_budget}"
+            f"parameters.token_budget: must be from {least} (max_num_seqs) to {most} (max_num_tokens), "
+            f"not {settings.token_budget}"
         )
-    if settings.max_draft_tokens and computes_guesses_alone:
+    if settings.max_draft_tokens and not limits.supports_draft_tokens:
         raise ConfigError(
             f"parameters.max_draft_tokens: must be 0, not {settings.max_draft_tokens}: this engine's KV cache has "
-            "slots, and each stream that guesses would take a pass of its own through the network"
+            "slots, and each sequence with draft tokens would take a pass of its own through the network"
         )
 
 

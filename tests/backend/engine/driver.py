@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.protocol import Engine, StepBatch, StepLogits
+from trident_backend.engine.protocol import Engine, StepBatch, StepLogits, execute
 
 Floats = npt.NDArray[np.float32]
 
@@ -62,7 +62,7 @@ class Driver:
     def step(self, chunks: list[tuple[DrivenSequence, int]]) -> list[Floats]:
         """Compute one packed step; returns the logits of every token, by chunk."""
         batch = self.batch(chunks)
-        logits = whole(self._engine.execute(batch))
+        logits = whole(execute(self._engine, batch))
         for sequence, count in chunks:
             sequence.num_computed += count
         return np.split(logits, batch.subsequence_begins[1:-1])

@@ -37,8 +37,11 @@ class Smaller:
     def spec(self) -> EngineSpec:
         return replace(self.engine.spec, num_blocks=self.num_blocks)
 
-    def execute(self, batch: StepBatch) -> StepLogits:
-        return self.engine.execute(batch)
+    def submit(self, batch: StepBatch) -> None:
+        self.engine.submit(batch)
+
+    def collect(self) -> StepLogits:
+        return self.engine.collect()
 
     def close(self) -> None:
         self.engine.close()

@@ -16,6 +16,7 @@ from tests.checkpoints import make_checkpoint
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
+from trident_backend.engine.protocol import execute
 from trident_backend.sampling.sampler import Sampler
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_ensemble.contract.errors import ArtifactError, EngineError
@@ -29,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
+        ("kv_cache", "kind", "slots"),
         ("kv_cache", "block_size", 16),
         ("kv_cache", "block_bytes", 1),
         ("architecture", "num_layers", 2),
@@ -64,7 +66,7 @@ def test_a_failed_step_is_an_engine_error(tmp_path: Path, engine_of: BuildAndLoa
     batch = driver.batch([(DrivenSequence([5, 6, 7]), 3)])
     object.__setattr__(batch, "token_ids", batch.token_ids.reshape(1, 3))
     with pytest.raises(EngineError, match="1 sequences"):
-        engine.execute(batch)
+        execute(engine, batch)
     assert driver.whole([5, 6, 7]).shape == (3, 400)
 
 
@@ -72,7 +74,7 @@ def test_logits_may_be_written_to_and_the_next_step_writes_them_anew(tmp_path: P
     """The sampler penalises and bans in place, in the network's own output."""
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
     driver = Driver(engine)
-    logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7]), 3)]))
+    logits = execute(engine, driver.batch([(DrivenSequence([5, 6, 7]), 3)]))
     assert isinstance(logits, HostLogits)
     before = logits.array.copy()
     assert logits.array.flags.c_contiguous
@@ -91,7 +93,7 @@ def test_sampling_on_the_networks_own_logits_is_that_on_a_copy(tmp_path: Path, e
     ]
     vocab_size = engine.spec.vocab_size
     rows = [next_row(sequence_of(each, [5, 6, 7, 8])) for each in params]
-    logits = engine.execute(driver.batch([(DrivenSequence([5, 6, 7, 8]), 4)]))
+    logits = execute(engine, driver.batch([(DrivenSequence([5, 6, 7, 8]), 4)]))
     copied = HostLogits(whole(logits), NumpyKernels())
     expected = Sampler(vocab_size).choose(copied, rows)
     choices = Sampler(vocab_size).choose(logits, rows)

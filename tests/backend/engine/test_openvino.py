@@ -15,6 +15,7 @@ from tests.backend.engine.conftest import BuildAndLoad, reference_logits
 from tests.backend.engine.driver import DrivenSequence, Driver
 from tests.bfloat16 import needs_bf16
 from tests.checkpoints import FAMILIES, make_checkpoint, reference_model
+from trident_backend.engine.protocol import execute
 
 #: The logits of these checkpoints have a standard deviation of about 1.6; fp32 arithmetic in another order moves them
 #: by 2e-5 at most.
@@ -156,7 +157,7 @@ def test_chunks_equal_the_whole(tmp_path: Path, engine_of: BuildAndLoad) -> None
 def test_a_step_that_wants_no_logits(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama"))
     batch = Driver(engine).batch([(DrivenSequence(prompt(10, 1)), 10)], num_logits=0)
-    assert engine.execute(batch).shape == (0, engine.spec.vocab_size)
+    assert execute(engine, batch).shape == (0, engine.spec.vocab_size)
 
 
 def test_other_threads_run_during_a_step(tmp_path: Path, engine_of: BuildAndLoad) -> None:

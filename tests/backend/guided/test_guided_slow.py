@@ -27,7 +27,6 @@ from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import StepBatch
 from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.sequences.guide import MASK_WORD, Masks
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -104,8 +103,8 @@ def test_bans_that_leave_nothing_at_all_are_the_requests_fault() -> None:
 @pytest.mark.parametrize("guide", [None, Allows(7, 8)])
 def test_logits_that_are_no_numbers_are_the_engines_fault(number: float, guide: Allows | None) -> None:
     class Broken(MockEngine):
-        def execute(self, batch: StepBatch) -> HostLogits:
-            logits = super().execute(batch)
+        def collect(self) -> HostLogits:
+            logits = super().collect()
             logits.array[:] = number
             return logits
 

@@ -13,7 +13,7 @@ from tests.fakes.serving import serving
 from trident_backend import batch
 from trident_backend.core import EngineCore
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import StepBatch, StepLogits
+from trident_backend.engine.protocol import StepBatch
 from trident_backend.kv.slots import SlotManager
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import SchedulerOutput
@@ -110,14 +110,14 @@ def test_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_wo
     """To swap two slots takes a third, so of as many conversations as slots the one that was used first may be lost:
     found is what the best cache of one slot less has, and nothing that the best of as many has not."""
     core = _core(num_slots=16)
-    execute = core._engine.execute
+    submit = core._engine.submit
     slots_of_steps: list[list[int]] = []
 
-    def noting(packed: StepBatch) -> StepLogits:
+    def noting(packed: StepBatch) -> None:
         slots_of_steps.append(packed.block_indices.tolist())
-        return execute(packed)
+        submit(packed)
 
-    monkeypatch.setattr(core._engine, "execute", noting)
+    monkeypatch.setattr(core._engine, "submit", noting)
     rng = random.Random(5)  # noqa: S311 (a test's choice)
     names = list(range(40))
     conversations = {name: [name, 5, 7] * 3 for name in names}

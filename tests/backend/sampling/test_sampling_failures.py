@@ -9,7 +9,7 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.numpy_kernels import NumpyKernels
-from trident_backend.engine.protocol import Indices, StepBatch
+from trident_backend.engine.protocol import Indices
 from trident_backend.sequences.sequence import FinishReason
 from trident_ensemble.contract.errors import EngineError
 from trident_ensemble.contract.settings import CoreSettings
@@ -23,8 +23,8 @@ class LostLogits(HostLogits):
 class Forgetful(MockEngine):
     """Loses the logits of one step."""
 
-    def execute(self, batch: StepBatch) -> HostLogits:
-        logits = super().execute(batch)
+    def collect(self) -> HostLogits:
+        logits = super().collect()
         return LostLogits(logits.array, NumpyKernels()) if self.num_steps == 3 else logits
 
 

@@ -23,7 +23,7 @@ from trident_backend.sampling.logit_edits import RequestLogitBias
 from trident_backend.scheduling.outcomes import accept
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import Sequence
-from trident_backend.sequences.steps import Row, ScheduledChunk
+from trident_backend.sequences.steps import Row
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_backend.serving.answers import Answer
 from trident_backend.serving.events import TokenEvent
@@ -71,8 +71,7 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
         if reason is not None or not rest:
             break
         chosen, rest = rest[:size], rest[size:]
-        chunk = ScheduledChunk(sequence, 1, True, tuple(chosen[:-1]))
-        num_tokens, reason, _ = accept(chunk, Choices(chosen), 0)
+        num_tokens, reason, _ = accept(sequence, tuple(chosen[:-1]), Choices(chosen), 0)
         sequence.finish_reason = reason
         num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
         stream.take(TokenEvent(sequence.sequence_id, num_tokens, reason, None, num_safe))

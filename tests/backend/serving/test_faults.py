@@ -46,11 +46,13 @@ class Fault:
 
 #: Methods of what a service is made of.
 _PARTS = (
-    "_core.step", "_core.scheduler.add", "_core.scheduler.schedule", "_core.scheduler.update", "_core.scheduler.finish",
+    "_core.submit", "_core.collect",
+    "_core.scheduler.add", "_core.scheduler.schedule", "_core.scheduler.update", "_core.scheduler.finish",
     "_core.scheduler.take_ended", "_core.kv_cache.admit", "_core.kv_cache.grow", "_core.kv_cache.commit",
-    "_core.kv_cache.release", "_core.kv_cache.take_copies", "_core._engine.execute", "_core._engine.close",
+    "_core.kv_cache.release", "_core.kv_cache.take_copies",
+    "_core._engine.submit", "_core._engine.collect", "_core._engine.close",
     "_core._sampler.choose", "_core._masks.begin", "_core._masks.close", "_core.step_times.observe",
-    "_loop._emit", "_loop._record", "_loop._handle", "_loop._publish_stats",
+    "_loop._emit", "_loop._record", "_loop._handle", "_loop._take_early_messages", "_loop._report",
     "_answering._watch.table.open", "_answering._watch.table.release", "_answering._watch.table.num_acknowledged",
     "_answering._watch.table.close", "_answering._watch.look", "_answering.open", "_answering._pump._builder.outputs",
     "_answering._on_closed", "_answering._take", "_answering._pump.take", "_answering._pump.flush",

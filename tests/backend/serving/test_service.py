@@ -15,7 +15,6 @@ from tests.fakes.serving import make_service, serving, until
 from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.mock import MockEngine
-from trident_backend.engine.protocol import StepBatch
 from trident_backend.sequences.sequence import FinishReason
 from trident_backend.serving.answers import FlowControl, FlowState
 from trident_backend.serving.events import Command, TokenEvent
@@ -156,7 +155,7 @@ def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
 
 def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     class Broken(MockEngine):
-        def execute(self, batch: StepBatch) -> HostLogits:
+        def collect(self) -> HostLogits:
             raise RuntimeError("out of the blue")
 
     died = threading.Event()

@@ -16,7 +16,7 @@ from tests.checkpoints import edit_json, make_checkpoint, reference_model, tiny_
 from tests.compiler.families.olmo2 import OLMO2
 from tests.fakes.progress import SilentProgress
 from trident_backend.engine.factory import load_engine
-from trident_backend.engine.protocol import StepBatch
+from trident_backend.engine.protocol import StepBatch, execute
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.families.registry import FAMILIES
 from trident_compiler.model_folder import Checkpoint, open_checkpoint
@@ -76,7 +76,7 @@ def test_registry_a_new_family_is_one_module_and_one_line(folder: Path, checkpoi
     blocks = np.arange(-(-count // plan.block_size), dtype=np.int32)
     tables = np.array([0, len(blocks)], np.int32)
     batch = StepBatch(tokens, positions, ends[:1], ends, blocks, tables, count, positions)
-    logits = engine.execute(batch)
+    logits = execute(engine, batch)
     rows, ids = np.arange(count)[:, None], np.arange(400)[None]
     found = logits.read(rows, ids)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tests.backend.engine.conftest import build
 from tests.checkpoints import make_checkpoint
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.openvino.network import compile_network
-from trident_backend.engine.protocol import Engine, StepBatch
+from trident_backend.engine.protocol import Engine, StepBatch, execute
 from trident_compiler.weights.formats import activation_group
 from trident_compiler.weights.roles import Role, WeightUse
 from trident_ensemble.contract import layout
@@ -70,7 +70,7 @@ def perplexity(engine: Engine, token_ids: list[int]) -> float:
         positions, ends = np.arange(count, dtype=np.int32), np.array([0, count], np.int32)
         blocks = np.arange(-(-count // engine.spec.block_size), dtype=np.int32)
         tables = np.array([0, len(blocks)], np.int32)
-        logits = engine.execute(StepBatch(ids, positions, ends[:1], ends, blocks, tables, count, positions))
+        logits = execute(engine, StepBatch(ids, positions, ends[:1], ends, blocks, tables, count, positions))
         vocabulary = np.arange(engine.spec.vocab_size)[None]
         rows = logits.read(positions[:, None].astype(np.intp), vocabulary).astype(np.float64)
         largest = rows.max(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -139,8 +139,17 @@ def test_an_unknown_key_names_those_that_are_known() -> None:
         parse_parameters(CoreSettings, _wrapped({"max_queue_sise": "4"}))
 
 
-def test_guesses_are_refused_where_each_takes_a_pass_of_its_own() -> None:
-    check_limits(CoreSettings(max_draft_tokens=3), 4, 64)
-    check_limits(CoreSettings(), 4, 64, computes_guesses_alone=True)
+@dataclass(frozen=True)
+class Limits:
+    """Of an engine that exists in this test alone."""
+
+    supports_draft_tokens: bool
+    max_num_seqs: int = 4
+    max_num_tokens: int = 64
+
+
+def test_draft_tokens_are_refused_where_each_sequence_with_them_takes_a_pass_of_its_own() -> None:
+    check_limits(CoreSettings(max_draft_tokens=3), Limits(supports_draft_tokens=True))
+    check_limits(CoreSettings(), Limits(supports_draft_tokens=False))
     with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3: .*slots"):
-        check_limits(CoreSettings(max_draft_tokens=3), 4, 64, computes_guesses_alone=True)
+        check_limits(CoreSettings(max_draft_tokens=3), Limits(supports_draft_tokens=False))

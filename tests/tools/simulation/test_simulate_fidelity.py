@@ -59,12 +59,16 @@ class ClockedEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.now = 0.0
+        self._num_rows = 0
 
-    def execute(self, batch: StepBatch) -> HostLogits:
+    def submit(self, batch: StepBatch) -> None:
         news = np.diff(batch.subsequence_begins)
         num_pairs = int((news * batch.past_lens + news * (news + 1) // 2).sum())
         self.now += step_seconds(len(batch.token_ids), num_pairs, len(batch.logit_rows))
-        return HostLogits(np.zeros((len(batch.logit_rows), 4), np.float32), NumpyKernels())
+        self._num_rows = len(batch.logit_rows)
+
+    def collect(self) -> HostLogits:
+        return HostLogits(np.zeros((self._num_rows, 4), np.float32), NumpyKernels())
 
     def close(self) -> None:
         """Nothing to free."""

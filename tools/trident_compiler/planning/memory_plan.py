@@ -95,6 +95,11 @@ class MemoryPlan:
     num_blocks: int
 
     @property
+    def supports_draft_tokens(self) -> bool:
+        """Whether the draft tokens of several sequences are verified in one pass; slots take a pass for each."""
+        return self.kv_kind is KVKind.BLOCKS
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the KV cache."""
         return self.num_blocks * self.block_bytes

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from trident_backend.engine.protocol import EngineSpec, StepBatch
+from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
 from trident_backend.engine.tensorrt.device import Device
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.engine.tensorrt.graphs import DecodeGraphs
@@ -45,14 +45,15 @@ class TensorRTEngine:
         self._graphs = graphs
         self._sampling = sampling
         self._spec = spec
+        self._submitted: tuple[int, Int32Array] | None = None
 
     @property
     def spec(self) -> EngineSpec:
         """The engine's limits, as its manifest states them."""
         return self._spec
 
-    def execute(self, batch: StepBatch) -> DeviceLogits:
-        """Compute one step. See `Engine.execute`.
+    def submit(self, batch: StepBatch) -> None:
+        """Enqueue one step.
 
         Raises:
             EngineLostError: the GPU does not come back from the failure.
@@ -61,20 +62,36 @@ class TensorRTEngine:
         try:
             self._device.select()
             self._enqueue(batch, calls)
+        except EngineError as error:
+            raise self._failure(len(batch.past_lens), error) from None
+        self._submitted = len(batch.past_lens), calls.buffer_rows
+
+    def collect(self) -> DeviceLogits:
+        """Wait for the submitted step.
+
+        Raises:
+            EngineLostError: the GPU does not come back from the failure.
+        """
+        assert self._submitted is not None, "no step was submitted"
+        (num_seqs, buffer_rows), self._submitted = self._submitted, None
+        try:
             self._device.synchronize()
         except EngineError as error:
-            text = f"a step of {len(batch.past_lens)} sequences failed: {error}"
-            raise self._failure(text) from None
-        return DeviceLogits(self._sampling, self._runner.logits.address, calls.buffer_rows)
+            raise self._failure(num_seqs, error) from None
+        return DeviceLogits(self._sampling, self._runner.logits.address, buffer_rows)
 
     def close(self) -> None:
         """Free everything; what a broken GPU does not take back is freed with the process."""
         with suppress(EngineError):
             self._device.select()
+            if self._submitted is not None:
+                self.collect()
+        with suppress(EngineError):
             self.resources.close()
 
-    def _failure(self, text: str) -> EngineError:
+    def _failure(self, num_seqs: int, error: EngineError) -> EngineError:
         """Wait for what was enqueued before the failure, as the next step writes its inputs where that may read."""
+        text = f"a step of {num_seqs} sequences failed: {error}"
         try:
             self._device.synchronize()
         except EngineError:  # what fails a second time fails for good: CUDA keeps a GPU's errors

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
+from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits, execute
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
 from trident_backend.engine.tensorrt.rank import COMMAND
@@ -71,31 +71,48 @@ class ParallelEngine:
         self._thread = thread
         self._device = device
         self._communicator = communicator
+        self._job: Callable[[], StepLogits] | None = None
 
     @property
     def spec(self) -> EngineSpec:
         """The engine's limits."""
         return self._part.spec
 
-    def execute(self, batch: StepBatch) -> StepLogits:
-        """Compute one step on all GPUs, as `Engine.execute` does.
+    def submit(self, batch: StepBatch) -> None:
+        """Begin one step on all GPUs.
+
+        Raises:
+            EngineLostError: a rank has failed; no step can be computed any more.
+        """
+        try:
+            self._ranks.broadcast(pack_batch(batch))
+        except EngineError as error:
+            raise self._lost(error) from None
+        self._job = self._thread.begin(lambda: execute(self._part, batch))
+
+    def collect(self) -> StepLogits:
+        """Wait for the submitted step.
 
         Raises:
             EngineLostError: a rank has failed, or a step has not ended in two minutes, because a rank hangs; no step
                 can be computed any more.
         """
+        assert self._job is not None, "no step was submitted"
+        job, self._job = self._job, None
         try:
-            self._ranks.broadcast(pack_batch(batch))
-            logits = self._thread.run(lambda: self._part.execute(batch), self._ranks.check, _STEP_S)
+            logits = self._thread.wait(job, self._ranks.check, _STEP_S)
             # Sampling waits for no other GPU, and runs on the caller's thread, which has a GPU of its own choice.
             self._device.select()
         except EngineError as error:
-            # The others may be in the middle of the same step, and wait for what will not come.
-            self._ranks.fail(f"rank 0: {error}")
-            raise self._ranks.lost() from None
+            raise self._lost(error) from None
         # What was computed without a rank that has gone is no result.
         self._ranks.check()
         return logits
+
+    def _lost(self, error: EngineError) -> EngineError:
+        """End all ranks: the others may be in the middle of the same step, and wait for what will not come."""
+        self._ranks.fail(f"rank 0: {error}")
+        return self._ranks.lost()
 
     def close(self) -> None:
         """Free what all ranks hold, and end their processes.
@@ -132,8 +149,8 @@ class RankPart:
         self._communicator = communicator
 
     def execute(self, batch: StepBatch) -> None:
-        """Compute one step; its logits are the leader's to read."""
-        self._part.execute(batch)
+        """Compute one step; nobody asks for its logits."""
+        execute(self._part, batch)
 
     def close(self) -> None:
         """Free everything."""

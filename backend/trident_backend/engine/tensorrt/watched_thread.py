@@ -45,7 +45,15 @@ class WatchedThread:
         Raises:
             EngineError: it was left after so many seconds.
         """
+        return self.wait(self.begin(job), check, seconds)
+
+    def begin(self, job: Callable[[], _Result]) -> Callable[[], _Result]:
+        """Begin a job when those before it have ended; returns it, for `wait`."""
         self._jobs.put(job)
+        return job
+
+    def wait(self, job: Callable[[], _Result], check: Callable[[], None], seconds: float = math.inf) -> _Result:
+        """Wait for a job that was begun; arguments and errors as of `run`."""
         end = time.monotonic() + seconds
         while True:
             try:
