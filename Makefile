@@ -20,7 +20,7 @@ serve: $(ENGINE)
 # A worker on each core runs whole files. The real server has the machine to itself. TensorRT's builder has processes of
 # its own: it speaks to one logger for as long as a process lives, and shares its memory with no other compiler.
 # docs/testing.md says more.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: check
 	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt

@@ -39,7 +39,8 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_orphans() -> Iterator[None]:
+def no_orphans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(parallel, "_CLOSE_S", LIMIT_S)  # a busy machine takes more than what is fair on a GPU's
     with no_ranks_left():
         yield
 
@@ -323,7 +324,7 @@ def test_ranks_never_outlive_their_leader(conduct: str, how: signal.Signals, tmp
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as leader:
         assert leader.stdout is not None
         try:
-            assert limited(leader.stdout.readline) == "ready\n"
+            assert limited(leader.stdout.readline, 300) == "ready\n"
             ranks = ranks_of(leader.pid)
             assert len(ranks) == 2
             leader.send_signal(how)

@@ -230,6 +230,7 @@ def test_a_fault_at_any_point_leaves_nobody_without_an_answer(point: str, kind: 
     Deployment(Fault(point, 2, kind)).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_lasting_fault_at_any_point_leaves_nobody_without_an_answer(point: str) -> None:
     Deployment(Fault(point, 1, KeyError, lasting=True)).run()

@@ -96,6 +96,7 @@ def real_core_latencies(served: Deployment, arrivals: list[Arrival]) -> dict[int
     return latencies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_itl_ms", [0, 9])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_request_takes_what_it_takes_in_the_real_core(policy: BatchSchedulerPolicy, target_itl_ms: int) -> None:
@@ -139,6 +140,7 @@ def test_what_cannot_fit_is_refused() -> None:
     assert measured.num_refused >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_shortcuts_change_nothing(policy: BatchSchedulerPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     served = deployment(max_num_seqs=12, num_blocks=60, batch_scheduler_policy=policy)
@@ -171,6 +173,7 @@ def test_a_seed_repeats_a_load_and_another_does_not() -> None:
     assert other.request_latency != run(deployment(), asked, rate=30).request_latency
 
 
+@pytest.mark.slow
 def test_replicas_that_take_turns_may_be_simulated_apart() -> None:
     asked = workload("uniform:1:300", "uniform:1:80", num_requests=200, ramp=1.0)
     served = deployment(num_replicas=3)

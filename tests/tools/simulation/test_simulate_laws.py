@@ -8,6 +8,8 @@ from tests.tools.simulation.simulations import BLOCK_SIZE, PER_PAIR, PER_TOKEN, 
 from trident_backend.sequences.step_time import StepTime
 from trident_tools.simulation.simulator import Router
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_lone_request_takes_what_its_steps_take() -> None:
     # 40 prompt tokens in one step, then 19 steps of one token, each of which sees all tokens before it.
