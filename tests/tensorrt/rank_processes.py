@@ -100,4 +100,4 @@ def _read(path: Path) -> str:
         return ""
 
 
-_MODULES = ("tensorrt.rank_process", "tensorrt.rank_double")
+_MODULES = ("tensorrt.rank_process", "tests.fakes.rank")
