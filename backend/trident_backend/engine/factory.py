@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trident_backend.engine.protocol import Engine
+from trident_ensemble.contract.digests import verify_files
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import Manifest, read_manifest, verify_files
+from trident_ensemble.contract.manifest import Manifest, read_manifest
 
 #: By compiler: its host, and whether that runs on a GPU.
 _HOSTS = {
