@@ -19,6 +19,7 @@ from trident_ensemble.contract.manifest import (
     Architecture,
     Compiler,
     Generation,
+    KVKind,
     KVLayout,
     Limits,
     Manifest,
@@ -41,7 +42,7 @@ def simulated(tmp_path: Path, *words: str) -> dict[str, Any]:
     return result
 
 
-def manifest(*, num_blocks: int, block_size: int = 16, kind: str = "blocks") -> Manifest:
+def manifest(*, num_blocks: int, block_size: int = 16, kind: KVKind = KVKind.BLOCKS) -> Manifest:
     """Of an engine that was built for little."""
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -115,7 +116,7 @@ def test_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_pat
 
 
 def test_an_engine_with_slots_is_simulated_with_slots(tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest(num_blocks=4, block_size=512, kind="slots"))
+    write_manifest(tmp_path, manifest(num_blocks=4, block_size=512, kind=KVKind.SLOTS))
     load = ["--step-time", "5e-3,2e-5", "--input-tokens", "20", "--users", "6", "--engine", str(tmp_path)]
     written = simulated(tmp_path, *load)
     assert written["configuration"]["engine"]["kv_kind"] == "slots"
