@@ -3,7 +3,7 @@
 `SlotManager` alone says whose a slot is, which slots still hold a known prefix, and what is copied from one to another;
 it never sees a key or a value, and never decides who goes first.
 
-A generation call computes every slot up to the highest in use, dead or alive, so those in use have to stay low whatever
+A decode call computes every slot up to the highest in use, dead or alive, so those in use have to stay low whatever
 is kept beside them. To copy a slot takes a fraction of a step. So what is kept makes way for what runs.
 """
 
