@@ -8,7 +8,7 @@ METRICS_PORT ?= 8002
 CHECKPOINT := tools/demo/checkpoint
 REPOSITORY := model_repository
 ENGINE := $(REPOSITORY)/core/1/engine.json
-BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py backend/*/engine/*.py)
+BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py ensemble/*/*/*.py backend/*/engine/*.py backend/*/engine/*/*.py)
 
 .PHONY: serve test test-fast check bench test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:

@@ -17,8 +17,9 @@ from tests.bfloat16 import needs_bf16
 from tests.checkpoints import make_checkpoint
 from trident_compiler.openvino.compiler import RESIDENT_SHARE
 from trident_ensemble.contract import layout
+from trident_ensemble.contract.digests import verify_files
 from trident_ensemble.contract.errors import BuildError, CheckpointError, PlanError
-from trident_ensemble.contract.manifest import read_manifest, verify_files
+from trident_ensemble.contract.manifest import read_manifest
 from trident_ensemble.text.anchors import anchor_table
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_preprocessing.chat.template_probe import probe_template

@@ -22,8 +22,9 @@ from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.roles import Role
 from trident_compiler.weights.weights import Weight, WeightSource
 from trident_ensemble.contract import layout
+from trident_ensemble.contract.digests import verify_files
 from trident_ensemble.contract.errors import BuildError, CheckpointError, PlanError
-from trident_ensemble.contract.manifest import read_manifest, verify_files
+from trident_ensemble.contract.manifest import read_manifest
 from trident_tools import build
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,6 @@
 """Networks as the compiler hands them to TensorRT, and the steps of a host that keeps sequences in slots.
 
-Owns a plain host for tests: one generation call for all chunks of one token, one context call for each other chunk.
+Owns a plain host for tests: one decode call for all chunks of one token, one prefill call for each other chunk.
 Runs networks in the interpreter; never samples.
 """
 

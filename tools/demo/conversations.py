@@ -82,7 +82,7 @@ class Conversations:
 
     @staticmethod
     def _vary(rng: random.Random, question: str) -> str:
-        """The question as somebody else may type it."""
+        """Return the question as another person may type it."""
         if rng.random() < 0.2:
             question = question.rstrip("?.!")
         if rng.random() < 0.2 and question[1:2].islower():

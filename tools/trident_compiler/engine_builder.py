@@ -17,6 +17,7 @@ from trident_compiler.planning.memory_plan import MemoryPlan
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
+from trident_ensemble.contract.digests import digest_folder
 from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
     Architecture,
@@ -24,7 +25,6 @@ from trident_ensemble.contract.manifest import (
     Limits,
     Manifest,
     Precision,
-    digest_folder,
     write_manifest,
 )
 from trident_ensemble.text.anchors import anchor_table

@@ -11,8 +11,9 @@ import importlib
 from pathlib import Path
 
 from trident_backend.engine.protocol import Engine
+from trident_ensemble.contract.digests import verify_files
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import Manifest, read_manifest, verify_files
+from trident_ensemble.contract.manifest import Manifest, read_manifest
 
 #: The module that hosts each compiler's engines. It has `load(folder, manifest, gpus) -> Engine`.
 _HOSTS = {

@@ -3,7 +3,7 @@
 `SlotManager` alone says to which sequence a slot belongs, which slots still hold a cached prefix, and what is copied
 from one to another; it never sees a key or a value, and never decides which sequence goes first.
 
-A generation call computes every slot up to the highest in use, and to copy a slot takes a fraction of a step: so what
+A decode call computes every slot up to the highest in use, and to copy a slot takes a fraction of a step: so what
 is cached makes way for what runs.
 """
 

@@ -1,8 +1,8 @@
-"""Digests of an engine's files, by all cores.
+"""Digests of an engine's files, computed on all cores, and their check.
 
-Owns what the digest of a file is: the SHA-256 of the SHA-256s of its pieces of 64 MiB. One SHA-256 over the whole file
-is a chain, which a single core follows at about 1.4 GB/s; pieces are hashed side by side, so that even an engine whose
-weights are one file costs no more than reading it. Never interprets what it reads.
+Owns the definition of a digest: the SHA-256 of the SHA-256s of a file's pieces of 64 MiB. One SHA-256 over the whole
+file is a chain, which a single core follows at about 1.4 GB/s; pieces are hashed side by side, so that even an engine
+whose weights are one file costs no more than reading it. Never interprets what it reads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.manifest import Manifest
 
 PIECE_BYTES = 1 << 26
 #: Read and hashed at a time: small enough to stay in a core's cache between the two.
@@ -20,13 +24,43 @@ _READ_BYTES = 1 << 20
 _MAX_THREADS = 16
 
 
+def digest_folder(folder: Path) -> dict[str, str]:
+    """Return the digests of every file below `folder` but the manifest, sorted by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.MANIFEST_FILE)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return dict(zip(names, file_digests(files), strict=True))
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check that every file of the manifest is there and unchanged; reads all of them, on all cores.
+
+    It is done before anything else looks into a file, so that a damaged one is refused by name and never reaches a
+    compiler's own parser.
+
+    Raises:
+        ArtifactError: a file is missing or differs, named.
+    """
+    for name in manifest.digests:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactError(f"digests.{name}: leads out of the engine folder")
+        if not (folder / name).is_file():
+            raise ArtifactError(f"digests.{name}: the file is missing")
+    try:
+        found = file_digests([folder / name for name in manifest.digests])
+    except OSError as error:
+        raise ArtifactError(f"digests: a file cannot be read: {error}") from None
+    for (name, expected), digest in zip(manifest.digests.items(), found, strict=True):
+        if digest != expected:
+            raise ArtifactError(f"digests.{name}: the file has changed since the build; build again")
+
+
 def file_digests(paths: Sequence[Path], *, piece_bytes: int = PIECE_BYTES, threads: int | None = None) -> list[str]:
     """Return the digest of each file, in hexadecimal.
 
     Args:
         paths: the files.
-        piece_bytes: see the module; other sizes give other digests.
-        threads: how many hash at a time; by default as many as there are cores for this process, 16 at most.
+        piece_bytes: size of a piece; other sizes give other digests.
+        threads: how many hash at a time; by default as many as this process has cores, 16 at most.
 
     Raises:
         OSError: a file cannot be read.

@@ -10,11 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.digests import file_digests
 from trident_ensemble.contract.errors import ArtifactError
 
 FORMAT_VERSION = 5
@@ -48,13 +47,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """The times of a few layers of the network's shape, computed in one format on the machine that built the engine.
-
-    Args:
-        compute: the format.
-        prompt_ms: milliseconds of a prompt's step.
-        decode_ms: milliseconds of a step with one token of each of several sequences.
-    """
+    """Milliseconds of a prompt's step, and of a step with one token of each of several sequences, through a few layers
+    of the network's shape, computed in one format on the machine that built the engine."""
 
     compute: str
     prompt_ms: float
@@ -124,13 +118,7 @@ class KVLayout:
 
 @dataclass(frozen=True)
 class Compiler:
-    """The compiler of the network.
-
-    Args:
-        name: such as `openvino`.
-        version: of the compiler.
-        target: `cpu`, or a GPU's compute capability as `sm_target` spells it.
-    """
+    """The compiler of the network, and its target: `cpu`, or a GPU's compute capability as `sm_target` spells it."""
 
     name: str
     version: str
@@ -216,13 +204,6 @@ def _scalar(hint: Any, raw: Any, where: str) -> Any:
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
 
 
-def digest_folder(folder: Path) -> dict[str, str]:
-    """Return the digests of every file below `folder` but the manifest, sorted by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.MANIFEST_FILE)
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return dict(zip(names, file_digests(files), strict=True))
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `engine.json` as the last file of an engine folder."""
     text = json.dumps(asdict(manifest), indent=2) + "\n"
@@ -263,26 +244,3 @@ def _check_limits(manifest: Manifest) -> None:
         raise ArtifactError(
             f"engine.kv_cache.num_blocks: the cache holds {num_tokens} tokens, max_seq_len is {limits.max_seq_len}"
         )
-
-
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check that every file of the manifest is there and unchanged; reads all of them, on all cores.
-
-    It is done before anything else looks into a file, so that a damaged one is refused by name and never reaches a
-    compiler's own parser.
-
-    Raises:
-        ArtifactError: a file is missing or differs, named.
-    """
-    for name in manifest.digests:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ArtifactError(f"digests.{name}: leads out of the engine folder")
-        if not (folder / name).is_file():
-            raise ArtifactError(f"digests.{name}: the file is missing")
-    try:
-        found = file_digests([folder / name for name in manifest.digests])
-    except OSError as error:
-        raise ArtifactError(f"digests: a file cannot be read: {error}") from None
-    for (name, expected), digest in zip(manifest.digests.items(), found, strict=True):
-        if digest != expected:
-            raise ArtifactError(f"digests.{name}: the file has changed since the build; build again")

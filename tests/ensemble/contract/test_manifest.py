@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trident_ensemble.contract.digests import digest_folder, verify_files
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
@@ -22,9 +23,7 @@ from trident_ensemble.contract.manifest import (
     Precision,
     PrecisionChoice,
     PrecisionTrial,
-    digest_folder,
     read_manifest,
-    verify_files,
     write_manifest,
 )
 

@@ -22,6 +22,7 @@ from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
+from trident_ensemble.contract.digests import digest_folder
 from trident_ensemble.contract.manifest import (
     FORMAT_VERSION,
     Architecture,
@@ -32,7 +33,6 @@ from trident_ensemble.contract.manifest import (
     Limits,
     Manifest,
     Precision,
-    digest_folder,
     write_manifest,
 )
 

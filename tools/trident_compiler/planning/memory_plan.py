@@ -1,7 +1,6 @@
 """The memory plan: limits and KV cache of an engine, from what is wanted, what the network needs and what is free.
 
-Owns what a plan is, and every default and refusal about caches made of blocks. Pure arithmetic: never measures a
-machine, never compiles.
+Owns every default and refusal about caches made of blocks. Never measures a machine, never compiles.
 """
 
 from __future__ import annotations
@@ -172,10 +171,11 @@ def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int)
         max_seq_len = max(min(max_seq_len, num_tokens), min(LEAST_SEQ_LEN, max_seq_len))
     if num_tokens < max_seq_len:
         least = blocks_for(max_seq_len, needs.block_size) * needs.block_bytes
+        remedy = "set --max-seq-len for shorter ones" if wanted.max_seq_len is None else "lower --max-seq-len"
         raise PlanError(
             f"--kv-cache: {size(num_blocks * needs.block_bytes)} holds {num_tokens} tokens ({num_blocks} blocks of "
             f"{needs.block_size}), not one sequence of {max_seq_len}, which takes {size(least)}; "
-            f"raise --kv-cache or {_shorter(wanted)}{unit_note(wanted.cache)}"
+            f"raise --kv-cache or {remedy}{unit_note(wanted.cache)}"
         )
     if wanted.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, num_blocks)
@@ -191,10 +191,6 @@ def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int)
         block_bytes=needs.block_bytes,
         num_blocks=num_blocks,
     )
-
-
-def _shorter(wanted: LimitsRequest) -> str:
-    return "set --max-seq-len for shorter ones" if wanted.max_seq_len is None else "lower --max-seq-len"
 
 
 def unit_note(cache: CacheSize | None) -> str:

@@ -35,25 +35,25 @@ class DeviceLogits:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See `StepLogits.shape`."""
+        """R and V."""
         return len(self._buffer_rows), self._plans.vocab_size
 
     def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
-        """See `StepLogits.argmax`."""
+        """Find the likeliest tokens, as `StepLogits.argmax` does."""
         found = self._by_row(Sampling.ARGMAX, rows)
         return found["ids"].astype(np.int64), found["values"]
 
     def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
     ) -> Doubles:
-        """See `StepLogits.chunk_exp_sums`."""
+        """Sum weights by chunk, as `StepLogits.chunk_exp_sums` does."""
         lowest = np.full(len(rows), -np.inf, np.float32) if floors is None else floors
         inverses = (1 / temperatures).astype(np.float32)
         found = self._by_row(Sampling.CHUNK_EXP_SUMS, rows, maxima=maxima, inverses=inverses, floors=lowest)
         return found["sums"].astype(np.float64)
 
     def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
-        """See `StepLogits.top_k`; on the host where there is no plan for so many."""
+        """Find the largest logits, as `StepLogits.top_k` does; on the host where no plan finds as many."""
         size = next((size for size in self._plans.sizes if size >= count), None)
         if size is None:
             return self._on_host(rows).top_k(np.arange(len(rows)), count)
@@ -61,7 +61,7 @@ class DeviceLogits:
         return found["values"][:, :count], found["ids"][:, :count].astype(np.int64)
 
     def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
-        """See `StepLogits.find_ties`; on the host for rows that want more than a plan finds."""
+        """Find equal logits, as `StepLogits.find_ties` does; on the host for rows that want more than a plan finds."""
         if not len(rows):
             return []
         found = self._by_row(Sampling.FIND_TIES, rows, values=values)
@@ -75,7 +75,7 @@ class DeviceLogits:
         return result
 
     def read(self, rows: Indices, ids: TokenIds) -> FloatArray:
-        """See `StepLogits.read`."""
+        """Read some logits, as `StepLogits.read` does."""
         rows, ids = np.broadcast_arrays(rows, ids)
         pairs = np.stack([self._buffer_rows[rows.reshape(-1)], ids.reshape(-1)], axis=1).astype(np.int32)
         size = self._plans.max_pairs
@@ -87,11 +87,11 @@ class DeviceLogits:
         return values
 
     def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
-        """See `StepLogits.write`."""
+        """Change some logits, as `StepLogits.write` does."""
         self._write(self._address, self._plans.max_rows, self._buffer_rows[rows], ids, values)
 
     def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
-        """See `StepLogits.penalise`; the device has what came before, so that only what is new goes there."""
+        """Apply penalties, as `StepLogits.penalise` does; the device keeps them, so that only new ones are uploaded."""
         plans = self._plans
         try:
             for part in self._parts(len(rows), min(plans.max_chosen, plans.num_table_rows)):
@@ -107,7 +107,7 @@ class DeviceLogits:
             raise
 
     def apply_token_bitmask(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
-        """See `StepLogits.apply_token_bitmask`."""
+        """Ban tokens, as `StepLogits.apply_token_bitmask` does."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
         for part in self._parts(len(rows)):

@@ -22,7 +22,7 @@ from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.slot_pool import SlotTensor
 from trident_ensemble.contract.errors import ArtifactError
-from trident_ensemble.contract.manifest import Manifest
+from trident_ensemble.contract.manifest import KVKind, Manifest
 
 _BYTES = {"float": 4, "half": 2, "bf16": 2}
 _TYPES = {"f32": "float", "f16": "half", "bf16": "bf16"}
@@ -117,7 +117,7 @@ def _facts(layout: NetworkLayout, manifest: Manifest) -> Iterator[tuple[str, obj
     """Yield each field, what the manifest says, and what the plan has."""
     cache = manifest.kv_cache
     yield "architecture.vocab_size", manifest.architecture.vocab_size, layout.vocab_size
-    yield "kv_cache.kind", cache.kind, "slots"
+    yield "kv_cache.kind", cache.kind.value, KVKind.SLOTS.value
     yield "kv_cache.block_size", cache.block_size, layout.slot_len - 1
     yield "kv_cache.block_bytes", cache.block_bytes, sum(slot.num_bytes for slot in layout.caches.values())
 

@@ -181,5 +181,5 @@ class Ranks:
                 self.fail(rank.exit_message(status))
         except EngineError as error:
             self.fail(f"{rank.name}: {error}")
-        except BaseException as error:  # a rank that nobody listens to would be waited for without end
+        except BaseException as error:  # without a listener its rank would be waited for without end
             self.fail(f"{rank.name} cannot be listened to: {error!r}")
