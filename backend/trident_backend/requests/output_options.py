@@ -14,7 +14,7 @@ from trident_ensemble.contract.errors import RequestError
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How the answers of a request are sent.
+    """The way in which the answers of a request are sent.
 
     Args:
         streaming: send tokens as they are generated.

@@ -43,7 +43,7 @@ class StopStringsFactory(Protocol):
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What requests are checked against and completed from.
+    """The limits against which requests are checked, and the defaults from which they are completed.
 
     Args:
         spec: the limits of the engine.

@@ -120,7 +120,7 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
     ("kind", "guide", "field", "problem"),
     [
         ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not one of the known types"),
-        ("", "a", "guided_decoding_guide_type", "known: json, json_schema, regex, choice, ebnf_grammar"),
+        ("", "a", "guided_decoding_guide_type", "known types: json, json_schema, regex, choice, ebnf_grammar"),
         ("regex", "", "guided_decoding_guide", "is missing or empty"),
         ("regex", "x" * 70_000, "guided_decoding_guide", "70000 bytes are too many: at most 65536"),
         ("regex", "[a", "guided_decoding_guide", "unclosed character class"),
