@@ -12,14 +12,13 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as triton
 
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.tensors import TensorSpec
+from trident_tools.load.tensor_values import tensor_of
 
-_NUMPY: dict[str, Any] = {"STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
 _LIVE_TIMEOUT_S = 5.0
 
 
@@ -101,9 +100,9 @@ class ChatClient:
 
 
 def _input(spec: TensorSpec, value: object) -> Any:
-    wire = "BYTES" if spec.dtype == "STRING" else spec.dtype
-    array = np.array([[value.encode() if isinstance(value, str) else value]], _NUMPY[spec.dtype])
-    tensor = triton.InferInput(spec.name, array.shape, wire)
+    dtype = "BYTES" if spec.dtype == "STRING" else spec.dtype
+    array = tensor_of(dtype, value)
+    tensor = triton.InferInput(spec.name, array.shape, dtype)
     tensor.set_data_from_numpy(array)
     return tensor
 

@@ -32,7 +32,8 @@ from trident_tools.server.overlay import overlay, served_settings
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Serving
-from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
+from trident_tools.server.signals import StopSignals
+from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Supervisor
 from trident_tools.server.triton_log import TritonLog
 from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 from trident_tools.server.triton_status import TritonStatus
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = check_repository(args.repository)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(StopSignals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
         start = _starter(args, listen, manifest, console=console, signals=signals, folder=folder)
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
@@ -125,7 +126,7 @@ def _starter(
     manifest: Manifest,
     *,
     console: Console,
-    signals: Signals,
+    signals: StopSignals,
     folder: Path,
 ) -> Callable[[IO[bytes] | None], Supervisor]:
     """Prepare what all servers of this command have in common; return what starts one, given its log."""

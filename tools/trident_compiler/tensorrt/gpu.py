@@ -46,20 +46,28 @@ class Gpus:
     why_none: str = ""
 
 
+def count_gpus() -> tuple[int, str]:
+    """Return how many GPUs CUDA finds, and why there are none; takes no memory on any of them."""
+    try:
+        cuda = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        return 0, _without_cuda_python(error)
+    status, count = cuda.cudaGetDeviceCount()
+    if status != cuda.cudaError_t.cudaSuccess:
+        return 0, _why_unusable(cuda, status)
+    return int(count), "" if count else _NONE_FOUND
+
+
 def gpus_at_hand() -> Gpus:
-    """Every GPU that CUDA can use; none of them is made the present one.
+    """Return every GPU that CUDA can use; none of them becomes the calling thread's.
 
     Raises:
         PlanError: there are GPUs, and CUDA cannot tell of which kind.
     """
-    try:
-        cuda = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        return Gpus((), _without_cuda_python(error))
-    status, count = cuda.cudaGetDeviceCount()
-    if status != cuda.cudaError_t.cudaSuccess:
-        return Gpus((), _why_unusable(cuda, status))
-    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)), "" if count else _NONE_FOUND)
+    count, why_none = count_gpus()
+    return Gpus(
+        tuple(_gpu(importlib.import_module("cuda.bindings.runtime"), ordinal) for ordinal in range(count)), why_none
+    )
 
 
 def free_bytes(ordinal: int) -> int:

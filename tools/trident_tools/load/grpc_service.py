@@ -15,15 +15,14 @@ from typing import Any
 
 import grpc
 import grpc.experimental.gevent
-import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.client_records import ClientStream
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.target import FailedRequestError, Target
+from trident_tools.load.tensor_values import raw_bytes, tensor_of
 
 _LIVE_TIMEOUT_S = 5.0
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -109,17 +108,12 @@ class GrpcService:
         if dtype is None:
             hint = "; say --no-ignore-eos" if name == tensors.IGNORE_EOS.name else ""
             raise ServerError(f"{self._model} has no input {name!r}{hint}; it has {', '.join(self._dtypes)}")
-        values = value if isinstance(value, list) else [value]
         try:
-            if dtype == "BYTES":
-                words = [(each if isinstance(each, str) else json.dumps(each)).encode() for each in values]
-                content = serialize_byte_tensor(np.array([words], np.object_)).item()
-            else:
-                content = np.array([values], triton_to_np_dtype(dtype)).tobytes()
+            array = tensor_of(dtype, value)
         except (ValueError, TypeError, OverflowError) as error:
-            raise ServerError(f"{name}: {value!r} is no {dtype}: {error}") from None
-        request.inputs.add(name=name, datatype=dtype, shape=[1, len(values)])
-        request.raw_input_contents.append(content)
+            raise ServerError(f"{name}: {value!r} is not {dtype}: {error}") from None
+        request.inputs.add(name=name, datatype=dtype, shape=array.shape)
+        request.raw_input_contents.append(raw_bytes(array))
 
 
 class GrpcClient:

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 
 from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_tools.server.restarts import MAX_FAILED_STARTS, Failure, Restarts
-from trident_tools.server.supervisor import Signals, Supervisor
+from trident_tools.server.signals import StopSignals
+from trident_tools.server.supervisor import Supervisor
 from trident_tools.server.triton_log import TritonLog
 
 _POLL_S = 0.1
@@ -37,7 +38,7 @@ class Serving:
         self,
         start: Callable[[], Supervisor],
         restarts: Restarts,
-        signals: Signals,
+        signals: StopSignals,
         log: TritonLog,
         *,
         loading: Callable[[], AbstractContextManager[object]],

@@ -11,17 +11,15 @@ and wait no longer.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
 from typing import NamedTuple
 
 from trident_ensemble.contract.errors import ServerDiedError
 from trident_ensemble.draining import DrainNotice
 from trident_tools.server.memory_kills import MemoryKills
-from trident_tools.server.process_ending import describe_ending
 from trident_tools.server.server_process import ServerProcess
+from trident_tools.server.signals import StopSignals, describe_ending
 from trident_tools.server.stubs import Stub, StubWatch
 from trident_tools.server.triton_status import TritonStatus
 
@@ -38,28 +36,6 @@ _SETTLE_S = 0.6
 EXIT_TIMEOUT_S = 5
 _STOP_S = 10.0
 _AFTER_STUBS_S = 3.0
-
-
-class Signals:
-    """Counts requests to stop (SIGINT, SIGTERM, SIGHUP) while it is entered."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._previous: dict[signal.Signals, signal._HANDLER] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _take(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
 
 
 class _Suspect(NamedTuple):
@@ -87,7 +63,7 @@ class Supervisor:
         process: ServerProcess,
         status: TritonStatus,
         notice: DrainNotice,
-        signals: Signals,
+        signals: StopSignals,
         *,
         drain_timeout_s: float,
         say: Callable[[str], None],
