@@ -1,6 +1,6 @@
-"""One streamed answer at a time from a running server, over gRPC.
+"""A client of a running server that streams one answer at a time over gRPC.
 
-Owns the request's tensors and the timing of an answer. Never prints, never reads input.
+Owns the tensors of a request and the timing of an answer. Never prints, and never reads input.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LIVE_TIMEOUT_S = 5.0
 
 @dataclass
 class ChatAnswer:
-    """How an answer went; filled in while its text arrives.
+    """The course of an answer, filled in while its text arrives.
 
     Args:
-        num_tokens: tokens generated.
+        num_tokens: tokens that have been generated.
         first_token_s: seconds from the request to the first token; None before it.
         tokens_per_s: rate after the first response; None while only one has come.
-        finish_reason: empty until the answer is whole.
+        finish_reason: the reason why the answer ended; empty until it has.
     """
 
     num_tokens: int = 0
@@ -40,15 +40,15 @@ class ChatAnswer:
 
 
 class ChatClient:
-    """Asks one model of one server.
+    """A client that asks one model of one server.
 
     Args:
-        url: `host:port` of gRPC.
-        model: an ensemble of Trident.
-        options: values of further optional inputs, by tensor.
+        url: `host:port` of the server's gRPC.
+        model: the name of one of Trident's ensembles.
+        options: further optional inputs -> their values.
 
     Raises:
-        ServerError: nobody answers there, or the model is not served.
+        ServerError: no server answers there, or the model is not served.
     """
 
     def __init__(self, url: str, model: str, options: Mapping[TensorSpec, object]) -> None:
@@ -65,10 +65,12 @@ class ChatClient:
             raise ServerError(f"{url} does not serve a model {model!r}")
 
     def ask(self, messages: Sequence[Mapping[str, str]], answer: ChatAnswer) -> Generator[str, None, None]:
-        """The next answer of a conversation, piece by piece; leaving the iteration early cancels it.
+        """Ask for the next answer of a conversation, and yield its text piece by piece.
+
+        Leaving the iteration early cancels the answer.
 
         Raises:
-            ServerError: what the server said.
+            ServerError: the request failed; the message is the server's.
         """
         values = {tensors.MESSAGES: json.dumps(list(messages)), tensors.STREAM: True, **self._options}
         replies: queue.Queue[Any] = queue.Queue()
@@ -95,7 +97,7 @@ class ChatClient:
             self._client.stop_stream(cancel_requests=not answer.finish_reason)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._client.close()
 
 
@@ -108,6 +110,6 @@ def _input(spec: TensorSpec, value: object) -> Any:
 
 
 def _message(error: BaseException) -> str:
-    """One line."""
+    """Return the message of an error as one line."""
     text = error.message() if hasattr(error, "message") else str(error)
     return " ".join(str(text).split()) or type(error).__name__

@@ -65,9 +65,8 @@ def gpus_at_hand() -> Gpus:
         PlanError: there are GPUs, and CUDA cannot tell of which kind.
     """
     count, why_none = count_gpus()
-    return Gpus(
-        tuple(_gpu(importlib.import_module("cuda.bindings.runtime"), ordinal) for ordinal in range(count)), why_none
-    )
+    cuda = importlib.import_module("cuda.bindings.runtime") if count else None
+    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)), why_none)
 
 
 def free_bytes(ordinal: int) -> int:

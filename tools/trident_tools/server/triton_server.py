@@ -1,4 +1,4 @@
-"""Where tritonserver is, and how it must be called to find Trident.
+"""The installed tritonserver, and the way in which it is called so that it finds Trident.
 
 Owns the search for the server, its backend directory and its environment. Never starts it.
 """
@@ -37,7 +37,7 @@ class TritonServer:
     """An installed tritonserver.
 
     Args:
-        executable: the program.
+        executable: path of the program.
         backends: the folder of the backends that came with it.
         stub: the Python backend's stub for the running Python.
         libraries: folders that its dynamic linker must search first.
@@ -51,7 +51,7 @@ class TritonServer:
 
 @dataclass(frozen=True)
 class Listen:
-    """Where the server listens."""
+    """The address and the ports at which the server listens."""
 
     host: str
     http_port: int
@@ -65,10 +65,10 @@ def local_address(host: str) -> str:
 
 
 def find_server() -> TritonServer:
-    """The tritonserver on PATH (a Triton container's), else the one in the nvidia-pytriton wheel.
+    """Find tritonserver: the one on PATH, as in a Triton container, or else the one in the nvidia-pytriton wheel.
 
     Raises:
-        ServerError: there is none, or it cannot run models in this Python; says what to install.
+        ServerError: there is no server, or it cannot run models in this Python; says what to install.
     """
     on_path = shutil.which("tritonserver")
     return _container_server(Path(on_path).resolve()) if on_path else _wheel_server()
@@ -114,7 +114,7 @@ def _wheel_server() -> TritonServer:
 
 
 def _check_linked(server: TritonServer, package: str) -> None:
-    """The stub embeds Python from the system's shared library; without it no model starts."""
+    """Check that the stub finds the system's shared library of Python, without which no model starts."""
     environment = server_environment(server, {"PATH": os.defpath, "LD_TRACE_LOADED_OBJECTS": "1"})
     listed = subprocess.run([server.stub], env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     missing = re.findall(r"(\S+) => not found", listed.stdout)
@@ -143,7 +143,7 @@ def compose_backends(server: TritonServer, folder: Path) -> None:
 def server_command(
     server: TritonServer, repository: Path, backends: Path, listen: Listen, exit_timeout_s: int
 ) -> list[str]:
-    """The command line of tritonserver."""
+    """Return the command line of tritonserver."""
     return [
         str(server.executable),
         f"--model-repository={repository}",
@@ -159,9 +159,9 @@ def server_command(
 
 
 def server_environment(server: TritonServer, environment: Mapping[str, str]) -> dict[str, str]:
-    """What tritonserver needs in its environment, over `environment`.
+    """Return `environment` with what tritonserver needs in addition.
 
-    The stub embeds an isolated Python: it takes the packages of the first `python3` on PATH, which must be ours.
+    The stub embeds an isolated Python that takes the packages of the first `python3` on PATH, which must be ours.
     """
     paths = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
     libraries = [*map(str, server.libraries), environment.get("LD_LIBRARY_PATH", "")]
