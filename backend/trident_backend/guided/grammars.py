@@ -15,6 +15,7 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from trident_backend.guided import ebnf
+from trident_backend.guided.ebnf_parser import EbnfError
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.schema_paths import ROOT, SchemaPath
 from trident_ensemble.contract import tensors
@@ -120,7 +121,7 @@ def _choice(guide: str) -> LarkGrammar:
 def _ebnf(guide: str) -> LarkGrammar:
     try:
         return LarkGrammar(ebnf.lark_rules(guide))
-    except ebnf.EbnfError as error:
+    except EbnfError as error:
         raise bad_guide(str(error)) from None
 
 

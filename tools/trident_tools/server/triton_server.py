@@ -19,17 +19,12 @@ from pathlib import Path
 
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.wiring import model_shell
 
 WHEEL = "nvidia-pytriton==0.7.0"
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (names of addresses, nothing is bound)
 _STUB = "triton_python_backend_stub"
 _PYTHON_BACKEND = "python"
-_BACKEND_MODEL = '''"""The Triton backend `trident`; everything is in the package."""
-
-from trident_backend.triton_model import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
-'''
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def compose_backends(server: TritonServer, folder: Path) -> None:
     shutil.copy(server.stub, python / _STUB)
     trident = folder / layout.BACKEND
     trident.mkdir()
-    (trident / layout.MODEL_FILE).write_text(_BACKEND_MODEL, encoding="utf-8")
+    (trident / layout.MODEL_FILE).write_text(model_shell("trident_backend"), encoding="utf-8")
 
 
 def server_command(
