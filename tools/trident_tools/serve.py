@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--restart",
         action=argparse.BooleanOptionalAction,
         help="start a server that died again, after 1, 2, 4 ... 60 s; without it, or with --no-restart, the command "
-        "ends with an error (default: on if standard output or error is a terminal and this is no container, by "
+        "ends with an error (default: on if standard output or error is a terminal and this is not a container, by "
         "/.dockerenv, /run/.containerenv, KUBERNETES_SERVICE_HOST or `container`; off elsewhere, where whatever runs "
         "the command starts it again)",
     )

@@ -166,13 +166,13 @@ def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator
         elif token_id not in ends.ids:
             yield (
                 "warning",
-                f"the chat template ends an answer with {token_id} {text!r}, which is no end of text: answers may run "
-                f"on past their end. If the model was trained with this template, add {token_id} to eos_token_id in "
+                f"the chat template ends an answer with {token_id} {text!r}, which is not an end of text: answers may "
+                f"run on past their end. If the model was trained with this template, add {token_id} to eos_token_id in "
                 f"generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
             )
     elif findings.after_answer:
         yield (
             "warning",
-            f"the chat template ends an answer with {findings.after_answer!r}, which is no token of its own: "
+            f"the chat template ends an answer with {findings.after_answer!r}, which is not a token of its own: "
             "if answers run on past it, send it as a stop string",
         )

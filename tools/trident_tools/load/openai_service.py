@@ -28,7 +28,7 @@ def open_service(target: Target) -> OpenAIService:
     try:
         models = [entry["id"] for entry in json.loads(listing)["data"]]
     except (ValueError, KeyError, TypeError):
-        raise ServerError(f"{target.url}/models is no list of models: does --url end in /v1?") from None
+        raise ServerError(f"{target.url}/models is not a list of models: does --url end in /v1?") from None
     if not models:
         raise ServerError(f"{target.url} serves no model")
     if target.model is not None and target.model not in models:

@@ -117,7 +117,7 @@ def _settings(args: argparse.Namespace) -> CoreSettings:
     served = None
     if args.engine is not None and (args.engine / layout.CORE / layout.CONFIG_FILE).is_file():
         served = served_settings(args.engine)
-    # How many guesses are right depends on the text, which is not simulated.
+    # How many draft tokens are accepted depends on the text, which is not simulated.
     return replace(core_settings(args, served), max_draft_tokens=0)
 
 
