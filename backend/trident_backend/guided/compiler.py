@@ -23,8 +23,7 @@ from trident_backend.guided.vocabulary import TokenizerInfo, read_vocabulary
 from trident_backend.sequences.guide import Guide
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import CheckpointError, RequestError
-
-TOKENIZER_FILE = "tokenizer.json"
+from trident_ensemble.text.detokenizer import TOKENIZER_FILE
 
 
 class CompiledGrammar:

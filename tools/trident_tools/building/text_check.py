@@ -167,8 +167,8 @@ def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator
             yield (
                 "warning",
                 f"the chat template ends an answer with {token_id} {text!r}, which is not an end of text: answers may "
-                f"run on past their end. If the model was trained with this template, add {token_id} to eos_token_id in "
-                f"generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
+                f"run on past their end. If the model was trained with this template, add {token_id} to eos_token_id "
+                f"in generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
             )
     elif findings.after_answer:
         yield (
