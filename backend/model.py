@@ -1,4 +1,4 @@
-"""The Triton backend `trident`; everything is in the package."""
+"""Triton loads this file; everything is in the package."""
 
 from trident_backend.triton_model import TritonPythonModel
 

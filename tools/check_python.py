@@ -1,6 +1,7 @@
-"""What set-up and tritonserver need from the system beside Python itself; one line says what to install.
+"""The check of what set-up and tritonserver need from the system; one line says what to install.
 
-Runs on a bare Python 3.10 to 3.13, before anything is installed. Owns no decision on versions. Never installs.
+Owns the list of system packages. Runs on a bare Python 3.10 to 3.13, before anything is installed. Never decides on a
+version, and never installs anything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 
 def unsupported_machine() -> str | None:
-    """Why the tritonserver of the wheel cannot run here; None where it can."""
+    """Return why the tritonserver of the wheel cannot run here; None where it can."""
     libc, version = platform.libc_ver()
     if platform.machine() == "x86_64" and libc == "glibc" and tuple(map(int, version.split("."))) >= (2, 35):
         return None
@@ -26,7 +27,7 @@ def unsupported_machine() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages that this Python lacks."""
+    """Return the Debian packages that this Python lacks."""
     python = f"python3.{sys.version_info.minor}"
     packages = []
     if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")):
@@ -43,7 +44,7 @@ def missing_packages() -> list[str]:
 
 
 def _has_library(name: str) -> bool:
-    """Whether the dynamic linker finds it, or this Python brings it along."""
+    """Return whether the dynamic linker finds a library, or this Python brings it along."""
     try:
         ctypes.CDLL(name)
     except OSError:
@@ -52,7 +53,7 @@ def _has_library(name: str) -> bool:
 
 
 def main() -> str | int:
-    """0, or the line to leave with."""
+    """Check the system; return 0, or the line with which to exit."""
     problem = unsupported_machine()
     packages = missing_packages()
     if problem is None and packages:

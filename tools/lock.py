@@ -1,7 +1,7 @@
-"""Writes locks/: every package that the commands install, with its version and the hashes of its files.
+"""The writer of locks/: every package that the commands install, with its version and the hashes of its files.
 
-Owns which files there are, what each holds and how a line is written. Never installs, and never chooses a version: uv
-resolves for all supported Pythons at once. Run by `make lock`; docs/dependencies.md says when.
+Owns which files there are, what each holds, and the form of a line. `make lock` runs it, and docs/dependencies.md says
+when. Never installs anything, and never chooses a version: uv resolves for all supported Pythons at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BUILD = (
 
 @dataclass(frozen=True)
 class Layer:
-    """One file of locks/: what its requirements add to the layers below it."""
+    """A file of locks/: the packages that its requirements add to the layers below it."""
 
     requirements: tuple[str, ...]
     over: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Pin:
-    """One package at one version, for some minor versions of Python 3."""
+    """A package at one version, for some minor versions of Python 3."""
 
     name: str
     version: str
@@ -78,7 +78,7 @@ class Pin:
 
     @property
     def marker(self) -> str:
-        """Return the marker of these Pythons, with its semicolon; nothing for all of them.
+        """The marker of these Pythons, with its semicolon; empty for all of them.
 
         Raises:
             ValueError: the versions are not one range.
@@ -118,7 +118,7 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
 
 
 def main() -> None:
-    """Resolve everything together, then write it layer by layer."""
+    """Resolve all requirements together, then write the files layer by layer."""
     parser = argparse.ArgumentParser(prog="make lock", description=__doc__)
     parser.add_argument(
         "--upgrade", action="store_true", help="take the newest of everything that pyproject.toml allows"

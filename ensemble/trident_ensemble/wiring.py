@@ -41,6 +41,11 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
+def model_shell(package: str) -> str:
+    """Return the text of the file that Triton loads for a model or backend whose code is in a package."""
+    return _SHELL.format(package=package)
+
+
 @dataclass(frozen=True)
 class Step:
     """One model of the ensemble; its tensors keep their names throughout."""
@@ -105,7 +110,7 @@ def render_repository(settings: RepositorySettings) -> dict[str, str]:
         (layout.POSTPROCESSING, "trident_postprocessing"),
         (layout.UNARY, "trident_ensemble"),
     ):
-        files[f"{model}/1/{layout.MODEL_FILE}"] = _SHELL.format(package=package)
+        files[f"{model}/1/{layout.MODEL_FILE}"] = model_shell(package)
     files[f"{layout.ENSEMBLE}/1/.gitkeep"] = ""
     return files
 

@@ -1,7 +1,7 @@
-"""Requests on their way through preprocessing, side by side.
+"""The threads of preprocessing, on which requests are worked on side by side.
 
-Owns the threads and who waits for which: large requests wait for each other, chats for chats, plain prompts for plain
-prompts, so that what takes long for one client holds up no others. Never looks into a request.
+Owns the threads, and which requests wait for which: large requests wait for each other, chats for chats and plain
+prompts for plain prompts, so that a slow request of one kind does not delay the others. Never looks into a request.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from trident_ensemble.contract.errors import UnavailableError
 
 
 class Lane(Enum):
-    """Which requests wait for each other."""
+    """A kind of request; requests of one kind wait for each other."""
 
     PROMPTS = auto()
     CHATS = auto()
     LARGE = auto()
 
 
-#: How many requests of a lane are worked on at a time. Chats are many, because a few may be slow; see `TimeLimit`.
+#: How many requests of a lane are worked on at a time. There are many chats, because `TimeLimit` lets a few be slow.
 NUM_THREADS = {Lane.PROMPTS: 2, Lane.CHATS: 8, Lane.LARGE: 2}
 #: A request with more bytes than this, about 30 thousand tokens, is large.
 LARGE_BYTES = 1 << 17
-#: Of all requests that wait or are worked on.
+#: Bytes of all requests that wait or are being worked on.
 MAX_BYTES = 1 << 28
 
 
 class Lanes:
-    """Does each lane's work in order, on threads of the lane's own. Used by any thread.
+    """Threads that do the work of each lane in order. Any thread may use it.
 
-    The threads are daemons: work that does not end does not keep the process from its end.
+    The threads are daemons, so work that never ends does not keep the process from ending.
     """
 
     def __init__(self) -> None:
@@ -51,15 +51,15 @@ class Lanes:
             thread.start()
 
     def put(self, lane: Lane, num_bytes: int, work: Callable[[], None]) -> None:
-        """Have work done.
+        """Queue a piece of work.
 
         Args:
-            lane: whose turn it waits for; `LARGE` if it is large.
-            num_bytes: what it holds in memory.
-            work: must not raise.
+            lane: the lane in which the work waits for its turn; large work always goes to `LARGE`.
+            num_bytes: memory that the request holds.
+            work: does the work; must not raise.
 
         Raises:
-            UnavailableError: all that waits holds too much memory already.
+            UnavailableError: the waiting requests already hold too much memory.
         """
         if num_bytes > LARGE_BYTES:
             lane = Lane.LARGE
@@ -73,7 +73,7 @@ class Lanes:
         self._queues[lane].put((work, num_bytes))
 
     def close(self, seconds: float) -> None:
-        """Let the threads end when all work is done, and wait for so long."""
+        """End the threads once all work is done; wait up to `seconds` for each of them."""
         for lane, waiting in self._queues.items():
             for _ in range(NUM_THREADS[lane]):
                 waiting.put(None)

@@ -1,6 +1,6 @@
-"""What a request says of its prompt.
+"""The fields of a request that concern its prompt.
 
-Owns the fields alone; what each may hold is checked where it is used.
+Owns their names. Never checks a value: each field is checked where it is used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """Named as the tensors are; None where the client left one out. Texts are bytes, as they came."""
+    """The prompt fields of one request, named like the tensors.
+
+    A field is None where the client left it out. Texts are bytes, as the client sent them.
+    """
 
     text_input: bytes | None = None
     add_special_tokens: bool | None = None

@@ -1,7 +1,7 @@
-"""A prompt, or chat messages, to token ids, as the checkpoint's own tokenizer and chat template have it.
+"""Tokenization of a prompt or of chat messages, by the checkpoint's own tokenizer and chat template.
 
-Owns the checks of the text, the bounds on its size in bytes and tokens and the choice between prompt and messages. Used
-by any number of threads. Never knows Triton.
+Owns the checks of the text, the bounds on its size in bytes and tokens, and the choice between prompt and messages. Any
+number of threads may use it. Never knows Triton.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
 from trident_preprocessing.tokens.token_bound import has_more_tokens
 from trident_preprocessing.tokens.truncation import Truncation, parse_truncation
 
-#: JSON may spell one character in so many bytes (`\\u000a`), and puts so much around the text of a conversation.
+#: Bytes in which JSON may spell one character (`\\u000a`), and bytes that it may put around the text of a conversation.
 _JSON_BYTES_PER_BYTE = 6
 _JSON_OVERHEAD = 1 << 16
-#: JSON larger than this, and than the longest prompt, is refused however it spells its characters: to read it takes
-#: the interpreter from all other requests.
+#: JSON larger than this, and than the longest prompt, is refused however it spells its characters, because reading it
+#: blocks the interpreter for all other requests.
 _MAX_JSON_BYTES = 1 << 23
-#: What will be cut may be so large, in bytes; it is tokenized whole all the same, because a cut moves token borders.
+#: Bytes of a prompt that will be truncated. All of it is tokenized, because a cut changes the tokens around it.
 _MAX_CUT_TEXT_BYTES = 1 << 20
 _TOO_LARGE = "the engine's longest prompt can have"
 _TOO_LARGE_TO_CUT = "a prompt that is cut may have"
@@ -38,9 +38,9 @@ class PromptTokenizer:
     """The tokenizer of one engine.
 
     Args:
-        tokenizer: of transformers.
-        max_seq_len: the engine's, in tokens.
-        profiles: what its chat templates take, as the engine folder has it; found out here where that is None.
+        tokenizer: a tokenizer of transformers.
+        max_seq_len: tokens of prompt and output together that the engine holds.
+        profiles: the profiles of its chat templates from the engine folder; None to probe the templates here.
     """
 
     def __init__(self, tokenizer: Any, max_seq_len: int, profiles: Mapping[str, TemplateProfile] | None = None) -> None:
@@ -49,22 +49,23 @@ class PromptTokenizer:
         self._max_seq_len = max_seq_len
         self.bad_words = BadWords(tokenizer)
         longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
-        #: Even of the longest token no more than this would fit, so larger texts need not be tokenized to be refused.
+        #: A text larger than this cannot fit even if it has only the longest token, so it is refused untokenized.
         self.max_text_bytes = max_seq_len * longest
 
     def encode(self, request: PromptRequest) -> list[int]:
-        """The token ids of a request, which has either text_input or messages.
+        """Return the token ids of a request, which has either text_input or messages.
 
-        A plain prompt gets the special tokens that the tokenizer adds by default (a beginning of text, say), and they
-        stay when it is cut; of messages the chat template decides, and they are cut as they come.
+        A plain prompt gets the special tokens that the tokenizer adds by default, such as a beginning of text, and
+        truncation keeps these. For messages the chat template writes the special tokens, and truncation treats them
+        like any other token.
 
         Raises:
-            RequestError: none or both given, or one that cannot be tokenized; names the field and says why.
+            RequestError: neither or both are given, or the text cannot be tokenized; names the field and says why.
         """
         if request.text_input is not None and request.messages is not None:
-            raise RequestError(tensors.TEXT_INPUT.name, "given together with messages; send one of them")
+            raise RequestError(tensors.TEXT_INPUT.name, "is given together with messages; send one of them")
         if request.text_input is None and request.messages is None:
-            raise RequestError(tensors.TEXT_INPUT.name, "missing; send text_input, or messages for a chat")
+            raise RequestError(tensors.TEXT_INPUT.name, "is missing; send text_input, or messages for a chat")
         truncation = parse_truncation(request, self._max_seq_len)
         max_bytes, why = self.max_text_bytes, _TOO_LARGE
         if truncation is not None:
@@ -81,7 +82,7 @@ class PromptTokenizer:
         try:
             check_size(field, len(prompt.encode()), max_bytes, why)
         except UnicodeEncodeError:
-            raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is no character") from None
+            raise RequestError(field, r"half a surrogate pair (\ud800 to \udfff) is not a character") from None
         if prompt.masked is None:
             return self._tokenize(field, prompt, truncation, add_special_tokens=False)
         self._refuse_giant(field, prompt, truncation)
@@ -90,17 +91,15 @@ class PromptTokenizer:
 
     def _tokenize(self, field: str, text: str, truncation: Truncation | None, *, add_special_tokens: bool) -> list[int]:
         self._refuse_giant(field, text, truncation)
-        # verbose is about model_max_length, which the checkpoint may state wrongly; the engine's limit counts.
+        # verbose=False: the engine, not model_max_length, which a checkpoint may state wrongly, limits the prompt.
         encoded = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         token_ids: list[int] = encoded["input_ids"]
         if not token_ids:
-            problem = (
-                "send more text" if text else "it begins no text with a token of its own; send at least one character"
-            )
+            problem = "send more text" if text else "it adds no token to an empty text; send at least one character"
             raise RequestError(field, f"has no tokens for this tokenizer; {problem}")
         if truncation is None:
             return self._checked(field, token_ids)
-        # Of special tokens, what the tokenizer added, not what the text itself spells.
+        # The mask marks special tokens that the tokenizer added, not those that the text itself spells.
         return truncation.cut(token_ids, encoded.encodings[0].special_tokens_mask)
 
     def _refuse_giant(self, field: str, text: str, truncation: Truncation | None) -> None:
@@ -108,7 +107,7 @@ class PromptTokenizer:
             raise self._too_long(field, f"more than {self._max_seq_len}")
 
     def _checked(self, field: str, token_ids: list[int]) -> list[int]:
-        """Refuse a prompt that leaves no room for an answer, by the name that the client knows."""
+        """Refuse a prompt that leaves no room for an answer."""
         if len(token_ids) >= self._max_seq_len:
             raise self._too_long(field, str(len(token_ids)))
         return token_ids
@@ -123,11 +122,11 @@ class PromptTokenizer:
 
 
 def load_tokenizer(engine_folder: Path) -> PromptTokenizer:
-    """The tokenizer of an engine, with nothing downloaded and no code of the checkpoint's run.
+    """Load the tokenizer of an engine; nothing is downloaded, and no code of the checkpoint is run.
 
     Raises:
-        ArtifactError: the engine folder lacks its manifest, its tokenizer or what is known of its templates, or they
-            cannot be read.
+        ArtifactError: the manifest, the tokenizer or the template profiles are missing from the engine folder or cannot
+            be read.
     """
     max_seq_len = read_manifest(engine_folder).limits.max_seq_len
     tokenizer = open_tokenizer(engine_folder / layout.TOKENIZER_FOLDER)

@@ -1,8 +1,7 @@
 """The preprocessing model as Triton's Python backend loads it.
 
-Owns the tensors: a prompt or messages and bad words in, token ids out, and the refusal of request parameters nobody
-knows. The only file here that knows Triton; the rest is `tokenizer`'s. Requests are answered side by side, each when it
-is done.
+Owns the tensors: a prompt or messages and bad words come in, and token ids go out. Requests are answered side by side,
+each when it is done. The only file of the package that knows Triton. Never tokenizes: `prompt_tokenizer` does.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from trident_preprocessing.prompt_tokenizer import load_tokenizer
 from trident_preprocessing.tokens.bad_words import TokenIds, pack_words
 
 _PROMPT_FIELDS = frozenset(field.name for field in fields(PromptRequest))
-#: A request that only ends another has no prompt; its input must have something in it all the same.
+#: A request that only stops another has no prompt, but the core's input must not be empty.
 _NO_PROMPT = [0]
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _LAST_ANSWERS_S = 5.0
 
 
 class TritonPythonModel:
-    """One instance."""
+    """One instance of the preprocessing model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer of the core model's engine.
 
         Raises:
-            ConfigError: an unknown parameter in the model's configuration.
+            ConfigError: the model's configuration has an unknown parameter.
             ArtifactError: the core model has no engine, or its tokenizer cannot be loaded.
         """
         settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
@@ -50,7 +49,7 @@ class TritonPythonModel:
         self._lanes = Lanes()
 
     def execute(self, requests: list[Any]) -> None:
-        """Begin with each request; answers come through the response senders, and a bad request gets an error."""
+        """Queue each request; answers leave through the response senders, and a bad request gets an error."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -64,7 +63,7 @@ class TritonPythonModel:
                 sender.send(_failure(internal_error("preprocessing failed", error)), flags=_FINAL)
 
     def finalize(self) -> None:
-        """Answer what is left."""
+        """Answer the requests that are left, and end the threads."""
         self._lanes.close(_LAST_ANSWERS_S)
 
     def _answer(self, sender: Any, values: dict[str, list[Any]]) -> None:
@@ -84,7 +83,7 @@ class TritonPythonModel:
             [
                 pb_utils.Tensor(tensors.INPUT_IDS.name, np.array([token_ids], np.int32)),
                 pb_utils.Tensor(tensors.BAD_WORDS_LIST.name, pack_words(bad_words)[None]),
-                # Whoever comes through here leaves through postprocessing, which acknowledges.
+                # A request that comes through preprocessing is answered through postprocessing, which acknowledges.
                 pb_utils.Tensor(tensors.FLOW_CONTROL.name, np.array([[True]], np.bool_)),
             ]
         )
@@ -98,7 +97,7 @@ class TritonPythonModel:
 
 
 def _read(request: Any) -> dict[str, list[Any]]:
-    """The request's inputs by name; of one whose shape says so, one value."""
+    """Return the request's inputs by name; an input of shape [1] must hold one value."""
     values: dict[str, list[Any]] = {}
     for spec in tensors.PREPROCESSING_INPUTS:
         tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
@@ -111,7 +110,7 @@ def _read(request: Any) -> dict[str, list[Any]]:
 
 
 def _num_bytes(values: Mapping[str, list[Any]]) -> int:
-    """How much text a request has."""
+    """Return how many bytes of text a request has."""
     return sum(len(value) for of_field in values.values() for value in of_field if isinstance(value, bytes))
 
 

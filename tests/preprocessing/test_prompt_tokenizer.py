@@ -49,9 +49,9 @@ def test_messages_equal_the_template(prompts: PromptTokenizer, tmp_path: Path) -
 
 
 def test_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
-    with pytest.raises(RequestError, match=r"^text_input: missing; send text_input, or messages"):
+    with pytest.raises(RequestError, match=r"^text_input: is missing; send text_input, or messages"):
         prompts.encode(PromptRequest())
-    with pytest.raises(RequestError, match=r"^text_input: given together with messages"):
+    with pytest.raises(RequestError, match=r"^text_input: is given together with messages"):
         prompts.encode(PromptRequest(text_input=b"a", messages=b"[]"))
 
 
@@ -66,7 +66,7 @@ def test_an_empty_prompt_is_the_beginning_of_a_text_where_there_is_one(family: s
     if beginning := tokenizer_of(family).encode("").ids:
         assert prompts.encode(PromptRequest(text_input=b"")) == beginning
     else:
-        problem = r"^text_input: has no tokens .* begins no text with a token of its own; send at least one character"
+        problem = r"^text_input: has no tokens .* adds no token to an empty text; send at least one character"
         with pytest.raises(RequestError, match=problem):
             prompts.encode(PromptRequest(text_input=b""))
     assert (family == "llama_2") == bool(beginning)

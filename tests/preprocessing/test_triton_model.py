@@ -126,7 +126,7 @@ def test_a_request_that_ends_another_has_no_prompt(model: Any) -> None:
         assert made["input_ids"].tolist() == [[0]]
         assert made["bad_words_list"].tolist() == [[[-1], [-1]]]
         assert made["flow_control"].tolist() == [[True]]
-    assert refusal(model, request(stop=False)).startswith("text_input: missing")
+    assert refusal(model, request(stop=False)).startswith("text_input: is missing")
 
 
 def test_chat_options(model: Any) -> None:
@@ -135,7 +135,7 @@ def test_chat_options(model: Any) -> None:
     assert tokenizer_of("llama_2").decode(made["input_ids"][0].tolist()).endswith("user: hi")
     made = outputs(model, request(messages=messages, continue_final_message=True))
     assert tokenizer_of("llama_2").decode(made["input_ids"][0].tolist(), skip_special_tokens=False).endswith(": hi")
-    assert refusal(model, request(messages=messages, tools=b"{")).startswith("tools: not JSON")
+    assert refusal(model, request(messages=messages, tools=b"{")).startswith("tools: is not valid JSON")
 
 
 @pytest.mark.parametrize("spec", [spec for spec in tensors.PREPROCESSING_INPUTS if spec.dims == (1,)])

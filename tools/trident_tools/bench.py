@@ -3,8 +3,8 @@
 Owns the command's options and what it prints: tables go to standard output, progress and notes to standard error. Never
 sends a request itself.
 
-Load runs on greenlets: the command patches its own process, and what needs that is imported only then. Importing this
-module patches nothing.
+Load runs on greenlets: the command patches its own process, and only then imports the modules that need that. Importing
+this module patches nothing.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, measure and report; return 0, or 130 after Ctrl-C.
+    """Run the load, measure and report; return 0, or 130 after Ctrl-C.
 
     Raises:
-        ServerError: the server does not answer, or does not serve what is asked; no request was answered in any stage,
-            which the reports show nevertheless; or a package is missing.
+        ServerError: the server does not answer or does not serve the model, no request was answered in any stage (which
+            the reports show nevertheless), or a package is missing.
     """
     missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
     if missing:
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     if any(figures.num_requests for _, figures in stages):
         return 0
-    # Whatever the figures say of it, a command that fails says why, with --quiet too.
+    # Even with --quiet, a command that fails says why.
     raise ServerError(_nothing_answered(stages))
 
 
@@ -209,7 +209,7 @@ def _write(args: argparse.Namespace, outcome: Outcome, say: Callable[[str], None
 
 
 def _configuration(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as they were in force, by name."""
+    """Return the options that were in force, by name."""
     skipped = {"command", "json", "html", "records", "quiet"}
     options = {name: value for name, value in vars(args).items() if name not in skipped}
     options["url"] = args.url or DEFAULT_URLS[args.protocol]

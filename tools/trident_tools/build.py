@@ -117,10 +117,11 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; returns 0.
+    """Build the model repository; return 0.
 
     Raises:
-        TridentError: the checkpoint, the plan or the repository's place will not do; nothing has been changed.
+        TridentError: the checkpoint or the repository cannot be used, or the plan does not fit; nothing has been
+            changed.
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     core = core_settings(args)
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Bars:
-    """Progress bars on a terminal, one line a phase elsewhere, nothing when quiet."""
+    """Progress bars on a terminal, one line for each phase elsewhere, nothing when quiet."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -214,7 +215,7 @@ class _Bars:
 
 
 def _replaced(engine: Path) -> str | None:
-    """What the engine in place is, in a few words; None when there is none."""
+    """Describe the engine that is in place in a few words; None if there is none."""
     if not engine.is_dir():
         return None
     try:
@@ -225,7 +226,7 @@ def _replaced(engine: Path) -> str | None:
 
 
 def describe(manifest: Manifest) -> str:
-    """An engine in one line."""
+    """Describe an engine in one line."""
     architecture, precision = manifest.architecture, manifest.precision
     return (
         f"{architecture.family}, {architecture.num_layers} layers, {precision.compute}, {precision.weights} weights, "

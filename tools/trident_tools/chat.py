@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talk until the input ends; returns 0.
+    """Talk until the input ends; return 0.
 
     Raises:
-        ServerError: no server at the start; later errors are shown and the conversation goes on.
+        ServerError: no server answers at the start; later errors are shown, and the conversation goes on.
     """
     options: dict[tensors.TensorSpec, object] = {tensors.MAX_TOKENS: args.max_tokens}
     if args.temperature is not None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Conversation:
-    """Its messages, and the loop of asking and answering."""
+    """A conversation: its messages, and the loop of questions and answers."""
 
     def __init__(self, client: ChatClient, system: str | None) -> None:
         self._client = client
@@ -71,7 +71,7 @@ class _Conversation:
                 self._answer(line)
 
     def _read(self) -> str | None:
-        """The next line without surrounding blanks; None at the end."""
+        """Return the next line without surrounding blanks; None at the end."""
         while True:
             try:
                 return input(_PROMPT if self._terminal else "").strip()
@@ -83,7 +83,7 @@ class _Conversation:
                 _tell("\n/exit or Ctrl-D leaves.")
 
     def _answer(self, line: str) -> None:
-        """An interrupted answer stays in the conversation as far as it came; a failed question does not."""
+        """Ask a question; an answer that is interrupted stays in the conversation, a question that failed does not."""
         question = {"role": "user", "content": line}
         answer = ChatAnswer()
         text = ""

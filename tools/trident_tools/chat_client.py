@@ -1,6 +1,6 @@
-"""One streamed answer at a time from a running server, over gRPC.
+"""A client of a running server that streams one answer at a time over gRPC.
 
-Owns the request's tensors and the timing of an answer. Never prints, never reads input.
+Owns the tensors of a request and the timing of an answer. Never prints, and never reads input.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as triton
 
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.tensors import TensorSpec
+from trident_tools.load.tensor_values import tensor_of
 
-_NUMPY: dict[str, Any] = {"STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32}
 _LIVE_TIMEOUT_S = 5.0
 
 
 @dataclass
 class ChatAnswer:
-    """How an answer went; filled in while its text arrives.
+    """The course of an answer, filled in while its text arrives.
 
     Args:
-        num_tokens: tokens generated.
+        num_tokens: tokens that have been generated.
         first_token_s: seconds from the request to the first token; None before it.
         tokens_per_s: rate after the first response; None while only one has come.
-        finish_reason: empty until the answer is whole.
+        finish_reason: the reason why the answer ended; empty until it has.
     """
 
     num_tokens: int = 0
@@ -41,15 +40,15 @@ class ChatAnswer:
 
 
 class ChatClient:
-    """Asks one model of one server.
+    """A client that asks one model of one server.
 
     Args:
-        url: `host:port` of gRPC.
-        model: an ensemble of Trident.
-        options: values of further optional inputs, by tensor.
+        url: `host:port` of the server's gRPC.
+        model: the name of one of Trident's ensembles.
+        options: further optional inputs -> their values.
 
     Raises:
-        ServerError: nobody answers there, or the model is not served.
+        ServerError: no server answers there, or the model is not served.
     """
 
     def __init__(self, url: str, model: str, options: Mapping[TensorSpec, object]) -> None:
@@ -66,10 +65,12 @@ class ChatClient:
             raise ServerError(f"{url} does not serve a model {model!r}")
 
     def ask(self, messages: Sequence[Mapping[str, str]], answer: ChatAnswer) -> Generator[str, None, None]:
-        """The next answer of a conversation, piece by piece; leaving the iteration early cancels it.
+        """Ask for the next answer of a conversation, and yield its text piece by piece.
+
+        Leaving the iteration early cancels the answer.
 
         Raises:
-            ServerError: what the server said.
+            ServerError: the request failed; the message is the server's.
         """
         values = {tensors.MESSAGES: json.dumps(list(messages)), tensors.STREAM: True, **self._options}
         replies: queue.Queue[Any] = queue.Queue()
@@ -96,19 +97,19 @@ class ChatClient:
             self._client.stop_stream(cancel_requests=not answer.finish_reason)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._client.close()
 
 
 def _input(spec: TensorSpec, value: object) -> Any:
-    wire = "BYTES" if spec.dtype == "STRING" else spec.dtype
-    array = np.array([[value.encode() if isinstance(value, str) else value]], _NUMPY[spec.dtype])
-    tensor = triton.InferInput(spec.name, array.shape, wire)
+    dtype = "BYTES" if spec.dtype == "STRING" else spec.dtype
+    array = tensor_of(dtype, value)
+    tensor = triton.InferInput(spec.name, array.shape, dtype)
     tensor.set_data_from_numpy(array)
     return tensor
 
 
 def _message(error: BaseException) -> str:
-    """One line."""
+    """Return the message of an error as one line."""
     text = error.message() if hasattr(error, "message") else str(error)
     return " ".join(str(text).split()) or type(error).__name__

@@ -37,7 +37,7 @@ def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[st
 
 
 def core_settings(args: argparse.Namespace, base: CoreSettings | None = None) -> CoreSettings:
-    """The settings asked for; those that were not are `base`'s, or the defaults."""
+    """Return the settings asked for, and those of `base` or the defaults where none was."""
     asked = {known.name: getattr(args, _destination(known), None) for known in fields(CoreSettings)}
     return replace(base or CoreSettings(), **{name: value for name, value in asked.items() if value is not None})
 

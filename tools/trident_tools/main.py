@@ -1,7 +1,7 @@
 """The command `trident` and its subcommands.
 
-Owns their names and how an error leaves the program. A subcommand is a module with `add_arguments(parser)` and
-`run(args)`; it is imported when it is called, so that `trident --help` is quick. Never does a command's work.
+Owns their names, and the way in which an error leaves the program. A subcommand is a module with the functions of
+`Command`; it is imported when it is called, so that `trident --help` is quick. Never does the work of a command.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ COMMANDS = {
     "bench": "put a running server under load and measure it",
 }
 
-#: Long enough for a destructor to be left behind, too short for anybody to notice.
+#: Long enough for a destructor to end, too short for a user to notice.
 _REPEAT_AFTER_S = 0.02
 
 
 class Command(Protocol):
-    """What a subcommand's module provides."""
+    """The functions that the module of a subcommand provides."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the options."""
+        """Declare the options of the command."""
         ...
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit status."""
+        """Run the command; return its exit status."""
         ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 1 for an error of ours, 2 for a wrong usage, 130 for Ctrl-C."""
+    """Run a command line; return the exit status: 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="trident", description="LLMs on NVIDIA's Triton Inference Server.")
     parser.add_argument("--version", action="version", version=f"trident {_version()}")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Repeat an interrupt that came in a destructor or a callback of C, from where no exception reaches the command."""
+    """Repeat an interrupt that arrived in a destructor or a callback of C, whose exceptions never reach the command."""
     if ignored.exc_type is KeyboardInterrupt:
         threading.Timer(_REPEAT_AFTER_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     else:

@@ -32,7 +32,8 @@ from trident_tools.server.overlay import overlay, served_settings
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Serving
-from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Signals, Supervisor
+from trident_tools.server.signals import StopSignals
+from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Supervisor
 from trident_tools.server.triton_log import TritonLog
 from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 from trident_tools.server.triton_status import TritonStatus
@@ -41,7 +42,7 @@ from trident_tools.server.triton_status import TritonStatus
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--repository", type=Path, required=True, metavar="DIR", help="what `trident build` wrote")
-    # Triton has no authentication: it is reachable from other machines only when someone says so.
+    # Triton has no authentication, so it is reachable from other machines only if the user says so.
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)"
     )
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--restart",
         action=argparse.BooleanOptionalAction,
         help="start a server that died again, after 1, 2, 4 ... 60 s; without it, or with --no-restart, the command "
-        "ends with an error (default: on if standard output or error is a terminal and this is no container, by "
+        "ends with an error (default: on if standard output or error is a terminal and this is not a container, by "
         "/.dockerenv, /run/.containerenv, KUBERNETES_SERVICE_HOST or `container`; off elsewhere, where whatever runs "
         "the command starts it again)",
     )
@@ -75,13 +76,13 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; return 0 after a clean drain.
 
     Raises:
-        TridentError: the repository or a port will not do, or the server could not be started or kept alive.
+        TridentError: the repository or a port cannot be used, or the server could not be started or kept running.
     """
     listen = Listen(args.host, args.http_port, args.grpc_port, args.metrics_port)
     manifest = check_repository(args.repository)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(StopSignals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
         start = _starter(args, listen, manifest, console=console, signals=signals, folder=folder)
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             failed = False
         finally:
             if log is not None and args.log_file is None:
-                # The log of a server that died is worth keeping, also when the next one ended well.
+                # The log of a server that died is worth keeping even if the next one ended well.
                 is_wanted = (failed or serving.num_starts > 1) and Path(log.name).stat().st_size
                 if not is_wanted:
                     Path(log.name).unlink()
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _restarts(asked: bool | None) -> bool:
-    """Whether a server that dies is started again: as asked, else where nobody but a person at a terminal would."""
+    """Return whether a server that dies is started again: as the option says, or else if no person would do it."""
     if asked is not None:
         return asked
     return (sys.stdout.isatty() or sys.stderr.isatty()) and not runs_in_container(os.environ)
@@ -125,10 +126,10 @@ def _starter(
     manifest: Manifest,
     *,
     console: Console,
-    signals: Signals,
+    signals: StopSignals,
     folder: Path,
 ) -> Callable[[IO[bytes] | None], Supervisor]:
-    """Prepare what all servers of this command have in common; return what starts one, given its log."""
+    """Prepare what all servers of this command have in common; return a function that starts one."""
     server = find_server()
     backends = folder / "backends"
     backends.mkdir()
@@ -178,7 +179,7 @@ def _loading(args: argparse.Namespace, console: Console) -> AbstractContextManag
 
 
 def _open_log(path: Path | None) -> IO[bytes]:
-    """The file asked for, or a temporary one that is kept when the server fails."""
+    """Open the log file that was asked for, or a temporary one that is kept if the server fails."""
     if path is None:
         return tempfile.NamedTemporaryFile(prefix="tritonserver-", suffix=".log", delete=False)
     try:
@@ -214,6 +215,6 @@ Ctrl-C finishes the requests in flight and stops."""
 
 
 def _program() -> str:
-    """This command as it can be typed again."""
+    """Return the name of this command as it can be typed again."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "trident" and shutil.which("trident") != sys.argv[0] else "trident"

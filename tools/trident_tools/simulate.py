@@ -1,7 +1,7 @@
-"""`trident simulate`: what a deployment would do under a load, before there is one.
+"""`trident simulate`: a deployment under load, simulated before there is one.
 
-Owns the command's options and what it prints. The scheduler, the KV pool and the admission are those of the core; time
-is simulated, and a step takes what a model of its cost says. Never opens a connection.
+Owns the command's options and what it prints. The scheduler, the KV cache and the admission are those of the core; time
+is simulated, and a model of its cost says how long a step takes. Never opens a connection.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_steps(parser.add_argument_group("what a step costs (one of the first three)"))
     _add_limits(parser.add_argument_group("limits"))
     _add_load(parser.add_argument_group("load"))
-    # What depends on readers, texts or who asks is not simulated.
+    # Options that depend on readers, texts or tenants are not simulated.
     add_core_options(parser, leave_out=_NOT_SIMULATED)
     parser.add_argument(
         "--processes", type=whole_number(1), metavar="N", help="simulate side by side (default: by cores)"
@@ -168,10 +168,10 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate; returns 0, or 130 after Ctrl-C, which keeps the loads that are done.
+    """Simulate the loads; return 0, or 130 after Ctrl-C, which keeps the loads that are done.
 
     Raises:
-        TridentError: what was asked for does not fit together, or a file will not do.
+        TridentError: options contradict each other, or a file cannot be used.
     """
     if args.requests is None and args.duration is None:
         args.requests = _DEFAULT_NUM_REQUESTS

@@ -24,7 +24,7 @@ class EbnfError(Exception):
 
 @dataclass(frozen=True)
 class Literal:
-    """Exactly this text."""
+    """A text that must stand there exactly."""
 
     text: str
 
@@ -38,21 +38,21 @@ class CharacterClass:
 
 @dataclass(frozen=True)
 class Reference:
-    """Whatever another rule matches."""
+    """A reference to another rule."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Concatenation:
-    """Its parts, one after another."""
+    """A series of parts, one after another."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """One of its options."""
+    """A choice among options."""
 
     options: tuple[Node, ...]
 

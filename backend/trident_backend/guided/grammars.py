@@ -19,6 +19,7 @@ from trident_backend.guided.ebnf_parser import EbnfError
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.schema_paths import ROOT, SchemaPath
 from trident_ensemble.contract import tensors
+from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES, check_size
 from trident_ensemble.contract.errors import RequestError
 
 
@@ -65,8 +66,7 @@ def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
         known = ", ".join(_GRAMMARS)
         raise RequestError(tensors.GUIDE_TYPE.name, f"{guide_type[:64]!r} is not one of the known types: {known}")
     num_bytes = len(guide.encode(errors="surrogatepass"))
-    if num_bytes > MAX_GUIDE_BYTES:
-        raise bad_guide(f"{num_bytes} bytes are too many: at most {MAX_GUIDE_BYTES}")
+    check_size(tensors.GUIDE.name, num_bytes, MAX_GUIDE_BYTES)
     if guide_type == "json" and not guide.strip():
         return _ANY_JSON
     if not guide:
@@ -187,7 +187,7 @@ _TYPE = "json_schema"
 _PREAMBLE = '%llguidance {"no_forcing": true}\n'
 #: \d, \w and \s mean ASCII, as in JSON schemas.
 _ASCII = "dws"
-MAX_GUIDE_BYTES = 64 << 10
+
 #: llguidance keeps numbers as doubles.
 _MAX_INTEGER = 1 << 53
 _GRAMMARS = {

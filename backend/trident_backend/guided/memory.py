@@ -35,7 +35,7 @@ class GuideMemory:
         return self._num_bytes
 
     def take(self, num_bytes: int, make_room: Callable[[], bool] = lambda: False) -> Reservation:
-        """Reserve memory.
+        """Reserve memory for a grammar.
 
         Args:
             num_bytes: size of the reservation.

@@ -15,7 +15,7 @@ from trident_ensemble.contract.settings import MAX_STREAM_INTERVAL_MS
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How the answers of a request are sent.
+    """The way in which the answers of a request are sent.
 
     Args:
         streaming: send tokens as they are generated.

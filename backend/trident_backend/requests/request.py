@@ -20,6 +20,7 @@ from trident_backend.requests.stop_options import StopOptions, parse_stop_option
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_ensemble.contract import tensors
+from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import Generation
 from trident_ensemble.text.special_tokens import SpecialTokens
@@ -43,7 +44,7 @@ class StopStringsFactory(Protocol):
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What requests are checked against and completed from.
+    """The limits against which requests are checked, and the defaults from which they are completed.
 
     Args:
         spec: the limits of the engine.
@@ -226,7 +227,7 @@ def _timeout_seconds(fields: RequestFields) -> float:
 
 def _guide(fields: RequestFields) -> tuple[str, str] | None:
     guide_type = fields.text(tensors.GUIDE_TYPE, _MAX_LABEL_BYTES)
-    guide = fields.text(tensors.GUIDE, _MAX_GUIDE_BYTES)
+    guide = fields.text(tensors.GUIDE, MAX_GUIDE_BYTES)
     if guide and not guide_type:
         raise RequestError(tensors.GUIDE_TYPE.name, f"is missing; {tensors.GUIDE.name} goes with it")
     if guide_type and tensors.GUIDE not in fields and guide_type != _TYPE_WITHOUT_GUIDE:
@@ -237,6 +238,6 @@ def _guide(fields: RequestFields) -> tuple[str, str] | None:
 #: Bounds how long a request of the lowest priority may wait until aging has lifted it above the highest.
 _MAX_PRIORITY = 100
 _MAX_LABEL_BYTES = 256
-_MAX_GUIDE_BYTES = 1 << 16
+
 #: The type of guide that needs no text: any JSON will do.
 _TYPE_WITHOUT_GUIDE = "json"

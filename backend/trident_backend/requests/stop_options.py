@@ -21,7 +21,7 @@ MAX_NUM_STOP_IDS = 1024
 
 @dataclass(frozen=True)
 class StopOptions:
-    """What ends each sequence of a request.
+    """Everything that ends a sequence of a request.
 
     Args:
         end_ids: tokens that end the text by themselves, such as the end of a turn.

@@ -12,8 +12,12 @@ from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.tensors import TensorSpec
 
+#: The largest guide that a request may send.
+MAX_GUIDE_BYTES = 1 << 16
+_BOUND = "this field may have"
 
-def decode_text(field: str, raw: bytes, max_bytes: int, bound: str = "this field may have") -> str:
+
+def decode_text(field: str, raw: bytes, max_bytes: int, bound: str = _BOUND) -> str:
     """Decode a client's text.
 
     Args:
@@ -32,7 +36,7 @@ def decode_text(field: str, raw: bytes, max_bytes: int, bound: str = "this field
         raise RequestError(field, f"is not valid UTF-8: {error.reason} at byte {error.start}; send UTF-8") from None
 
 
-def check_size(field: str, num_bytes: int, max_bytes: int, bound: str) -> None:
+def check_size(field: str, num_bytes: int, max_bytes: int, bound: str = _BOUND) -> None:
     """Refuse a text that is too large; `decode_text` says what the arguments are.
 
     Raises:

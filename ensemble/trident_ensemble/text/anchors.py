@@ -1,14 +1,8 @@
-"""Which tokens cut a token stream so that the text after the cut decodes without what lies before it.
+"""Anchors: the tokens at which a token stream can be cut so that the rest decodes without what is before the cut.
 
-Owns the reading of `tokenizer.json`'s decoder, the table of anchors that an engine folder carries, and the choice of
-context by it; the table holds whether special tokens are text or not. Never decodes a stream itself; that is
-`detokenizer`'s part, by the same definitions.
-
-The families of decoders, by what may still change the text of tokens already seen:
-
-    BYTE_LEVEL     tokens spell bytes: up to three bytes of an incomplete UTF-8 character
-    BYTE_FALLBACK  tokens are text, and unknown characters are spelled by tokens of one byte, <0xNN>: the same
-    LOCAL          nothing: each token's text depends on its neighbours only by a separator or a stripped space
+Owns the reading of the decoder in `tokenizer.json`, the table of anchors that an engine folder carries, and the choice
+of a context by this table, which serves whether special tokens are text or not. Never decodes a stream: `detokenizer`
+does, by the same definitions.
 """
 
 from __future__ import annotations
@@ -26,25 +20,31 @@ from tokenizers import Tokenizer
 
 from trident_ensemble.contract.errors import CheckpointError
 
-#: The kinds of tokens in the table: a token that never is text; one at which the context may begin; one that spells
-#: nothing but UTF-8 continuation bytes; and one of which nothing follows, so that the context begins further back.
+#: The kinds of tokens in the table: a token without text; one at which a context may begin; one that spells only UTF-8
+#: continuation bytes; and one that decides nothing, so that the context begins further back.
 NOTHING = 0
 ANCHOR = 1
 CONTINUATION = 2
 OPEN = 3
-#: Added to the kind of a special token, which is NOTHING where special tokens are skipped.
+#: Added to the kind of a special token, which counts as NOTHING where special tokens are skipped.
 SPECIAL = 4
 
-#: After so many UTF-8 continuation bytes no character can be incomplete any more.
+#: After this many UTF-8 continuation bytes no character can be incomplete.
 _MAX_CONTINUATIONS = 3
 _LOCAL_STAGES = frozenset({"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"})
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
-#: As the library reads them: in Rust, +5 is a number too.
+#: Byte tokens as the library reads them; in Rust, +5 is a number too.
 _BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
 class DecoderFamily(Enum):
-    """See the module."""
+    """A family of decoders, by what may still change the text of tokens that have been seen.
+
+    BYTE_LEVEL: tokens spell bytes, so up to three bytes of an incomplete UTF-8 character may change.
+    BYTE_FALLBACK: tokens are text, but unknown characters are spelled by tokens of one byte, <0xNN>, which may change
+    in the same way.
+    LOCAL: nothing changes; the text of a token depends on its neighbours only by a separator or a stripped space.
+    """
 
     BYTE_LEVEL = "byte level"
     BYTE_FALLBACK = "byte fallback"
@@ -57,12 +57,15 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-#: GPT-2's mapping of characters to the bytes they stand for.
+#: GPT-2's mapping from characters to the bytes for which they stand.
 BYTE_LEVEL_ALPHABET: Mapping[str, int] = _byte_level_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes a token of the BYTE_LEVEL family spells; one with a character outside of the alphabet spells itself."""
+    """Return the bytes that a token of the BYTE_LEVEL family spells.
+
+    A token with a character outside of the alphabet spells itself.
+    """
     try:
         return bytes([BYTE_LEVEL_ALPHABET[character] for character in token])
     except KeyError:
@@ -80,15 +83,15 @@ def byte_tokens(spelled: bytes) -> list[str]:
 
 
 def hidden_tokens(tokenizer: Tokenizer) -> frozenset[str]:
-    """The special tokens, which decode to nothing where they are skipped."""
+    """Return the special tokens, which decode to nothing where they are skipped."""
     return frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
 
 
 def decoder_family(tokenizer: Tokenizer) -> DecoderFamily:
-    """How much of a stream's text may still change.
+    """Return the family of a tokenizer's decoder.
 
     Raises:
-        CheckpointError: the decoder is none of those whose output can be streamed exactly; names its stage.
+        CheckpointError: the output of the decoder cannot be streamed exactly; names the stage that prevents it.
     """
     stages = list(decoder_stages(json.loads(tokenizer.to_str())["decoder"]))
     kinds = [stage["type"] for stage in stages]
@@ -97,10 +100,10 @@ def decoder_family(tokenizer: Tokenizer) -> DecoderFamily:
     if kinds in (["WordPiece"], ["BPEDecoder"]):
         return DecoderFamily.LOCAL
     joined = False
-    for place, stage in enumerate(stages):
+    for index, stage in enumerate(stages):
         kind = stage["type"]
         known = kind in _LOCAL_STAGES and (not joined or _works_on_characters(stage))
-        if not known or (kind == "ByteFallback" and not _keep_byte_tokens(stages[:place])):
+        if not known or (kind == "ByteFallback" and not _keep_byte_tokens(stages[:index])):
             raise CheckpointError(
                 f"tokenizer.json: decoder: stage {kind} of {' > '.join(kinds)} cannot be streamed exactly; known are"
                 " ByteLevel, WordPiece or BPEDecoder alone, and Replace, Strip and Metaspace before ByteFallback and"
@@ -111,7 +114,7 @@ def decoder_family(tokenizer: Tokenizer) -> DecoderFamily:
 
 
 def decoder_stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The stages of a `decoder` of tokenizer.json, in order, however deep they are nested."""
+    """Yield the stages of a `decoder` in tokenizer.json, in order, however deeply they are nested."""
     if decoder is None:
         return
     if decoder["type"] == "Sequence":
@@ -122,7 +125,7 @@ def decoder_stages(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, A
 
 
 def _keep_byte_tokens(stages: list[Mapping[str, Any]]) -> bool:
-    """Whether these stages leave byte tokens as they are."""
+    """Return whether these stages leave byte tokens unchanged."""
     model = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
     decoder = {"type": "Sequence", "decoders": stages}
     raw = {"version": "1.0", "added_tokens": [], "model": model, "decoder": decoder}
@@ -131,7 +134,7 @@ def _keep_byte_tokens(stages: list[Mapping[str, Any]]) -> bool:
 
 
 def _works_on_characters(stage: Mapping[str, Any]) -> bool:
-    """Whether a stage that is given joined text as one string still treats it character by character."""
+    """Return whether a stage treats joined text character by character."""
     if stage["type"] == "Replace":
         return len(stage["pattern"].get("String", "")) == 1
     if stage["type"] == "Strip":
@@ -144,10 +147,10 @@ def anchor_table(tokenizer_file: Path, vocab_size: int) -> npt.NDArray[np.uint8]
 
     Args:
         tokenizer_file: a `tokenizer.json`.
-        vocab_size: the network's, which may be larger than the tokenizer's.
+        vocab_size: width of the network's logits, which may be larger than the tokenizer's vocabulary.
 
     Returns:
-        uint8 `[vocab_size]`: NOTHING, ANCHOR, CONTINUATION or OPEN; of special tokens SPECIAL and one of these.
+        uint8 `[vocab_size]`: NOTHING, ANCHOR, CONTINUATION or OPEN, plus SPECIAL for a special token.
 
     Raises:
         CheckpointError: the file cannot be read, or its decoder cannot be streamed exactly.
@@ -169,7 +172,7 @@ def anchor_table(tokenizer_file: Path, vocab_size: int) -> npt.NDArray[np.uint8]
         elif family is DecoderFamily.BYTE_FALLBACK and (byte := byte_of(token)) is not None:
             kind = OPEN if byte in open_bytes else _kind_of_bytes(bytes([byte]))
         else:
-            # A token that alone is nothing may leave a space to strip, so the cut cannot be at it.
+            # A token that decodes to nothing by itself may leave a space to strip, so a context cannot begin at it.
             kind = ANCHOR if tokenizer.decode([token_id], skip_special_tokens=False) else OPEN
         table[token_id] = kind + (SPECIAL if token in special else 0)
     return table
@@ -182,13 +185,13 @@ def _kind_of_bytes(spelled: bytes) -> int:
 
 
 def _bytes_that_may_be_stripped(stages: list[Mapping[str, Any]]) -> frozenset[int]:
-    """Bytes of characters that stages behind ByteFallback leave out at the beginning of a text alone."""
+    """Return the bytes of characters that stages after ByteFallback only remove at the beginning of a text."""
     kinds = [stage["type"] for stage in stages]
     later = stages[kinds.index("ByteFallback") :] if "ByteFallback" in kinds else []
     characters = {stage["content"] for stage in later if stage["type"] == "Strip"}
     if characters:
         characters |= {stage["pattern"]["String"] for stage in later if stage["type"] == "Replace"}
-    # Metaspace strips its character as often as it comes there; and any byte may be, or become, U+FFFD.
+    # Metaspace strips its character any number of times there, and any byte may be, or become, U+FFFD.
     if "\ufffd" in characters or any(stage["type"] == "Metaspace" for stage in later):
         return frozenset(range(256))
     return frozenset("".join(characters).encode())
@@ -202,43 +205,43 @@ def context_start(
     skip_special_tokens: bool = True,
     begin: int = 0,
 ) -> int:
-    """Return where the context of `token_ids[num_sent:]` begins: what lies before changes nothing in what follows.
+    """Return where the context of `token_ids[num_sent:]` begins; earlier tokens do not affect the text of these.
 
     Args:
-        table: of `anchor_table`; its `tobytes()` is faster to index.
-        token_ids: a stream's output so far.
-        num_sent: how many of them have left.
-        skip_special_tokens: special tokens are no text. A context for True is one for False too, if a longer one.
-        begin: where the stream begins in `token_ids`; `num_sent` counts from 0 all the same.
+        table: the result of `anchor_table`, or its `tobytes()`, which is faster to index.
+        token_ids: the output of a sequence so far.
+        num_sent: how many of these tokens have been sent.
+        skip_special_tokens: special tokens are not text. A context for True also serves for False, but is longer.
+        begin: the index in `token_ids` where the stream begins; `num_sent` is an index of `token_ids` too.
 
     Returns:
-        the place of the last anchor before `num_sent`, or of the third of three continuation tokens in a row, or
+        the index of the last anchor before `num_sent`, or of the third of three continuation tokens in a row, or
         `begin`.
     """
     num_continuations = 0
-    for place in range(num_sent - 1, begin - 1, -1):
-        kind = table[token_ids[place]]
+    for index in range(num_sent - 1, begin - 1, -1):
+        kind = table[token_ids[index]]
         if kind >= SPECIAL:
             kind = kind_of(kind, skip_special_tokens=skip_special_tokens)
         if kind == ANCHOR:
-            return place
+            return index
         if kind == CONTINUATION:
             num_continuations += 1
             if num_continuations == _MAX_CONTINUATIONS:
-                return place
+                return index
     return begin
 
 
 def context_ids(
     table: bytes, token_ids: Sequence[int], num_sent: int, *, skip_special_tokens: bool, begin: int = 0
 ) -> list[int]:
-    """Return the ids before `token_ids[num_sent:]` that decoding these needs, without those that are no text.
+    """Return the ids before `token_ids[num_sent:]` that their decoding needs, without ids that are not text.
 
-    See `context_start`.
+    The arguments are those of `context_start`.
     """
     start = context_start(table, token_ids, num_sent, skip_special_tokens=skip_special_tokens, begin=begin)
     if num_sent - start <= 1:
-        # An anchor, most of the time; a token that is no text does no harm.
+        # Mostly an anchor; a token that is not text does no harm.
         return list(token_ids[start:num_sent])
     return [
         token_id
@@ -248,7 +251,7 @@ def context_ids(
 
 
 def kind_of(entry: int, *, skip_special_tokens: bool) -> int:
-    """Return the kind that an entry of the table has where special tokens are skipped, or where they are not."""
+    """Return the kind of an entry of the table, given whether special tokens are skipped."""
     if entry < SPECIAL:
         return entry
     return NOTHING if skip_special_tokens else entry - SPECIAL

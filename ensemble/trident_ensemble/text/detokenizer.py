@@ -1,19 +1,18 @@
-"""Token ids to text, chunk by chunk, without state.
+"""The decoding of token ids into text, chunk by chunk and without state.
 
-Owns what is emitted for a chunk, given the few tokens before it. The chunks of a stream, joined, are the decoding of
-all its ids, however it was cut; `text.anchors` says which context that takes. Stands on the ground floor
-because two need it: postprocessing makes the text by it, and the core matches stop strings on the same text. Never
-keeps anything of a stream.
+Owns the text of a chunk, given the few tokens before it. The texts of the chunks of a stream, joined, are the decoding
+of all its ids, however the stream was cut; `text.anchors` says which context that takes. Both postprocessing, which
+makes the text, and the core, which matches stop strings on the same text, use it. Never keeps anything of a stream.
 
-What may still change is held back until it is settled, or the last chunk comes: the bytes of an incomplete UTF-8
-character, three at most. All else leaves at once.
+The bytes of an incomplete UTF-8 character, at most three, are held back until the character is complete or the last
+chunk comes. Everything else leaves at once.
 
-The decoding is that of `tokenizers.Tokenizer.decode`, with one exception. Of a run of byte tokens (<0xNN>) that is not
-valid UTF-8 the library makes one U+FFFD a byte, however many valid characters the run has, so that its last byte would
-decide on its first character. Here only what is invalid becomes U+FFFD, as in Python's `bytes.decode(errors="replace")`
-and as tokenizers that spell bytes throughout have always had it.
+The decoding is that of `tokenizers.Tokenizer.decode`, with one exception. The library turns a run of byte tokens
+(<0xNN>) that is not valid UTF-8 into one U+FFFD for each byte, even for the valid characters in it, so that the last
+byte of a run would decide about its first character. Here only invalid bytes become U+FFFD, as in Python's
+`bytes.decode(errors="replace")` and as for tokenizers whose tokens all spell bytes.
 
-`clean_up_tokenization_spaces` of tokenizer_config.json is not applied: it rewrites text that has long been sent.
+`clean_up_tokenization_spaces` in tokenizer_config.json is not applied, because it rewrites text that has been sent.
 """
 
 from __future__ import annotations
@@ -38,30 +37,30 @@ from trident_ensemble.text.anchors import (
 )
 
 _FIRST_SURROGATE = b"\xed\xa0"
-#: Contexts of so many tokens, as nearly all are, recur; the lengths of so many of them are kept.
+#: Contexts of at most this many tokens, which nearly all are, recur; this many of their lengths are kept.
 _MAX_RECENT = 4
 _NUM_RECENT = 1 << 12
 
 
 class Detokenizer(Protocol):
-    """Text of chunks."""
+    """Decodes the chunks of streams."""
 
     def text(
         self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
     ) -> str:
-        """Return what one chunk adds to its stream's text; what a stream has emitted never depends on its cuts.
+        """Return the text that one chunk adds to its stream, whose whole text never depends on how it is cut.
 
         Args:
-            context_ids: of the stream's ids before the chunk, `anchors.context_ids` (or more of them).
-            new_ids: the chunk's ids, none negative; ids that the tokenizer does not have decode to nothing.
-            is_last: no further chunk comes, so nothing is held back.
-            skip_special_tokens: special tokens are no text; the same for all of a stream.
+            context_ids: what `anchors.context_ids` gives of the stream's ids before the chunk, or more of them.
+            new_ids: the ids of the chunk, none of them negative; ids unknown to the tokenizer decode to nothing.
+            is_last: no further chunk follows, so nothing is held back.
+            skip_special_tokens: special tokens are not text; the same for all chunks of a stream.
         """
         ...
 
 
 class _TokenBytes(dict[int, bytes]):
-    """Token id to the bytes it adds to the text, looked up once."""
+    """The bytes that each token id adds to the text, looked up once."""
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[str]) -> None:
         super().__init__()
@@ -71,14 +70,17 @@ class _TokenBytes(dict[int, bytes]):
     def __missing__(self, token_id: int) -> bytes:
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None:
-            return b""  # not kept: any number of ids may be asked for
+            return b""  # not kept, because any number of ids may be asked for
         spelled = b"" if token in self._hidden else byte_level_bytes(token)
         self[token_id] = spelled
         return spelled
 
 
 class ByteLevelDetokenizer:
-    """Of tokenizers whose tokens spell bytes: an incremental UTF-8 decoder, brought into its state by the context."""
+    """The detokenizer for tokenizers whose tokens spell bytes.
+
+    It is an incremental UTF-8 decoder whose state comes from the context.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._without_special = _TokenBytes(tokenizer, hidden_tokens(tokenizer))
@@ -87,24 +89,24 @@ class ByteLevelDetokenizer:
     def text(
         self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
     ) -> str:
-        """See `Detokenizer`."""
+        """Return the text that one chunk adds to its stream."""
         spelled = self._without_special if skip_special_tokens else self._with_special
         _, pending = _decode(b"".join([spelled[token_id] for token_id in context_ids]))
         return _decode(pending + b"".join([spelled[token_id] for token_id in new_ids]), is_last=is_last)[0]
 
 
 def _decode(spelled: bytes, *, is_last: bool = False) -> tuple[str, bytes]:
-    """The text of bytes, and the incomplete character at their end, which is text only if they are the last."""
+    """Decode bytes; return their text and the incomplete character at their end, which only the last bytes lack."""
     text, num_decoded = utf_8_decode(spelled, "replace", is_last)
     pending = spelled[num_decoded:]
     if len(pending) == 2 and pending >= _FIRST_SURROGATE and pending[:1] == _FIRST_SURROGATE[:1]:
-        # Python keeps half of a surrogate, which never becomes a character.
+        # Python holds back half of a surrogate, which never becomes a character.
         return text + utf_8_decode(pending, "replace", True)[0], b""
     return text, pending
 
 
 class _Pieces(dict[int, str | bytes | None]):
-    """Token id to what the decoder is given for it: a token, the byte that it stands for, or None for nothing."""
+    """What the decoder is given for each token id: the token, the byte for which it stands, or None for nothing."""
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[str]) -> None:
         super().__init__()
@@ -114,14 +116,17 @@ class _Pieces(dict[int, str | bytes | None]):
     def __missing__(self, token_id: int) -> str | bytes | None:
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None:
-            return None  # not kept: any number of ids may be asked for
+            return None  # not kept, because any number of ids may be asked for
         byte = byte_of(token)
         self[token_id] = piece = None if token in self._hidden else token if byte is None else bytes([byte])
         return piece
 
 
 class ByteFallbackDetokenizer:
-    """Of tokenizers that spell unknown characters in byte tokens: the library's decoder, given only valid UTF-8."""
+    """The detokenizer for tokenizers that spell unknown characters in byte tokens.
+
+    It gives the library's decoder nothing but valid UTF-8.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decoder = tokenizer.decoder
@@ -132,7 +137,7 @@ class ByteFallbackDetokenizer:
     def text(
         self, context_ids: Sequence[int], new_ids: Sequence[int], *, is_last: bool, skip_special_tokens: bool = True
     ) -> str:
-        """See `Detokenizer`."""
+        """Return the text that one chunk adds to its stream."""
         pieces = self._without_special if skip_special_tokens else self._with_special
         tokens, run = _spell(pieces, context_ids, [], b"")
         sent = [*tokens, *_spell_bytes(run, is_last=False)] if run else tokens
@@ -153,7 +158,7 @@ class ByteFallbackDetokenizer:
 def _spell(
     pieces: Mapping[int, str | bytes | None], token_ids: Sequence[int], tokens: list[str], run: bytes
 ) -> tuple[list[str], bytes]:
-    """Put the pieces of ids behind tokens and a run of bytes; of a run that has ended, what becomes of it."""
+    """Append the pieces of ids to tokens and to a run of bytes; return both. A run that ends becomes tokens."""
     for token_id in token_ids:
         piece = pieces[token_id]
         if isinstance(piece, bytes):
@@ -167,12 +172,12 @@ def _spell(
 
 
 def _spell_bytes(run: bytes, *, is_last: bool) -> list[str]:
-    """Byte tokens for what becomes of a run of bytes, which the library then decodes as it is."""
+    """Return byte tokens for the text of a run of bytes, which the library then decodes unchanged."""
     return byte_tokens(_decode(run, is_last=is_last)[0].encode())
 
 
 class SplicingDetokenizer:
-    """Of all other tokenizers: what context and chunk decode to together, less what the context alone did."""
+    """The detokenizer for all other tokenizers: it decodes context and chunk together, and cuts off the context."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -185,7 +190,7 @@ class SplicingDetokenizer:
         is_last: bool,  # noqa: ARG002 (nothing is ever held back)
         skip_special_tokens: bool = True,
     ) -> str:
-        """See `Detokenizer`."""
+        """Return the text that one chunk adds to its stream."""
         if not new_ids:
             return ""
         sent = self._decode(context_ids, skip_special_tokens)
@@ -197,10 +202,10 @@ class SplicingDetokenizer:
 
 
 def make_detokenizer(tokenizer: Tokenizer) -> Detokenizer:
-    """The detokenizer for a tokenizer's family.
+    """Return the detokenizer for a tokenizer.
 
     Raises:
-        CheckpointError: its decoder cannot be streamed exactly.
+        CheckpointError: the output of the tokenizer's decoder cannot be streamed exactly.
     """
     family = decoder_family(tokenizer)
     if family is DecoderFamily.BYTE_LEVEL:

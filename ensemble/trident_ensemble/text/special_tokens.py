@@ -1,7 +1,7 @@
-"""The special tokens of a tokenizer and the texts by which clients name them.
+"""The special tokens of a tokenizer, and the texts by which clients name them.
 
-Owns the reading of a name: which token a text stands for. Where special tokens are left out of the text they can be
-named all the same, as stop words. Never decodes a stream.
+Owns which token a text names. A special token can be named as a stop word even where special tokens are left out of the
+text. Never decodes a stream.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from trident_ensemble.text.detokenizer import make_detokenizer
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """One special token.
+    """A special token.
 
     Args:
         content: its name in the tokenizer's files.
-        texts: what it decodes to where special tokens are not skipped; its content, as a rule.
-        lstrip: the tokenizer takes spaces before it for a part of it.
-        rstrip: the same for spaces behind it.
+        texts: the texts to which it decodes where special tokens are not skipped; usually its content.
+        lstrip: the tokenizer takes spaces before the token for a part of it.
+        rstrip: the tokenizer takes spaces after the token for a part of it.
     """
 
     content: str
@@ -40,22 +40,22 @@ class SpecialToken:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """All of a tokenizer.
+    """All special tokens of a tokenizer.
 
     Args:
-        by_id: the tokens.
+        by_id: id -> special token.
     """
 
     by_id: Mapping[int, SpecialToken] = field(default_factory=dict)
 
     def ids_of(self, word: str) -> tuple[int, ...]:
-        """Return the ids of the tokens that a text names; none if it is, or has, any other text."""
+        """Return the ids of the tokens that a text names; none if it has any other text."""
         names = dict.fromkeys((word, word.lstrip(), word.rstrip(), word.strip()))
         found = [token_id for name in names for token_id in self._ids_by_name.get(name, ())]
         return tuple(dict.fromkeys(token_id for token_id in found if self.by_id[token_id].is_named_by(word)))
 
     def is_part_of(self, word: str) -> bool:
-        """Return whether a text has that of a special token, and other text beside it."""
+        """Return whether a text has the text of a special token and other text beside it."""
         if self._first_characters.isdisjoint(word):
             return False
         return any(text in word and text != word for text in self._texts)
@@ -86,7 +86,7 @@ def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     detokenizer = make_detokenizer(tokenizer)
 
     def texts(token_id: int) -> frozenset[str]:
-        # At the beginning of a text, and behind another token, from which a space may part it.
+        # Once at the beginning of a text, and once after another token, from which a space may separate it.
         contexts: tuple[tuple[int, ...], ...] = ((), (token_id,))
         decoded = [
             detokenizer.text(context, (token_id,), is_last=True, skip_special_tokens=False) for context in contexts

@@ -1,8 +1,7 @@
-"""Chat messages to the text of a prompt, by the checkpoint's own chat template.
+"""The rendering of chat messages into the text of a prompt, by the checkpoint's own chat template.
 
-Owns which of a request's chat inputs go together, the rendering and what is said when a template refuses. Never
-tokenizes. Templates run in transformers' sandbox, for a bounded time; what one operation of them takes (of memory,
-too) cannot be bounded.
+Owns which chat inputs of a request go together, and the errors for a template that refuses. Templates run in
+transformers' sandbox for a bounded time; the time and memory of a single operation cannot be bounded. Never tokenizes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from trident_preprocessing.tokens.control_tokens import ControlTokens
 Result = TypeVar("Result")
 
 FIELD = tensors.MESSAGES.name
-#: What goes with messages alone.
+#: Inputs that only a request with messages may have.
 _CHAT_INPUTS = (
     tensors.TOOLS, tensors.CHAT_TEMPLATE_KWARGS, tensors.ADD_GENERATION_PROMPT, tensors.CONTINUE_FINAL_MESSAGE,
     tensors.SANITIZE_CONTROL_TOKENS,
@@ -36,33 +35,33 @@ _TOO_LARGE = "a conversation for the engine's longest prompt can have"
 
 
 def refuse_chat_inputs(request: PromptRequest) -> None:
-    """Refuse what only messages can have, for a request without.
+    """Refuse inputs that only go with messages, for a request without messages.
 
     Raises:
-        RequestError: names the first of them.
+        RequestError: there is such an input; names the first one.
     """
     for spec in _CHAT_INPUTS:
         if getattr(request, spec.name) is not None:
-            raise RequestError(spec.name, f"goes with {FIELD} alone; {tensors.TEXT_INPUT.name} is taken as it is")
+            raise RequestError(spec.name, f"only goes with {FIELD}; {tensors.TEXT_INPUT.name} is taken as it is")
 
 
 def refuse_text_inputs(request: PromptRequest) -> None:
-    """Refuse what only a prompt as it is can have, for a request with messages.
+    """Refuse inputs that only go with a plain prompt, for a request with messages.
 
     Raises:
-        RequestError: names it.
+        RequestError: there is such an input; names it.
     """
     if request.add_special_tokens is not None:
-        problem = f"goes with {tensors.TEXT_INPUT.name} alone; of {FIELD}, the chat template writes all special tokens"
+        problem = f"only goes with {tensors.TEXT_INPUT.name}; for {FIELD}, the chat template writes all special tokens"
         raise RequestError(tensors.ADD_SPECIAL_TOKENS.name, problem)
 
 
 class RenderedPrompt(str):
-    """The text of a prompt.
+    """The text of a rendered prompt.
 
     Args:
-        text: all of it.
-        masked: the same with what must stay text made unrecognizable; None where all of it is what it looks like.
+        text: the whole text.
+        masked: the same text with every spelling that must stay text made unrecognizable; None if there is none.
     """
 
     __slots__ = ("masked",)
@@ -75,12 +74,12 @@ class RenderedPrompt(str):
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer, or its several by name: `tool_use` is for messages with tools.
+    """The chat templates of one tokenizer; a template named `tool_use` is for messages with tools.
 
     Args:
-        tokenizer: of transformers.
-        profiles: what each template takes, as the engine folder has it; found out here where that is None.
-        max_render_seconds: a template that computes longer for one request is given up.
+        tokenizer: a tokenizer of transformers.
+        profiles: the profiles of the templates from the engine folder; None to probe the templates here.
+        max_render_seconds: CPU time that the templates may take for one request.
     """
 
     def __init__(
@@ -93,22 +92,22 @@ class ChatTemplate:
         self._profiles = probe_profiles(self._renderer) if profiles is None else profiles
         if self._profiles.keys() != self._renderer.templates.keys():
             found, known = sorted(self._renderer.templates), sorted(self._profiles)
-            raise ArtifactError(f"{layout.TEMPLATE_PROFILES_FILE}: of the templates {known}, not {found}; build again")
+            raise ArtifactError(f"{layout.TEMPLATE_PROFILES_FILE}: has the templates {known}, not {found}; build again")
         written = {token for profile in self._profiles.values() for token in profile.written}
         self._tokens = ControlTokens(tokenizer, written)
         self._client_text = ClientText(self._tokens)
         self._time_limit = TimeLimit(max_render_seconds)
 
     def render(self, request: PromptRequest, max_json_bytes: int) -> RenderedPrompt:
-        """Return the prompt for a request with messages, with all the special tokens it shall have written out.
+        """Render the prompt of a request with messages, with all its special tokens written out.
 
         Args:
-            request: its truncation is not looked at.
-            max_json_bytes: of messages, tools and arguments each.
+            request: the request; its truncation is ignored.
+            max_json_bytes: limit on the messages, the tools and the template's arguments, each.
 
         Raises:
-            RequestError: an input that is not what it must be, a checkpoint without a template, or a template that
-                refuses, or leaves something out; names the field.
+            RequestError: an input is wrong, the checkpoint has no template, or the template refuses the messages or
+                leaves something out; names the field.
         """
         assert request.messages is not None
         messages = parse_messages(decode_text(FIELD, request.messages, max_json_bytes, _TOO_LARGE))
@@ -122,7 +121,7 @@ class ChatTemplate:
             kwargs = parse_template_kwargs(text, self._renderer.reserved_kwargs)
         continue_final_message = bool(request.continue_final_message)
         if continue_final_message and request.add_generation_prompt:
-            problem = "cannot go with add_generation_prompt: the answer begins anew, or goes on; send one of them"
+            problem = "cannot go with add_generation_prompt: an answer either begins or is continued; send one of them"
             raise RequestError(tensors.CONTINUE_FINAL_MESSAGE.name, problem)
         if not self._renderer.templates:
             raise RequestError(FIELD, "the served checkpoint has no chat template; send text_input")
@@ -134,10 +133,10 @@ class ChatTemplate:
         return self._within_limit(lambda: self._render(messages, tools, kwargs, options, sanitize))
 
     def encode(self, prompt: str, masked: str) -> list[int]:
-        """Return the ids of a prompt that has been masked.
+        """Tokenize a prompt that has been masked.
 
         Raises:
-            RequestError: the tokenizer cannot have a text as text alone.
+            RequestError: the tokenizer makes a control token of ordinary text.
         """
         return self._tokens.encode(prompt, masked)
 
@@ -167,4 +166,4 @@ class ChatTemplate:
         except RenderError as error:
             raise RequestError(FIELD, f"the checkpoint's chat template refuses them: {error}") from None
         except RecursionError:
-            raise RequestError(FIELD, "nested too deeply") from None
+            raise RequestError(FIELD, "are nested too deeply") from None

@@ -1,7 +1,7 @@
-"""Which characters of a prompt are a client's, as far as control tokens are concerned.
+"""The client's part in a prompt, as far as control tokens are concerned.
 
-Owns the way to find it out: the conversation is rendered again with the characters of control tokens replaced in what
-the client sent, and the two prompts are laid side by side. Never tokenizes.
+Owns the way to find it: the conversation is rendered again with the characters of control tokens replaced in what the
+client sent, and the two prompts are compared. Never tokenizes.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.chat.template_renderer import RenderError
 from trident_preprocessing.tokens.control_tokens import ControlTokens, any_of
 
-#: Messages, tools and further arguments of the template.
+#: The messages, the tools, and further arguments of the template.
 Inputs = tuple[list[dict[str, Any]], Any, dict[str, Any]]
 Render = Callable[[Inputs], str]
 Change = Callable[[str], str]
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
-#: Where those begin that can be replacements, if they are free.
+#: First characters of the ranges from which replacements are taken, if they are free.
 _FIRST_PRIVATE = (0xF0000, 0x100000, 0xE000)
 
 
 class ClientText:
-    """Find a client's characters in prompts.
+    """Finds the spellings of control tokens in which a client has a part.
 
     Args:
-        tokens: what they must not become.
+        tokens: the control tokens, which a client's text must not become.
     """
 
     def __init__(self, tokens: ControlTokens) -> None:
         self._tokens = tokens
 
     def is_harmless(self, inputs: Inputs) -> bool:
-        """Return whether nothing in the inputs can become a control token, or a part of one."""
+        """Return whether nothing in the inputs can become a control token or a part of one."""
         messages, tools, kwargs = inputs
         sent = ([_said(message) for message in messages], tools, kwargs)
         texts = (self._tokens.has_end(text) or self._tokens.is_within(text) for text in _texts(sent))
         return not any(texts) and not any(self._tokens.has_end(key) for key in _keys(sent))
 
     def mask(self, render: Render, inputs: Inputs, prompt: str) -> tuple[str, str]:
-        """Return a prompt, and the same with every spelling that a client has a part in made unrecognizable.
+        """Return the prompt, and the prompt with every spelling in which the client has a part made unrecognizable.
 
-        The prompt is the one that was given, except where the template itself acts on such a spelling: then it is what
-        the template makes of a text that only looks like it. The one exception are spellings in an assistant's message
-        that the template takes out of it, as many do with reasoning: there it acts on them, and none is left.
+        The first is the given prompt, unless the template itself acts on such a spelling: then it is what the template
+        makes of a text that only looks like it. Spellings in an assistant's message that the template removes, as many
+        do with reasoning, are an exception: the template acts on them, and none is left.
 
         Args:
-            render: renders the inputs as the prompt was rendered.
-            inputs: of the client.
-            prompt: what the template makes of them.
+            render: renders the inputs in the way in which the prompt was rendered.
+            inputs: what the client sent.
+            prompt: the prompt that the template made of the inputs.
 
         Raises:
-            RequestError: every private-use character is taken.
+            RequestError: the inputs use up every private-use character.
             RenderError: the template refuses a text that only looks like the spelling.
         """
         mask = _Mask(self._tokens, chain([prompt], _texts(inputs), _keys(inputs)))
@@ -70,7 +70,7 @@ class ClientText:
         return mask.undo(masked), masked
 
     def _mask_but_taken_out(self, render: Render, inputs: Inputs, mask: _Mask) -> str | None:
-        """Leave what the template takes out of assistants' messages; None if nothing can be left."""
+        """Mask all but the spellings that the template removes from assistants' messages; None if there are none."""
         said = (text for message in inputs[0] if message["role"] == "assistant" for text in _texts(_said(message)))
         left = {spelling for text in said for spelling in self._tokens.spelling.findall(text)}
         while left:
@@ -85,11 +85,11 @@ class ClientText:
 
 
 class _Mask:
-    """Replaces characters of control tokens by private ones, each by its own.
+    """Replaces each character of control tokens by a private-use character of its own.
 
     Args:
-        tokens: whose characters.
-        texts: no character of these is a replacement.
+        tokens: the control tokens.
+        texts: texts whose characters cannot be replacements.
     """
 
     def __init__(self, tokens: ControlTokens, texts: Iterable[str]) -> None:
@@ -101,13 +101,19 @@ class _Mask:
         first = next(free, None)
         if first is None:
             raise RequestError(tensors.MESSAGES.name, "has too many private-use characters; leave them out")
-        self._all = {character: chr(first + place) for place, character in enumerate(characters)}
+        self._all = {character: chr(first + index) for index, character in enumerate(characters)}
         self._ends = {character: stand_in for character, stand_in in self._all.items() if character in tokens.ends}
         self._undo = {stand_in: character for character, stand_in in self._all.items()}
         self._fence = chr(first + length - 1)
 
     def apply(self, inputs: Inputs, change: Change, of_assistants: Change | None = None) -> Inputs:
-        """Return the inputs with every text changed, in assistants' messages in a way of their own, and keys masked."""
+        """Return the inputs with every text changed and every key masked.
+
+        Args:
+            inputs: what the client sent.
+            change: changes a text.
+            of_assistants: changes a text in an assistant's message; None for `change`.
+        """
         messages, tools, kwargs = inputs
         changed = []
         for message in messages:
@@ -120,23 +126,23 @@ class _Mask:
         return _replaced(masked, self._undo)
 
     def narrow(self, text: str) -> str:
-        """Replace what a control token begins or ends with: whatever is around it, none is left."""
+        """Replace every character that a control token begins or ends with, so that no spelling is left."""
         return _replaced(text, self._ends)
 
     def wide(self, text: str) -> str:
-        """Replace further what may stand in the midst of one, with the rest of it written by the template."""
+        """Replace as `narrow` does, and also a piece of a spelling whose rest the template might write."""
         return _replaced(text, self._all if self._tokens.is_within(text) else self._ends)
 
     def leaving(self, spellings: Collection[str]) -> Change:
-        """Mask as `narrow` does, but leave these spellings."""
+        """Return a change that masks as `narrow` does, but leaves these spellings."""
         return self._around(spellings, "")
 
     def fencing(self, spellings: Collection[str]) -> Change:
-        """Leave them, each between two characters that nothing takes away."""
+        """Return a change that leaves these spellings, each between two characters that no template removes."""
         return self._around(spellings, self._fence)
 
     def is_fenced(self, spelling: str, text: str) -> bool:
-        """Return whether one that `fencing` has left is still there."""
+        """Return whether a spelling that `fencing` left is still in the text."""
         return self._fence + spelling in text or spelling + self._fence in text
 
     def _around(self, spellings: Collection[str], fence: str) -> Change:
@@ -165,12 +171,12 @@ def _rendered(render: Render, inputs: Inputs) -> str | None:
 
 
 def _said(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without its role, which is a name that templates write between pieces of control tokens."""
+    """Return a message without its role, which templates write between pieces of control tokens."""
     return {key: value for key, value in message.items() if key != "role"}
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
+    """Yield every text in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
@@ -179,7 +185,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Every key in a JSON value."""
+    """Yield every key in a JSON value."""
     if isinstance(value, dict):
         yield from value
     if isinstance(value, dict | list | tuple):

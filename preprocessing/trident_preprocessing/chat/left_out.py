@@ -1,8 +1,8 @@
-"""What a chat template leaves out of a conversation.
+"""The refusal of conversations of which a chat template leaves something out.
 
-Owns which fields of a message and of a tool must reach the prompt, and how that is found out: a word that no text has
-is added to each of them, and the prompt is looked through for these words. Never looks at what a field says, so texts
-that a template trims, escapes or takes reasoning out of have reached the prompt all the same.
+Owns which fields of a message and of a tool must reach the prompt, and the way to find out: a word that no text has is
+added to each field, and the prompt is searched for these words. Never looks at what a field says, so a text that a
+template trims, escapes or takes reasoning out of counts as having reached the prompt.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from trident_preprocessing.chat.template_renderer import RenderError
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], Any], str]
-#: Letters and digits alone, which no escaping touches.
+#: Only letters and digits, which no escaping changes.
 _WORD = f"q{secrets.token_hex(6)}w"
 _FOUND = re.compile(rf"{_WORD}(\d{{6}})z")
-#: Of a message, what need not be in the prompt. Names and ids say who and which, reasoning of earlier turns is left out
-#: on purpose, annotations are about a text that is there, and cache_control is about other servers' caches.
+#: Fields of a message that need not be in the prompt. Names and ids only identify, reasoning of earlier turns is left
+#: out on purpose, annotations are about a text that is there, and cache_control is for other servers' caches.
 _UNCHECKED = frozenset({
     "role", "name", "tool_call_id", "id", "reasoning_content", "reasoning", "thinking", "annotations", "cache_control",
 })  # fmt: skip
-#: What schemas of functions without parameters are made of.
+#: Keywords that the schema of a function without parameters may have.
 _OF_NO_PARAMETERS = frozenset({
     "type", "properties", "required", "additionalProperties", "title", "description", "$schema",
 })  # fmt: skip
@@ -39,7 +39,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class _Place:
-    """One value of a request: the input it is in, and the keys that lead to it."""
+    """The location of one value in a request: its input, and the keys that lead to it."""
 
     field: str
     path: Path
@@ -56,30 +56,30 @@ def refuse_left_out(render: Render, messages: list[Message], tools: Any, prompt:
     """Refuse a conversation of which the template leaves something out.
 
     Args:
-        render: renders messages and tools as the prompt was rendered.
-        messages: as the template gets them.
-        tools: as the template gets them; None for none.
-        prompt: what the template makes of these.
-        roles: of the messages, as the client sent them.
+        render: renders messages and tools in the way in which the prompt was rendered.
+        messages: the messages that the template was given.
+        tools: the tools that the template was given, or None.
+        prompt: the prompt that the template made of these.
+        roles: the roles of the messages as the client sent them.
 
     Raises:
-        RequestError: names the first value that does not reach the prompt, and its message's role.
+        RequestError: a value does not reach the prompt; names the first one and the role of its message.
     """
     conversation = _Conversation(render, messages, tools)
     missing = list(_places(messages, tools))
     for behind in (True, False):
         missing = conversation.missing(missing, behind=behind)
     for place in missing:
-        # Alone: words in other places may have led the template elsewhere.
+        # Tried alone, because words in other fields may have led the template elsewhere.
         if not conversation.missing([place], behind=True) or not conversation.missing([place], behind=False):
             continue
-        # What is no content may be there to be compared, and has its effect in that way.
+        # A field other than content may have its effect by being compared.
         if "content" in place.path or conversation.without(place) == prompt:
             raise RequestError(place.field, _problem(place, roles))
 
 
 class _Conversation:
-    """One that is rendered with changes."""
+    """A conversation that is rendered with changes."""
 
     def __init__(self, render: Render, messages: list[Message], tools: Any) -> None:
         self._render = render
@@ -87,7 +87,7 @@ class _Conversation:
         self._tools = tools
 
     def missing(self, places: list[_Place], *, behind: bool) -> list[_Place]:
-        """Return the places whose word is not in the prompt; the word is put behind what is there, or before it."""
+        """Return the values whose word is not in the prompt; the word is put after each value, or before it."""
 
         def mark(number: int, value: Any) -> Any:
             word = f"{_WORD}{number:06d}z"
@@ -102,7 +102,7 @@ class _Conversation:
         return [place for number, place in enumerate(places) if number not in found]
 
     def without(self, place: _Place) -> str:
-        """Return the prompt if there were nothing in the place."""
+        """Return the prompt of the conversation without one of its values."""
         return self._changed([place], lambda _, value: {} if isinstance(value, dict) else None)
 
     def _changed(self, places: list[_Place], change: Callable[[int, Any], Any]) -> str:
@@ -139,13 +139,13 @@ def _message_paths(message: Message) -> Iterator[Path]:
 
 
 def _function_paths(holder: dict[str, Any], names: tuple[str, ...]) -> Iterator[Path]:
-    """Of a call or a tool, which may hold its function's fields itself."""
+    """Yield the paths within a call or a tool, which may hold the fields of its function itself."""
     within = ("function",) if isinstance(holder.get("function"), dict) else ()
     function = holder["function"] if within else holder
     for name in names:
         value = function.get(name)
         if name == "parameters" and isinstance(value, dict) and isinstance(value.get("properties"), dict | None):
-            # A schema without parameters says nothing, and templates may say nothing of it.
+            # A template may leave out a schema without parameters, which says nothing.
             if value.get("properties"):
                 yield (*within, name, "properties")
             elif value.keys() - _OF_NO_PARAMETERS:
@@ -163,5 +163,5 @@ def _problem(place: _Place, roles: list[str]) -> str:
     if place.field == tensors.MESSAGES.name:
         return f"{shown}: the checkpoint's chat template leaves it out (role {roles[int(place.path[0])]!r})"
     if place.path[-1] == "name":
-        return f"the checkpoint's chat template takes no tools; leave them out ({shown})"
+        return f"the checkpoint's chat template does not take tools; leave them out ({shown})"
     return f"{shown}: the checkpoint's chat template leaves it out"

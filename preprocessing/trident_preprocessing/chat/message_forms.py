@@ -1,7 +1,8 @@
-"""Messages put as the checkpoint's chat template takes them.
+"""Messages in the form that the checkpoint's chat template takes.
 
-Owns the choice between the forms that mean the same: content as text or parts, arguments as text or an object, what
-stands for no content, the system's role for the developer's. Never drops anything but nulls and lists of no calls.
+Owns the choice between forms that mean the same: content as text or as parts, arguments as text or as an object, the
+value for no content, the role of the system for that of the developer. Never drops anything but nulls and empty lists
+of calls.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import Any
 from trident_preprocessing.chat.template_profile import ContentForm, NullForm, TemplateProfile
 
 Message = dict[str, Any]
-#: What stands between two parts of one message that becomes a text, as other servers have it.
+#: The separator between the parts of a message that become one text, as in other servers.
 _PART_SEPARATOR = "\n"
 
 
 def conform(messages: list[Message], profile: TemplateProfile) -> list[Message]:
-    """Return the messages as a template of this profile takes them.
+    """Return the messages in the form that a template of this profile takes.
 
     Args:
-        messages: of `parse_messages`; not changed.
-        profile: the template's.
+        messages: messages from `parse_messages`; they are not changed.
+        profile: the profile of the template.
     """
     return [_conform(message, profile) for message in messages]
 
@@ -29,7 +30,7 @@ def conform(messages: list[Message], profile: TemplateProfile) -> list[Message]:
 def _conform(message: Message, profile: TemplateProfile) -> Message:
     put = {key: value for key, value in message.items() if value is not None}
     if not put.get("tool_calls"):
-        # Templates ask whether the key is there, and take an answer with a list of no calls for calls.
+        # Templates test whether the key is there, and would take an empty list of calls for calls.
         put.pop("tool_calls", None)
     if put["role"] == "developer" and not profile.takes_developer:
         put["role"] = "system"
@@ -68,7 +69,7 @@ def _call(call: Any, as_text: bool) -> Any:
 
 
 def _object_in(arguments: str) -> Any:
-    """What a model wrote as arguments need not be JSON; a function without any has the empty text."""
+    """Return the object in a JSON text, or the text itself, because a model's arguments need not be valid JSON."""
     try:
         parsed = json.loads(arguments or "{}")
     except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
-"""Find out what a chat template takes, by rendering conversations that are known and looking at the prompts.
+"""The probing of chat templates: known conversations are rendered, and their prompts show what a template takes.
 
-Owns those conversations and what their prompts tell. Never sees a client's message. Runs when an engine is built.
+Owns these conversations and the conclusions from their prompts. Runs when an engine is built. Never sees a client's
+message.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from trident_preprocessing.chat.template_renderer import Message, RenderError, T
 from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
 from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
 
-#: Words that no template has, of letters and digits alone: trimmed, escaped or quoted they are still found.
+#: Words that no template has. They are only letters and digits, so that they are found trimmed, escaped or quoted.
 _FIRST, _SECOND, _NAME, _VALUE = "tridentprobefirst", "tridentprobesecond", "tridentprobename", "tridentprobevalue"
-#: A key that is read by no template; in the prompt it tells that the object around it was printed whole.
+#: A key that no template reads; in the prompt it shows that the object around it was printed whole.
 _UNREAD = "tridentprobeunread"
 _NO_ROLE = "tridentproberole"
 #: Mistral's templates insist on ids of nine letters and digits.
@@ -28,7 +29,7 @@ _MAX_SECONDS = 30
 
 
 def write_template_profiles(engine_folder: Path) -> None:
-    """Load an engine's tokenizer as serving does, and write beside it what its chat templates take.
+    """Load an engine's tokenizer as serving does, and write the profiles of its chat templates beside it.
 
     Raises:
         CheckpointError: the tokenizer cannot be loaded, or a template renders no conversation.
@@ -37,14 +38,14 @@ def write_template_profiles(engine_folder: Path) -> None:
 
 
 def probe_template(folder: Path) -> dict[str, TemplateProfile]:
-    """Return what the templates of a tokenizer take, by their names; nothing for a checkpoint without templates.
+    """Return the profiles of a tokenizer's templates by their names; none for a checkpoint without templates.
 
     Args:
-        folder: the tokenizer's.
+        folder: the folder of the tokenizer.
 
     Raises:
-        CheckpointError: the tokenizer cannot be loaded; or a template renders no ordinary conversation, or takes too
-            long for it. Says what transformers, or the template, said.
+        CheckpointError: the tokenizer cannot be loaded, or a template renders no ordinary conversation or takes too
+            long for one. The message has that of transformers or of the template.
     """
     try:
         renderer = TemplateRenderer(open_tokenizer(folder))
@@ -73,7 +74,7 @@ def _checked(renderer: TemplateRenderer) -> dict[str, TemplateProfile]:
 
 
 def probe_profiles(renderer: TemplateRenderer) -> dict[str, TemplateProfile]:
-    """Return what each template takes; of one that renders nothing, what most take."""
+    """Return the profile of each template; a template that renders nothing gets what most templates take."""
     return {name: _Probe(renderer, name).profile() for name in renderer.templates}
 
 
@@ -94,7 +95,7 @@ def _parts(*texts: str) -> list[dict[str, str]]:
 
 
 class _Probe:
-    """One template."""
+    """The probing of one template."""
 
     def __init__(self, renderer: TemplateRenderer, name: str) -> None:
         self._renderer = renderer
@@ -116,7 +117,7 @@ class _Probe:
         )
 
     def _render(self, messages: list[Message], tools: Any = None) -> str:
-        """The prompt; empty where the template refuses."""
+        """Return the prompt, or an empty text where the template refuses."""
         try:
             prompt = self._renderer.render(self._name, messages, tools, add_generation_prompt=True)
         except RenderError:
@@ -125,7 +126,7 @@ class _Probe:
         return prompt
 
     def _written(self) -> tuple[str, ...]:
-        """In so many words, or put together of pieces and a role."""
+        """Return the added tokens that the template writes, as they are or put together from pieces and a role."""
         texts = "\0".join([self._renderer.templates[self._name], *self._prompts])
         return tuple(token for token in self._renderer.added_tokens if token in texts and not token.isspace())
 
@@ -134,22 +135,22 @@ class _Probe:
             probed = _message(role, content)
             if role == "user":
                 return [probed]
-            # Of a template that takes nothing but parts, a user's text is not seen; it is only company here.
+            # A template that only takes parts ignores this text, which only makes the conversation a valid one.
             user = _message("user", "tridentprobeuser")
             return [user, probed, user] if role == "assistant" else [probed, user]
 
         return _form(self._render(conversation(_FIRST)), self._render(conversation(_parts(_FIRST, _SECOND))))
 
     def _takes_developer(self, asked: Message) -> bool:
-        """A role that is put as any unknown one is put, or left out, means nothing to the template."""
+        """Return whether the role `developer` is rendered, and in another way than an unknown role."""
         known = self._render([_message("developer", _SECOND), asked])
         unknown = self._render([_message(_NO_ROLE, _SECOND), asked])
         return _SECOND in known and known.replace("developer", _NO_ROLE) != unknown
 
     def _history_forms(self, asked: Message) -> tuple[bool, NullForm, bool]:
-        """Whether arguments are text, what no content is, and whether an empty text is put in that way too.
+        """Return whether arguments are text, the form of no content, and whether an empty text takes that form too.
 
-        What most templates take, where this one takes no calls at all.
+        A template that takes no calls at all gets what most templates take.
         """
         text = json.dumps({_NAME: _VALUE})
         prompts = {
@@ -161,9 +162,9 @@ class _Probe:
         of_texts = [prompt for (as_text, _), prompt in prompts.items() if as_text and text in prompt]
         as_text = bool(of_texts) and not of_objects
         rendered = {null: prompts[as_text, null] for null in NullForm if prompts[as_text, null]}
-        # A template may leave out all calls; what it makes of the rest is worth a look all the same.
+        # If the template leaves out all calls, the rest of its prompts is still worth comparing.
         rendered = {null: prompt for null, prompt in rendered.items() if _VALUE in prompt} or rendered
-        # A template that has not thought of none writes the word.
+        # A template that does not expect None writes the word.
         fewest = min((prompt.count("None") for prompt in rendered.values()), default=0)
         best = next((null for null, prompt in rendered.items() if prompt.count("None") == fewest), NullForm.NONE)
         return as_text, best, _VALUE in prompts[as_text, best] and _VALUE not in prompts[as_text, NullForm.EMPTY]
@@ -203,5 +204,5 @@ def _result(content: Any) -> Message:
 
 
 def _takes_object(prompt: str) -> bool:
-    """Whether the members are there, and not as Python prints an object whole."""
+    """Return whether the members of an object are in the prompt, and not as Python prints a whole object."""
     return _NAME in prompt and _VALUE in prompt and f"'{_NAME}'" not in prompt

@@ -1,7 +1,7 @@
-"""What a chat template takes, found out when the engine is built.
+"""The profile of a chat template: what it takes, as found out when the engine is built.
 
-Owns the facts, and their file in the engine folder. Never renders a template: `template_probe` finds the facts out and
-`message_forms` goes by them.
+Owns the profile and its file in the engine folder. Never renders a template: `template_probe` makes profiles, and
+`message_forms` follows them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError
 
-#: Roles of OpenAI's API whose content is looked at; other roles take what the user's takes.
+#: Roles of OpenAI's API whose content is probed; any other role takes what the role `user` takes.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ContentForm(str, Enum):
-    """How a template takes the content of a message: as a text, as a list of parts, or as either."""
+    """The form in which a template takes the content of a message: a text, a list of parts, or either."""
 
     TEXT = "text"
     PARTS = "parts"
@@ -29,7 +29,7 @@ class ContentForm(str, Enum):
 
 
 class NullForm(str, Enum):
-    """How a message without content, which has tool calls instead, is put: as none, without the key, or as no text."""
+    """The content of a message that has tool calls instead: None, no key at all, or an empty text."""
 
     NONE = "none"
     ABSENT = "absent"
@@ -38,15 +38,16 @@ class NullForm(str, Enum):
 
 @dataclass(frozen=True)
 class TemplateProfile:
-    """One chat template.
+    """The facts about what one chat template takes.
 
     Args:
-        content: by role.
-        null_content: of messages with tool calls.
-        empty_is_null: beside tool calls, an empty text is put as null is; the template would leave the calls out.
+        content: the form of content, by role.
+        null_content: the content of messages with tool calls and nothing else.
+        empty_is_null: beside tool calls, an empty text must become `null_content`, or the template leaves the calls
+            out.
         arguments_as_text: `function.arguments` of a tool call is taken as JSON text, not as an object.
-        takes_developer: the role `developer` means something to it.
-        written: the added tokens of the tokenizer that it writes, special or not.
+        takes_developer: the template knows the role `developer`.
+        written: added tokens of the tokenizer that the template writes, special or not.
     """
 
     content: Mapping[str, ContentForm]
@@ -65,10 +66,11 @@ def write_profiles(engine_folder: Path, profiles: Mapping[str, TemplateProfile])
 
 
 def read_profiles(engine_folder: Path) -> dict[str, TemplateProfile]:
-    """Return what `write_profiles` wrote.
+    """Read the profiles that `write_profiles` wrote.
 
     Raises:
-        ArtifactError: missing, unreadable, or of other keys and values than this Trident writes; names them.
+        ArtifactError: the file is missing or cannot be read, or it has other keys or values than this version of
+            Trident writes; names them.
     """
     path = engine_folder / layout.TEMPLATE_PROFILES_FILE
     try:

@@ -1,7 +1,7 @@
 """The checkpoint's chat templates, rendered as transformers renders them.
 
-Owns which of several templates is used and what counts as a template's refusal. Never changes what it is given: a null
-in a message reaches the template as none. Templates run in transformers' sandbox; their time is bounded by the caller.
+Owns the choice among several templates, and what counts as a template's refusal. Templates run in transformers'
+sandbox; the caller bounds their time. Never changes what it is given: a null in a message reaches the template as None.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Message = dict[str, Any]
 DEFAULT = "default"
 #: The template for messages with tools, where a checkpoint has one.
 TOOL_USE = "tool_use"
-#: What a template that was written for other messages may raise while it is given these.
+#: What a template may raise when it is given messages for which it was not written.
 _RENDER_ERRORS = (
     TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError,
 )  # fmt: skip
-#: Of a template's own words; an error may quote the whole conversation.
+#: Characters of a template's own message that are kept, because it may quote the whole conversation.
 _MAX_ERROR_LENGTH = 300
-#: What retrieval templates read; everything else that transformers names is the server's to give.
+#: Arguments that clients may give although transformers names them: retrieval templates read these.
 _CLIENTS_OWN = frozenset({"documents"})
 _SERVERS_OWN = frozenset({"messages"})
 
 
 class RenderError(Exception):
-    """A template refuses what it is given; the text is its own words, cut to a length that a client can read."""
+    """A template's refusal of what it was given; the message is its own, cut to a length that a client can read."""
 
     def __init__(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
@@ -38,15 +38,15 @@ class RenderError(Exception):
 
 
 class TemplateRenderer:
-    """Render conversations with the templates of one tokenizer.
+    """Renders conversations with the templates of one tokenizer.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         templates = tokenizer.chat_template or {}
-        #: The templates' texts by name; empty where the checkpoint has none.
+        #: Name -> text of each template; empty where the checkpoint has none.
         self.templates: Mapping[str, str] = dict(templates) if isinstance(templates, Mapping) else {DEFAULT: templates}
         self.added_tokens = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
         self._special_tokens: dict[str, str] = tokenizer.special_tokens_map
@@ -69,10 +69,10 @@ class TemplateRenderer:
         """Return the prompt of one conversation, with the special tokens that the template writes spelled out.
 
         Args:
-            name: one of `templates`.
-            messages: of roles and contents; not changed.
+            name: the name of the template.
+            messages: objects with a role and content; they are not changed.
             tools: a list of objects, or None.
-            kwargs: further arguments of the template, and transformers' own.
+            kwargs: further arguments of the template and of transformers.
 
         Raises:
             RenderError: the template refuses.
@@ -91,7 +91,7 @@ class TemplateRenderer:
 
 
 def _reserved_kwargs(tokenizer: Any) -> frozenset[str]:
-    """Whatever transformers itself takes, of the version that is installed, and the names of special tokens."""
+    """Return the arguments that the installed transformers takes itself, and the names of special tokens."""
     functions = (type(tokenizer).apply_chat_template, render_jinja_template)
     names = {
         name

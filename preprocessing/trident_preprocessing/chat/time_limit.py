@@ -1,7 +1,7 @@
 """A bound on the time that chat templates may take.
 
-A template is a program of the checkpoint's author, and what it loops over is the client's. Owns the threads that such
-work is done in, how many there may be, and their end; never knows what the work is.
+A template is a program by the checkpoint's author that loops over a client's data. Owns the threads on which such work
+is done, their number and their end. Never knows what the work is.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Result = TypeVar("Result")
 
 
 class TimeLimitError(Exception):
-    """The time is up."""
+    """Work that took longer than it may."""
 
 
 class TimeLimit:
-    """Does work in threads of its own, each piece in at most so many seconds. Used by any number of threads.
+    """Does work on threads of its own, each piece within a limit. Any number of threads may use it.
 
-    Time is what the work's own thread computes, so that nobody is refused because the machine is busy. The threads are
-    daemons: work that cannot be ended does not keep the process from its end.
+    Time is the CPU time of the work's own thread, so that no request is refused because the machine is busy. The
+    threads are daemons, so work that cannot be ended does not keep the process from ending.
 
     Args:
-        seconds: the limit.
+        seconds: the limit on one piece of work.
         brief_seconds: work that takes longer than this is slow.
-        max_slow: slow pieces of work at a time; a further one is given up as soon as it becomes slow.
-        max_threads: pieces of work at a time, those included that were given up and have not ended.
+        max_slow: slow pieces of work at a time; a further one is ended as soon as it becomes slow.
+        max_threads: pieces of work at a time, including those that were given up and have not ended yet.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class TimeLimit:
         self._jobs: list[_Job[Any]] = []
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """Return what the work returns, or raise what it raises.
+        """Do the work; return what it returns, or raise what it raises.
 
-        Work that is given up is also ended: at its next line, so that one that loops without end is, and one operation
-        of the interpreter that takes long by itself is not before it is done.
+        Work that exceeds the limit is ended at its next line. So an endless loop ends, but a single long operation of
+        the interpreter runs to its end.
 
         Raises:
-            TimeLimitError: it takes too long.
-            UnavailableError: as much other work is being done, or as much slow work, as may be.
+            TimeLimitError: the work takes too long.
+            UnavailableError: too much other work, or too much slow work, is being done.
         """
         job = self._start(work)
         if not job.wait(self._brief_seconds):
@@ -85,7 +85,7 @@ class TimeLimit:
 
 
 class _Job(threading.Thread, Generic[Result]):
-    """One piece of work and its thread."""
+    """A piece of work and its thread."""
 
     def __init__(self, work: Callable[[], Result]) -> None:
         super().__init__(name="trident-template", daemon=True)
@@ -105,7 +105,7 @@ class _Job(threading.Thread, Generic[Result]):
         self._done.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the work is done, or its thread has computed for so long; return whether it is done."""
+        """Wait until the work is done or its thread has computed for `seconds`; return whether it is done."""
         left = seconds
         while left > 0:
             if self._done.wait(max(left, _LEAST_WAIT_S)):
@@ -114,13 +114,13 @@ class _Job(threading.Thread, Generic[Result]):
         return self._done.is_set()
 
     def result(self) -> Result:
-        """Return what the work has returned, or raise what it has raised."""
+        """Return what the work returned, or raise what it raised."""
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
 
     def end(self) -> None:
-        """End the thread. Nothing else will be done in it, so it is no matter where in it this arrives."""
+        """End the thread, which does nothing else, so the exception may arrive anywhere in it."""
         if self.ident is not None and not self._done.is_set():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
 

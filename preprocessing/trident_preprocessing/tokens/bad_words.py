@@ -1,8 +1,7 @@
-"""Texts that must not be generated, as sequences of token ids.
+"""Bad words, which must not be generated, as sequences of token ids.
 
-Owns which sequences stand for a text: those that the tokenizer has for it at the beginning of a word and inside one.
-Never knows what they are compared with; that is the core's part. A text that is spelled by other tokens than these,
-which a model may do, is not caught.
+Owns which sequences stand for a word: those that the tokenizer makes of it at the beginning of a word and inside one. A
+model may spell the word by other tokens, which is not caught. Never bans a token; the core does that.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import numpy.typing as npt
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import decode_text
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.tokens.unknown_token import unknown_id
+from trident_preprocessing.tokens.checkpoint_tokenizer import unknown_id
 
 FIELD = tensors.BAD_WORDS.name
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_BYTES = 256
 _TOO_LARGE = "one bad word may have"
-#: What a text stands behind while its tokens are looked at: the end of a line, a letter, a digit. Tokenizers that put
-#: a space before the first word, and those that mark what goes on with a word, have other tokens there; where a
-#: token spans the border, the next is tried.
+#: What a word is tokenized after: the end of a line, a letter, a digit. Tokenizers that put a space before the first
+#: word, and those that mark the continuation of a word, have other tokens there. Where a token spans the border, the
+#: next context is tried.
 _CONTEXTS = ("\n", "x", "0")
 _FILL = -1
 
@@ -33,10 +32,10 @@ TokenIds = tuple[int, ...]
 
 
 class BadWords:
-    """Bad words of one tokenizer.
+    """Finds how one tokenizer spells bad words.
 
     Args:
-        tokenizer: of transformers, around one of the tokenizers library.
+        tokenizer: a tokenizer of transformers around one of the tokenizers library.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -47,13 +46,13 @@ class BadWords:
         self._unknown = None if self._unknown_id is None else self._backend.id_to_token(self._unknown_id)
 
     def token_ids(self, words: Sequence[bytes]) -> list[TokenIds]:
-        """Each way in which the tokenizer spells one of the words, once.
+        """Return each way in which the tokenizer spells one of the words, once.
 
         Args:
-            words: UTF-8; empty ones are ignored.
+            words: UTF-8 texts; empty ones are ignored.
 
         Raises:
-            RequestError: too many, too large, or no texts.
+            RequestError: there are too many words, or one is too large or is not valid text.
         """
         if len(words) > MAX_BAD_WORDS:
             raise RequestError(FIELD, f"{len(words)} are too many; at most {MAX_BAD_WORDS}")
@@ -67,7 +66,7 @@ class BadWords:
         spellings = (
             (text, _behind(len(context), encoding)) for (context, text), encoding in zip(placed, encodings, strict=True)
         )
-        # The unknown token spells no text in particular, but its own: to ban it would ban whatever else it stands for.
+        # The unknown token stands for many texts, so it is only banned where the word is its own spelling.
         return list(
             dict.fromkeys(
                 ids for text, ids in spellings if ids and (self._unknown_id not in ids or text.strip() == self._unknown)
@@ -80,16 +79,17 @@ def _leads(text: str) -> tuple[str, ...]:
 
 
 def _behind(border: int, encoding: Any) -> TokenIds:
-    """The ids of what begins at this character; none if a token spans it."""
+    """Return the ids of the tokens from this character on; none if a token spans it."""
     ids, offsets = encoding.ids, encoding.offsets
-    first = next((place for place, (start, _) in enumerate(offsets) if start >= border), len(ids))
+    first = next((index for index, (start, _) in enumerate(offsets) if start >= border), len(ids))
     return tuple(ids[first:]) if all(end <= border for _, end in offsets[:first]) else ()
 
 
 def pack_words(words: Iterable[TokenIds]) -> npt.NDArray[np.int32]:
-    """Sequences of ids as one tensor [2, n], n at least 1: the ids after one another, and below where each ends.
+    """Pack sequences of ids into an int32 tensor `[2, n]` with n of at least 1.
 
-    Both rows are filled up with -1; the format is tensorrtllm_backend's, of its bad_words_list.
+    The first row holds the ids of all words, the second says where each word ends; both are padded with -1. The format
+    is that of tensorrtllm_backend's bad_words_list.
     """
     rows = list(words)
     ids = list(chain.from_iterable(rows))

@@ -1,7 +1,6 @@
-"""Control tokens of a tokenizer, and text in which their spellings are only text.
+"""The control tokens of a tokenizer, and the tokenization of prompts in which some of their spellings are only text.
 
-Owns which tokens count, and the ids of a prompt some of whose spellings are text. Never knows which they are:
-`client_text` does.
+Owns which tokens are control tokens. Never knows which spellings are only text: `client_text` does.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from tokenizers import AddedToken, Tokenizer
 
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
-from trident_preprocessing.tokens.unknown_token import unknown_id
+from trident_preprocessing.tokens.checkpoint_tokenizer import unknown_id
 
 
 class ControlTokens:
-    """The tokens of one tokenizer that no text of a client may become.
+    """The tokens of one tokenizer that a client's text must never become.
 
-    These are its special tokens, and the other added tokens that a chat template writes. Added tokens that are white
-    space alone are ordinary text.
+    These are its special tokens, and other added tokens that a chat template writes. An added token that is only white
+    space is ordinary text.
 
     Args:
-        tokenizer: of transformers, around one of the tokenizers library.
+        tokenizer: a tokenizer of transformers around one of the tokenizers library.
         written: added tokens that the checkpoint's chat templates write.
     """
 
@@ -34,14 +33,14 @@ class ControlTokens:
         self._added: dict[int, Any] = dict(sorted(backend.get_added_tokens_decoder().items()))
         named = {*written, *(getattr(tokenizer, "chat_control_tokens", None) or ())}
         spellings = {token.content: token_id for token_id, token in self._added.items()}
-        #: Their ids, by the spelling.
+        #: Spelling -> id of each control token.
         self.ids = {
             token.content: spellings[token.content]
             for token in self._added.values()
             if token.special or (token.content in named and not token.content.isspace())
         }
         ends = {end for spelling in self.ids for end in (spelling[0], spelling[-1])}
-        #: Every character of a spelling; and those that one begins or ends with.
+        #: Every character of a spelling, and every character that one begins or ends with.
         self.characters = frozenset("".join(self.ids))
         self.ends = frozenset(ends)
         self._end = re.compile(f"[{re.escape(''.join(sorted(ends)))}]" if ends else "(?!)")
@@ -52,7 +51,7 @@ class ControlTokens:
         self._added_spelling = any_of(token.content for token in self._added.values())
         self._backend = backend
         self._unknown_id = unknown_id(backend)
-        # As long as each other, and of a secret that no client knows, so that none can spell one.
+        # All of one length, and made of a secret, so that no client can spell one.
         secret = secrets.token_hex(16)
         self._stand_ins = {spelling: f"{secret}x{token_id:08x}" for spelling, token_id in self.ids.items()}
         self._twin: Any = _twin(backend, self._added.values(), self._stand_ins)
@@ -62,31 +61,31 @@ class ControlTokens:
         }
 
     def has_end(self, text: str) -> bool:
-        """Return whether the text has what a spelling begins or ends with, as it is or normalized."""
+        """Return whether a text has a character that a spelling begins or ends with, as it is or normalized."""
         if self._end.search(text):
             return True
         if self._normalizer is None or text.isascii():
             return False
-        # Half a surrogate pair is refused later, where it is in the prompt.
+        # Half a surrogate pair is refused later, if it reaches the prompt.
         whole = text.encode(errors="replace").decode()
         return bool(self._end.search(self._normalizer.normalize_str(whole)))
 
     def is_within(self, text: str) -> bool:
-        """Return whether the text, trimmed, is a piece of a spelling, which a template might write around it."""
+        """Return whether a text, trimmed, is a piece of a spelling whose rest a template might write around it."""
         piece = text.strip()
         return 0 < len(piece) < self._longest and piece in self._joined
 
     def encode(self, prompt: str, masked: str) -> list[int]:
-        """Return the ids of a prompt whose control tokens are those of `masked` alone.
+        """Tokenize a prompt; only the control tokens that `masked` spells become control tokens.
 
-        The rest is encoded as by a tokenizer that has no control tokens.
+        The rest is tokenized as if the tokenizer had no control tokens.
 
         Args:
             prompt: the text.
-            masked: as long as the prompt; what is text alone is made unrecognizable in it.
+            masked: the text with every spelling that is only text made unrecognizable; as long as the prompt.
 
         Raises:
-            RequestError: the tokenizer itself makes a control token of text.
+            RequestError: the tokenizer makes a control token of ordinary text.
         """
         pieces: list[str] = []
         end = 0
@@ -95,9 +94,9 @@ class ControlTokens:
                 pieces += [prompt[end : found.start()], self._stand_ins[found.group()]]
                 end = found.end()
         text = "".join([*pieces, prompt[end:]])
-        # Of one text too, only a batch lets other threads run.
+        # Only a batch, even of one text, lets other threads run.
         token_ids = self._twin.encode_batch([text], add_special_tokens=False)[0].ids
-        # The unknown token is what every text becomes that the vocabulary cannot spell, and spells none.
+        # Every text that the vocabulary cannot spell becomes the unknown token, which therefore controls nothing.
         control = {token_id: spelling for spelling, token_id in self.ids.items() if token_id != self._unknown_id}
         for token_id in token_ids:
             if token_id in control and token_id not in self._twin_ids:
@@ -107,13 +106,13 @@ class ControlTokens:
 
 
 def any_of(spellings: Iterable[str]) -> re.Pattern[str]:
-    """Match any of them: the leftmost, and of these the longest, as the tokenizers library matches added tokens."""
+    """Return a pattern for any of the spellings: the leftmost and then the longest, as added tokens are matched."""
     longest_first = sorted(spellings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _twin(backend: Any, added: Collection[Any], stand_ins: dict[str, str]) -> Any:
-    """The same tokenizer, sharing its model, in which the control tokens are spelled as what stands in for them."""
+    """Return a tokenizer that shares the model, in which stand-ins spell the control tokens."""
     twin = Tokenizer(backend.model)
     if backend.normalizer is not None:
         twin.normalizer = backend.normalizer

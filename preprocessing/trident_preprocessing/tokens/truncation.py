@@ -1,6 +1,6 @@
-"""Prompts cut to a length, for those who ask for it.
+"""The truncation of prompts to a length that the request asks for.
 
-Owns what may be asked and which ids go. Never cuts a prompt whose request does not say so.
+Owns what a request may ask for, and which ids are removed. Never cuts a prompt whose request does not ask for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
 from trident_preprocessing.prompt_request import PromptRequest
 
-#: As many as the engine holds beside the answer.
+#: The value that asks for as many tokens as the engine holds beside the answer.
 LONGEST = -1
 
 
 class TruncationSide(str, Enum):
-    """Where a prompt is cut."""
+    """The side on which a prompt is cut."""
 
     LEFT = "left"
     RIGHT = "right"
@@ -26,47 +26,48 @@ class TruncationSide(str, Enum):
 
 @dataclass(frozen=True)
 class Truncation:
-    """What a prompt is cut to.
+    """The length to which a prompt is cut.
 
     Args:
-        num_tokens: at most so many are left, the special ones included.
-        side: where it is cut.
+        num_tokens: how many tokens are left at most, including special ones.
+        side: the side on which it is cut.
     """
 
     num_tokens: int
     side: TruncationSide
 
     def cut(self, token_ids: list[int], is_added: Sequence[int] | None = None) -> list[int]:
-        """The ids that are left of a prompt, as transformers' tokenizers truncate.
+        """Return the ids that are left of a prompt, as transformers' tokenizers truncate.
 
         Args:
             token_ids: the whole prompt.
-            is_added: for each of them, whether the tokenizer added it to the text; those stay. None: none is.
+            is_added: for each id, whether the tokenizer added it to the text; added ids are kept. None if none was
+                added.
 
         Raises:
             RequestError: nothing of the text itself would be left.
         """
         if len(token_ids) <= self.num_tokens:
             return token_ids
-        of_text = [place for place in range(len(token_ids)) if is_added is None or not is_added[place]]
+        of_text = [index for index in range(len(token_ids)) if is_added is None or not is_added[index]]
         num_added = len(token_ids) - len(of_text)
         num_left = self.num_tokens - num_added
         if num_left < 1:
-            problem = f"{self.num_tokens} leaves no room beside special tokens; at least {num_added + 1}"
+            problem = f"{self.num_tokens} leaves no room beside the special tokens; send at least {num_added + 1}"
             raise RequestError(tensors.TRUNCATE_PROMPT_TOKENS.name, problem)
-        gone = set(of_text[:-num_left] if self.side is TruncationSide.LEFT else of_text[num_left:])
-        return [token_id for place, token_id in enumerate(token_ids) if place not in gone]
+        removed = set(of_text[:-num_left] if self.side is TruncationSide.LEFT else of_text[num_left:])
+        return [token_id for index, token_id in enumerate(token_ids) if index not in removed]
 
 
 def parse_truncation(request: PromptRequest, max_seq_len: int) -> Truncation | None:
-    """What the request asks for; None if nothing.
+    """Read which truncation a request asks for; None if it asks for none.
 
     Args:
-        request: `max_tokens` counts where the length is the longest possible.
-        max_seq_len: the engine's, in tokens, prompt and answer together.
+        request: the request; its `max_tokens` is reserved where it asks for the longest possible prompt.
+        max_seq_len: tokens of prompt and answer together that the engine holds.
 
     Raises:
-        RequestError: names the field.
+        RequestError: a field is wrong; names it.
     """
     num_tokens = request.truncate_prompt_tokens
     if num_tokens is None:
@@ -96,7 +97,7 @@ def _parse_side(raw: bytes | None) -> TruncationSide:
 def _longest(max_tokens: int | None, max_seq_len: int) -> int:
     field = tensors.MAX_TOKENS.name
     if max_tokens is None:
-        raise RequestError(field, f"missing; {tensors.TRUNCATE_PROMPT_TOKENS.name} {LONGEST} leaves room for it")
+        raise RequestError(field, f"is missing; {tensors.TRUNCATE_PROMPT_TOKENS.name} {LONGEST} leaves room for it")
     if not 1 <= max_tokens < max_seq_len:
         raise RequestError(field, f"must be from 1 to {max_seq_len - 1} beside a prompt, not {max_tokens}")
     return max_seq_len - max_tokens

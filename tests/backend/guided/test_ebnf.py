@@ -16,6 +16,7 @@ from tests.fakes.guides import FAMILY, NO_TEXT, accepts, guides_for, seeded, wri
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import ebnf
 from trident_backend.guided.compiler import CompiledGrammar, GrammarCompiler, max_items
+from trident_backend.guided.ebnf_parser import Node
 from trident_backend.guided.grammars import lark_grammar
 from trident_backend.guided.memory import GuideMemory
 from trident_backend.guided.vocabulary import TokenizerInfo, Vocabulary
@@ -220,7 +221,7 @@ def test_the_work_for_a_grammar_is_proportional_to_its_length(monkeypatch: pytes
     visited = 0
     references = ebnf._references
 
-    def counted(node: ebnf._Node) -> Iterator[str]:
+    def counted(node: Node) -> Iterator[str]:
         nonlocal visited
         visited += 1
         return references(node)

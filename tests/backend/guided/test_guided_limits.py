@@ -120,9 +120,14 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
     ("kind", "guide", "field", "problem"),
     [
         ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not one of the known types"),
-        ("", "a", "guided_decoding_guide_type", "known: json, json_schema, regex, choice, ebnf_grammar"),
+        ("", "a", "guided_decoding_guide_type", "known types: json, json_schema, regex, choice, ebnf_grammar"),
         ("regex", "", "guided_decoding_guide", "is missing or empty"),
-        ("regex", "x" * 70_000, "guided_decoding_guide", "70000 bytes are too many: at most 65536"),
+        (
+            "regex",
+            "x" * 70_000,
+            "guided_decoding_guide",
+            "70000 bytes are more than this field may have; at most 65536",
+        ),
         ("regex", "[a", "guided_decoding_guide", "unclosed character class"),
         ("regex", "(?=a)b", "guided_decoding_guide", "look-around"),
         ("regex", "a\\", "guided_decoding_guide", "ends in a single backslash"),

@@ -141,7 +141,7 @@ def test_tools_and_tool_calls_reach_the_template() -> None:
 
 
 def test_tools_that_a_template_would_leave_out_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"^tools: the checkpoint's chat template takes no tools"):
+    with pytest.raises(RequestError, match=r"^tools: the checkpoint's chat template does not take tools"):
         prompt_ids(CHATML, CONVERSATION, tools=[WEATHER])
 
 
@@ -208,7 +208,7 @@ def test_templates_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_with_messages_alone(fields: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match=f"^{next(iter(fields))}: goes with messages alone"):
+    with pytest.raises(RequestError, match=f"^{next(iter(fields))}: only goes with messages"):
         PromptTokenizer(reference(CHATML), 4096).encode(PromptRequest(text_input=b"a", **fields))
 
 

@@ -187,14 +187,14 @@ def test_tools_that_are_taken(name: str) -> None:
 def test_tools_that_are_left_out() -> None:
     for name in set(NAMES) - set(TAKE_TOOLS):
         with pytest.raises(
-            RequestError, match=r"^tools: the checkpoint's chat template takes no tools; leave them out"
+            RequestError, match=r"^tools: the checkpoint's chat template does not take tools; leave them out"
         ):
             rendered(name, HISTORY[:1], tools=[WEATHER])
     names_alone = "{{ tools and tools[0].function.name }}{{ messages[0].content }}"
     with pytest.raises(RequestError, match=r"^tools: \[0\]\.function\.description: .* leaves it out$"):
         rendered(names_alone, HISTORY[:1], tools=[WEATHER])
     only_mentions = "{# tools #}{% if tools is defined %}{% endif %}{{ messages[0].content }}"
-    with pytest.raises(RequestError, match=r"^tools: the checkpoint's chat template takes no tools"):
+    with pytest.raises(RequestError, match=r"^tools: the checkpoint's chat template does not take tools"):
         rendered(only_mentions, HISTORY[:1], tools=[WEATHER])
 
 

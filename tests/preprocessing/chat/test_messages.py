@@ -35,10 +35,10 @@ def test_a_message_without_content_has_tool_calls() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "not JSON"),
-        ("hello", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[1" + "0" * 5000 + "]", "not JSON|must be an object"),
+        ("", "is not valid JSON"),
+        ("hello", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[1" + "0" * 5000 + "]", "is not valid JSON|must be an object"),
         ("{}", "must be a list of at least one message"),
         ("[]", "must be a list of at least one message"),
         ('"user"', "must be a list of at least one message"),
@@ -46,7 +46,7 @@ def test_a_message_without_content_has_tool_calls() -> None:
         ('[{"role": "user", "content": "a"}, "b"]', r"\[1\] must be an object"),
         ('[{"content": "a"}]', r"\[0\]\.role must be a text"),
         ('[{"role": 3, "content": "a"}]', r"\[0\]\.role must be a text"),
-        ('[{"role": "", "content": "a"}]', r"\[0\]\.role '' is none"),
+        ('[{"role": "", "content": "a"}]', r"\[0\]\.role '' must be at most 64"),
         ('[{"role": "user"}]', r"\[0\]\.content must be a text"),
         ('[{"role": "user", "content": {"text": "a"}}]', r"\[0\]\.content must be a text"),
     ],
@@ -66,9 +66,9 @@ def test_what_is_no_list_of_messages(text: str, problem: str) -> None:
         ({"content": [{"type": "text", "text": "a"}, {"type": "text"}]}, r"\[0\]\.content\[1\]\.text must be a text"),
         (
             {"content": [{"type": "image_url", "image_url": {"url": "a"}}]},
-            r"\[0\]\.content\[0\]\.type 'image_url' is not served: text alone is",
+            r"\[0\]\.content\[0\]\.type 'image_url' is not supported; only text is",
         ),
-        ({"content": [{"type": "a" * 999}]}, r"\[0\]\.content\[0\]\.type 'a{40}' is not served"),
+        ({"content": [{"type": "a" * 999}]}, r"\[0\]\.content\[0\]\.type 'a{40}' is not supported"),
         ({"content": "a", "tool_calls": {}}, r"\[0\]\.tool_calls must be a list of objects"),
         ({"content": "a", "tool_calls": ["f"]}, r"\[0\]\.tool_calls must be a list of objects"),
     ],
@@ -83,7 +83,8 @@ def test_tools_are_left_as_they_are() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]
     assert parse_tools(json.dumps(tools)) == tools
     assert parse_tools("[]") is None
-    for text, problem in (("", "not JSON"), ("{}", "must be a list"), ('[{}, "f"]', r"\[1\] must be an object")):
+    problems = {"": "is not valid JSON", "{}": "must be a list", '[{}, "f"]': r"\[1\] must be an object"}
+    for text, problem in problems.items():
         with pytest.raises(RequestError, match=f"^tools: {problem}"):
             parse_tools(text)
 
@@ -96,11 +97,11 @@ def test_template_arguments_take_no_others_place() -> None:
         ("tools", "send the input tools"),
         ("add_generation_prompt", "send the input add_generation_prompt"),
         ("continue_final_message", "send the input continue_final_message"),
-        ("chat_template", "only what the template itself asks for"),
-        ("tokenize", "only what the template itself asks for"),
+        ("chat_template", "only arguments that the template itself reads"),
+        ("tokenize", "only arguments that the template itself reads"),
     ):
         with pytest.raises(RequestError, match=f"^chat_template_kwargs: {name} cannot be given here; {advice}"):
             parse_template_kwargs(json.dumps({"a": 1, name: True}), reserved)
-    for text, problem in (("{", "not JSON"), ("[]", "must be an object"), ("null", "must be an object")):
+    for text, problem in (("{", "is not valid JSON"), ("[]", "must be an object"), ("null", "must be an object")):
         with pytest.raises(RequestError, match=f"^chat_template_kwargs: {problem}"):
             parse_template_kwargs(text, ())

@@ -236,7 +236,7 @@ def test_one_beginning_of_text() -> None:
     made = [prompts(templates.CHATML, "llama_2").encode(request) for request in asked]
     assert made[0] == made[1] == [0, *made[2]]
     assert made[2].count(0) == 1
-    with pytest.raises(RequestError, match=r"^add_special_tokens: goes with text_input alone"):
+    with pytest.raises(RequestError, match=r"^add_special_tokens: only goes with text_input"):
         encode(templates.CHATML, [message("user", "a")], add_special_tokens=False)
-    with pytest.raises(RequestError, match=r"^sanitize_control_tokens: goes with messages alone"):
+    with pytest.raises(RequestError, match=r"^sanitize_control_tokens: only goes with messages"):
         prompts(templates.CHATML).encode(PromptRequest(text_input=text, sanitize_control_tokens=True))

@@ -83,7 +83,7 @@ def test_the_longest_prompt_leaves_room_for_the_answer() -> None:
 @pytest.mark.parametrize("max_tokens", [None, -1, 0, 64, 65])
 def test_the_longest_prompt_needs_max_tokens(max_tokens: int | None) -> None:
     request = PromptRequest(text_input=b"a", truncate_prompt_tokens=-1, max_tokens=max_tokens)
-    with pytest.raises(RequestError, match=r"^max_tokens: (missing|must be from 1 to 63 beside a prompt)"):
+    with pytest.raises(RequestError, match=r"^max_tokens: (is missing|must be from 1 to 63 beside a prompt)"):
         PromptTokenizer(tokenizer("llama_2"), 64).encode(request)
 
 

@@ -108,9 +108,9 @@ def test_a_template_of_the_configuration_is_named_there(checkpoint: Path) -> Non
     [
         (
             "<|system|>",
-            r"with 3 '<\|system\|>', which is no end of text.*eos_token_id in generation_config",
+            r"with 3 '<\|system\|>', which is not an end of text.*eos_token_id in generation_config",
         ),
-        ("\n###\n", r"with 1 '<\|user\|>', which is no end of text"),
+        ("\n###\n", r"with 1 '<\|user\|>', which is not an end of text"),
         ("<|end|>", None),
     ],
 )
@@ -125,7 +125,7 @@ def test_the_end_of_a_turn_is_a_warning_until_a_file_names_it(checkpoint: Path) 
     for name in ("config.json", "generation_config.json"):
         edit_json(checkpoint / name, eos_token_id=1)
     edit_json(checkpoint / "tokenizer_config.json", eos_token="<|user|>")  # noqa: S106
-    assert "0 '<|end|>', which is no end of text" in check(checkpoint)["warning"]
+    assert "0 '<|end|>', which is not an end of text" in check(checkpoint)["warning"]
     shutil.rmtree(checkpoint.parent / "engine")
     edit_json(checkpoint / "generation_config.json", eos_token_id=[0, 1])
     assert "warning" not in check(checkpoint)
@@ -133,7 +133,7 @@ def test_the_end_of_a_turn_is_a_warning_until_a_file_names_it(checkpoint: Path) 
 
 def test_a_template_that_ends_a_turn_in_words_is_told(checkpoint: Path) -> None:
     set_template(checkpoint, "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}")
-    assert r"ends an answer with '\n\nuser: ', which is no token" in check(checkpoint)["warning"]
+    assert r"ends an answer with '\n\nuser: ', which is not a token" in check(checkpoint)["warning"]
 
 
 @pytest.mark.parametrize(

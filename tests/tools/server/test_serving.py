@@ -12,7 +12,8 @@ from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_tools.server import serving
 from trident_tools.server.restarts import MAX_FAILED_STARTS, Restarts
 from trident_tools.server.serving import Serving
-from trident_tools.server.supervisor import Signals, Supervisor
+from trident_tools.server.signals import StopSignals
+from trident_tools.server.supervisor import Supervisor
 from trident_tools.server.triton_log import TritonLog
 
 LOCK = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'\n"
@@ -62,7 +63,7 @@ class Stage:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.path.touch()
-        self.signals = Signals()
+        self.signals = StopSignals()
         self.events: list[str] = []
         self.has_log = True
         self.signal_at: float | None = None

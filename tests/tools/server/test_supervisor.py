@@ -14,10 +14,10 @@ import pytest
 from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_ensemble.draining import DrainNotice
 from trident_tools.server.memory_kills import MemoryKills
-from trident_tools.server.process_ending import describe_ending
 from trident_tools.server.server_process import ServerProcess
+from trident_tools.server.signals import StopSignals, describe_ending
 from trident_tools.server.stubs import StubWatch
-from trident_tools.server.supervisor import Signals, Supervisor
+from trident_tools.server.supervisor import Supervisor
 from trident_tools.server.triton_log import TritonLog
 from trident_tools.server.triton_server import Listen
 from trident_tools.server.triton_status import TritonStatus
@@ -91,7 +91,7 @@ def only_stub(server: ServerProcess, other_than: int = 0) -> int:
     raise AssertionError("no stub")
 
 
-class Stop(Signals):
+class Stop(StopSignals):
     """Asks to stop after a time, as a signal would."""
 
     def __init__(self, seconds: float) -> None:

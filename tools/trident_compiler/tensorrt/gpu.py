@@ -46,21 +46,8 @@ class Gpus:
     why_none: str = ""
 
 
-def gpus_at_hand() -> Gpus:
-    """Return every GPU that CUDA can use; none of them becomes the calling thread's.
-
-    Raises:
-        BuildError: there are GPUs, and CUDA cannot tell of which kind.
-    """
-    count, why_none = count_gpus()
-    if not count:
-        return Gpus((), why_none)
-    cuda = importlib.import_module("cuda.bindings.runtime")
-    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)))
-
-
 def count_gpus() -> tuple[int, str]:
-    """Return how many GPUs CUDA can use, and why there is none, for people; takes no memory on any."""
+    """Return how many GPUs CUDA finds, and why there are none; takes no memory on any of them."""
     try:
         cuda = importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
@@ -69,6 +56,17 @@ def count_gpus() -> tuple[int, str]:
     if status != cuda.cudaError_t.cudaSuccess:
         return 0, _why_unusable(cuda, status)
     return int(count), "" if count else _NONE_FOUND
+
+
+def gpus_at_hand() -> Gpus:
+    """Return every GPU that CUDA can use; none of them becomes the calling thread's.
+
+    Raises:
+        BuildError: there are GPUs, and CUDA cannot tell of which kind.
+    """
+    count, why_none = count_gpus()
+    cuda = importlib.import_module("cuda.bindings.runtime") if count else None
+    return Gpus(tuple(_gpu(cuda, ordinal) for ordinal in range(count)), why_none)
 
 
 def free_bytes(ordinal: int) -> int:

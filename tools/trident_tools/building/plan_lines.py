@@ -1,4 +1,4 @@
-"""What `trident build` is about to do, in lines for people.
+"""The plan of `trident build`, in lines for people.
 
 Owns their words. Never decides or prints anything.
 """
@@ -18,7 +18,7 @@ from trident_ensemble.contract.manifest import KVKind, Precision, PrecisionChoic
 def plan_lines(
     checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan
 ) -> Iterator[tuple[str, str]]:
-    """What each line is about, and its text."""
+    """Yield the subject and the text of each line."""
     model, compiler = checkpoint.model, choice.compiler.compiler
     on_cpu = plan.kv_kind is KVKind.BLOCKS
     resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
@@ -64,7 +64,7 @@ def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     none = "none: no file names a token that ends the text, so answers end at max_tokens or a stop string alone"
     yield "end", tokens or none
     for text in ends.unknown:
-        yield "warning", f"{text} is no token of the tokenizer, and ends nothing"
+        yield "warning", f"{text} is not a token of the tokenizer, and ends nothing"
 
 
 def _weights(checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision) -> str:

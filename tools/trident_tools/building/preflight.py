@@ -1,4 +1,4 @@
-"""What must be true before a server is started.
+"""The checks that are made before a server is started.
 
 Owns the checks of the repository, of the GPUs and of the ports, and their messages. Never starts anything.
 """
@@ -17,7 +17,7 @@ from trident_tools.server.triton_server import Listen
 
 
 def check_repository(repository: Path) -> Manifest:
-    """The manifest of the engine that would be served.
+    """Check that a repository can be served; return the manifest of its engine.
 
     Raises:
         ArtifactError: the engine is missing or damaged.
@@ -35,19 +35,19 @@ def check_repository(repository: Path) -> Manifest:
 
 
 def runs_on_gpus(manifest: Manifest) -> bool:
-    """Whether the engine was compiled for GPUs."""
+    """Return whether an engine was compiled for GPUs."""
     return manifest.compiler.target != "cpu"
 
 
 def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
-    """Hold the GPUs to serve on against the engine, and against what this machine has.
+    """Check the GPUs that are to serve an engine.
 
     Args:
-        gpus: their numbers, as CUDA counts them; the first ones when empty.
-        manifest: the engine's.
+        gpus: the GPUs by CUDA's numbers; empty for the first ones.
+        manifest: the manifest of the engine.
 
     Raises:
-        ServerError: says what does not go together, or what this machine lacks, and what to do.
+        ServerError: the GPUs do not fit the engine, or this machine does not have them; says what to do.
     """
     compiler, num_parts = manifest.compiler, manifest.tensor_parallel
     if not runs_on_gpus(manifest):
@@ -62,20 +62,15 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
             f"--gpu: the engine was built with --tensor-parallel {num_parts}, so it takes {num_parts} "
             f"GPU{'s' * (num_parts > 1)}, not {len(gpus)}"
         )
-    num_gpus = _num_gpus(f"the engine was compiled for a GPU ({compiler.target}), and CUDA finds none here")
+    num_gpus, why_none = count_gpus()
+    if not num_gpus:
+        raise ServerError(
+            f"the engine was compiled for a GPU ({compiler.target}), and CUDA finds none here: {why_none}; in a "
+            "container, start it with `docker run --gpus all`; elsewhere `nvidia-smi` must list a GPU, and "
+            "CUDA_VISIBLE_DEVICES must not hide it"
+        )
     if missing := [gpu for gpu in gpus or range(num_parts) if gpu >= num_gpus]:
         raise ServerError(f"--gpu: there is no GPU {missing[0]}; CUDA finds {num_gpus} here, counted from 0")
-
-
-def _num_gpus(problem: str) -> int:
-    """How many GPUs CUDA finds, at least one; only counts them, so that no memory is taken on any."""
-    count, why_none = count_gpus()
-    if not count:
-        raise ServerError(
-            f"{problem} ({why_none}); in a container, start it with `docker run --gpus all`; elsewhere `nvidia-smi` "
-            "must list a GPU, CUDA_VISIBLE_DEVICES must not hide it, and trident-llm[tensorrt] must be installed"
-        )
-    return count
 
 
 def check_ports(listen: Listen) -> None:

@@ -1,7 +1,7 @@
-"""Putting a finished build into place: all of it or nothing.
+"""The installation of a finished build, all of it or nothing.
 
 Owns the staging folder, the exchange with what was there, and the way back when something fails in between. Never looks
-into an engine. Other models and versions of a repository are left alone.
+into an engine, and never changes other models and versions of a repository.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 @contextlib.contextmanager
 def staging(repository: Path) -> Iterator[Path]:
-    """An empty folder on the repository's file system, beside it; gone afterwards whatever happens.
+    """Make an empty folder on the repository's file system, beside it; it is removed afterwards in any case.
 
     Raises:
         BuildError: the repository's place cannot be written to.
@@ -65,9 +65,9 @@ def install(staged: Path, repository: Path, text_files: dict[str, str]) -> None:
     """Put the staged engine and the rendered text files into the repository.
 
     Args:
-        staged: the staging folder, holding the engine at `core/1`.
-        repository: where it goes; need not exist.
-        text_files: contents by relative path.
+        staged: the staging folder, which has the engine at `core/1`.
+        repository: the repository, which need not exist.
+        text_files: relative path -> content.
 
     A new repository appears in one rename. In one that exists, files that differ are replaced one by one and the engine
     by a rename; a failure, or Ctrl-C, undoes what was done.

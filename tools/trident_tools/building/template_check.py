@@ -1,7 +1,7 @@
-"""What a chat template does with ordinary conversations, for the one who builds.
+"""The check of a chat template with ordinary conversations, for the user who builds.
 
-Owns those conversations, and how the end of an answer is found in their prompts. Decides nothing: some models have no
-system role, or answer once, and are served as they are.
+Owns those conversations, and the way to find the end of an answer in their prompts. Never refuses a template: some
+models have no system role, or answer only once, and are served as they are.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _USER, _SYSTEM, _ANSWER, _NEXT = "tridentuserword", "tridentsystemword", "triden
 
 @dataclass(frozen=True)
 class TemplateFindings:
-    """What was found out.
+    """The findings about one chat template.
 
     Args:
-        refused: what the template does not render, and what it says about it.
+        refused: conversations that the template does not render, with its own message.
         end_of_turn: id and text of the first added token after an answer; None if there is none.
         after_answer: the text after an answer, up to what the next user says.
     """
@@ -36,8 +36,8 @@ def find_out(renderer: TemplateRenderer, tokenizer: Tokenizer) -> TemplateFindin
     """Render ordinary conversations with the default template; None where there is no default.
 
     Args:
-        renderer: of the checkpoint's templates.
-        tokenizer: tells which tokens are in a prompt.
+        renderer: renders the checkpoint's templates.
+        tokenizer: finds the tokens in a prompt.
     """
     if DEFAULT not in renderer.templates:
         return None
@@ -83,8 +83,10 @@ def _text(message: Message) -> str:
 
 
 def _after_answer(renderer: TemplateRenderer) -> str:
-    """Return what stands behind an answer. A next turn is asked for first: some templates end the last one in another
-    way than those before."""
+    """Return the text after an answer, preferably before another turn.
+
+    Some templates end the last answer in another way than earlier ones.
+    """
     for roles in (("user", "assistant", "user"), ("user", "assistant")):
         prompt = _render(renderer, roles, add_generation_prompt=False)
         if not isinstance(prompt, RenderError):
@@ -93,8 +95,7 @@ def _after_answer(renderer: TemplateRenderer) -> str:
 
 
 def _first_added(text: str, tokenizer: Tokenizer) -> tuple[int, str] | None:
-    """Return the first token of a text that the tokenizer has as a whole, apart from its vocabulary: special ones, and
-    those that are added without being called so."""
+    """Return the first added token in a text, special or not."""
     added = tokenizer.get_added_tokens_decoder()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return next(((token_id, added[token_id].content) for token_id in ids if token_id in added), None)

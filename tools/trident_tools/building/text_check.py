@@ -1,8 +1,8 @@
-"""What serving will load of a checkpoint's text side, loaded and tried before the network is compiled.
+"""The check of a checkpoint's text side: what serving will load is loaded and tried before the network is compiled.
 
-Owns the order of the checks, which of their findings end a build and which are only told: a build of an hour must not
-fail at its end, and an engine that was built must serve. Never runs code of the checkpoint, and decides nothing about
-how text is served.
+Owns the order of the checks, and which findings end a build and which are only shown. A build of an hour must not fail
+at its end, and an engine that was built must serve. Never runs code of the checkpoint, and never decides how text is
+served.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
 from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
 from trident_tools.building.template_check import TemplateFindings, find_out
 
-#: What is found out, and its text: a line of the build's plan.
+#: The subject and the text of a line in the build's plan.
 Line = tuple[str, str]
 
 _MAX_SECONDS = 30
 _MAX_NAMED = 3
-#: Texts that pre-tokenizers and normalizers have been seen to differ in.
+#: Texts in which pre-tokenizers and normalizers are known to differ.
 _PROBES = (
     "The trident has three prongs, doesn't it?",
     " 1234567 + 89 = x_1 ",
@@ -41,19 +41,19 @@ _PROBES = (
 
 
 def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
-    """Load the tokenizer, the chat templates, the detokenizer and the alphabet of guides as serving does.
+    """Load the tokenizer, the chat templates, the detokenizer and the vocabulary of guides as serving does.
 
-    Writes what the text models must know of the templates into the engine folder.
+    The profiles of the templates are written into the engine folder.
 
     Args:
-        checkpoint: what is built.
-        engine_folder: holds the tokenizer's files already.
+        checkpoint: the checkpoint that is built.
+        engine_folder: the engine folder, which already has the tokenizer's files.
 
     Returns:
-        what the user should know, warnings among it.
+        lines for the user, some of them warnings.
 
     Raises:
-        CheckpointError: something of it cannot be served; names the file and what to do.
+        CheckpointError: something cannot be served; names the file and what to do.
     """
     folder = engine_folder / layout.TOKENIZER_FOLDER
     tokenizer = _load(checkpoint, folder)
@@ -90,7 +90,7 @@ def _load(checkpoint: Checkpoint, folder: Path) -> Any:
 
 
 def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
-    """Hold what encodes prompts against what decodes answers, and both against the network."""
+    """Compare the ids of the tokenizer for prompts, of the tokenizer for answers, and of the network."""
     vocab_size = checkpoint.model.vocab_size
     encoding: Mapping[str, int] = tokenizer.get_vocab()
     decoding = backend.get_vocab(with_added_tokens=True)
@@ -120,7 +120,7 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> It
 
 
 def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
-    """Tell where a class of transformers splits text by rules of its own and not by those of tokenizer.json."""
+    """Warn where a class of transformers splits text by its own rules and not by those of tokenizer.json."""
     for text in _PROBES:
         served = tokenizer(text, add_special_tokens=False)["input_ids"]
         if served != backend.encode(text, add_special_tokens=False).ids:
@@ -167,13 +167,13 @@ def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator
         elif token_id not in ends.ids:
             yield (
                 "warning",
-                f"the chat template ends an answer with {token_id} {text!r}, which is no end of text: answers may run "
-                f"on past their end. If the model was trained with this template, add {token_id} to eos_token_id in "
-                f"generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
+                f"the chat template ends an answer with {token_id} {text!r}, which is not an end of text: answers may "
+                f"run on past their end. If the model was trained with this template, add {token_id} to eos_token_id "
+                f"in generation_config.json and build again; until then, send end_id = {token_id} or stop strings",
             )
     elif findings.after_answer:
         yield (
             "warning",
-            f"the chat template ends an answer with {findings.after_answer!r}, which is no token of its own: "
+            f"the chat template ends an answer with {findings.after_answer!r}, which is not a token of its own: "
             "if answers run on past it, send it as a stop string",
         )

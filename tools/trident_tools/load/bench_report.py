@@ -1,4 +1,4 @@
-"""A load's outcome as tables and as JSON.
+"""The outcome of a load, as tables and as JSON.
 
 Owns the form of both. Never computes a figure and never prints. The JSON is:
 
@@ -41,10 +41,10 @@ class Outcome:
     """Everything that a report is made of.
 
     Args:
-        configuration: the command's options.
-        model: that was asked.
-        notes: for the reader, on the whole load.
-        stages: what happened and what it comes to, in order.
+        configuration: the options of the command.
+        model: the model that was asked.
+        notes: notes for the reader on the whole load.
+        stages: the course and the figures of each stage, in order.
     """
 
     configuration: dict[str, Any]
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def stage_table(result: StageResult, figures: StageFigures) -> RenderableType:
-    """One stage's figures, a row a metric; then its errors."""
+    """Return a table of one stage: a row for each metric, then its errors."""
     table = Table(title=f"{result.load}, {result.window.seconds:.1f} s", box=box.SIMPLE, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for name in ("avg", *(f"p{number}" for number in PERCENTILES), "min", "max"):
@@ -77,7 +77,7 @@ def stage_table(result: StageResult, figures: StageFigures) -> RenderableType:
 
 
 def summary_table(stages: Sequence[tuple[StageResult, StageFigures]]) -> RenderableType:
-    """All stages: a row a stage."""
+    """Return a table of all stages, a row for each."""
     table = Table(box=box.SIMPLE)
     table.add_column("load", no_wrap=True)
     for name in summary_columns(stages):
@@ -88,7 +88,7 @@ def summary_table(stages: Sequence[tuple[StageResult, StageFigures]]) -> Rendera
 
 
 def summary_columns(stages: Sequence[tuple[StageResult, StageFigures]]) -> list[str]:
-    """What a row of the summary holds, after the load."""
+    """Return the headings of the summary's columns after that of the load."""
     has_goodput = any(figures.goodput is not None for _, figures in stages)
     return [
         "TTFT p50 (ms)", "TTFT p95 (ms)", "ITL p50 (ms)", "ITL p95 (ms)", "latency p95 (ms)", "tokens/s",
@@ -97,7 +97,7 @@ def summary_columns(stages: Sequence[tuple[StageResult, StageFigures]]) -> list[
 
 
 def summary_row(stages: Sequence[tuple[StageResult, StageFigures]], figures: StageFigures) -> list[str]:
-    """One stage's values of `summary_columns`."""
+    """Return the values of one stage for `summary_columns`."""
 
     def percentile(name: str, number: int) -> str:
         summary = figures.summaries.get(name)
@@ -120,7 +120,7 @@ def summary_row(stages: Sequence[tuple[StageResult, StageFigures]], figures: Sta
 
 
 def throughputs(figures: StageFigures) -> list[tuple[str, str, float]]:
-    """Name, unit and value."""
+    """Return name, unit and value of each throughput."""
     rows = [
         ("output_token_throughput", "tokens/s", figures.output_token_throughput),
         ("request_throughput", "requests/s", figures.request_throughput),
@@ -129,13 +129,13 @@ def throughputs(figures: StageFigures) -> list[tuple[str, str, float]]:
 
 
 def send_lag_ms(result: StageResult) -> float:
-    """99th percentile of how late this process sent what counts, in milliseconds; 0 if nothing does."""
+    """Return the 99th percentile of how late requests that count were sent, in milliseconds; 0 without any."""
     lags = [record.sent_at - record.scheduled_at for record in result.records if record.scheduled_at in result.window]
     return float(np.percentile(lags, 99)) * 1000 if lags else 0.0
 
 
 def stage_notes(result: StageResult, figures: StageFigures) -> list[str]:
-    """What a reader must know before believing a stage's figures."""
+    """Return what a reader must know before believing the figures of a stage."""
     notes = []
     if result.cpu_share > _BUSY_SHARE:
         notes.append(f"{result.load}: this client used {result.cpu_share:.0%} of a core and may be the bottleneck")
@@ -153,7 +153,7 @@ def stage_notes(result: StageResult, figures: StageFigures) -> list[str]:
 
 
 def render_json(outcome: Outcome, with_records: bool) -> str:
-    """The whole outcome, as the module's docstring lays it out."""
+    """Return the whole outcome as JSON, in the form that the module's docstring describes."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -215,13 +215,13 @@ def _record(result: StageResult, record: ClientRequestRecord) -> dict[str, Any]:
 
 
 def _values(summary: Summary) -> dict[str, float]:
-    """In the order of the table's columns."""
+    """Return a distribution's numbers in the order of the table's columns."""
     percentiles = {f"p{number}": value for number, value in summary.percentiles.items()}
     return {"avg": summary.avg, **percentiles, "min": summary.min, "max": summary.max}
 
 
 def _number(value: float) -> str:
-    """Three digits that matter, at least; thousands whole."""
+    """Write a number with at least three significant digits; thousands are rounded to whole numbers."""
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Charts as plain numbers: where axes, lines and labels lie.
+"""Charts as plain numbers: the positions of axes, lines and labels.
 
 Owns the geometry of a chart in the units of its drawing. Never draws: a template does.
 """
@@ -19,9 +19,9 @@ class Line:
     """A line through data.
 
     Args:
-        name: in the legend; empty for a line that needs none.
-        points: x and y, in the axes' units.
-        labels: a word at each point; empty for a line without marks.
+        name: the name in the legend; empty for a line that needs none.
+        points: x and y of each point, in the axes' units.
+        labels: a word for each point; empty for a line without marks.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where it lies in the drawing, and its number."""
+    """A mark on an axis: its position in the drawing, and its number."""
 
     at: float
     text: str
@@ -39,7 +39,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that is drawn, with its word and what it says when pointed at."""
+    """A point in the drawing, with its label and the text that is shown when the pointer is on it."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Chart:
 
 
 def make_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> Chart | None:
-    """A chart whose axes begin at 0; None if there is nothing to draw. All values are at least 0."""
+    """Return a chart whose axes begin at 0, or None if there is nothing to draw; all values must be at least 0."""
     points = [point for line in lines for point in line.points]
     if not points:
         return None
@@ -110,7 +110,7 @@ def make_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) ->
 
 
 def steps(highest: float) -> list[float]:
-    """Round numbers from 0 to at least `highest`, up to six of them."""
+    """Return up to six round numbers from 0 to at least `highest`."""
     if highest <= 0:
         return [0.0, 1.0]
     rough = highest / _MAX_TICKS
@@ -121,5 +121,5 @@ def steps(highest: float) -> list[float]:
 
 
 def write(value: float) -> str:
-    """A number of an axis: thousands with commas, no digit without need."""
+    """Write a number of an axis, with commas between thousands and no needless digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,7 +1,7 @@
-"""What is known of one request: when its responses came and what the server said of it.
+"""The client's record of one request: when its responses came, and what the server said about it.
 
-Owns the times of a stream while it runs and the record it leaves. Never aggregates. All times are seconds of one
-monotonic clock.
+Owns the times of a stream while it runs, and the record that it leaves. All times are seconds of one monotonic clock.
+Never aggregates.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-#: The error of a request that the server had not answered in full when the stage's grace was over.
+#: The error of a request that had not been answered in full when the grace of its stage was over.
 UNFINISHED = "unfinished: no end within the grace"
 _MAX_KIND_WORDS = 16
 _CODES = re.compile(r"(\[\w+\]\s*)+")
@@ -17,17 +17,17 @@ _CODES = re.compile(r"(\[\w+\]\s*)+")
 
 @dataclass(frozen=True)
 class ClientRequestRecord:
-    """A request that has ended, one way or the other.
+    """A request that has ended, well or not.
 
     Args:
         scheduled_at: when it should have been sent; every latency counts from here.
         sent_at: when it was sent.
         chunk_times: arrival of each response that carried tokens.
-        chunk_tokens: how many tokens each of them carried; None where the protocol does not say.
-        num_input_tokens: as the server counts; None if it does not say.
-        num_output_tokens: likewise.
-        finish_reason: as the server spells it.
-        error: what went wrong; empty when all went well.
+        chunk_tokens: how many tokens each of these carried; None where the protocol does not say.
+        num_input_tokens: tokens of the prompt as the server counts them; None if it does not say.
+        num_output_tokens: tokens of the output as the server counts them; None if it does not say.
+        finish_reason: the reason as the server spells it.
+        error: what went wrong; empty if nothing did.
     """
 
     scheduled_at: float
@@ -51,18 +51,18 @@ class ClientRequestRecord:
 
     @property
     def inter_token_latency(self) -> float | None:
-        """Seconds a token after the first; None for an output of one token, or of an unknown number."""
+        """Seconds per token after the first; None for an output of one token, or of an unknown number."""
         if self.num_output_tokens is None or self.num_output_tokens < 2:
             return None
         return (self.chunk_times[-1] - self.chunk_times[0]) / (self.num_output_tokens - 1)
 
     @property
     def inter_chunk_latencies(self) -> list[float]:
-        """Seconds between each two responses that followed each other."""
+        """Seconds between successive responses."""
         return [later - earlier for earlier, later in zip(self.chunk_times, self.chunk_times[1:], strict=False)]
 
     def tokens_of_chunks(self) -> list[float]:
-        """Tokens that each response carried; the server's total shared out evenly where the protocol does not say."""
+        """Return the tokens of each response; where the protocol does not say, the total is distributed evenly."""
         if self.chunk_tokens is not None:
             return [float(count) for count in self.chunk_tokens]
         if self.num_output_tokens is None or not self.chunk_times:
@@ -72,7 +72,7 @@ class ClientRequestRecord:
 
 @dataclass(eq=False)
 class ClientStream:
-    """A request while it runs; its client fills it in.
+    """A request while it runs; its client fills in what it receives.
 
     Args:
         scheduled_at: when it should have been sent.
@@ -88,13 +88,13 @@ class ClientStream:
     finish_reason: str = ""
 
     def received(self, now: float, num_tokens: int | None) -> None:
-        """A response with tokens has come; None where the protocol does not say how many."""
+        """Note a response with tokens; `num_tokens` is None where the protocol does not say how many."""
         self.chunk_times.append(now)
         if num_tokens is not None:
             self.chunk_tokens.append(num_tokens)
 
     def record(self, error: str) -> ClientRequestRecord:
-        """What is left when the request has ended."""
+        """Return the record of the request, which has ended."""
         counted = len(self.chunk_tokens) == len(self.chunk_times)
         total = self.num_output_tokens
         if total is None and counted:
@@ -112,8 +112,9 @@ class ClientStream:
 
 
 def error_kind(message: str) -> str:
-    """What errors are counted by: codes in brackets, then the first words with every number as N, so that equal errors
-    count together.
+    """Return the kind by which an error is counted: its codes in brackets and its first words.
+
+    Every number in the words becomes N, so that equal errors are counted together.
     """
     match = _CODES.match(message)
     codes = match.group() if match else ""

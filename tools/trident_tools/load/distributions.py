@@ -1,6 +1,6 @@
 """Lengths of prompts and outputs, as distributions of tokens.
 
-Owns how they are written on a command line and drawn. Never knows what the lengths are for.
+Owns the way they are written on a command line, and the drawing of samples. Never knows what the lengths are for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-#: Kind -> what its numbers are called.
+#: Kind -> the names of its numbers.
 _KINDS = {
     "constant": ("value",),
     "normal": ("mean", "deviation"),
@@ -24,18 +24,18 @@ _FORMS = "128, normal:128:32, uniform:64:256 or lognormal:128:64"
 
 @dataclass(frozen=True)
 class Distribution:
-    """Whole numbers of at least 1.
+    """A distribution of whole numbers of at least 1.
 
     Args:
         kind: constant, normal, uniform (both ends included) or lognormal.
-        numbers: in tokens: the value; mean and standard deviation; lowest and highest.
+        numbers: the value; the mean and the standard deviation; or the lowest and the highest; in tokens.
     """
 
     kind: str
     numbers: tuple[float, ...]
 
     def sample(self, random: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
-        """`count` lengths, shape [count]. What would be below 1 is 1."""
+        """Draw `count` lengths, shape `[count]`; a length below 1 becomes 1."""
         if self.kind == "constant":
             return np.full(count, int(self.numbers[0]), np.int64)
         low_or_mean, high_or_deviation = self.numbers
@@ -45,7 +45,7 @@ class Distribution:
         elif self.kind == "normal":
             drawn = random.normal(low_or_mean, high_or_deviation, count)
         else:
-            # The numbers are of the lengths themselves, numpy's are of their logarithms.
+            # The numbers describe the lengths themselves; numpy's describe their logarithms.
             variance = math.log1p((high_or_deviation / low_or_mean) ** 2)
             drawn = random.lognormal(math.log(low_or_mean) - variance / 2, math.sqrt(variance), count)
         return np.maximum(np.rint(drawn), 1).astype(np.int64)
@@ -56,19 +56,19 @@ class Distribution:
 
 
 def parse_distribution(text: str) -> Distribution:
-    """A distribution as it is written: `128`, `normal:128:32`, `uniform:64:256`, `lognormal:128:64`.
+    """Read a distribution such as `128`, `normal:128:32`, `uniform:64:256` or `lognormal:128:64`.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these, or allows no length of at least 1.
+        argparse.ArgumentTypeError: the text is not a distribution, or allows no length of at least 1.
     """
     kind, *words = text.split(":") if ":" in text else ("constant", text)
     names = _KINDS.get(kind)
     if names is None or len(words) != len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is no distribution of tokens: say {_FORMS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a distribution of tokens: write {_FORMS}")
     try:
         numbers = tuple(float(word) for word in words)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} has something else than numbers: say {_FORMS}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} has something other than numbers: write {_FORMS}") from None
     whole = kind in ("constant", "uniform")
     for name, number in zip(names, numbers, strict=True):
         least = 0 if name == "deviation" else 1

@@ -1,7 +1,7 @@
 """Server-sent events over HTTP, read as they come.
 
-Owns the connection and the events' framing; knows no protocol above it. To be imported in a process that runs
-greenlets: waiting lets the others run.
+Owns the connection and the framing of events. Import it in a process that runs greenlets: waiting lets others run.
+Never knows the protocol above.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.target import FailedRequestError
 
 _LIVE_TIMEOUT_S = 5.0
-#: Seconds without a byte; a stage's grace ends a request much earlier.
+#: Seconds without a byte after which a request fails; the grace of a stage ends it much earlier.
 _SILENCE_TIMEOUT_S = 24 * 3600.0
 _BLOCK_BYTES = 64 * 1024
 _MAX_MESSAGE_BYTES = 64 * 1024
@@ -29,10 +29,10 @@ _BROKEN = (OSError, HTTPParseError, gevent.ssl.SSLError)
 
 
 class EventStreams:
-    """One connection that asks and is answered with events, one request at a time.
+    """One connection whose requests, one at a time, are answered with events.
 
     Args:
-        url: of the server; paths are added to it.
+        url: the URL of the server; paths are added to it.
     """
 
     def __init__(self, url: str) -> None:
@@ -40,10 +40,10 @@ class EventStreams:
         self._connection = _connect(url, _SILENCE_TIMEOUT_S)
 
     def post(self, path: str, body: dict[str, Any]) -> Iterator[bytes]:
-        """The data of each event that answers, until the server ends the answer.
+        """Send a request; yield the data of each event until the server ends the answer.
 
         Raises:
-            FailedRequestError: the server refuses or the connection breaks.
+            FailedRequestError: the server refuses the request, or the connection breaks.
         """
         payload = json.dumps(body).encode()
         try:
@@ -65,15 +65,15 @@ class EventStreams:
         try:
             return self._connection.post(path, payload, headers)
         except HTTPConnectionClosed:
-            # The server had closed the idle connection; no byte of an answer has come.
+            # The server had closed the idle connection; no byte of an answer has been received.
             return self._connection.post(path, payload, headers)
 
 
 def get(url: str, path: str) -> bytes:
-    """The body of a small answer.
+    """Return the body of a small answer to a GET request.
 
     Raises:
-        ServerError: nobody answers, or not with 200.
+        ServerError: no server answers, or the status is not 200.
     """
     with closing(_connect(url, _LIVE_TIMEOUT_S)) as connection:
         try:
@@ -87,7 +87,7 @@ def get(url: str, path: str) -> bytes:
 
 
 def error_message(answer: Any) -> str | None:
-    """The message in an answer that reports an error; None in any other. Servers spell it in several ways."""
+    """Return the message of an answer that reports an error, in any of the forms that servers use; None otherwise."""
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict):
         error = error.get("message", error)
@@ -103,7 +103,7 @@ def _connect(url: str, timeout_s: float) -> HTTPClient:
 
 
 def _refusal(status: int, body: bytes) -> str:
-    """Status and message; the body itself where it is no JSON."""
+    """Return status and message of a refusal; the body itself where it is not valid JSON."""
     try:
         message = error_message(json.loads(body))
     except ValueError:

@@ -1,6 +1,6 @@
 """Requests to Triton's generate_stream, over HTTP.
 
-Owns the JSON of a request and the reading of its events. To be imported in a process that runs greenlets.
+Owns the JSON of a request and the reading of its events. Import it in a process that runs greenlets. Never measures.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trident_tools.load.target import FailedRequestError, Target
 
 
 def open_service(target: Target) -> GenerateStreamService:
-    """The server at a URL.
+    """Open the server at a URL.
 
     Raises:
-        ServerError: it does not answer, or does not serve the model.
+        ServerError: the server does not answer, or does not serve the model.
     """
     service = GenerateStreamService(target)
     get(target.url, f"/v2/models/{quote(service.model)}/ready")
@@ -29,10 +29,10 @@ def open_service(target: Target) -> GenerateStreamService:
 
 
 class GenerateStreamService:
-    """A model of a Triton server.
+    """A model of a Triton server, asked over HTTP.
 
     Args:
-        target: the server and what its requests carry.
+        target: the server, and what every request carries.
     """
 
     def __init__(self, target: Target) -> None:
@@ -44,23 +44,23 @@ class GenerateStreamService:
 
     @property
     def model(self) -> str:
-        """See `Service.model`."""
+        """The model that is asked."""
         return self._model
 
     def client(self) -> GenerateStreamClient:
-        """See `Service.client`."""
+        """Return a connection for one user."""
         return GenerateStreamClient(self._url, self)
 
     def close(self) -> None:
-        """See `Service.close`: clients share nothing."""
+        """Do nothing, because clients share nothing."""
 
     @property
     def path(self) -> str:
-        """Where requests go."""
+        """The path of requests."""
         return f"/v2/models/{quote(self._model)}/generate_stream"
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
-        """The JSON of a request; chat messages travel as a string."""
+        """Return the JSON of a request; chat messages travel as a string."""
         if prompt.text is not None:
             text = {tensors.TEXT_INPUT.name: prompt.text}
         else:
@@ -69,10 +69,10 @@ class GenerateStreamService:
 
 
 class GenerateStreamClient:
-    """See `Client`.
+    """One user's connection to a Triton server.
 
     Args:
-        url: of the server.
+        url: the URL of the server.
         service: makes the requests.
     """
 
@@ -81,7 +81,11 @@ class GenerateStreamClient:
         self._streams = EventStreams(url)
 
     def ask(self, prompt: Prompt, stream: ClientStream) -> None:
-        """See `Client.ask`."""
+        """Send a prompt, and note its responses until the last one.
+
+        Raises:
+            FailedRequestError: the request was not answered in full.
+        """
         for data in self._streams.post(self._service.path, self._service.body(prompt)):
             now = time.perf_counter()
             event = json.loads(data)
@@ -90,12 +94,12 @@ class GenerateStreamClient:
             _note(stream, now, event)
 
     def close(self) -> None:
-        """See `Client.close`."""
+        """Close the connection; a request under way is cancelled."""
         self._streams.close()
 
 
 def _note(stream: ClientStream, now: float, event: dict[str, Any]) -> None:
-    """Triton writes a tensor of one element as that element, and one of none as an empty list."""
+    """Note an event, in which Triton writes a tensor of one element as that element, and an empty one as a list."""
     output_ids = event.get(tensors.OUTPUT_IDS.name)
     if output_ids is None:
         stream.received(now, None)

@@ -1,9 +1,9 @@
 """Requests over Triton's gRPC streams.
 
 Owns the tensors of a request and the reading of its responses. Each request is a call of its own on a channel that all
-clients share. (tritonclient's client closes its channel a second time when it is collected, and gRPC, which counts the
-channels that its greenlets serve, then lets others starve; so its protocol is used here, and not its client.) To be
-imported in a process patched by gevent: waiting lets the other greenlets run.
+clients share. Only tritonclient's protocol is used and not its client, which closes its channel a second time when it
+is collected; gRPC counts the channels that its greenlets serve, and then lets others starve. Import it in a process
+patched by gevent: waiting lets other greenlets run. Never measures.
 """
 
 from __future__ import annotations
@@ -15,38 +15,37 @@ from typing import Any
 
 import grpc
 import grpc.experimental.gevent
-import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ServerError
 from trident_tools.load.client_records import ClientStream
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.target import FailedRequestError, Target
+from trident_tools.load.tensor_values import raw_bytes, tensor_of
 
 _LIVE_TIMEOUT_S = 5.0
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 def open_service(target: Target) -> GrpcService:
-    """The server at `host:port`.
+    """Open the server at `host:port`.
 
     Raises:
-        ServerError: it does not answer, does not serve the model, or the model has no such input.
+        ServerError: the server does not answer or does not serve the model, or the model lacks an input.
     """
     grpc.experimental.gevent.init_gevent()
     return GrpcService(target)
 
 
 class GrpcService:
-    """A model of a Triton server.
+    """A model of a Triton server, asked over gRPC.
 
     Args:
-        target: the server and what its requests carry.
+        target: the server, and what every request carries.
 
     Raises:
-        ServerError: as `open_service` says.
+        ServerError: the server does not answer or does not serve the model, or the model lacks an input.
     """
 
     def __init__(self, target: Target) -> None:
@@ -67,22 +66,22 @@ class GrpcService:
 
     @property
     def model(self) -> str:
-        """See `Service.model`."""
+        """The model that is asked."""
         return self._model
 
     def client(self) -> GrpcClient:
-        """See `Service.client`."""
+        """Return a connection for one user."""
         return GrpcClient(self)
 
     def close(self) -> None:
-        """See `Service.close`."""
+        """Close the channel that clients share."""
         self._channel.close()
 
     def call(self, prompt: Prompt) -> Any:
-        """Send a request; gives its responses as they come.
+        """Send a request; return an iterator over its responses.
 
         Raises:
-            ServerError: the model has no such input.
+            ServerError: the model lacks an input.
         """
         request = service_pb2.ModelInferRequest()
         request.CopyFrom(self._fixed)
@@ -94,7 +93,7 @@ class GrpcService:
         return self._stub.ModelStreamInfer(iter([request]))
 
     def _read_dtypes(self, url: str) -> Mapping[str, str]:
-        """Dtype of each of the model's inputs, by name."""
+        """Return the data type of each of the model's inputs by name."""
         try:
             metadata = self._stub.ModelMetadata(
                 service_pb2.ModelMetadataRequest(name=self._model), timeout=_LIVE_TIMEOUT_S
@@ -109,21 +108,16 @@ class GrpcService:
         if dtype is None:
             hint = "; say --no-ignore-eos" if name == tensors.IGNORE_EOS.name else ""
             raise ServerError(f"{self._model} has no input {name!r}{hint}; it has {', '.join(self._dtypes)}")
-        values = value if isinstance(value, list) else [value]
         try:
-            if dtype == "BYTES":
-                words = [(each if isinstance(each, str) else json.dumps(each)).encode() for each in values]
-                content = serialize_byte_tensor(np.array([words], np.object_)).item()
-            else:
-                content = np.array([values], triton_to_np_dtype(dtype)).tobytes()
+            array = tensor_of(dtype, value)
         except (ValueError, TypeError, OverflowError) as error:
-            raise ServerError(f"{name}: {value!r} is no {dtype}: {error}") from None
-        request.inputs.add(name=name, datatype=dtype, shape=[1, len(values)])
-        request.raw_input_contents.append(content)
+            raise ServerError(f"{name}: {value!r} is not {dtype}: {error}") from None
+        request.inputs.add(name=name, datatype=dtype, shape=array.shape)
+        request.raw_input_contents.append(raw_bytes(array))
 
 
 class GrpcClient:
-    """See `Client`.
+    """One user of the service, whose channel it shares with others.
 
     Args:
         service: makes the calls.
@@ -133,7 +127,11 @@ class GrpcClient:
         self._service = service
 
     def ask(self, prompt: Prompt, stream: ClientStream) -> None:
-        """See `Client.ask`."""
+        """Send a prompt, and note its responses until the last one.
+
+        Raises:
+            FailedRequestError: the request was not answered in full.
+        """
         call = self._service.call(prompt)
         try:
             for reply in call:
@@ -148,7 +146,7 @@ class GrpcClient:
             call.cancel()  # of no effect on one that has ended
 
     def close(self) -> None:
-        """See `Client.close`: there is nothing to let go of between requests."""
+        """Do nothing, because nothing is held between requests."""
 
 
 def _note(stream: ClientStream, now: float, result: InferResult) -> None:
@@ -166,5 +164,5 @@ def _note(stream: ClientStream, now: float, result: InferResult) -> None:
 
 
 def _message(error: Any) -> str:
-    """One line: the code's name and what the server, or gRPC itself, says."""
+    """Return one line with the name of the code and the message of the server or of gRPC itself."""
     return f"[{error.code().name}] {' '.join(str(error.details()).split())}"

@@ -1,6 +1,6 @@
-"""What a load is made of: whom it asks, what, how often and for how long.
+"""The plan of a load: whom it asks, what, how often and for how long.
 
-Owns the description alone. Never runs one.
+Owns the description. Never runs a load.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class LoadPlan:
 
     Args:
         target: the server.
-        loads: one a stage, in order.
-        timing: of every stage.
-        prompts: what is asked.
-        tokenizer: makes prompts' lengths exact; None where they may be about right.
-        objectives: of goodput.
-        metrics_url: of the server's metrics page; None for the one that belongs to the target.
+        loads: one for each stage, in order.
+        timing: the timing of every stage.
+        prompts: the prompts that are sent.
+        tokenizer: makes the lengths of prompts exact; None where they may be approximate.
+        objectives: the objectives that goodput counts.
+        metrics_url: the URL of the server's metrics page; None to derive it from the target's.
     """
 
     target: Target

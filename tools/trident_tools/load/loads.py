@@ -1,6 +1,6 @@
-"""The loads a server can be put under, and for how long.
+"""The loads under which a server can be put, and their timing.
 
-Owns their description alone. Never runs one.
+Owns their description. Never runs one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """Users who each send their next request when their last has ended."""
+    """A number of users who each send their next request when their last one has ended."""
 
     num_users: int
 
@@ -20,7 +20,7 @@ class ClosedLoop:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Requests that arrive as a Poisson process, so many a second, whatever becomes of them."""
+    """A Poisson process of requests, `rate` per second on average, whatever becomes of them."""
 
     rate: float
 
@@ -33,13 +33,13 @@ Load = ClosedLoop | OpenLoop
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a stage's parts are, in seconds.
+    """The lengths of a stage's parts, in seconds.
 
     Args:
-        ramp: users are spawned evenly, or requests arrive, and nothing is measured.
-        duration: of the window that is measured.
-        grace: that requests have to end after it.
-        report: between two lines of progress.
+        ramp: the beginning, in which users are spawned evenly, or requests arrive, and nothing is measured.
+        duration: the window that is measured.
+        grace: the time after the window in which requests may still end.
+        report: the time between two lines of progress.
     """
 
     ramp: float

@@ -1,6 +1,6 @@
-"""Latencies that a request has to meet, and which requests meet them.
+"""Objectives: the latencies that a request has to meet.
 
-Owns how they are written and judged. Never counts requests.
+Owns the way they are written, and the decision whether a request meets them. Never measures a latency.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trident_tools.load.client_records import ClientRequestRecord
 
-#: Metric -> its value of a request, in seconds; None where it has none, which meets every objective.
+#: Metric -> its value for a request, in seconds; None, which meets every objective, where it has no value.
 _LATENCIES: dict[str, Callable[[ClientRequestRecord], float | None]] = {
     "time_to_first_token": lambda record: record.time_to_first_token,
     "inter_token_latency": lambda record: record.inter_token_latency,
@@ -22,18 +22,18 @@ _LATENCIES: dict[str, Callable[[ClientRequestRecord], float | None]] = {
 
 @dataclass(frozen=True)
 class Objective:
-    """One latency's limit.
+    """A limit on one latency.
 
     Args:
         metric: time_to_first_token, inter_token_latency or request_latency.
-        max_ms: the most it may be, milliseconds.
+        max_ms: the limit, in milliseconds.
     """
 
     metric: str
     max_ms: float
 
     def is_met(self, record: ClientRequestRecord) -> bool:
-        """Whether a request that ended well was quick enough."""
+        """Return whether a request that ended well meets the objective."""
         seconds = _LATENCIES[self.metric](record)
         return seconds is None or seconds * 1000 <= self.max_ms
 
@@ -42,7 +42,7 @@ class Objective:
 
 
 def parse_objective(text: str) -> Objective:
-    """An objective as it is written: `time_to_first_token:500`.
+    """Read an objective such as `time_to_first_token:500`.
 
     Raises:
         argparse.ArgumentTypeError: there is no such metric, or its limit is not a positive number.
@@ -60,5 +60,5 @@ def parse_objective(text: str) -> Objective:
 
 
 def num_good(records: Sequence[ClientRequestRecord], objectives: Sequence[Objective]) -> int:
-    """How many of these requests, which all ended well, meet every objective."""
+    """Count the requests that meet every objective; all of them must have ended well."""
     return sum(all(objective.is_met(record) for objective in objectives) for record in records)

@@ -1,6 +1,6 @@
 """Requests to an OpenAI-compatible server: completions, or chat completions for prompts that are messages.
 
-Owns the JSON of a request and the reading of its events. To be imported in a process that runs greenlets.
+Owns the JSON of a request and the reading of its events. Import it in a process that runs greenlets. Never measures.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _DONE = b"[DONE]"
 
 
 def open_service(target: Target) -> OpenAIService:
-    """The server at a URL that ends in `/v1`.
+    """Open the server at a URL that ends in `/v1`.
 
     Raises:
-        ServerError: it does not answer, or serves no model.
+        ServerError: the server does not answer, or serves no model.
     """
     listing = get(target.url, "/models")
     try:
         models = [entry["id"] for entry in json.loads(listing)["data"]]
     except (ValueError, KeyError, TypeError):
-        raise ServerError(f"{target.url}/models is no list of models: does --url end in /v1?") from None
+        raise ServerError(f"{target.url}/models is not a list of models: does --url end in /v1?") from None
     if not models:
         raise ServerError(f"{target.url} serves no model")
     if target.model is not None and target.model not in models:
@@ -40,8 +40,8 @@ class OpenAIService:
     """A model of an OpenAI-compatible server.
 
     Args:
-        target: the server and what its requests carry.
-        model: that is asked.
+        target: the server, and what every request carries.
+        model: the model that is asked.
     """
 
     def __init__(self, target: Target, model: str) -> None:
@@ -54,18 +54,18 @@ class OpenAIService:
 
     @property
     def model(self) -> str:
-        """See `Service.model`."""
+        """The model that is asked."""
         return self._model
 
     def client(self) -> OpenAIClient:
-        """See `Service.client`."""
+        """Return a connection for one user."""
         return OpenAIClient(self._url, self)
 
     def close(self) -> None:
-        """See `Service.close`: clients share nothing."""
+        """Do nothing, because clients share nothing."""
 
     def request(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
-        """Path and JSON of a request."""
+        """Return the path and the JSON of a request."""
         body = {**self._fixed, "max_tokens": prompt.max_tokens}
         if prompt.messages is not None:
             return "/chat/completions", {**body, "messages": list(prompt.messages)}
@@ -73,10 +73,10 @@ class OpenAIService:
 
 
 class OpenAIClient:
-    """See `Client`.
+    """One user's connection to an OpenAI-compatible server.
 
     Args:
-        url: of the server.
+        url: the URL of the server.
         service: makes the requests.
     """
 
@@ -85,7 +85,11 @@ class OpenAIClient:
         self._streams = EventStreams(url)
 
     def ask(self, prompt: Prompt, stream: ClientStream) -> None:
-        """See `Client.ask`."""
+        """Send a prompt, and note its responses until the last one.
+
+        Raises:
+            FailedRequestError: the request was not answered in full.
+        """
         done = False
         for data in self._streams.post(*self._service.request(prompt)):
             now = time.perf_counter()
@@ -100,12 +104,12 @@ class OpenAIClient:
             raise FailedRequestError("the stream ended without [DONE]")
 
     def close(self) -> None:
-        """See `Client.close`."""
+        """Close the connection; a request under way is cancelled."""
         self._streams.close()
 
 
 def _note(stream: ClientStream, now: float, event: dict[str, Any]) -> None:
-    """A chunk says nothing of its number of tokens; the usage, after the last one, says all."""
+    """Note an event; chunks do not say how many tokens they have, but the usage after the last one does."""
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         if choice.get("text") or any(delta.get(key) for key in ("content", "reasoning_content", "reasoning")):

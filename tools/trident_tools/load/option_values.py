@@ -1,6 +1,6 @@
-"""How the values of a load's options are written.
+"""The values of command-line options.
 
-Owns their parsing for argparse and what it says of a bad one. Never declares an option.
+Owns their parsing for argparse, and the messages about bad values. Never declares an option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class FileOption(Generic[_Value]):
-    """A file that was named, and what was read of it."""
+    """A file named on the command line, and what was read from it."""
 
     path: str
     content: _Value
@@ -27,17 +27,17 @@ class FileOption(Generic[_Value]):
 
 
 def read_by(read: Callable[[str], _Value]) -> Callable[[str], FileOption[_Value]]:
-    """A file, read by `read` at once."""
+    """Return a parser for the path of a file, which `read` reads at once."""
     return lambda path: FileOption(path, read(path))
 
 
 def list_of(parse: Callable[[str], _Value]) -> Callable[[str], list[_Value]]:
-    """Values with commas between them."""
+    """Return a parser for values with commas between them."""
     return lambda text: [parse(word) for word in text.split(",")]
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A whole number of at least `least`."""
+    """Return a parser for a whole number of at least `least`."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -48,7 +48,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def positive_number(text: str) -> float:
-    """A number above 0."""
+    """Read a number above 0."""
     number = _float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
@@ -56,7 +56,7 @@ def positive_number(text: str) -> float:
 
 
 def number_from_zero(text: str) -> float:
-    """A number of at least 0."""
+    """Read a number of at least 0."""
     number = _float(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
@@ -64,7 +64,7 @@ def number_from_zero(text: str) -> float:
 
 
 def field(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`; a value that is no JSON is a string."""
+    """Read `NAME=VALUE`; a value that is not valid JSON is a string."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE, for example temperature=0.7")

@@ -1,6 +1,6 @@
-"""Files that a command writes.
+"""The files that a command writes.
 
-Owns their replacement: a reader meets the old file or the new one, never half of one. Never decides what is in it.
+Owns their replacement: a reader finds the old file or the new one, never half of one. Never decides what is in it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def output_file(text: str) -> Path:
-    """A file that can be written, for argparse: found out before the work, not after it.
+    """Read the path of a file for argparse; refuse it before the work if it could not be written after it.
 
     Raises:
-        argparse.ArgumentTypeError: its folder is missing or may not be written, or it is a folder itself.
+        argparse.ArgumentTypeError: its folder is missing or cannot be written, or it is a folder itself.
     """
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
@@ -24,10 +24,10 @@ def output_file(text: str) -> Path:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a whole text file, or leave the old one as it is.
+    """Write a whole text file, or leave the old one unchanged.
 
     Raises:
-        OSError: the disk is full, or the folder has gone.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False

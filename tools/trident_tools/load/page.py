@@ -1,4 +1,4 @@
-"""A load's outcome as one page that needs nothing else.
+"""The outcome of a load as one self-contained HTML page.
 
 Owns which plots there are and what they show. Never computes a figure and never draws: `page.html.jinja` does.
 """
@@ -18,7 +18,7 @@ _TEMPLATE = "page.html.jinja"
 
 
 def render_page(outcome: Outcome) -> str:
-    """The page's HTML: configuration, a table of the stages, plots."""
+    """Return the HTML of the page: the configuration, a table of the stages, and plots."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, package_path=""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -43,7 +43,7 @@ def render_page(outcome: Outcome) -> str:
 
 
 def _tradeoffs(outcome: Outcome) -> list[Chart | None]:
-    """A point a stage, joined in the order of the stages; one alone says nothing."""
+    """Return charts with a point for each stage, joined in order; a single stage gets none."""
     if len(outcome.stages) < 2:
         return []
     charts: list[Chart | None] = []
@@ -59,7 +59,7 @@ def _tradeoffs(outcome: Outcome) -> list[Chart | None]:
 
 
 def _distributions(outcome: Outcome) -> list[Chart | None]:
-    """The share of requests at or below each latency."""
+    """Return charts of the share of requests at or below each latency."""
     charts: list[Chart | None] = []
     for name, title in (("time_to_first_token", "Time to first token"), ("inter_token_latency", "Inter-token latency")):
         lines = []
@@ -72,7 +72,7 @@ def _distributions(outcome: Outcome) -> list[Chart | None]:
 
 
 def _timelines(outcome: Outcome) -> list[Chart | None]:
-    """Each stage from its own beginning, the ramp included."""
+    """Return charts of each stage over time from its own beginning, including the ramp."""
     lines = [
         Line(str(result.load), tuple((second + 0.5, count) for second, count in enumerate(figures.timeline)))
         for result, figures in outcome.stages

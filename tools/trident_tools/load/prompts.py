@@ -1,7 +1,7 @@
-"""The prompts of a load: written in a file, or made up with the lengths asked for.
+"""The prompts of a load: read from a file, or made up with given lengths.
 
-Owns their texts and how many tokens each asks for. Never sends one. Prompts are endless and equal for equal seeds;
-those made up never repeat, those of a file do.
+Owns their texts, and how many tokens each asks for. Prompts are endless and equal for equal seeds; made-up prompts do
+not repeat, prompts of a file do. Never sends a prompt.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _KNOWN_KEYS = {"text_input", "messages", "max_tokens"}
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one request asks.
+    """The prompt of one request.
 
     Args:
-        text: the prompt; None if it is a chat.
-        messages: the chat's messages; None if it is a text.
-        max_tokens: the most tokens to generate.
+        text: the text; None for a chat.
+        messages: the messages of a chat; None for a text.
+        max_tokens: how many tokens to generate at most.
     """
 
     text: str | None
@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class WrittenPrompt:
-    """A line of a file of prompts; as `Prompt`, with None for a number of tokens that it leaves open."""
+    """A line of a file of prompts: a `Prompt` whose `max_tokens` is None where the line does not say."""
 
     text: str | None
     messages: tuple[dict[str, Any], ...] | None
@@ -49,14 +49,14 @@ class WrittenPrompt:
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """What prompts a load has.
+    """The description of a load's prompts.
 
     Args:
-        input_tokens: length of those made up, without the shared prefix.
-        output_tokens: to generate, where the prompt itself does not say.
-        shared_prefix: tokens that every prompt begins with, as a system message where it is a chat.
-        written: prompts of a file, taken in turn; empty to make them up.
-        seed: of every choice.
+        input_tokens: lengths of made-up prompts, without the shared prefix.
+        output_tokens: tokens to generate, where a prompt itself does not say.
+        shared_prefix: tokens with which every prompt begins; for a chat they are a system message.
+        written: prompts of a file, taken in turn; empty to make prompts up.
+        seed: the seed of every random choice.
     """
 
     input_tokens: Distribution
@@ -67,10 +67,10 @@ class PromptPlan:
 
 
 def make_prompts(plan: PromptPlan, texts: TextMaker) -> Iterator[Prompt]:
-    """The load's prompts, without end.
+    """Yield the prompts of a load without end.
 
     Raises:
-        ServerError: a text of exactly the length asked for cannot be made with this tokenizer.
+        ServerError: no text of exactly the wanted length can be made with this tokenizer.
     """
     random = np.random.default_rng([plan.seed, 0])
     prefix = texts.text(random, plan.shared_prefix) if plan.shared_prefix else ""
@@ -84,10 +84,12 @@ def make_prompts(plan: PromptPlan, texts: TextMaker) -> Iterator[Prompt]:
 
 
 def read_prompts(path: str) -> tuple[WrittenPrompt, ...]:
-    """The prompts of a JSONL file: a line is `{"text_input": ...}` or `{"messages": [...]}`, maybe with `max_tokens`.
+    """Read a JSONL file of prompts: each line is `{"text_input": ...}` or `{"messages": [...]}`.
+
+    A line may have `max_tokens` as well.
 
     Raises:
-        argparse.ArgumentTypeError: the file cannot be read or a line is something else; names the line.
+        argparse.ArgumentTypeError: the file cannot be read, or a line has another form; names the line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -99,22 +101,22 @@ def read_prompts(path: str) -> tuple[WrittenPrompt, ...]:
     return prompts
 
 
-def _parse(place: str, line: str) -> WrittenPrompt:
+def _parse(where: str, line: str) -> WrittenPrompt:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{place} is no JSON: {error}") from None
+        raise argparse.ArgumentTypeError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(entry, dict) or ("text_input" in entry) == ("messages" in entry):
-        raise argparse.ArgumentTypeError(f"{place}: write an object with either text_input or messages")
+        raise argparse.ArgumentTypeError(f"{where}: write an object with either text_input or messages")
     if unknown := sorted(entry.keys() - _KNOWN_KEYS):
-        raise argparse.ArgumentTypeError(f"{place}: {unknown[0]} is not known; a prompt has {sorted(_KNOWN_KEYS)}")
+        raise argparse.ArgumentTypeError(f"{where}: {unknown[0]} is not known; a prompt has {sorted(_KNOWN_KEYS)}")
     text, messages, max_tokens = entry.get("text_input"), entry.get("messages"), entry.get("max_tokens")
     if "text_input" in entry and not isinstance(text, str):
-        raise argparse.ArgumentTypeError(f"{place}: text_input must be a string")
+        raise argparse.ArgumentTypeError(f"{where}: text_input must be a string")
     if "messages" in entry and not _are_messages(messages):
-        raise argparse.ArgumentTypeError(f"{place}: messages must be a list of objects, one at least")
+        raise argparse.ArgumentTypeError(f"{where}: messages must be a list of objects, one at least")
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
-        raise argparse.ArgumentTypeError(f"{place}: max_tokens must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{where}: max_tokens must be a whole number of at least 1")
     return WrittenPrompt(text, None if messages is None else tuple(messages), max_tokens)
 
 

@@ -1,8 +1,8 @@
-"""What a server counted while a stage was measured, from its metrics page.
+"""The server's own counts while a stage was measured, from its metrics page.
 
-Owns the reading of the page and the difference between two readings. A pair of series `X_sum` and `X_count` is a
-histogram X, whatever its declared type: some servers can publish a histogram only as counters. Never decides when to
-read.
+Owns the reading of the page, and the difference between two readings. A pair of series `X_sum` and `X_count` is a
+histogram X, whatever its declared type, because some servers can only publish a histogram as counters. Never decides
+when to read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-#: Families that are read.
+#: Families of series that are read.
 PREFIXES = ("nv_llm_", "nv_trt_llm_")
 _TIMEOUT_S = 5.0
 _TYPE = re.compile(r"^# TYPE (\S+) (\S+)$", re.MULTILINE)
@@ -28,12 +28,12 @@ _PARTS = ("_bucket", "_sum", "_count")
 class Snapshot:
     """A metrics page at one moment.
 
-    A series is named as on the page, its labels in order of their names: `nv_llm_x{model="core",version="1"}`.
+    A series is named as on the page, with its labels in order of their names: `nv_llm_x{model="core",version="1"}`.
 
     Args:
-        counters: value by series.
-        gauges: likewise.
-        histograms: sum and count by series, the name without its ending.
+        counters: series -> value.
+        gauges: series -> value.
+        histograms: series, without the ending of its name -> sum and count.
     """
 
     counters: Mapping[str, float]
@@ -42,10 +42,10 @@ class Snapshot:
 
 
 def read_page(url: str) -> Snapshot:
-    """The page at a URL.
+    """Read the metrics page at a URL.
 
     Raises:
-        OSError: nobody answers there with a metrics page.
+        OSError: no metrics page is answered there.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as reply:  # noqa: S310 (checked: http or https)
@@ -57,10 +57,10 @@ def read_page(url: str) -> Snapshot:
 
 
 def parse_page(text: str) -> Snapshot:
-    """A page's text.
+    """Parse the text of a metrics page.
 
     Raises:
-        ValueError: it is no metrics page.
+        ValueError: the text is not a metrics page.
     """
     # The parser renames the series of counters; it is not told of types, so that names stay as they are.
     types = dict(_TYPE.findall(text))
@@ -89,10 +89,10 @@ def parse_page(text: str) -> Snapshot:
 
 
 def difference(before: Snapshot, after: Snapshot) -> dict[str, Any]:
-    """What happened between two readings: counters and histograms as differences, gauges as they were at the end.
+    """Return what happened between two readings.
 
-    A counter that went down began anew, with a server started again: its whole value counts. The mean of a histogram
-    that saw nothing is None.
+    Counters and histograms are differences, gauges are those of the second reading. A counter that went down began anew
+    when the server was restarted, so its whole value counts. The mean of a histogram without samples is None.
     """
     histograms = {}
     for series, (total, count) in after.histograms.items():

@@ -1,7 +1,7 @@
-"""A whole load: the server is found, every stage is run and measured.
+"""A whole load: the server is found, and every stage is run and measured.
 
-Owns the order of things and Ctrl-C. Never prints or writes a file. To be imported in a process that locust may patch:
-importing this module, and nothing before it, brings gevent in.
+Owns the order of these steps, and Ctrl-C. Import it in a process that locust may patch: importing this module, and
+nothing before it, brings in gevent. Never prints, and never writes a file.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Session:
     """One load on one server.
 
     Args:
-        plan: of it.
+        plan: the plan of the load.
 
     Raises:
-        ServerError: the server does not answer, or does not serve what is asked of it.
+        ServerError: the server does not answer, or does not serve the model.
     """
 
     def __init__(self, plan: LoadPlan) -> None:
-        # Locust tells of its users' coming and going; progress says it already.
+        # Locust logs how many users run, which progress says already.
         logging.getLogger("locust").setLevel(logging.ERROR)
         self._plan = plan
         self._service = open_service(plan.target)
@@ -55,11 +55,11 @@ class Session:
 
     @property
     def model(self) -> str:
-        """That is asked."""
+        """The model that is asked."""
         return self._service.model
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Close the connections to the server."""
         self._service.close()
 
     def run(
@@ -68,12 +68,12 @@ class Session:
         show: Callable[[StageProgress], None],
         ends: Callable[[StageResult, StageFigures], None],
     ) -> tuple[tuple[StageResult, StageFigures], ...]:
-        """Every stage, in order; after Ctrl-C, those until then.
+        """Run every stage in order; return their courses and figures, after Ctrl-C of the stages until then.
 
         Args:
-            begins: takes the load of a stage that begins.
-            show: takes its progress.
-            ends: takes its outcome.
+            begins: is called with the load of a stage that begins.
+            show: is called with its progress.
+            ends: is called with its course and figures.
         """
         plan, interrupted = self._plan, gevent.event.Event()
         handler = gevent.signal_handler(signal.SIGINT, interrupted.set)
@@ -95,7 +95,7 @@ class Session:
         return tuple(outcomes)
 
     def _find_metrics(self) -> str | None:
-        """The metrics page, if it answers; otherwise a note."""
+        """Return the URL of the metrics page, or None, with a note, if it does not answer."""
         url = self._plan.metrics_url
         if url is None and self._plan.target.protocol == "openai":
             return None

@@ -1,7 +1,7 @@
 """One stage of a load: users come, are measured for a while, and finish what they began.
 
-Owns the course of a stage on locust's runner and the moments between which it is measured. Never computes a figure. To
-be imported in a process that locust has patched.
+Owns the course of a stage on locust's runner, and the moments between which it is measured. Import it in a process that
+locust has patched. Never computes a figure.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from trident_tools.load.users import Sender, closed_loop_user, open_loop_user
 
 
 class StageRunner:
-    """Runs the stages of one load, one after the other.
+    """Runs the stages of one load, one after another.
 
     Args:
         service: the server.
-        prompts: of all stages, taken in order.
-        timing: of every stage.
-        metrics_url: of the server's metrics page; None to read none.
-        show: takes a line of progress.
+        prompts: the prompts of all stages, taken in order.
+        timing: the timing of every stage.
+        metrics_url: the URL of the server's metrics page; None to read none.
+        show: is called with the progress of a stage.
         interrupted: ends the stage when it is set.
     """
 
@@ -59,10 +59,10 @@ class StageRunner:
         self._interrupted = interrupted
 
     def run(self, load: Load, random: np.random.Generator) -> StageResult:
-        """One stage, to its end.
+        """Run one stage to its end.
 
         Args:
-            load: of it.
+            load: the load of the stage.
             random: draws the arrivals of an open loop.
         """
         course = _Course(Sender(self._service, self._prompts), load, random, self._timing)
@@ -134,7 +134,7 @@ class StageRunner:
 
 
 class _Course:
-    """Locust's part in a stage."""
+    """The part of locust in a stage."""
 
     def __init__(self, sender: Sender, load: Load, random: np.random.Generator, timing: Timing) -> None:
         self.sender = sender
@@ -149,31 +149,31 @@ class _Course:
 
     @property
     def num_users(self) -> int | None:
-        """As `StageProgress` wants it."""
+        """How many users have been spawned; None in an open loop."""
         return self._runner.user_count if isinstance(self._load, ClosedLoop) else None
 
     def take_ended(self) -> list[tuple[Any, bool]]:
-        """The streams that ended since the last call, and whether well."""
+        """Return the streams that ended since the last call, and whether they ended well."""
         ended, self.sender.ended = self.sender.ended, []
         return ended
 
     def spawn_users(self) -> None:
-        """Begin; returns at once."""
+        """Begin to spawn users; return at once."""
         count = self._load.num_users if isinstance(self._load, ClosedLoop) else 1
         self._runner.start(count, count / self._timing.ramp if self._timing.ramp else count)
 
     def await_spawned(self, interrupted: gevent.event.Event) -> None:
-        """Locust spawns in steps of a second; a late one belongs to the ramp."""
+        """Wait until all users are spawned, which locust does in steps of a second."""
         gevent.wait([self._runner.spawning_greenlet, interrupted], count=1)
 
     def finish(self, interrupted: gevent.event.Event) -> None:
-        """Nothing new is sent; what was sent may end within the grace, unless interrupted."""
+        """Send nothing new; let requests that were sent end within the grace, unless interrupted."""
         self.sender.closing.set()
         self._stopping = gevent.spawn(self._runner.stop)
         gevent.wait([self._stopping, interrupted], count=1)
 
     def kill(self) -> None:
-        """End every user, now."""
+        """End every user at once."""
         self.sender.closing.set()
         if self._stopping is not None:
             self._stopping.kill()
@@ -182,7 +182,7 @@ class _Course:
 
 
 def _silence(environment: Environment, **_: Any) -> None:
-    """Locust would log a warning of its own about the use of the CPU; the report says it."""
+    """Keep locust from logging a warning about the use of the CPU, which the report mentions."""
     assert environment.runner is not None
     environment.runner.cpu_warning_emitted = True
 

@@ -1,6 +1,6 @@
-"""How a stage goes while it runs.
+"""The progress of a stage while it runs.
 
-Owns the figures of the last seconds and the line they make. Never prints and never waits.
+Owns the figures of the last seconds, and the line that they make. Never prints and never waits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class StageProgress:
     Args:
         phase: ramp, measuring or finishing.
         elapsed: seconds since the stage began.
-        num_users: that have been spawned; None where nobody waits for an answer.
-        num_running: requests that have been sent and not ended.
-        num_done: that ended well, since the stage began.
-        num_errors: that failed, since the stage began.
-        first_token: seconds to the first token of the streams whose first token came in the last seconds.
-        token: seconds a token, so far, of the streams that received tokens in the last seconds.
-        tokens_per_s: that arrived in the last seconds; a chunk counts as one where the protocol does not say.
+        num_users: users that have been spawned; None in an open loop.
+        num_running: requests that have been sent and have not ended.
+        num_done: requests that have ended well since the stage began.
+        num_errors: requests that have failed since the stage began.
+        first_token: seconds to the first token, of the streams whose first token came in the last seconds.
+        token: seconds per token so far, of the streams that received tokens in the last seconds.
+        tokens_per_s: tokens that arrived per second; a chunk counts as one where the protocol does not say.
     """
 
     phase: str
@@ -41,7 +41,7 @@ class StageProgress:
     tokens_per_s: float
 
     def line(self) -> str:
-        """For people."""
+        """Return the progress as one line of text."""
         users = "" if self.num_users is None else f"{self.num_users} users  "
         return (
             f"{self.elapsed:5.0f} s  {self.phase:<9}  {users}{self.num_running} running  {self.num_done} done  "
@@ -53,7 +53,7 @@ class StageProgress:
 def recent(
     streams: Iterable[ClientStream], since: float, now: float
 ) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """`first_token`, `token` and `tokens_per_s` of `StageProgress`, of what these streams received after `since`."""
+    """Return `first_token`, `token` and `tokens_per_s` of `StageProgress` for what streams received after `since`."""
     first_token, token, num_tokens = [], [], 0
     for stream in streams:
         times, counts = stream.chunk_times, stream.chunk_tokens or [1] * len(stream.chunk_times)
@@ -69,12 +69,12 @@ def recent(
 
 
 def all_streams(running: Iterable[ClientStream], ended: Iterable[tuple[ClientStream, bool]]) -> Iterable[ClientStream]:
-    """Those under way and those that have ended lately."""
+    """Return the streams that run and those that have ended lately."""
     return chain(running, (stream for stream, _ in ended))
 
 
 def _pair(seconds: tuple[float, ...]) -> str:
-    """p50/p95 in milliseconds."""
+    """Return p50/p95 in milliseconds as text."""
     if not seconds:
         return "-"
     median, high = np.percentile(seconds, (50, 95)) * 1000

@@ -1,6 +1,6 @@
-"""What happened in a stage of a load.
+"""The course of a stage of a load.
 
-Owns the form in which its course is handed to the figures and reports. Never runs a stage.
+Owns the form in which it is handed to the figures and reports. Never runs a stage.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from trident_tools.load.statistics import MeasuredWindow
 
 @dataclass(frozen=True)
 class StageResult:
-    """What happened in a stage.
+    """The course of one stage.
 
     Args:
-        load: that the server was under.
-        began: date and time, ISO 8601.
+        load: the load that the server was under.
+        began: date and time of the beginning, ISO 8601.
         started_at: the same moment on the records' clock.
-        window: that is measured.
-        records: every request, those of the ramp too.
+        window: the window that was measured.
+        records: a record of every request, also of the ramp.
         server: what the server counted within the window; None if it was not read.
-        cpu_share: of one core, that this process used within the window.
-        interrupted: whether it was ended early; requests under way then are in no record.
+        cpu_share: share of one core that this process used within the window.
+        interrupted: whether the stage was ended early; requests that ran then have no record.
     """
 
     load: Load

@@ -1,11 +1,11 @@
-"""From the records of a stage to its figures.
+"""The figures of a stage, computed from its records.
 
-Owns which requests and tokens count, and every figure's definition:
+Owns which requests and tokens count, and the definition of every figure:
 
 - A request counts if it was scheduled within the window, which begins when the ramp is over. It is followed to its end,
   also beyond the window.
-- Requests that failed are counted by kind and enter no latency; tokens that they did receive count as throughput. So is
-  a request that had not ended when the grace was over.
+- Requests that failed are counted by kind and enter no latency; tokens that they did receive count as throughput. A
+  request that had not ended when the grace was over has failed.
 - Throughputs count what happened within the window, whenever its request was sent: tokens that arrived, requests that
   ended.
 - Goodput counts the requests of the first rule that met every objective.
@@ -41,7 +41,7 @@ _MAX_CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class MeasuredWindow:
-    """Seconds of the records' clock in which a stage is measured: from `begin`, up to `end`."""
+    """The window in which a stage is measured: from `begin` up to `end`, in seconds of the records' clock."""
 
     begin: float
     end: float
@@ -51,17 +51,17 @@ class MeasuredWindow:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Length of the window in seconds."""
         return self.end - self.begin
 
     def rate(self, count: float) -> float:
-        """So many a second; 0 in a window that never began."""
+        """Return a count per second; 0 in a window that never began."""
         return count / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A distribution in a few numbers, in its own unit; percentiles by their number."""
+    """A distribution in a few numbers, in its own unit, with percentiles by their number."""
 
     avg: float
     percentiles: Mapping[int, float]
@@ -71,17 +71,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """What a stage came to.
+    """The figures of one stage.
 
     Args:
-        num_requests: that count and ended well.
-        errors: how many that count failed, by kind, the most frequent first.
-        summaries: by name; a distribution without samples is left out.
-        curves: of the latencies, up to 200 quantiles evenly spread from the minimum to the maximum.
-        output_token_throughput: tokens/s.
-        request_throughput: requests/s.
-        goodput: requests/s; None without objectives.
-        timeline: output tokens that arrived in each second, from the stage's start.
+        num_requests: requests that count and ended well.
+        errors: how many requests that count failed, by kind, the most frequent first.
+        summaries: each distribution by name; one without samples is left out.
+        curves: for each latency up to 200 quantiles, evenly spread from the minimum to the maximum.
+        output_token_throughput: tokens per second.
+        request_throughput: requests per second.
+        goodput: requests per second; None without objectives.
+        timeline: output tokens that arrived in each second from the start of the stage.
     """
 
     num_requests: int
@@ -95,20 +95,20 @@ class StageFigures:
 
     @property
     def num_errors(self) -> int:
-        """Requests that count and failed."""
+        """Number of requests that count and failed."""
         return sum(self.errors.values())
 
 
 def measure(
     records: Sequence[ClientRequestRecord], started_at: float, window: MeasuredWindow, objectives: Sequence[Objective]
 ) -> StageFigures:
-    """The figures of one stage.
+    """Compute the figures of one stage.
 
     Args:
-        records: every request of the stage, those of its ramp too.
+        records: a record of every request of the stage, also of its ramp.
         started_at: when the stage began, on the records' clock.
-        window: what counts.
-        objectives: what goodput asks for; none, no goodput.
+        window: the window that is measured.
+        objectives: the objectives that goodput counts; without any there is no goodput.
     """
     counted = [record for record in records if record.scheduled_at in window]
     good = [record for record in counted if not record.error]
@@ -128,7 +128,7 @@ def measure(
 
 
 def _samples(good: Sequence[ClientRequestRecord]) -> dict[str, npt.NDArray[np.float64]]:
-    """Each distribution's values, in its unit."""
+    """Return the values of each distribution, in its unit."""
     token_latencies = _known(record.inter_token_latency for record in good)
     return {
         "time_to_first_token": _known(record.time_to_first_token for record in good) * 1000.0,
@@ -162,13 +162,13 @@ def _curve(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _arrivals(records: Sequence[ClientRequestRecord]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """When tokens arrived, and how many at each of these moments; of failed requests too: they were served."""
+    """Return when tokens arrived, and how many at each moment, also for failed requests."""
     times = np.array([moment for record in records for moment in record.chunk_times], np.float64)
     tokens = np.array([count for record in records for count in record.tokens_of_chunks()], np.float64)
     return times, tokens
 
 
 def _timeline(times: npt.NDArray[np.float64], tokens: npt.NDArray[np.float64], seconds: float) -> tuple[float, ...]:
-    """Whole seconds alone: the last, begun one would look like a drop."""
+    """Return the tokens of each whole second; the last, incomplete one would look like a drop."""
     counts, _ = np.histogram(times, bins=np.arange(int(seconds) + 1), weights=tokens) if seconds >= 1 else ((), ())
     return tuple(float(count) for count in counts)

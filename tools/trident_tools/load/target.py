@@ -1,6 +1,6 @@
-"""What a load needs of a server, whatever its protocol.
+"""The target of a load: a server, whatever its protocol.
 
-Owns the two interfaces, the description of a target and the choice of the protocol's module, which is imported when it
+Owns the two interfaces, the description of a target, and the choice of the protocol's module, which is imported when it
 is chosen. Never sends anything itself.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from trident_tools.load.client_records import ClientStream
 from trident_tools.load.prompts import Prompt
 
-#: Protocol -> where its server listens by default.
+#: Protocol -> the URL at which its server listens by default.
 DEFAULT_URLS: Mapping[str, str] = {
     "grpc": "localhost:8001",
     "generate_stream": "http://localhost:8000",
@@ -23,18 +23,18 @@ DEFAULT_URLS: Mapping[str, str] = {
 
 
 class FailedRequestError(Exception):
-    """A request that the server, or the way to it, did not answer; the text is its message. Ends as a record."""
+    """A request that was not answered in full; the message is the server's or the network's. It ends as a record."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask, and what every request carries.
+    """The server to ask, and what every request carries.
 
     Args:
-        protocol: one of `DEFAULT_URLS`.
-        url: as the protocol wants it.
-        model: None for the first that an OpenAI-compatible server lists.
-        ignore_eos: ask for `max_tokens` tokens whatever the model says.
+        protocol: one of the keys of `DEFAULT_URLS`.
+        url: the URL in the form of the protocol.
+        model: the model; None for the first that an OpenAI-compatible server lists.
+        ignore_eos: ask for exactly `max_tokens` tokens.
         fields: further fields of every request.
     """
 
@@ -49,15 +49,15 @@ class Client(Protocol):
     """One user's connection: one request at a time."""
 
     def ask(self, prompt: Prompt, stream: ClientStream) -> None:
-        """Send a prompt and note its responses until the last one.
+        """Send a prompt, and note its responses until the last one.
 
         Raises:
-            FailedRequestError: it was not answered in full.
+            FailedRequestError: the request was not answered in full.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the connection; a request under way is cancelled."""
+        """Close the connection; a request under way is cancelled."""
         ...
 
 
@@ -70,19 +70,19 @@ class Service(Protocol):
         ...
 
     def client(self) -> Client:
-        """A connection of its own."""
+        """Return a connection for one user."""
         ...
 
     def close(self) -> None:
-        """Let go of what clients share; the last thing to be called."""
+        """Close what clients share; to be called last."""
         ...
 
 
 def open_service(target: Target) -> Service:
-    """The target's server.
+    """Open the server of a target.
 
     Raises:
-        ServerError: it does not answer, does not serve the model, or does not take the fields.
+        ServerError: the server does not answer, does not serve the model, or does not take the fields.
     """
     module = import_module(f"trident_tools.load.{target.protocol}_service")
     return cast("Service", module.open_service(target))

@@ -1,6 +1,6 @@
 """Texts of a given number of tokens.
 
-Owns the making of meaningless text: exact with the model's tokenizer, about right without. Never decides a length.
+Owns the making of meaningless text: exact with the model's tokenizer, approximate without. Never decides a length.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MAX_REPAIRS = 64
 
 
 class TextMaker:
-    """Makes texts.
+    """Makes texts of a given number of tokens.
 
     Args:
-        tokenizer: that counts; None to take a word for a token.
+        tokenizer: counts the tokens; None to count a word as a token.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
@@ -41,11 +41,11 @@ class TextMaker:
 
     @property
     def is_exact(self) -> bool:
-        """Whether lengths are those of a tokenizer."""
+        """Whether a tokenizer counts the tokens."""
         return self._tokenizer is not None
 
     def text(self, random: np.random.Generator, num_tokens: int, prefix: str = "") -> str:
-        """A text that begins with `prefix` and has `num_tokens` tokens in all, those that the tokenizer adds included.
+        """Make a text that begins with `prefix` and has `num_tokens` tokens, including those that the tokenizer adds.
 
         Raises:
             ServerError: no such text was found.
@@ -61,19 +61,19 @@ class TextMaker:
         )
 
     def count(self, text: str) -> int:
-        """Tokens of a text, as a server counts them that adds the tokenizer's own special tokens."""
+        """Count the tokens of a text, including the special tokens that the tokenizer adds."""
         assert self._tokenizer is not None
         return len(self._tokenizer.encode(text).ids)
 
     def _exact(self, random: np.random.Generator, num_tokens: int, prefix: str) -> str | None:
-        """One try: words that are a token each, then a few more or fewer until the count is right."""
+        """Try once: take words of one token each, then a few more or fewer until the count is right."""
         missing = num_tokens - self.count(prefix)
         text = prefix + self._draw(random, self._candidates, missing, prefix)
         for _ in range(_MAX_REPAIRS):
             missing = num_tokens - self.count(text)
             if missing == 0:
                 return text
-            # Half of the way: where words merge across their borders, a word is more or less than a token.
+            # Half of the difference, because words that merge across their borders are more or less than a token.
             step = (abs(missing) + 1) // 2
             if missing > 0:
                 text += self._draw(random, self._candidates, step, text)
@@ -90,7 +90,7 @@ class TextMaker:
 
     @cached_property
     def _candidates(self) -> tuple[str, ...]:
-        """Words of the vocabulary that add one token when they follow another word."""
+        """The words of the vocabulary that add one token when they follow another word."""
         assert self._tokenizer is not None
         alone = self.count("the")
         vocabulary = (self._tokenizer.decode([index]).strip() for index in range(self._tokenizer.get_vocab_size()))
@@ -103,16 +103,16 @@ class TextMaker:
         return tuple(itertools.islice(words, _MAX_CANDIDATES)) or _WORDS
 
     def _is_known(self, word: str) -> bool:
-        """Whether it comes back: unknown words are one token too, and all the same."""
+        """Return whether a word survives tokenization; all unknown words become the same single token."""
         assert self._tokenizer is not None
         return word in self._tokenizer.decode(self._tokenizer.encode(word).ids)
 
 
 def open_tokenizer(folder: str) -> Tokenizer:
-    """The tokenizer of a folder with `tokenizer.json`.
+    """Open the tokenizer of a folder with `tokenizer.json`.
 
     Raises:
-        argparse.ArgumentTypeError: there is none, or it cannot be read.
+        argparse.ArgumentTypeError: there is no such file, or it cannot be read.
     """
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():

@@ -1,7 +1,7 @@
-"""The users that locust spawns, and the one way in which each of their requests goes.
+"""The users that locust spawns, and the course of each of their requests.
 
-Owns when a request is sent and what becomes of its record. Never knows a protocol and never measures. To be imported in
-a process that locust has patched.
+Owns when a request is sent, and what becomes of its record. Import it in a process that locust has patched. Never knows
+a protocol, and never computes a figure.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from trident_tools.load.client_records import UNFINISHED, ClientRequestRecord, C
 from trident_tools.load.prompts import Prompt
 from trident_tools.load.target import Client, FailedRequestError, Service
 
-#: A user whose request failed sends the next one so many seconds later.
+#: Seconds after which a user whose request failed sends the next one.
 RETRY_SECONDS = 1.0
 
 
 class Sender:
-    """Sends the requests of one stage and keeps what came of them.
+    """Sends the requests of one stage, and keeps their records.
 
     Args:
         service: the server.
-        prompts: of the load, taken in order.
+        prompts: the prompts of the load, taken in order.
     """
 
     def __init__(self, service: Service, prompts: Iterator[Prompt]) -> None:
@@ -41,15 +41,15 @@ class Sender:
         self.ended: list[tuple[ClientStream, bool]] = []
 
     def client(self) -> Client:
-        """A connection for one user."""
+        """Return a connection for one user."""
         return self._service.client()
 
     def send(self, client: Client, scheduled_at: float | None) -> bool:
-        """One request, from its sending to its record; whether it was answered.
+        """Send one request, wait for its end and keep its record; return whether it was answered.
 
         Args:
-            client: the connection, used by nobody else meanwhile.
-            scheduled_at: when it should have been sent; None is now.
+            client: the connection, which nothing else uses meanwhile.
+            scheduled_at: when the request should have been sent; None for now.
         """
         prompt = next(self._prompts)
         now = time.perf_counter()
@@ -62,7 +62,7 @@ class Sender:
         except FailedRequestError as failure:
             error = str(failure)
         except Exception as failure:
-            # A broken answer, whatever is broken about it, is the server's failure and never the end of the load.
+            # A broken answer, whatever is broken about it, is the server's failure and does not end the load.
             error = f"{type(failure).__name__}: {failure}"
         finally:
             self.running.discard(stream)
@@ -72,7 +72,7 @@ class Sender:
 
 
 def closed_loop_user(sender: Sender) -> type[User]:
-    """Users who each send their next request when their last has ended."""
+    """Return a class of users who each send their next request when their last one has ended."""
 
     class ClosedLoopUser(User):
         wait_time = constant(0)
@@ -94,7 +94,7 @@ def closed_loop_user(sender: Sender) -> type[User]:
 
 
 def open_loop_user(sender: Sender, rate: float, random: np.random.Generator) -> type[User]:
-    """One user who sends requests as a Poisson process of `rate` a second, whatever becomes of them."""
+    """Return a class of one user who sends requests as a Poisson process of `rate` per second."""
 
     class OpenLoopUser(User):
         def on_start(self) -> None:

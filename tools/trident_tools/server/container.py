@@ -1,4 +1,4 @@
-"""Whether this process runs in a container.
+"""The detection of containers.
 
 Owns the marks that container engines leave. Never decides what follows from them.
 """
@@ -15,10 +15,10 @@ _VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
 
 
 def runs_in_container(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """Return whether a container engine has left its mark.
+    """Return whether this process runs in a container.
 
     Args:
-        environment: this process's.
-        root: of the file system.
+        environment: the environment of this process.
+        root: the root of the file system.
     """
     return any(environment.get(name) for name in _VARIABLES) or any((root / file).exists() for file in _FILES)

@@ -1,7 +1,7 @@
-"""How many processes the kernel has ended for lack of memory.
+"""The count of processes that the kernel has killed for lack of memory.
 
-Owns where the kernel counts them: in the control group of this process, to which its children belong too. Never says
-which process it was.
+Owns the place where the kernel counts them: the control group of this process, to which its children belong as well.
+Never says which process it was.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
 class MemoryKills:
-    """Counts from the moment it is made.
+    """A count that begins when this object is made.
 
     Args:
-        groups: the file that names this process's control groups.
-        mount: where control groups are mounted.
+        groups: the file that names the control groups of this process.
+        mount: the folder in which control groups are mounted.
     """
 
     def __init__(self, groups: Path = _GROUPS, mount: Path = _MOUNT) -> None:
@@ -27,7 +27,7 @@ class MemoryKills:
         self._before = self._count()
 
     def have_happened(self) -> bool:
-        """Return whether the kernel has ended any since; False where it does not say."""
+        """Return whether the kernel has killed any process since; False where it does not say."""
         return self._count() > self._before
 
     def _count(self) -> int:
@@ -39,7 +39,7 @@ class MemoryKills:
 
 
 def _find(groups: Path, mount: Path) -> Path | None:
-    """The file with the count. A container sees its own group as the root of the mount, whatever its name outside."""
+    """Return the file with the count; a container sees its own group at the root of the mount, whatever its name."""
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Triton's control of models, kept to this command, and used for one thing: to withdraw a server's readiness.
+"""Triton's control of models, reserved for this command and used to withdraw a server's readiness.
 
-Triton calls a server ready as long as every model that was to be loaded is. So a server that drains is asked to load
-one that cannot be: it goes on answering what it has, and /v2/health/ready says no. That takes the model control API,
-with which anybody could unload models; a secret that only this command knows guards it.
+Triton calls a server ready while every model that was to be loaded is loaded. So a server that drains is asked to load
+a model that cannot be loaded: it goes on answering its requests, and /v2/health/ready says no. That takes the model
+control API, with which any client could unload models, so a secret that only this command knows guards it.
 
 Owns that model and the secret. Never decides when a server drains.
 """
@@ -29,11 +29,11 @@ _TIMEOUT_S = 5.0
 
 
 class ModelControl:
-    """Of the servers of one command, one after another.
+    """The control of the servers that one command starts one after another.
 
     Args:
-        folder: an empty one, for the model that cannot be loaded.
-        listen: where the servers listen.
+        folder: an empty folder for the model that cannot be loaded.
+        listen: the addresses at which the servers listen.
     """
 
     def __init__(self, folder: Path, listen: Listen) -> None:
@@ -46,11 +46,11 @@ class ModelControl:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What opens the API to a request."""
+        """The headers that open the API to a request."""
         return {_HEADER: self._secret}
 
     def options(self, models: Sequence[str]) -> list[str]:
-        """Return tritonserver's options for a server of these models."""
+        """Return the options of tritonserver for a server of these models."""
         restriction = f"model-repository:{_HEADER}={self._secret}"
         return [
             f"--model-repository={self._folder}",
@@ -61,7 +61,7 @@ class ModelControl:
         ]
 
     def withdraw_readiness(self) -> None:
-        """Let the server call itself not ready from now on, for as long as it lives.
+        """Make the server call itself not ready from now on, for as long as it lives.
 
         Raises:
             OSError: the server does not answer.

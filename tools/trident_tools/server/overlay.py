@@ -13,16 +13,16 @@ from trident_ensemble.wiring import read_core_settings, with_core_settings
 
 
 def served_settings(repository: Path) -> CoreSettings:
-    """What the core of a repository would be served with.
+    """Return the settings with which the core of a repository would be served.
 
     Raises:
-        ConfigError: its configuration has an unknown or malformed key.
+        ConfigError: the core's configuration has an unknown or malformed key.
     """
     return read_core_settings(_config(repository).read_text())
 
 
 def overlay(repository: Path, folder: Path, settings: CoreSettings) -> Path:
-    """Lay `settings` over a repository; returns the one to serve, which lives in `folder` and needs `repository`."""
+    """Make a repository with other settings in `folder`, and return it; it has links into `repository`."""
     for model in repository.iterdir():
         if model.name != layout.CORE:
             (folder / model.name).symlink_to(model.resolve())

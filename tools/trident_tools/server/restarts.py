@@ -1,11 +1,11 @@
-"""Whether a server that has died is started again, and after how long.
+"""The decision whether a server that has died is started again, and after which delay.
 
-Owns the decision and the history that it rests on. Never starts, waits or prints, and has no clock: whoever asks says
+Owns the decision and the history on which it is based. Never starts, waits, prints or reads a clock: the caller says
 how long the server had been ready.
 
-A server that was told something wrong (a setting, a damaged engine) ends with an exit status while it loads, and would
-do so again: it is not started again. What is worth another start is a server that served and died, one that crashed
-while it loaded, and one that failed for a reason of the moment, which `Failure.is_transient` marks.
+A server with a wrong setting or a damaged engine ends with an exit status while it loads, and would do so again, so it
+is not started again. A server is worth another start if it served and died, if it crashed while it loaded, or if it
+failed for a transient reason, which `Failure.is_transient` marks.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 #: The delay before the first restart; each further one doubles it.
 FIRST_DELAY_S = 1.0
 MOST_DELAY_S = 60.0
-#: A server that was ready for so long was well: the next delay is the first one again.
+#: After a server that was ready for this long, the next delay is the first one again.
 HEALTHY_S = 120.0
-#: Starts in a row that may fail, and no more.
+#: How many starts in a row may fail.
 MAX_FAILED_STARTS = 5
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is known of a server that could not be started, or died.
+    """The known facts about a server that could not be started, or that died.
 
     Args:
-        ready_s: seconds for which it had been ready; None if it never was.
-        has_crashed: what died was ended by a signal, not by an exit status of its own.
-        is_transient: the reason was one of the moment, and another start may do without any change.
+        ready_s: seconds for which the server had been ready; None if it never was.
+        has_crashed: a signal ended the process that died.
+        is_transient: the reason was transient, so another start may succeed without any change.
     """
 
     ready_s: float | None = None
@@ -37,10 +37,10 @@ class Failure:
 
 
 class Restarts:
-    """Decides for one deployment, from its first start on.
+    """Decides about restarts of one deployment, from its first start on.
 
     Args:
-        is_enabled: start a server again that died. A start that failed for a reason of the moment is tried once more
+        is_enabled: start a server again that has died. A start that failed for a transient reason is tried once more
             in any case.
     """
 
@@ -58,7 +58,7 @@ class Restarts:
 
     @property
     def num_failed_starts(self) -> int:
-        """How many starts have failed since a server was last ready."""
+        """Number of starts that have failed since a server was last ready."""
         return self._num_failed_starts
 
     def delay_after(self, failure: Failure) -> float | None:
@@ -80,7 +80,7 @@ class Restarts:
         return delay_s
 
     def _may_try_again(self, failure: Failure) -> bool:
-        """Whether a start that has failed is worth another."""
+        """Return whether a start that has failed is worth another."""
         if failure.is_transient and not self._has_retried:
             self._has_retried = True
             return True

@@ -1,4 +1,4 @@
-"""tritonserver as a child process.
+"""The process of tritonserver, a child of this one.
 
 Owns its start and its end: it never outlives this process, however that ends, and its models' processes never outlive
 it. Never decides when to stop.
@@ -21,7 +21,7 @@ from trident_ensemble.contract.errors import ServerError
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.1
 _PROC = Path("/proc")
-#: What the kernel may take to end processes that have been killed: one that holds an engine has much memory to free.
+#: Seconds in which the kernel ends killed processes; one that holds an engine has much memory to free.
 _GONE_S = 20.0
 
 
@@ -29,12 +29,12 @@ class ServerProcess:
     """A running tritonserver, in a process group of its own, so that a terminal's Ctrl-C does not reach it.
 
     Args:
-        command: its command line.
-        environment: its whole environment.
-        log: takes its output; None leaves it on this process's own.
+        command: the command line.
+        environment: the whole environment.
+        log: receives the output; None to write to the output of this process.
 
     Raises:
-        ServerError: it cannot be started.
+        ServerError: the server cannot be started.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | None) -> None:
@@ -61,28 +61,28 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The id of the process."""
         return self._process.pid
 
     def exit_status(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
+        """Return the exit status: None while the process runs, negative for the signal that ended it."""
         return self._process.poll()
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to the process."""
         self._process.terminate()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it ended within the time."""
+        """Wait for the process to end; return whether it has."""
         deadline = time.monotonic() + timeout_s
         while self.exit_status() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return self.exit_status() is not None
 
     def kill(self) -> None:
-        """End it and every process of its group, at once; return when their memory, GPUs and ports are free again.
+        """Kill every process of the server's group; return when their memory, GPUs and ports are free again.
 
-        A process that the kernel does not end in a limited time is left.
+        A process that the kernel does not end within 20 seconds is left behind.
         """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ class ServerProcess:
 
 
 def _members(group: int) -> Iterator[int]:
-    """The processes of a group that have not ended yet."""
+    """Yield the processes of a group that have not ended yet."""
     for folder in _PROC.glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -1,8 +1,8 @@
-"""A deployment that is served until it is told to stop, by one server after another where servers die.
+"""The serving of a deployment until a stop is requested, by one server after another where servers die.
 
-Owns the order of things: start, wait until it is ready, watch, drain; after a death say what died, wait, and start
-again as long as `Restarts` agrees. Every server is cleaned up after before the next one starts. Never starts a process
-itself and never decides whether a death is worth another start.
+Owns the order of steps: start, wait until the server is ready, watch, drain; after a death, say what died, wait, and
+start again while `Restarts` agrees. Everything that a server leaves is removed before the next one starts. Never starts
+a process itself, and never decides whether a death is worth another start.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from contextlib import AbstractContextManager
 
 from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_tools.server.restarts import MAX_FAILED_STARTS, Failure, Restarts
-from trident_tools.server.supervisor import Signals, Supervisor
+from trident_tools.server.signals import StopSignals
+from trident_tools.server.supervisor import Supervisor
 from trident_tools.server.triton_log import TritonLog
 
 _POLL_S = 0.1
 
 
 class Serving:
-    """One deployment.
+    """A deployment that is served.
 
     Args:
-        start: starts a server and returns its supervisor; raises ServerError where that cannot be done.
+        start: starts a server and returns its supervisor; raises ServerError where that is impossible.
         restarts: decides about another start.
-        signals: of this process; one ends the serving, also while it waits.
-        log: of the servers.
-        loading: entered while a server loads; shows it.
-        announce: takes the seconds that the first server took to become ready, and says so.
-        say: takes one line on what happens.
-        complain: takes what went wrong, and must be shown in any case.
+        signals: the signals to this process; one ends the serving, also while it waits.
+        log: the log of the servers.
+        loading: a context that is entered while a server loads, and shows that it does.
+        announce: is called with the seconds that the first server took to become ready.
+        say: is called with one line about what happens.
+        complain: is called with what went wrong, which must be shown in any case.
     """
 
     def __init__(
         self,
         start: Callable[[], Supervisor],
         restarts: Restarts,
-        signals: Signals,
+        signals: StopSignals,
         log: TritonLog,
         *,
         loading: Callable[[], AbstractContextManager[object]],
@@ -58,7 +59,7 @@ class Serving:
 
     @property
     def num_starts(self) -> int:
-        """How many servers have been started."""
+        """Number of servers that have been started."""
         return self._num_starts
 
     def run(self) -> int:
@@ -126,12 +127,12 @@ class Serving:
         return False
 
     def _story(self, error: ServerError, delay_s: float) -> str:
-        """What died, what its log says last, and what follows."""
+        """Return what died, the last lines of its log, and what follows."""
         again = "again" if self._was_ready else "once more"
         return "\n".join([str(error), *self._log_lines(), f"Starting it {again} in {delay_s:g} s."])
 
     def _explained(self, error: ServerError) -> ServerError:
-        """The error, with what the log says about it, and why there is no other start."""
+        """Return the error with the log's lines about it, and the reason why there is no other start."""
         lines = [str(error), *self._log_lines()]
         if self._restarts.num_failed_starts >= MAX_FAILED_STARTS:
             lines.append(f"{self._restarts.num_failed_starts} starts in a row have failed; there is no other.")
@@ -142,7 +143,7 @@ class Serving:
         return ServerError("\n".join(lines))
 
     def _would_restart(self, error: ServerError) -> bool:
-        """Whether it is for want of `--restart` alone that there is no other start; a server that drains gets none."""
+        """Return whether there is no other start only because `--restart` is off; a draining server never gets one."""
         has_served = isinstance(error, ServerDiedError) and error.ready_s is not None
         return has_served and not self._restarts.is_enabled and not self._signals.count
 

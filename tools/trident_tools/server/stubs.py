@@ -1,7 +1,7 @@
 """The model processes ("stubs") of a running tritonserver, seen through /proc.
 
-Triton never restarts a stub that died and goes on calling its model ready; so somebody must look. Owns the list of
-stubs, which of them have gone, and the shared memory that they leave behind when killed. Never ends a process.
+Triton never restarts a stub that died, and goes on calling its model ready, so this command must notice it. Owns the
+list of stubs, which of them have gone, and the shared memory that killed ones leave behind. Never ends a process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 _PROC = Path("/proc")
 _SHARED = Path("/dev/shm")  # noqa: S108 (where the processes of one server share memory)
 _STUB = "triton_python_backend_stub"
-#: Fields of /proc/PID/stat, counted from the state, which is the third. The last is there once a process has ended and
-#: its parent has not asked after it.
+#: Fields of /proc/PID/stat, counted from the state, which is the third. The last one is set once a process has ended
+#: and its parent has not collected its status.
 _PARENT, _STARTED, _WAIT_STATUS = 1, 19, 49
 #: Triton's own regions and the core's acknowledgement tables, as /proc/PID/maps lists them.
 _SHARED_MEMORY = re.compile(r"\s(/dev/shm/(?:triton_\w+_shm_region_|trident-)\S+)$", re.MULTILINE)
@@ -24,11 +24,11 @@ _SHARED_MEMORY = re.compile(r"\s(/dev/shm/(?:triton_\w+_shm_region_|trident-)\S+
 
 @dataclass(frozen=True)
 class Stub:
-    """One model instance's process.
+    """The process of one model instance.
 
     Args:
-        pid: its process id.
-        started: its start time in clock ticks, which tells it from a later process of the same id.
+        pid: the process id.
+        started: the start time in clock ticks, which distinguishes it from a later process with the same id.
         model: the model's name.
         version: the model's version.
         instance: Triton's name of the instance.
@@ -42,20 +42,20 @@ class Stub:
 
     @property
     def serves(self) -> bool:
-        """Whether it is an instance; Triton starts one more while a model loads, to ask for its configuration."""
+        """Whether this is an instance, and not the stub that Triton asks for a model's configuration."""
         return self.instance != self.model
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What a successor of this process would fill."""
+        """The model, version and instance that a successor of this process would have."""
         return self.model, self.version, self.instance
 
 
 class StubWatch:
-    """Knows the stubs of one server.
+    """A watch over the stubs of one server.
 
     Args:
-        server_pid: tritonserver's process id.
+        server_pid: the process id of tritonserver.
     """
 
     def __init__(self, server_pid: int) -> None:
@@ -64,7 +64,7 @@ class StubWatch:
         self._shared_memory: set[Path] = set()
 
     def discover(self) -> None:
-        """Learn of new stubs and of the shared memory in use; about 15 microseconds for each process of the machine."""
+        """Find new stubs and the shared memory in use; takes about 15 microseconds for each process of the machine."""
         # The server maps what it shares with a stub before there is one.
         self._note_shared_memory(self._server_pid)
         for folder in _PROC.glob("[0-9]*"):
@@ -78,11 +78,11 @@ class StubWatch:
                 self._note_shared_memory(pid)
 
     def living(self) -> list[Stub]:
-        """The known stubs that run."""
+        """Return the known stubs that run."""
         return [stub for stub in self._known.values() if _runs(stub)]
 
     def fallen(self) -> list[Stub]:
-        """The known instances that have gone and whose place nobody has taken, as a reload does."""
+        """Return the known instances that have gone without a successor, which a reload of a model starts."""
         dead = [stub for stub in self._known.values() if stub.serves and not _runs(stub)]
         if dead:
             self.discover()
@@ -90,15 +90,15 @@ class StubWatch:
         return [stub for stub in dead if stub.place not in taken]
 
     def forget(self, stub: Stub) -> None:
-        """Its end was in order."""
+        """Forget a stub that was meant to end."""
         if self._known.get(stub.pid) == stub:
             del self._known[stub.pid]
 
     def fallen_while_loading(self) -> list[Stub]:
-        """Return the known stubs that ended with an error, and that no other has followed.
+        """Return the known stubs that ended with an error and without a successor.
 
-        Triton takes note of the stubs that it ends itself; the one that was asked for a model's configuration is
-        followed by the model's instances.
+        Triton collects the exit status of stubs that it ends itself; the stub that was asked for a model's
+        configuration is followed by the instances of the model.
         """
         living = self.living()
         models, places = {stub.model for stub in living}, {stub.place for stub in living}
@@ -112,7 +112,7 @@ class StubWatch:
 
     @staticmethod
     def exit_code(stub: Stub) -> int | None:
-        """Return how a stub that has gone ended, as `subprocess` has it; None where Triton has taken note of it."""
+        """Return the exit code of a stub that has gone, as `subprocess` has it; None if Triton has collected it."""
         fields = _stat(stub.pid)
         if fields is None or int(fields[_STARTED]) != stub.started:
             return None
@@ -133,7 +133,7 @@ class StubWatch:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on; None when there is no such process, not even its remains."""
+    """Return the fields of /proc/PID/stat from the state on; None if there is no such process, not even a zombie."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -142,7 +142,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _status(pid: int) -> tuple[int, int] | None:
-    """Parent and start time of a running process; None when it does not run (any more)."""
+    """Return parent and start time of a running process; None if it does not run."""
     fields = _stat(pid)
     return None if fields is None or fields[0] in "ZX" else (int(fields[_PARENT]), int(fields[_STARTED]))
 
@@ -153,7 +153,10 @@ def _runs(stub: Stub) -> bool:
 
 
 def _stub(pid: int, started: int) -> Stub | None:
-    """Its command line: `<stub> <repository>/<model>/<version>/model.py <shared memory> ... <instance> <backend>`."""
+    """Return the stub that a process is, or None, by its command line.
+
+    A stub's is `<stub> <repository>/<model>/<version>/model.py <shared memory> ... <instance> <backend>`.
+    """
     try:
         words = (_PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")[:-1]
     except OSError:

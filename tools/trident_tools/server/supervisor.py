@@ -1,85 +1,61 @@
-"""The life of a server: until it is ready, while it serves, while it drains.
+"""The supervision of a server until it is ready, while it serves, and while it drains.
 
-Owns the decisions: when a death is a failure, when draining is over, when patience is. Never starts a process and
-never prints; it tells `say` what happens.
+Owns the decisions when a death is a failure, when draining is over, and when to wait no longer. Never starts a process
+and never prints; `say` is told what happens.
 
-Triton refuses the inner steps of ensemble requests in flight once it has been asked to stop, and does not end while a
-client holds a gRPC stream open. Hence the order of draining: give notice (the core refuses what is new), withdraw the
-server's readiness, wait until the core holds nothing, ask Triton to stop, wait until the models' processes have left,
-and wait no longer.
+Once it has been asked to stop, Triton refuses the inner steps of ensemble requests in flight, and it does not end while
+a client holds a gRPC stream open. Hence the order of draining: give notice, so that the core refuses new requests;
+withdraw the server's readiness; wait until the core holds nothing; ask Triton to stop; wait until the models' processes
+have ended; and then wait no longer.
 """
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
 from typing import NamedTuple
 
 from trident_ensemble.contract.errors import ServerDiedError
 from trident_ensemble.draining import DrainNotice
 from trident_tools.server.memory_kills import MemoryKills
-from trident_tools.server.process_ending import describe_ending
 from trident_tools.server.server_process import ServerProcess
+from trident_tools.server.signals import StopSignals, describe_ending
 from trident_tools.server.stubs import Stub, StubWatch
 from trident_tools.server.triton_status import TritonStatus
 
 _POLL_S = 0.2
 _DISCOVER_S = 2.0
-#: A stub's model must be ready for so long after the stub's end: a model being unloaded ceases to be.
+#: How long a model must still be ready after the end of its stub; a model that is unloaded is not.
 _CONFIRM_S = 1.0
-#: While models load, Triton gets so long to end by itself when a stub has, for it says why. It does not always: one
-#: that dies before it has read its model is waited for without a limit.
+#: How long Triton may take to end by itself, with its own message, when a stub has ended while models load. For a stub
+#: that dies before it has read its model, Triton would wait without a limit.
 _CONFIRM_LOADING_S = 10.0
-#: The core must hold nothing for so long: answers pass through postprocessing after they left it.
+#: How long the core must hold nothing, because answers pass through postprocessing after they leave it.
 _SETTLE_S = 0.6
-#: What Triton gets for requests that no core knows of.
+#: Seconds that Triton gets for requests that the core does not know of.
 EXIT_TIMEOUT_S = 5
 _STOP_S = 10.0
 _AFTER_STUBS_S = 3.0
 
 
-class Signals:
-    """Counts requests to stop (SIGINT, SIGTERM, SIGHUP) while it is entered."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._previous: dict[signal.Signals, signal._HANDLER] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _take(self, _number: int, _frame: FrameType | None) -> None:
-        self.count += 1
-
-
 class _Suspect(NamedTuple):
-    """What is known of a stub that has gone: since when, and how it ended where Triton has taken no note of it."""
+    """A stub that has gone: since when, and its exit code, or None where Triton has collected it."""
 
     since: float
     exit_code: int | None
 
 
 class Supervisor:
-    """Of one server.
+    """The supervisor of one server.
 
     Args:
-        process: the server.
-        status: asks it.
+        process: the process of the server.
+        status: asks the server about its state.
         notice: tells its core to drain.
-        signals: of this process.
-        drain_timeout_s: requests in flight get so long once a stop is asked for.
-        say: takes one line on what happens.
-        withdraw_readiness: has the server say that it is not ready; raises OSError where it cannot.
+        signals: the signals to this process.
+        drain_timeout_s: seconds that requests in flight get once a stop is requested.
+        say: is called with one line about what happens.
+        withdraw_readiness: makes the server say that it is not ready; raises OSError where it cannot.
     """
 
     def __init__(
@@ -87,7 +63,7 @@ class Supervisor:
         process: ServerProcess,
         status: TritonStatus,
         notice: DrainNotice,
-        signals: Signals,
+        signals: StopSignals,
         *,
         drain_timeout_s: float,
         say: Callable[[str], None],
@@ -107,13 +83,13 @@ class Supervisor:
         self._ready_since: float | None = None
 
     def wait_until_ready(self) -> bool:
-        """Wait, however long models load; False when a stop is asked for before.
+        """Wait until the models are loaded, however long that takes; return False if a stop is requested before.
 
         Raises:
             ServerDiedError: the server, or the process of a model, ended.
         """
         while True:
-            # One that dies as soon as its model is ready must have been known before.
+            # A stub that dies as soon as its model is ready must have been known before.
             self._stubs.discover()
             if self._status.is_ready():
                 self._ready_since = time.monotonic()
@@ -127,7 +103,7 @@ class Supervisor:
             time.sleep(_POLL_S / 2)
 
     def watch(self) -> None:
-        """Return when a stop is asked for.
+        """Watch the server; return when a stop is requested.
 
         Raises:
             ServerDiedError: the server, or the process of a model that is ready, died.
@@ -137,13 +113,13 @@ class Supervisor:
             time.sleep(_POLL_S)
 
     def drain(self) -> int:
-        """Let requests in flight finish, refuse new ones, then stop the server.
+        """Let requests in flight finish and refuse new ones, then stop the server.
 
         Returns:
-            0 when all finished; 1 when some did not in time; 130 when a second signal cut it short.
+            0 if all finished, 1 if some did not finish in time, 130 if a second signal cut the draining short.
 
         Raises:
-            ServerDiedError: the server died before they finished.
+            ServerDiedError: the server died before the requests finished.
         """
         self._notice.give()
         deadline = time.monotonic() + self._drain_timeout_s
@@ -174,7 +150,7 @@ class Supervisor:
         return 0
 
     def stop(self) -> None:
-        """Ask the server to stop; return when it has, or when there is nothing left to wait for."""
+        """Ask the server to stop; return when it has stopped, or when there is nothing left to wait for."""
         self._stubs.discover()
         self._process.ask_to_stop()
         deadline = time.monotonic() + _STOP_S
@@ -185,7 +161,7 @@ class Supervisor:
                 return
 
     def clean_up(self) -> None:
-        """End whatever still runs and remove what it would leave behind; in every case, last."""
+        """End every process that still runs, and remove what it leaves behind; to be called last in every case."""
         self._stubs.discover()
         self._process.kill()
         self._stubs.remove_shared_memory()
@@ -197,7 +173,7 @@ class Supervisor:
             return 1  # a server too busy to answer is not idle; one that died is found by `_check`
 
     def _check(self) -> None:
-        """Find out whether anything has died that should live."""
+        """Raise `ServerDiedError` if a process has died that should run."""
         now = time.monotonic()
         if self._process.exit_status() is not None:
             raise self._end_of_server("tritonserver died")
@@ -218,7 +194,7 @@ class Supervisor:
             )
 
     def _confirmed(self, fallen: list[Stub], seconds: float) -> list[Stub]:
-        """Those that have been seen fallen for so long, without a break."""
+        """Return the stubs that have been gone for this long without a break."""
         now = time.monotonic()
         self._suspects = {
             stub: self._suspects.get(stub) or _Suspect(now, self._stubs.exit_code(stub)) for stub in fallen
@@ -226,7 +202,7 @@ class Supervisor:
         return [stub for stub, suspect in self._suspects.items() if now - suspect.since >= seconds]
 
     def _ready_models(self) -> set[tuple[str, str]] | None:
-        """None when the server does not answer: then a death counts as a failure."""
+        """Return the models that are ready; None if the server does not answer, so that a death counts as a failure."""
         try:
             return self._status.ready_models()
         except OSError:
@@ -235,7 +211,7 @@ class Supervisor:
     def _end_of_server(self, what: str) -> ServerDiedError:
         exit_code = self._process.exit_status()
         assert exit_code is not None
-        # Of a stub that is killed the server often dies too, by a lock that the stub held.
+        # The server often dies with a stub that is killed, by a lock that the stub held.
         for stub in self._suspects:
             return self._end_of_stub(stub, "died", f"{what} after it ({describe_ending(exit_code)})")
         return self._death(what, exit_code, f"it was pid {self._process.pid}")
@@ -245,7 +221,7 @@ class Supervisor:
         return self._death(f"{whose} {what}", self._suspects[stub].exit_code, consequence)
 
     def _death(self, what: str, exit_code: int | None, remark: str) -> ServerDiedError:
-        """The error for a death: what died, how if that is known, and whether memory had run out."""
+        """Return the error for a death: what died, how if that is known, and whether memory had run out."""
         details = "" if exit_code is None else f" ({describe_ending(exit_code)})"
         if self._memory_kills.have_happened():
             details += "; the kernel has ended processes of this server for lack of memory"

@@ -1,6 +1,6 @@
-"""What went wrong, out of tritonserver's log.
+"""The errors in tritonserver's log.
 
-Owns which lines of the log matter to people, and which of them tell of a failure of the moment. Never writes to it.
+Owns which lines of the log matter to people, and which of them show a transient failure. Never writes to the log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TritonLog:
     """The log of one server after another, in one file.
 
     Args:
-        path: the file; None where the log is not kept, and nothing is known of it.
+        path: the file; None where the log is not kept, so that nothing is known about it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -34,7 +34,7 @@ class TritonLog:
         self._begin = 0
 
     def begin(self) -> None:
-        """Take what comes from now on for the log of the next server."""
+        """Begin the log of the next server; earlier lines are not looked at again."""
         self._begin = self._size()
 
     def is_empty(self) -> bool:
@@ -57,7 +57,7 @@ class TritonLog:
         return [line.strip() for line in self._read().splitlines() if line.strip()][-limit:]
 
     def tells_of_transient_failure(self) -> bool | None:
-        """Return whether the server failed for a reason of the moment; None if nothing is known of it."""
+        """Return whether the server failed for a transient reason; None if nothing is known about it."""
         if self.path is None:
             return None
         return any(_TRANSIENT.search(error) for error in self.last_errors(_MOST_ERRORS))

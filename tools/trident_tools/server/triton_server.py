@@ -1,4 +1,4 @@
-"""Where tritonserver is, and how it must be called to find Trident.
+"""The installed tritonserver, and the way in which it is called so that it finds Trident.
 
 Owns the search for the server, its backend directory and its environment. Never starts it.
 """
@@ -19,17 +19,12 @@ from pathlib import Path
 
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.wiring import model_shell
 
 WHEEL = "nvidia-pytriton==0.7.0"
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (names of addresses, nothing is bound)
 _STUB = "triton_python_backend_stub"
 _PYTHON_BACKEND = "python"
-_BACKEND_MODEL = '''"""The Triton backend `trident`; everything is in the package."""
-
-from trident_backend.triton_model import TritonPythonModel
-
-__all__ = ["TritonPythonModel"]
-'''
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class TritonServer:
     """An installed tritonserver.
 
     Args:
-        executable: the program.
+        executable: path of the program.
         backends: the folder of the backends that came with it.
         stub: the Python backend's stub for the running Python.
         libraries: folders that its dynamic linker must search first.
@@ -51,7 +46,7 @@ class TritonServer:
 
 @dataclass(frozen=True)
 class Listen:
-    """Where the server listens."""
+    """The address and the ports at which the server listens."""
 
     host: str
     http_port: int
@@ -65,10 +60,10 @@ def local_address(host: str) -> str:
 
 
 def find_server() -> TritonServer:
-    """The tritonserver on PATH (a Triton container's), else the one in the nvidia-pytriton wheel.
+    """Find tritonserver: the one on PATH, as in a Triton container, or else the one in the nvidia-pytriton wheel.
 
     Raises:
-        ServerError: there is none, or it cannot run models in this Python; says what to install.
+        ServerError: there is no server, or it cannot run models in this Python; says what to install.
     """
     on_path = shutil.which("tritonserver")
     return _container_server(Path(on_path).resolve()) if on_path else _wheel_server()
@@ -114,7 +109,7 @@ def _wheel_server() -> TritonServer:
 
 
 def _check_linked(server: TritonServer, package: str) -> None:
-    """The stub embeds Python from the system's shared library; without it no model starts."""
+    """Check that the stub finds the system's shared library of Python, without which no model starts."""
     environment = server_environment(server, {"PATH": os.defpath, "LD_TRACE_LOADED_OBJECTS": "1"})
     listed = subprocess.run([server.stub], env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     missing = re.findall(r"(\S+) => not found", listed.stdout)
@@ -137,13 +132,13 @@ def compose_backends(server: TritonServer, folder: Path) -> None:
     shutil.copy(server.stub, python / _STUB)
     trident = folder / layout.BACKEND
     trident.mkdir()
-    (trident / layout.MODEL_FILE).write_text(_BACKEND_MODEL, encoding="utf-8")
+    (trident / layout.MODEL_FILE).write_text(model_shell("trident_backend"), encoding="utf-8")
 
 
 def server_command(
     server: TritonServer, repository: Path, backends: Path, listen: Listen, exit_timeout_s: int
 ) -> list[str]:
-    """The command line of tritonserver."""
+    """Return the command line of tritonserver."""
     return [
         str(server.executable),
         f"--model-repository={repository}",
@@ -159,9 +154,9 @@ def server_command(
 
 
 def server_environment(server: TritonServer, environment: Mapping[str, str]) -> dict[str, str]:
-    """What tritonserver needs in its environment, over `environment`.
+    """Return `environment` with what tritonserver needs in addition.
 
-    The stub embeds an isolated Python: it takes the packages of the first `python3` on PATH, which must be ours.
+    The stub embeds an isolated Python that takes the packages of the first `python3` on PATH, which must be ours.
     """
     paths = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
     libraries = [*map(str, server.libraries), environment.get("LD_LIBRARY_PATH", "")]

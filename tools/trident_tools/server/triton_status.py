@@ -1,6 +1,6 @@
-"""What a running tritonserver says about itself over HTTP.
+"""The state of a running tritonserver, asked over HTTP.
 
-Owns the three questions that supervision asks. Never changes anything and never waits for an answer to become true.
+Owns the three questions that supervision asks. Never changes anything, and never waits for a state to be reached.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^
 
 
 class TritonStatus:
-    """Asks one server.
+    """Asks one server about its state.
 
     Args:
-        listen: where it listens.
-        headers: what opens its repository's index.
+        listen: the addresses at which the server listens.
+        headers: the headers that open the index of its repository.
     """
 
     def __init__(self, listen: Listen, headers: Mapping[str, str]) -> None:
@@ -30,7 +30,7 @@ class TritonStatus:
         self._host = local_address(listen.host)
 
     def is_ready(self) -> bool:
-        """Whether the server answers and all its models are loaded."""
+        """Return whether the server answers and all its models are loaded."""
         try:
             status, _ = self._ask("GET", self._listen.http_port, "/v2/health/ready")
         except (OSError, http.client.HTTPException):
@@ -38,7 +38,7 @@ class TritonStatus:
         return status == http.client.OK
 
     def ready_models(self) -> set[tuple[str, str]]:
-        """Name and version of every model that is READY.
+        """Return name and version of every model that is READY.
 
         Raises:
             OSError: the server does not answer.
@@ -53,7 +53,7 @@ class TritonStatus:
         return {(entry["name"], entry["version"]) for entry in entries if entry.get("state") == "READY"}
 
     def num_active_requests(self) -> int:
-        """Requests in the core, by its metrics; 0 where no core publishes any.
+        """Return the number of requests in the core by its metrics; 0 where no core publishes any.
 
         Raises:
             OSError: the server does not answer.

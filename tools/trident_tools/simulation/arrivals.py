@@ -1,8 +1,8 @@
-"""When requests are sent.
+"""The arrivals of requests over simulated time.
 
-Owns the two kinds of load and the window in which requests and tokens count. A request counts if it was sent in the
-window, and is followed to its end; tokens and steps count by the moment they were done. Nothing is sent after the
-window. Never knows what becomes of a request.
+Owns the two kinds of load, and the window in which requests and tokens count. A request counts if it was sent in the
+window, and is followed to its end; tokens and steps count by the moment at which they were done. Nothing is sent after
+the window. Never knows what becomes of a request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trident_tools.simulation.workload import SimulatedRequest, Workload
 
 @dataclass
 class CountingWindow:
-    """From `begin` to `end`, in seconds of the simulated clock; the end may not be known yet."""
+    """The window from `begin` to `end`, in seconds of the simulated clock; the end may not be known yet."""
 
     begin: float
     end: float = math.inf
@@ -26,7 +26,7 @@ class CountingWindow:
         return self.begin <= moment < self.end
 
     def overlap(self, begin: float, end: float) -> float:
-        """Seconds of a span that lie in the window."""
+        """Return the seconds of a span that lie in the window."""
         return max(0.0, min(end, self.end) - max(begin, self.begin))
 
 
@@ -43,35 +43,35 @@ class Arrivals(Protocol):
 
     @property
     def window(self) -> CountingWindow:
-        """What counts."""
+        """The window in which requests and tokens count."""
         ...
 
     @property
     def next(self) -> float:
-        """When the next request reaches a core, as far as is known; infinity when none will."""
+        """When the next known request reaches a core; infinity if none will."""
         ...
 
     def take(self) -> Arrival:
-        """That request."""
+        """Return the request that arrives next, and go on to the one after it."""
         ...
 
     def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
-        """A request has its answer."""
+        """Note that a request has its answer, or was refused."""
         ...
 
     def share_done(self, now: float) -> float:
-        """How much of the load has been sent, from 0 to 1."""
+        """Return the share of the load that has been sent, from 0 to 1."""
         ...
 
 
 class PoissonArrivals:
-    """Requests arrive as a Poisson process, whatever becomes of them; those before the ramp's end do not count.
+    """A Poisson process of requests, whatever becomes of them; requests before the end of the ramp do not count.
 
-    With a number of requests the window ends where the next one would have been sent.
+    With a given number of requests, the window ends where the next one would have been sent.
 
     Args:
         workload: the requests.
-        rate: a second.
+        rate: requests per second.
     """
 
     def __init__(self, workload: Workload, rate: float) -> None:
@@ -96,34 +96,34 @@ class PoissonArrivals:
 
     @property
     def next(self) -> float:
-        """See `Arrivals.next`."""
+        """When the next known request reaches a core; infinity if none will."""
         return self._sent_at + self._workload.overhead if self._sent_at < self.window.end else math.inf
 
     def take(self) -> Arrival:
-        """See `Arrivals.take`."""
+        """Return the request that arrives next, and go on to the one after it."""
         arrival = Arrival(self.next, self._sent_at, next(self._requests))
         self._advance()
         return arrival
 
     def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
-        """Nobody waits for it."""
+        """Do nothing, because no later request depends on this one."""
 
     def share_done(self, now: float) -> float:
-        """See `Arrivals.share_done`."""
+        """Return the share of the load that has been sent, from 0 to 1."""
         if self._workload.num_requests is not None:
             return self._num_counted / self._workload.num_requests
         return min(1.0, now / self.window.end)
 
 
 class UserArrivals:
-    """Users who each send their next request when their last has ended; they come one by one during the ramp.
+    """A number of users who each send their next request when their last one has ended.
 
-    With a number of requests the window ends when so many of those that count have been answered. A user who was
-    refused tries again after a second.
+    They come one by one during the ramp. With a given number of requests, the window ends when that many requests that
+    count have been answered. A user whose request was refused tries again after a second.
 
     Args:
         workload: the requests.
-        num_users: of them.
+        num_users: number of users.
     """
 
     def __init__(self, workload: Workload, num_users: int) -> None:
@@ -137,18 +137,18 @@ class UserArrivals:
 
     @property
     def next(self) -> float:
-        """See `Arrivals.next`."""
+        """When the next known request reaches a core; infinity if none will."""
         if not self._sends or self._sends[0] >= self.window.end:
             return math.inf
         return self._sends[0] + self._workload.overhead
 
     def take(self) -> Arrival:
-        """See `Arrivals.take`."""
+        """Return the request that arrives next, and go on to the one after it."""
         at = self.next
         return Arrival(at, heapq.heappop(self._sends), next(self._requests))
 
     def ended(self, arrival: Arrival, now: float, *, refused: bool = False) -> None:
-        """Its user sends the next one."""
+        """Let the user of the request send the next one."""
         if arrival.sent_at in self.window:
             self._num_left -= 1
             if self._num_left == 0:
@@ -156,7 +156,7 @@ class UserArrivals:
         heapq.heappush(self._sends, now + _RETRY_SECONDS if refused else now)
 
     def share_done(self, now: float) -> float:
-        """See `Arrivals.share_done`."""
+        """Return the share of the load that has been sent, from 0 to 1."""
         if self._workload.num_requests is not None:
             return 1 - max(0.0, self._num_left) / self._workload.num_requests
         return min(1.0, now / self.window.end)

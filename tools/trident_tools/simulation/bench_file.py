@@ -1,7 +1,7 @@
-"""What a benchmark's JSON tells a simulation about the server it ran on.
+"""A benchmark's JSON, and what it tells a simulation about the server.
 
-Owns the reading of that file; nobody else here knows its form. The last stage in which the server's metrics were read
-counts: by then the server had learned the most of its steps.
+Owns the reading of that file, whose form no other module here knows. The last stage in which the server's metrics were
+read counts, because by then the server had learned the most about its steps. Never runs a benchmark.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from trident_tools.simulation.step_cost import make_step_time
 
 @dataclass(frozen=True)
 class BenchedServer:
-    """A server as a benchmark saw it; None is what the file does not say.
+    """A server as a benchmark saw it; a field is None where the file does not say.
 
     Args:
-        step_time: what its steps cost.
-        overhead: seconds of a request outside its core: by how much clients waited longer for their first token, on
+        step_time: the cost of its steps.
+        overhead: seconds of a request outside the core: how much longer clients waited for their first token, on
             average, than the core took.
         max_num_seqs: sequences in one step.
-        block_size: tokens of a KV block.
-        kv_tokens: that its KV cache holds.
+        block_size: tokens in a KV block.
+        kv_tokens: tokens that the KV cache holds.
     """
 
     step_time: StepTime
@@ -40,10 +40,10 @@ class BenchedServer:
 
 
 def read_bench(path: Path) -> BenchedServer:
-    """Understand what `trident bench --json` wrote.
+    """Read a file that `trident bench --json` wrote.
 
     Raises:
-        ConfigError: it cannot be read, or the server's metrics are not in it.
+        ConfigError: the file cannot be read, or does not have the server's metrics.
     """
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
@@ -56,7 +56,7 @@ def read_bench(path: Path) -> BenchedServer:
         overhead = min(_overhead(stage) for stage in read)
         return replace(_understand(read[-1], path), overhead=0.0 if overhead == math.inf else overhead)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"--from-bench: {path} is nothing that `trident bench --json` wrote: {error!r}") from None
+        raise ConfigError(f"--from-bench: {path} was not written by `trident bench --json`: {error!r}") from None
 
 
 def _understand(stage: Mapping[str, Any], path: Path) -> BenchedServer:
@@ -84,10 +84,10 @@ def _understand(stage: Mapping[str, Any], path: Path) -> BenchedServer:
 
 
 def _overhead(stage: Mapping[str, Any]) -> float:
-    """By how much clients waited longer than the core took.
+    """Return how many seconds longer clients waited than the core took.
 
-    Under growing queues the two do not speak of the same requests, and the difference is mostly queueing; so the
-    smallest of all stages is the one to believe.
+    With growing queues the two figures are not of the same requests, and the difference is mostly queueing, so the
+    smallest of all stages is the most reliable.
     """
     served = _series(stage["server"]["histograms"], "nv_llm_time_to_first_token_seconds")
     waited = stage["metrics"].get("time_to_first_token")
@@ -97,7 +97,7 @@ def _overhead(stage: Mapping[str, Any]) -> float:
 
 
 def _series(metrics: Mapping[str, Any], family: str, **labels: str) -> Any:
-    """The first series of a family with these labels; None if there is none."""
+    """Return the first series of a family with these labels; None if there is none."""
     for series, value in metrics.items():
         name, _, rest = series.partition("{")
         if name == family and labels.items() <= dict(_LABEL.findall(rest)).items():

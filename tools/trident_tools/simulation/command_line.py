@@ -1,6 +1,6 @@
-"""From the options of `trident simulate` to what is simulated.
+"""The reading of the options of `trident simulate`.
 
-Owns how options go together and the refusals where they do not. Never declares an option.
+Owns which options go together, and the refusals where they do not. Never declares an option.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trident_tools.simulation.workload import Workload
 
 
 def make_scenarios(args: argparse.Namespace) -> list[Scenario]:
-    """One for each rate, or for each number of users.
+    """Make a scenario for each rate, or for each number of users.
 
     Raises:
-        TridentError: what was asked for does not fit together, or a file will not do.
+        TridentError: options contradict each other, or a file cannot be used.
     """
     benched = None if args.from_bench is None else read_bench(args.from_bench)
     roof = _roof(args)
@@ -56,7 +56,7 @@ def make_scenarios(args: argparse.Namespace) -> list[Scenario]:
 
 
 def configuration(args: argparse.Namespace, scenario: Scenario) -> dict[str, Any]:
-    """What was simulated, for JSON."""
+    """Return the description of what was simulated, for JSON."""
     deployment, workload = scenario.deployment, scenario.workload
     return {
         "step_cost": asdict(deployment.cost),  # type: ignore[call-overload]
@@ -117,7 +117,7 @@ def _settings(args: argparse.Namespace) -> CoreSettings:
     served = None
     if args.engine is not None and (args.engine / layout.CORE / layout.CONFIG_FILE).is_file():
         served = served_settings(args.engine)
-    # How many guesses are right depends on the text, which is not simulated.
+    # How many draft tokens are accepted depends on the text, which is not simulated.
     return replace(core_settings(args, served), max_draft_tokens=0)
 
 

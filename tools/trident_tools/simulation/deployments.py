@@ -1,7 +1,7 @@
-"""What is to be simulated, from what is known of it.
+"""The deployment that is simulated, put together from several sources.
 
-Owns the order of the sources: what was asked for, then the engine's manifest, then what the benchmark saw, then what
-hardware and model allow, then the defaults of a build. Never reads a command line.
+Owns the order of the sources: the command's options, the engine's manifest, the benchmark's file, the limits of
+hardware and model, and the defaults of a build. Never reads a command line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_BLOCK_SIZE = 32
 
 @dataclass(frozen=True)
 class GivenLimits:
-    """What was asked for; None where nothing was."""
+    """The limits given on the command line; None where one was not given."""
 
     max_num_seqs: int | None = None
     max_num_tokens: int | None = None
@@ -38,14 +38,14 @@ class GivenLimits:
 
 @dataclass(frozen=True)
 class Roof:
-    """A network on hardware, by their numbers.
+    """A network on hardware, described by their numbers.
 
     Args:
-        hardware: that runs it.
-        efficiency: how much of the hardware's numbers is reached.
-        shape: of the network.
-        max_seq_len: the network's longest context.
-        step_overhead: seconds.
+        hardware: the hardware that runs the network.
+        efficiency: the shares of the hardware's numbers that are reached.
+        shape: the shape of the network.
+        max_seq_len: the longest context of the network, in tokens.
+        step_overhead: seconds of every step besides the network.
     """
 
     hardware: Hardware
@@ -56,7 +56,7 @@ class Roof:
 
     @property
     def cost(self) -> StepCost:
-        """Of its steps."""
+        """The cost of the network's steps."""
         return RooflineCost(
             self.shape,
             self.hardware.bandwidth * self.efficiency.bandwidth,
@@ -65,10 +65,10 @@ class Roof:
         )
 
     def num_blocks(self, block_size: int) -> int:
-        """KV blocks in the memory that weights leave.
+        """Return how many KV blocks fit in the memory that the weights leave.
 
         Raises:
-            PlanError: they leave too little for one.
+            PlanError: the weights leave too little for one block.
         """
         usable = self.hardware.memory * self.efficiency.memory
         num_blocks = int(usable - self.shape.weight_bytes) // (self.shape.kv_bytes_per_token * block_size)
@@ -81,25 +81,25 @@ class Roof:
 
 
 def read_model(path: Path) -> Decoder:
-    """The architecture in a checkpoint's folder or in its config.json.
+    """Read the architecture from a checkpoint's folder or from its config.json.
 
     Raises:
-        CheckpointError: missing, malformed, or an architecture that Trident does not build.
+        CheckpointError: the file is missing or malformed, or Trident does not build the architecture.
     """
     return read_decoder(JsonConfig.read(path / "config.json" if path.is_dir() else path))
 
 
 def engine_folder(path: Path) -> Path:
-    """The engine of a model repository, or the engine folder itself."""
+    """Return the engine folder of a model repository, or the path itself if it is an engine folder."""
     core = path / layout.CORE
     return layout.newest_version(core) if core.is_dir() else path
 
 
 def read_engine(path: Path) -> Manifest:
-    """The manifest of an engine folder, or of the core in a model repository.
+    """Read the manifest of an engine folder, or of the core in a model repository.
 
     Raises:
-        ArtifactError: there is none, or it cannot be used.
+        ArtifactError: there is no manifest, or it cannot be used.
     """
     return read_manifest(engine_folder(path))
 
@@ -111,7 +111,7 @@ def engine_spec(
     benched: BenchedServer | None,
     roof: Roof | None,
 ) -> EngineSpec:
-    """The limits of one replica.
+    """Return the limits of one replica's engine.
 
     Raises:
         ConfigError: the size of the KV cache is not known, or the limits contradict one another.

@@ -1,7 +1,7 @@
 """The figures of a simulated load.
 
-Owns their names, which are those of `trident bench` where it has the same, and their units: milliseconds for latencies,
-seconds for the clock. Never simulates and never prints.
+Owns their names, which are those of `trident bench` where it has the same figures, and their units: milliseconds for
+latencies, seconds for the clock. Never simulates and never prints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trident_tools.simulation.measurements import GapHistogram, Measurements
 
 @dataclass(frozen=True)
 class Spread:
-    """A latency over all requests, in ms; 0 where there was none."""
+    """A latency over all requests, in milliseconds; 0 where there was none."""
 
     avg: float = 0.0
     p50: float = 0.0
@@ -29,29 +29,29 @@ class Spread:
 
 @dataclass(frozen=True)
 class SimulatedFigures:
-    """Of one load.
+    """The figures of one load.
 
     Args:
-        window_seconds: in which requests and tokens count.
-        num_requests: that count, and were served.
-        num_refused: that no replica took, counted or not.
-        time_to_first_token: of the requests that count; so are the other three latencies.
-        inter_token_latency: of a request, the mean time between its tokens.
-        inter_chunk_latency: every time between two tokens of a stream, to half a percent.
-        queue_time: in the core, until a request first ran.
-        request_throughput: requests/s that ended.
-        output_token_throughput: tokens/s.
-        total_token_throughput: tokens/s, with the prompts'.
-        num_running: sequences in the cache of a replica, mean.
-        num_waiting: sequences in the queue of a replica, mean.
-        step_tokens: computed in a step, mean.
-        kv_use: share of KV blocks in use, mean.
+        window_seconds: length of the window in which requests and tokens count.
+        num_requests: requests that count and were served.
+        num_refused: requests that no replica took, counted or not.
+        time_to_first_token: the latency of requests that count, as are the other three.
+        inter_token_latency: the mean time between the tokens of a request.
+        inter_chunk_latency: the time between any two successive tokens of a stream, to half a percent.
+        queue_time: the time in the core until a request first ran.
+        request_throughput: requests per second that ended.
+        output_token_throughput: output tokens per second.
+        total_token_throughput: output and prompt tokens per second.
+        num_running: mean number of sequences in the cache of a replica.
+        num_waiting: mean number of sequences in the queue of a replica.
+        step_tokens: mean number of tokens in a step.
+        kv_use: mean share of KV blocks in use.
         kv_use_max: share of KV blocks in use on the fullest replica.
-        num_preemptions: of the requests that count.
+        num_preemptions: preemptions of requests that count.
         prefix_hit_rate: share of prompt tokens found in the cache.
         utilization: share of time in which a replica computes.
-        cost_per_million_output_tokens: in the price's currency; None without a price.
-        cost_per_million_tokens: with the prompts'.
+        cost_per_million_output_tokens: cost in the price's currency; None without a price.
+        cost_per_million_tokens: cost of a million output and prompt tokens.
     """
 
     window_seconds: float
@@ -78,7 +78,7 @@ class SimulatedFigures:
 
 
 def figures(measured: Measurements, price_per_hour: float | None) -> SimulatedFigures:
-    """Sum up; the price is one replica's."""
+    """Compute the figures of a load; `price_per_hour` is the price of one replica."""
     seconds = measured.window_seconds
     replica_seconds = seconds * measured.num_replicas
     num_tokens = measured.num_output_tokens + measured.num_input_tokens
@@ -127,5 +127,5 @@ def _cost(price: float | None, num_tokens: int) -> float | None:
     return None if price is None or not num_tokens else price / num_tokens * 1e6
 
 
-#: Those of `Spread`, in its order; the least and the greatest are its ends.
+#: The percentiles of `Spread`, in its order, between its minimum and its maximum.
 _PERCENTS = (50, 90, 95, 99, 0, 100)

@@ -1,7 +1,7 @@
-"""What GPUs can do at most, and how much of that kernels reach.
+"""The numbers of GPUs, and the shares of them that kernels reach.
 
-Owns the table and the efficiency factors. The numbers are the makers' for dense matrices (their data sheets often print
-twice as much, for structured sparsity): NVIDIA H200, H100 SXM, A100 80GB SXM, L40S and L4 Tensor Core GPU data sheets.
+Owns the table and the efficiency factors. The numbers are NVIDIA's for dense matrices, from the data sheets of the
+H200, H100 SXM, A100 80GB SXM, L40S and L4 Tensor Core GPUs, which often print twice as much, for structured sparsity.
 Never knows a model.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator.
+    """The numbers of one accelerator.
 
     Args:
-        bandwidth: of its memory, bytes/s.
-        flops: of matrix products, FLOP/s.
-        memory: bytes.
+        bandwidth: bytes per second of its memory.
+        flops: floating-point operations per second of matrix products.
+        memory: size of its memory in bytes.
     """
 
     bandwidth: float
@@ -27,7 +27,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Gpu:
-    """As `Hardware`, for each format of products: bf16 (fp16 is as fast), and fp8, None where it has none."""
+    """The numbers of a GPU, with those of products in bf16 (fp16 is as fast) and in fp8, None where it has none."""
 
     bandwidth: float
     flops_bf16: float
@@ -37,12 +37,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The share of the hardware's numbers that an engine reaches; 1 is the roof itself.
+    """The shares of the hardware's numbers that an engine reaches; 1 is the roof itself.
 
     Args:
-        bandwidth: of the memory's rate.
-        flops: of the products' rate.
-        memory: of the memory that weights and KV cache together may fill; the rest is for activations.
+        bandwidth: share of the memory's bandwidth.
+        flops: share of the rate of products.
+        memory: share of the memory that weights and KV cache may fill together; the rest is for activations.
     """
 
     bandwidth: float = 0.8

@@ -1,7 +1,7 @@
-"""What happened in a simulation, as it is added up.
+"""The measurements of a simulation.
 
-Owns the sums, the latencies of each request and the histogram of gaps between tokens. Can be merged, so that replicas
-may be simulated apart. Never turns a number into a figure for people.
+Owns the sums, the latencies of each request, and the histogram of gaps between tokens. They can be merged, so that
+replicas may be simulated apart. Never turns a number into a figure for people.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from trident_tools.simulation.arrivals import CountingWindow
 
 @dataclass(frozen=True)
 class CoreState:
-    """A core during a step: when that began, its tokens, sequences with room and without, share of KV blocks in use."""
+    """The state of a core during a step.
+
+    It has the step's beginning and tokens, the running and waiting sequences, and the share of KV blocks in use.
+    """
 
     began: float
     num_tokens: int
@@ -31,7 +34,7 @@ class CoreState:
 
 
 class GapHistogram:
-    """Times between tokens of a stream, in bins of one percent: there are too many to keep them."""
+    """A histogram of the times between tokens of a stream, in bins of one percent."""
 
     def __init__(self) -> None:
         self._counts: npt.NDArray[np.int64] = np.zeros(_NUM_BINS, np.int64)
@@ -39,14 +42,14 @@ class GapHistogram:
         self._new: list[float] = []
 
     def add(self, gaps: list[float]) -> None:
-        """Seconds, all above 0."""
+        """Add gaps in seconds, all above 0."""
         self._new += gaps
         if len(self._new) >= _NUM_BUFFERED:
             self._flush()
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Of each bin."""
+        """The count of each bin."""
         self._flush()
         return self._counts
 
@@ -58,7 +61,7 @@ class GapHistogram:
         self._new.clear()
 
     def percentile(self, percent: float) -> float:
-        """Seconds, to half a percent; 0 without gaps."""
+        """Return a percentile in seconds, to half a percent; 0 without gaps."""
         ranks = np.cumsum(self.counts)
         if not ranks[-1]:
             return 0.0
@@ -67,40 +70,40 @@ class GapHistogram:
 
     @property
     def average(self) -> float:
-        """Seconds; 0 without gaps."""
+        """Return the mean in seconds; 0 without gaps."""
         num_gaps = int(self.counts.sum())
         return self._total / max(1, num_gaps)
 
     def merge(self, other: GapHistogram) -> None:
-        """And those of another."""
+        """Add the gaps of another histogram."""
         self._counts += other.counts
         self._total += other._total
 
 
 @dataclass
 class Measurements:
-    """Of one load on one deployment; seconds. Requests count as their load's window says.
+    """The measurements of one load on one deployment, in seconds; the load's window says which requests count.
 
     Args:
-        num_replicas: that were simulated.
-        window_seconds: the window's length.
-        num_sent: requests in all, counted or not.
-        num_refused: of these, not taken by a core.
-        num_ended: of these, served to their end.
-        num_steps: in the window; so are all below but what is of requests.
-        num_step_tokens: tokens computed.
-        num_input_tokens: of prompts whose first token came.
-        num_output_tokens: generated.
-        num_requests: ended.
-        busy_seconds: of all replicas, in steps.
-        running_seconds: sequences with room, times seconds; and so on for those without and for the KV share.
+        num_replicas: replicas that were simulated.
+        window_seconds: length of the window.
+        num_sent: all requests, counted or not.
+        num_refused: requests that no core took.
+        num_ended: requests that were served to their end.
+        num_steps: steps in the window, in which everything below happened that does not concern requests.
+        num_step_tokens: tokens computed in steps.
+        num_input_tokens: tokens of prompts whose first output token came.
+        num_output_tokens: tokens generated.
+        num_requests: requests that ended.
+        busy_seconds: time in steps, of all replicas.
+        running_seconds: running sequences times seconds; likewise for waiting sequences and the share of KV blocks.
         kv_max: the largest share of a replica's KV blocks in use.
-        first_token: of each request that counts, its time to first token; and so on.
-        inter_token: of each that has two tokens or more, the mean time between them.
-        num_prompt_tokens: of the requests that count.
-        num_cached_tokens: of these, found in the KV cache.
-        num_preemptions: how often these requests lost their room.
-        gaps: every time between two tokens of a stream.
+        first_token: the time to first token of each request that counts; likewise the other latencies.
+        inter_token: the mean time between tokens of each request with at least two.
+        num_prompt_tokens: prompt tokens of the requests that count.
+        num_cached_tokens: prompt tokens of these that were found in the KV cache.
+        num_preemptions: how often these requests were preempted.
+        gaps: the times between successive tokens of a stream.
     """
 
     num_replicas: int
@@ -128,13 +131,13 @@ class Measurements:
     gaps: GapHistogram = field(default_factory=GapHistogram)
 
     def add_step(self, window: CountingWindow, now: float, state: CoreState, advances: Iterable[Advance]) -> None:
-        """A step of a replica has ended.
+        """Add a step of a replica that has ended.
 
         Args:
-            window: what counts.
-            now: when it ended.
-            state: of the core, during the step.
-            advances: who got tokens.
+            window: the window in which steps count.
+            now: when the step ended.
+            state: the state of the core during the step.
+            advances: the sequences that got tokens.
         """
         seconds = window.overlap(state.began, now)
         self.busy_seconds += seconds
@@ -158,7 +161,7 @@ class Measurements:
     def add_request(
         self, window: CountingWindow, sent_at: float, overhead: float, now: float, record: RequestRecord
     ) -> None:
-        """A request has ended; `overhead` seconds of it were outside the core."""
+        """Add a request that has ended; `overhead` seconds of it were outside the core."""
         self.num_ended += 1
         self.num_requests += now in window
         if sent_at not in window:
@@ -176,7 +179,7 @@ class Measurements:
         self.num_preemptions += record.num_preemptions
 
     def merge(self, other: Measurements) -> None:
-        """And what happened to other replicas under the same load, in the same window."""
+        """Add the measurements of other replicas under the same load, in the same window."""
         assert self.window_seconds == other.window_seconds
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -191,6 +194,6 @@ _SUMMED = (
 )  # fmt: skip
 _LEAST_GAP = 1e-6
 _BIN_RATIO = 1.01
-#: Up to three hours.
+#: Enough bins for gaps of up to three hours.
 _NUM_BINS = 2320
 _NUM_BUFFERED = 65536

@@ -1,7 +1,7 @@
-"""How much a network holds and computes, from its shape.
+"""The size of a network: how much it holds and computes, by its shape.
 
-Owns the counting of weights and of KV bytes. Norms and biases are left out: they are less than a thousandth. Never
-knows how fast anything is.
+Owns the counting of weights and of KV bytes. Norms and biases, less than a thousandth, are left out. Never knows how
+fast anything is.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from trident_compiler.families.registry import Decoder
 from trident_compiler.weights.roles import Role
 
-#: Bits of a weight in each format, with the scales of quantized ones.
+#: Format -> bits of a weight, including the scales of quantized ones.
 WEIGHT_BITS = {"bf16": 16.0, "fp8": 8.0, "int8": 8.1, "int4": 4.4}
-#: Bytes of one number in the KV cache.
+#: Format -> bytes of one number in the KV cache.
 KV_BYTES = {"bf16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder as far as its speed and its memory go.
+    """The shape of a decoder, as far as its speed and its memory depend on it.
 
     Args:
-        num_query_values: heads times head size.
-        kv_bytes: keys and values of one token in one layer.
+        num_query_values: number of heads times the size of a head.
+        kv_bytes: bytes of the keys and values of one token in one layer.
         layer_weights: numbers in the matrices of all layers.
         head_weights: numbers in the output projection.
         layer_bytes: bytes of the layers' matrices.
         head_bytes: bytes of the output projection.
-        embedding_bytes: bytes of the table of embeddings; 0 where it is the output projection.
-        windows: tokens that attention sees, None for all -> layers that see so many.
+        embedding_bytes: bytes of the embedding table; 0 where it is the output projection.
+        windows: tokens that attention sees, or None for all -> number of layers that see that many.
     """
 
     num_query_values: int
@@ -44,28 +44,28 @@ class ModelShape:
 
     @property
     def weight_bytes(self) -> float:
-        """Of everything that stays in memory."""
+        """Bytes of all weights in memory."""
         return self.layer_bytes + self.head_bytes + self.embedding_bytes
 
     @property
     def num_layers(self) -> int:
-        """All of them, whatever they see."""
+        """Number of all layers, whatever their windows."""
         return sum(number for _, number in self.windows)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token through all layers."""
+        """Bytes of the keys and values of one token in all layers."""
         return self.kv_bytes * self.num_layers
 
 
 def model_shape(model: Decoder, weights: str, kv_cache: str) -> ModelShape:
-    """Count.
+    """Count the weights and KV bytes of a network.
 
     Args:
-        model: the checkpoint's.
-        weights: a format of `WEIGHT_BITS`. As in a build, the output projection is int8 where matrices are int4, and
-            embeddings of their own are not quantized.
-        kv_cache: a format of `KV_BYTES`.
+        model: the architecture of the checkpoint.
+        weights: a key of `WEIGHT_BITS`. As in a build, the output projection is int8 where matrices are int4, and
+            a separate embedding table is not quantized.
+        kv_cache: a key of `KV_BYTES`.
     """
     outline = model.outline
     layer_weights, head_weights = outline.size(Role.COLUMN, Role.ROW, Role.WHOLE), outline.size(Role.HEAD)

@@ -1,7 +1,7 @@
 """One core under simulated time.
 
-Owns a scheduler, its KV cache and its admission, all of them those of the real core, and passes them the times.
-Requests reach the scheduler between two steps, as they do in the real loop. Never knows of other replicas.
+Owns the scheduler, the KV cache and the admission of a real core, and passes them simulated times. Requests reach the
+scheduler between two steps, as in the real loop. Never knows of other replicas.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from trident_tools.simulation.workload import Workload
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is simulated.
+    """A deployment that is simulated.
 
     Args:
         spec: the limits of each replica's engine; its vocabulary does not matter.
-        settings: of each replica's core.
-        cost: of a step of each.
-        num_replicas: cores.
+        settings: the settings of each replica's core.
+        cost: the cost of a step.
+        num_replicas: number of cores.
     """
 
     spec: EngineSpec
@@ -44,10 +44,10 @@ class Deployment:
 
 
 class UnreadStepTimes(StepTimeModel):
-    """Learns nothing: for a scheduler that never asks, learning is most of what a small step costs to simulate."""
+    """A step-time model that learns nothing, because for a small step learning is most of the simulation's cost."""
 
     def observe(self, size: StepSize, seconds: float) -> None:
-        """Forget it."""
+        """Ignore the time of a step."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class _Step:
 
 
 class Replica:
-    """See the module.
+    """One core of a deployment under simulated time.
 
     Args:
-        deployment: of which this is one replica.
-        workload: whose requests come.
-        window: what counts.
-        measurements: are added to.
+        deployment: the deployment that the replica belongs to.
+        workload: the workload whose requests arrive.
+        window: the window in which steps and requests count.
+        measurements: the measurements to which steps and requests are added.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Replica:
         self._overhead = workload.overhead
         self._window = window
         self._measurements = measurements
-        # Prompts that share nothing find nothing, unless a preempted sequence looks for its own blocks.
+        # Prompts without a shared prefix find nothing, except that a preempted sequence finds its own blocks.
         preempts = settings.batch_scheduler_policy is BatchSchedulerPolicy.MAX_UTILIZATION
         self._reuse = settings.enable_kv_cache_reuse and (workload.shared_prefix > 0 or preempts)
         self._kv_cache = make_kv_cache(spec, reuse=self._reuse)
-        # The latency budget alone reads step times, as there are no deadlines and no guesses here.
+        # Only the latency budget reads step times, because there are no deadlines and no draft tokens here.
         step_times = StepTimeModel() if settings.target_itl_ms else UnreadStepTimes()
         num_tokens = settings.token_budget or spec.max_num_tokens
         self._scheduler = Scheduler(self._kv_cache, spec.max_num_seqs, num_tokens, settings, step_times)
@@ -92,7 +92,7 @@ class Replica:
 
     @property
     def num_open(self) -> int:
-        """Requests without an answer."""
+        """Number of requests without an answer."""
         return self._admission.num_requests
 
     @property
@@ -110,7 +110,7 @@ class Replica:
             self._admission.enter(request.num_input_tokens)
         except QueueFullError:
             return False
-        # No two prompts agree beyond the prefix; their ids begin at 1.
+        # No two prompts agree beyond the prefix, whose ids are 0.
         own = [request.number + 1] * (request.num_input_tokens - len(self._prefix))
         self._inbox.append(
             Sequence(
@@ -128,7 +128,7 @@ class Replica:
         return True
 
     def begin(self, now: float) -> float | None:
-        """Start a step; returns when it will end, None if there is nothing to do."""
+        """Start a step; return when it will end, or None if there is nothing to do."""
         for sequence in self._inbox:
             self._measurements.waiting_seconds += self._window.overlap(sequence.arrived_at, now)
             self._scheduler.add(sequence, now)
@@ -149,7 +149,7 @@ class Replica:
         return now + seconds
 
     def end(self, now: float) -> list[Arrival]:
-        """The step has ended; returns the requests that have."""
+        """End the step; return the requests that ended with it."""
         step, self._step = self._step, None
         assert step is not None
         token_ids = [0] * step.output.size.num_rows

@@ -1,9 +1,10 @@
-"""The cost of a step on hardware that nobody has measured yet.
+"""The cost of a step on hardware that has not been measured.
 
 Owns the roofline (Williams et al., "Roofline: an insightful visual performance model", CACM 2009): each part of a step
 takes as long as its memory traffic or as its arithmetic, whichever is longer, at the share of the hardware's numbers
 that kernels reach. The linear layers read their weights once a step and compute every token; attention reads the keys
 and values of each sequence's context once a step and visits every pair of a query and a key. Activations are left out.
+Never measures anything.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from trident_tools.simulation.model_shape import ModelShape
 
 @dataclass(frozen=True)
 class RooflineCost:
-    """See the module.
+    """The cost of a step by the roofline.
 
     Args:
-        shape: of the network.
-        bandwidth: bytes/s that kernels reach.
-        flops: FLOP/s that kernels reach.
-        step_overhead: seconds of any step: scheduling, sampling, starting kernels.
+        shape: the shape of the network.
+        bandwidth: bytes per second that kernels reach.
+        flops: floating-point operations per second that kernels reach.
+        step_overhead: seconds of every step for scheduling, sampling and starting kernels.
     """
 
     shape: ModelShape
@@ -31,7 +32,7 @@ class RooflineCost:
     step_overhead: float
 
     def seconds(self, output: SchedulerOutput) -> float:
-        """See `StepCost.seconds`."""
+        """Return the seconds that a step takes."""
         return self.step_overhead + self._linear(output) + self._attention(output)
 
     def _linear(self, output: SchedulerOutput) -> float:
@@ -53,7 +54,7 @@ class RooflineCost:
 
 
 def _visited(output: SchedulerOutput, window: int | None) -> tuple[int, int]:
-    """Pairs of a query and a key, and keys read, in a layer that sees so many tokens."""
+    """Return the pairs of a query and a key, and the keys read, in a layer whose window has this many tokens."""
     if window is None:
         size = output.size
         if size.num_tokens == len(output.chunks):
@@ -67,8 +68,8 @@ def _visited(output: SchedulerOutput, window: int | None) -> tuple[int, int]:
 
 
 def _pairs_in_window(chunk: ScheduledChunk, window: int) -> int:
-    """Queries see themselves and what came before them, `window` tokens in all at most."""
+    """Return the pairs of a chunk whose queries see themselves and earlier tokens, at most `window` in all."""
     past, new = chunk.sequence.num_computed_tokens, chunk.num_new_tokens
-    # The first `rising` queries see all there is, the others the window.
+    # The first `rising` queries see every earlier token, the others see the window.
     rising = min(new, max(0, window - past))
     return rising * past + rising * (rising + 1) // 2 + (new - rising) * window

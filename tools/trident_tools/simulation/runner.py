@@ -1,7 +1,7 @@
-"""Runs the simulations of a command, side by side where there are cores for it.
+"""The simulations of a command, run side by side where there are cores for it.
 
 Owns the processes and the progress. Each load is a simulation of its own; replicas that take turns under an open loop
-do not feel one another, so each of them is one too. The figures do not depend on how many processes there are.
+do not affect one another, so each of them is one too. Never lets the figures depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Scenario:
     """One load on one deployment.
 
     Args:
-        deployment: what serves.
-        workload: what is asked.
-        router: who gets it.
-        load: how it is asked.
+        deployment: the deployment that serves.
+        workload: the requests.
+        router: chooses the replica for a request.
+        load: says when requests are sent.
     """
 
     deployment: Deployment
@@ -40,14 +40,14 @@ class Scenario:
     load: Load
 
     def arrivals(self) -> Arrivals:
-        """The load from its beginning."""
+        """Return the arrivals of the load from its beginning."""
         if isinstance(self.load, ClosedLoop):
             return UserArrivals(self.workload, self.load.num_users)
         return PoissonArrivals(self.workload, self.load.rate)
 
     @property
     def parts(self) -> tuple[int | None, ...]:
-        """The replicas to be simulated apart; None stands for all together."""
+        """Return the replicas to be simulated apart; None stands for all of them together."""
         if isinstance(self.load, ClosedLoop) or self.router is not Router.ROUND_ROBIN:
             return (None,)
         return tuple(range(self.deployment.num_replicas))
@@ -56,15 +56,15 @@ class Scenario:
 def run_scenarios(
     scenarios: list[Scenario], num_processes: int, on_progress: Callable[[float], None]
 ) -> Iterator[tuple[int, Measurements]]:
-    """Simulate all.
+    """Simulate every scenario.
 
     Args:
-        scenarios: in any number.
-        num_processes: side by side, at most; with 1 all happens in this process.
-        on_progress: told now and then which share of the whole is done, from 0 to 1.
+        scenarios: any number of scenarios.
+        num_processes: how many processes run side by side at most; with 1, everything happens in this process.
+        on_progress: is called now and then with the share of the whole that is done, from 0 to 1.
 
     Yields:
-        the place of a scenario and what was measured, in the order of the scenarios.
+        the index of a scenario and its measurements, in the order of the scenarios.
     """
     parts = [(index, part) for index, scenario in enumerate(scenarios) for part in scenario.parts]
     tasks = [(scenarios[index], part) for index, part in parts]
@@ -150,7 +150,7 @@ def _receive(connection: Connection) -> Measurements | float:
 
 
 def _work(task: _Task, results: Connection) -> None:
-    """The life of a process; sends shares done, then what was measured."""
+    """Run in a process of its own; send shares done, then the measurements."""
     # Ctrl-C goes to the whole group of processes; the first of them ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     results.send(_simulate(task, results.send))

@@ -1,6 +1,6 @@
-"""Figures as tables for people and as JSON for programs.
+"""The figures of simulated loads, as tables for people and as JSON for programs.
 
-Owns the columns and the JSON's form. Never computes a figure.
+Owns the columns and the form of the JSON. Never computes a figure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trident_tools.simulation.figures import SimulatedFigures, Spread
 
 
 def print_tables(console: Console, rows: list[tuple[Load, SimulatedFigures]]) -> None:
-    """One row a load: what users feel, what is served, and what it takes."""
+    """Print tables with a row for each load: what users experience, what is served, and what it costs."""
     loads = [f"{value:g}" for load, _ in rows for value in _load(load).values()]
     name = "users" if isinstance(rows[0][0], ClosedLoop) else "sent/s"
     for title, columns in _TABLES.items():
@@ -91,15 +91,15 @@ def _stage(load: Load, figures: SimulatedFigures) -> dict[str, Any]:
 
 
 def write_json(path: Path, configuration: Mapping[str, Any], rows: list[tuple[Load, SimulatedFigures]]) -> None:
-    """Replace the file in one piece.
+    """Replace a file with the figures as JSON.
 
     Args:
-        path: of the file.
-        configuration: what was simulated.
-        rows: each becomes one of `stages`, laid out as in a benchmark's JSON.
+        path: path of the file.
+        configuration: the description of what was simulated.
+        rows: each becomes one of `stages`, in the form of a benchmark's JSON.
 
     Raises:
-        TridentError: it cannot be written.
+        TridentError: the file cannot be written.
     """
     stages = [_stage(load, figures) for load, figures in rows]
     text = json.dumps({"configuration": configuration, "stages": stages}, indent=2) + "\n"

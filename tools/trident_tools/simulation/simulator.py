@@ -1,7 +1,7 @@
-"""Plays a load through replicas, event by event.
+"""The simulation of a load on replicas, event by event.
 
-Owns the order of events and the choice of a replica. An event is a request that reaches a core or a step that ends; at
-equal times the step comes first. Pure: no clock and no chance but the load's.
+Owns the order of events and the choice of a replica. An event is a request that reaches a core, or a step that ends; at
+equal times the step comes first. Never reads a clock, and never draws a random number beside those of the load.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from trident_tools.simulation.workload import Workload
 
 
 class Router(str, Enum):
-    """Which replica a request goes to."""
+    """The rule that chooses the replica for a request."""
 
-    #: The one with the fewest requests without an answer; among equals, in turn.
+    #: The replica with the fewest unanswered requests; equal ones take turns.
     FEWEST_OPEN = "fewest-open"
-    #: One after the other.
+    #: Each replica in turn.
     ROUND_ROBIN = "round-robin"
 
 
@@ -35,16 +35,16 @@ def simulate(
     only: int | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Measurements:
-    """Run until every request that was sent has its answer.
+    """Run until every request that was sent has its answer; return the measurements.
 
     Args:
-        deployment: of so many replicas.
-        arrivals: the load; used up.
-        router: chooses a replica.
-        workload: the load's requests.
-        only: simulate this replica alone; the others' requests are left out, which round robin under an open loop
+        deployment: the deployment, with its number of replicas.
+        arrivals: the load, which is used up.
+        router: chooses the replica for a request.
+        workload: the requests of the load.
+        only: simulate this replica alone and leave out the requests of the others, which round robin under an open loop
             allows.
-        on_progress: told now and then which share of the load has been sent.
+        on_progress: is called now and then with the share of the load that has been sent.
     """
     simulation = _Simulation(deployment, arrivals, router, workload, only)
     num_events = 0
@@ -72,7 +72,7 @@ class _Simulation:
         self._ends: list[tuple[float, int]] = []
 
     def advance(self) -> bool:
-        """The next event; False when there is none."""
+        """Process the next event; return False when there is none."""
         arrives_at = self._arrivals.next
         if self._ends and self._ends[0][0] <= arrives_at:
             self.now, index = heapq.heappop(self._ends)

@@ -1,7 +1,7 @@
-"""What a simulated step costs.
+"""The cost of a simulated step.
 
-Owns the interface that the simulator asks, and the cost that a running engine's fitted step time gives. Never decides
-what a step computes.
+Owns the interface that the simulator uses, and the cost by a running engine's fitted step time. Never decides what a
+step computes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from trident_ensemble.contract.errors import ConfigError
 
 
 class StepCost(Protocol):
-    """How long the engine takes for a step."""
+    """A model of the time that an engine takes for a step."""
 
     def seconds(self, output: SchedulerOutput) -> float:
-        """Of a step that computes something; above 0."""
+        """Return the seconds that a step takes; above 0 for a step that computes something."""
         ...
 
 
 @dataclass(frozen=True)
 class FittedCost:
-    """The cost by a fitted line, as a serving core learns it."""
+    """The cost by a fitted linear model, as a serving core learns it."""
 
     step_time: StepTime
 
     def seconds(self, output: SchedulerOutput) -> float:
-        """See `StepCost.seconds`."""
+        """Return the seconds that a step takes."""
         return self.step_time.seconds(output.size)
 
 
@@ -39,7 +39,7 @@ def parse_step_time(text: str) -> StepTime:
     """Read the coefficients of `StepTime` in their order, in seconds; the last ones may be left out.
 
     Raises:
-        ConfigError: no such numbers.
+        ConfigError: the text is not a list of such numbers.
     """
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -53,10 +53,10 @@ def parse_step_time(text: str) -> StepTime:
 
 
 def make_step_time(coefficients: Mapping[str, float], where: str) -> StepTime:
-    """Coefficients by name, checked.
+    """Make a step time from coefficients by name.
 
     Raises:
-        ConfigError: one is below 0 or not finite, or all are 0; begins with `where`.
+        ConfigError: a coefficient is below 0 or not finite, or all are 0; the message begins with `where`.
     """
     step_time = StepTime(**coefficients)
     numbers = coefficients.values()

@@ -1,6 +1,6 @@
-"""The requests of a load: how long they are, and how many of them or for how long.
+"""The requests of a load: their lengths, and how many there are or for how long they come.
 
-Owns the load's numbers and the drawing of lengths. Never says when a request is sent.
+Owns the numbers of the load and the drawing of lengths. Never decides when a request is sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trident_tools.load.distributions import Distribution
 
 
 class SimulatedRequest(NamedTuple):
-    """One request; the number counts them from 0."""
+    """One request of a load; requests are numbered from 0."""
 
     number: int
     num_input_tokens: int
@@ -24,12 +24,12 @@ class SimulatedRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests alike in distribution. Exactly one of `num_requests` and `duration` is set.
+    """Requests of one distribution. Exactly one of `num_requests` and `duration` is set.
 
     Args:
-        input_tokens: of each prompt, without the shared prefix.
-        output_tokens: generated for each; no text ends early.
-        shared_prefix: tokens that all prompts begin with.
+        input_tokens: tokens of each prompt, without the shared prefix.
+        output_tokens: tokens generated for each request; no output ends early.
+        shared_prefix: tokens with which all prompts begin.
         ramp: seconds before requests count.
         num_requests: requests that count.
         duration: seconds in which requests count.
@@ -47,7 +47,7 @@ class Workload:
     seed: int
 
     def requests(self) -> Iterator[SimulatedRequest]:
-        """Without end."""
+        """Yield requests without end."""
         random = np.random.default_rng([self.seed, 0])
         number = 0
         while True:
@@ -58,11 +58,11 @@ class Workload:
                 number += 1
 
     def gaps(self, rate: float) -> Iterator[float]:
-        """Seconds between the requests of a Poisson process of `rate` a second, without end."""
+        """Yield, without end, the seconds between the requests of a Poisson process of `rate` per second."""
         random = np.random.default_rng([self.seed, 1])
         while True:
             yield from random.exponential(1 / rate, _BATCH).tolist()
 
 
-#: Lengths drawn at a time.
+#: How many lengths are drawn at a time.
 _BATCH = 4096
