@@ -260,7 +260,7 @@ class Acknowledging(Client):
 
 
 def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
-    settings = CoreSettings(pause_after_ms=60, abandon_after_ms=400)
+    settings = CoreSettings(pause_after_ms=60, abandon_after_ms=400, stream_interval_ms=0)
     engine = MockEngine(SPEC, step_seconds=0.002)
     with serving(engine, settings) as service:
         gone, reader = Acknowledging(), Acknowledging()
@@ -304,7 +304,9 @@ def test_a_client_reported_gone_ends_at_once() -> None:
 
 
 def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
-    with serving(MockEngine(SPEC), CoreSettings(pause_after_ms=10_000, abandon_after_ms=10_000)) as service:
+    with serving(
+        MockEngine(SPEC), CoreSettings(pause_after_ms=10_000, abandon_after_ms=10_000, stream_interval_ms=0)
+    ) as service:
         client = Acknowledging()
         client.alive = False
         service.submit({"input_ids": [1], "max_tokens": 40, "stream": True, "flow_control": True}, client)
@@ -317,7 +319,7 @@ def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
 
 
 def test_flow_control_by_the_clock() -> None:
-    flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000))
+    flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000, stream_interval_ms=0))
     assert flow.may_send
     flow.sent(10.0)
     assert not flow.may_send
