@@ -77,7 +77,7 @@ class GrammarJobs:
             raise
 
     def take(self, request: Request) -> Responder | None:
-        """Take a request out; return its responder, or None if it is not here. A job that has not begun never begins."""
+        """Take a request out; return its responder, or None if it is not here. A job that has not begun never does."""
         if (job := self._jobs.pop(request, None)) is not None:
             job.cancel()
         if (timer := self._timers.pop(request, None)) is not None:
