@@ -5,8 +5,8 @@ Owns which outputs a request has asked for, when each is due, and its values. Re
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class OutputTensorBuilder:
         self._block_size = block_size
         self._epoch_ns = epoch_ns
 
-    def outputs(self, request: Request, slices: tuple[ResponseSlice, ...], *, is_last: bool) -> tuple[Output, ...]:
+    def outputs(self, request: Request, slices: cabc.Sequence[ResponseSlice], *, is_last: bool) -> tuple[Output, ...]:
         """Return the output tensors that are due with one response.
 
         Args:
@@ -75,7 +75,7 @@ class OutputTensorBuilder:
                 outputs += self._perf_metrics(request, [span.sequence for span in slices])
         return tuple(outputs)
 
-    def _ends(self, request: Request, slices: tuple[ResponseSlice, ...]) -> list[Output]:
+    def _ends(self, request: Request, slices: cabc.Sequence[ResponseSlice]) -> list[Output]:
         sequences = [span.sequence for span in slices]
         first = request.first
         outputs = [
@@ -98,7 +98,7 @@ class OutputTensorBuilder:
         ran = first.first_scheduled_at is not None
         num_blocks = math.ceil(first.num_tokens / self._block_size) if ran else 0
 
-        def times(spec: TensorSpec, at: Callable[[Sequence], float | None]) -> Output:
+        def times(spec: TensorSpec, at: cabc.Callable[[Sequence], float | None]) -> Output:
             return Output(spec, np.array([self._nanoseconds(at(sequence)) for sequence in sequences], np.int64))
 
         drafts = [(sequence.num_accepted_tokens, sequence.num_draft_tokens) for sequence in sequences]
@@ -126,7 +126,7 @@ def _finish_reason(sequence: Sequence) -> str:
     return sequence.finish_reason.value
 
 
-def _log_probs(slices: tuple[ResponseSlice, ...], num_top: int) -> list[Output]:
+def _log_probs(slices: cabc.Sequence[ResponseSlice], num_top: int) -> list[Output]:
     rows = [span.sequence.log_probs[span.start : span.end] for span in slices]
     padded = np.zeros((len(rows), max(map(len, rows))), np.float32)
     for index, row in enumerate(rows):
@@ -157,9 +157,9 @@ def _top_log_probs(
     )
 
 
-def _integers(spec: TensorSpec, values: Iterable[int]) -> Output:
+def _integers(spec: TensorSpec, values: cabc.Iterable[int]) -> Output:
     return Output(spec, np.array(list(values), np.int32))
 
 
-def _texts(spec: TensorSpec, texts: Iterable[str]) -> Output:
+def _texts(spec: TensorSpec, texts: cabc.Iterable[str]) -> Output:
     return Output(spec, np.array([text.encode() for text in texts], np.object_))

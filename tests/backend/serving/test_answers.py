@@ -36,7 +36,7 @@ def test_chunks_of_a_prompt_cut_within_a_character_decode_as_the_output_alone(
     anchors: bytes, text: str, data: st.DataObject, *, echo: bool
 ) -> None:
     tokenizer = tokenizer_of("byte_level_bpe")
-    ids = [tokenizer.token_to_id("a"), *tokenizer.encode(text).ids]
+    ids: list[int] = tokenizer.encode("a" + text).ids
     num_prompt_tokens = data.draw(st.integers(1, len(ids)))
     fields: dict[str, Any] = {"input_ids": [1], "max_tokens": 40, "stream": True, "echo": echo}
     request = parse_request(itertools.count(1), fields, context(), 0.0)
