@@ -85,7 +85,7 @@ class TritonPythonModel:
         for request in requests:
             try:
                 self._submit(request, _TritonResponder(request.get_response_sender()))
-            except BaseException as error:  # whatever it is, the others must be served
+            except BaseException as error:  # whatever it is, the other requests must be served
                 log_failure("a request could not be answered", error)
 
     def finalize(self) -> None:
@@ -122,12 +122,15 @@ class TritonPythonModel:
                     self._metrics.publish_sums()
                 if is_last:
                     return
-        except Exception as error:  # no second try: Triton's server has died of failures that followed each other
+        except Exception as error:  # no second try: tritonserver has died of such failures in a row
             pb_utils.Logger.log_error(f"metrics are no longer published: {error!r}")
 
 
 class _TritonResponder:
-    """See `Responder`. What Triton does not take is raised: a client that misses a chunk must not get the next one."""
+    """A `Responder` that sends through Triton.
+
+    It raises what Triton does not take: a client that misses a chunk must not get the next one.
+    """
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
@@ -155,12 +158,16 @@ class _TritonResponder:
 
 
 def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
-    """One input, see `RequestFields`."""
+    """Return one input's name and value, as `RequestFields` takes them.
+
+    Raises:
+        RequestError: it is unknown, or of another type or size.
+    """
     name: str = tensor.name()
     array = tensor.as_numpy()
     spec = _INPUTS.get(name)
     if spec is None:
-        raise RequestError(name, "is no input of the core")
+        raise RequestError(name, "is not an input of the core")
     if array.dtype != _DTYPES[spec.dtype]:
         raise RequestError(name, f"must be {spec.dtype}, not {array.dtype}")
     if spec is tensors.INPUT_IDS and array.size > max_seq_len:
@@ -173,9 +180,9 @@ def _field(tensor: Any, max_seq_len: int) -> tuple[str, Any]:
 
 
 class _TritonMeters:
-    """See `Instruments`.
+    """`Instruments` that Triton publishes.
 
-    What it makes lives as long as the process, and is never destroyed. At the end of the process a metric's destructor
+    What this makes lives as long as the process, and is never destroyed. At the process's end a metric's destructor
     would speak to a stub that is gone, which is a segmentation fault (triton-inference-server/server issue 8662).
     Before the end it would take the metric from the core that has been loaded in this one's place, with which Triton
     shares it (issue 8663).
@@ -215,7 +222,7 @@ class _TritonMeters:
 
 
 def _exit(error: BaseException) -> None:
-    """Leave at once: a model that is ready and dead is worse than one that is gone."""
+    """End the process at once: a model that is ready and dead is worse than one that is gone."""
     try:
         pb_utils.Logger.log_error(f"the core cannot go on: {error!r}")
     finally:

@@ -1,17 +1,17 @@
 """The shared-memory table through which postprocessing tells the core which chunks of a stream have arrived.
 
-An ensemble has no way back: the core never learns that a client is gone or slow, while postprocessing sees both. So it
-writes down each chunk once its text has left, or that nobody wants it any more, and the core reads.
+An ensemble has no way back: the core never learns that a client is gone or slow, while postprocessing sees both. So
+postprocessing writes down each chunk once its text has left, or that the client is gone, and the core reads.
 
 Owns the table's file, its shape and the encoding of an acknowledgement. Never decides what a missing one means.
 
-Shape `[1 + NUM_INSTANCES, num_columns]` int64. A slot belongs to one stream of the core. Its value in row 0 is the
-stream's secret, which the core draws and writes, and which only the stream's own chunks carry; 0 while the slot has no
-stream. Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An instance
-writes only where the chunk at hand names the slot's secret: whoever calls postprocessing with a chunk of his own making
-can reach no stream but those whose chunks he was sent. A cell holds `low 31 bits of the secret << 32 | number of chunks
-delivered`, so that what is written while a slot changes its stream counts for neither; GONE in place of the number says
-that the client is gone.
+The table is int64 `[1 + NUM_INSTANCES, num_columns]`. A column belongs to one stream of the core. Its value in row 0 is
+the stream's secret, which the core draws and writes, and which only the stream's own chunks carry; it is 0 while the
+column is free. Each further row has one postprocessing instance as its only writer, so that no cell needs a lock. An
+instance writes only where the chunk at hand names the column's secret: a client that calls postprocessing with a chunk
+of its own making reaches only streams whose chunks it was sent. A cell holds `low 31 bits of the secret << 32 | number
+of chunks delivered`, so that what is written while a column changes its stream counts for neither; GONE in place of the
+number says that the client is gone.
 
 The file lies in a folder of its own, `/dev/shm/trident-<table id>`: Triton lets its clients register shared memory by
 name, and such a name cannot lead into a folder. A table's id alone is therefore no secret.
@@ -57,9 +57,9 @@ def _cell(secret: int, num_chunks: int) -> int:
 
 
 class AcknowledgementTable:
-    """The core's end: creates the file, hands out slots, reads them, removes the file.
+    """The core's end of the table: creates the file, hands out columns, reads them, and removes the file.
 
-    Not thread-safe: one thread opens, reads and releases slots.
+    Not thread-safe: one thread opens, reads and releases columns.
 
     Args:
         num_columns: streams that may be open at a time.
@@ -84,26 +84,26 @@ class AcknowledgementTable:
         self._free = list(range(num_columns - 1, -1, -1))
 
     def open(self) -> tuple[int, int]:
-        """Take a slot for a new stream: return it and the stream's secret."""
+        """Take a column for a new stream; return it and the stream's secret."""
         column = self._free.pop()
         secret = secrets.randbits(_SECRET_BITS) | 1
         self._rows[0, column] = secret
         return column, secret
 
     def release(self, column: int) -> None:
-        """Give a slot back; late acknowledgements of its old stream no longer count."""
+        """Give a column back; late acknowledgements of its old stream no longer count."""
         self._rows[0, column] = 0
         self._free.append(column)
 
     def num_acknowledged(self, columns: list[int]) -> list[int]:
-        """Return how many chunks of each slot's stream have been delivered, or GONE."""
+        """Return how many chunks of each column's stream have been delivered, or GONE."""
         values = self._rows.take(columns, axis=1)
         tags, cells = values[0] & _TAG, values[1:]
         counts: list[int] = np.where(cells >> 32 == tags, cells & GONE, 0).max(axis=0).tolist()
         return counts
 
     def close(self) -> None:
-        """Remove the file; whoever has it mapped keeps a harmless copy."""
+        """Remove the file; a process that has it mapped keeps a harmless copy."""
         shutil.rmtree(table_folder(self.table_id), ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(self._lock)
@@ -111,10 +111,10 @@ class AcknowledgementTable:
 
 
 def _make_folder() -> tuple[int, int]:
-    """Create a table's folder: its id, and the descriptor through which it is locked.
+    """Create a table's folder; return the table's id and the descriptor through which the folder is locked.
 
-    It is locked as long as this process lives, so that others can tell a table in use from one left behind. One that
-    was swept before it was locked is given up.
+    It is locked as long as this process lives, so that others can tell a table in use from one left behind. A folder
+    that was swept before it was locked is given up.
     """
     while True:
         table_id = secrets.randbits(_SECRET_BITS) | 1
@@ -140,7 +140,7 @@ def _make_file(table_id: int, num_columns: int) -> _Cells:
 
 
 def _sweep() -> None:
-    """Remove the tables of processes that were killed, whole ones and those that were being made."""
+    """Remove the tables of processes that were killed, finished or not."""
     for path in _FOLDER.iterdir():
         if not _TABLE.fullmatch(path.name):
             continue
@@ -157,10 +157,10 @@ def _sweep() -> None:
 
 
 class Acknowledger:
-    """Postprocessing's end: opens tables by id as chunks name them, and writes its own row.
+    """Postprocessing's end of the table: opens tables by id as chunks name them, and writes its own row.
 
-    A table that does not exist (the core is gone), a slot outside it and a secret that is not the slot's are ignored:
-    there is nobody to tell.
+    A table that does not exist (the core is gone), a column outside it and a secret that is not the column's are
+    ignored.
 
     Args:
         instance: number of the postprocessing instance.
@@ -174,7 +174,7 @@ class Acknowledger:
         """Write down that the first chunks of a stream have been delivered, or that its client is GONE.
 
         Args:
-            table_id: of the core's table; 0 if nobody asks.
+            table_id: the core's table; 0 if no acknowledgement is wanted.
             column: the stream's.
             secret: the stream's.
             num_chunks: how many chunks, or GONE.
@@ -188,7 +188,7 @@ class Acknowledger:
             rows[self._row, column] = _cell(secret, num_chunks)
 
     def _open(self, table_id: int) -> _Cells | None:
-        """Map a table, and let go of those whose core is gone."""
+        """Map a table, and unmap those whose core is gone."""
         try:
             file = os.open(table_folder(table_id) / _FILE, os.O_RDWR | os.O_NOFOLLOW)
             try:

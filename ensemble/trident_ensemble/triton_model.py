@@ -3,7 +3,7 @@
 Triton refuses `infer` (HTTP and gRPC alike) for a model that may stream, and an ensemble that holds the core is such a
 model. This model walks the same steps and answers once.
 
-Owns the requests in flight through it, a thread for each. Never tokenizes, never generates, never streams.
+Owns the requests in flight through it, with a thread for each. Never tokenizes, never generates, never streams.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
-    """Non-decoupled twin of the ensemble."""
+    """The ensemble's steps as a model that answers each request once."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Make room for the requests in flight."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._settings = parse_parameters(UnarySettings, parameters)
         self._places = threading.Semaphore(self._settings.max_concurrent_requests)
-        # One more, for requests that only stop others: they need no place, or a full house could not be stopped.
+        # One more thread for requests that only stop others: they must get through when all places are taken.
         self._pool = ThreadPoolExecutor(self._settings.max_concurrent_requests + 1, "trident-unary")
 
     def execute(self, requests: list[Any]) -> None:
@@ -42,7 +42,7 @@ class TritonPythonModel:
         for request in requests:
             try:
                 self._start(request, request.get_response_sender())
-            except BaseException as error:  # whatever it is, the others must be served
+            except BaseException as error:  # whatever it is, the other requests must be served
                 log_failure("a request could not be answered", error)
 
     def finalize(self) -> None:

@@ -1,6 +1,6 @@
 """How the models of a repository are joined: renders every file of it but the engine.
 
-Owns the ensemble's steps (which tensor flows where) and the scheduling each model needs from Triton. Never holds a
+Owns the ensemble's steps (which tensor flows where) and the scheduling that each model needs from Triton. Never holds a
 tensor's shape (that is `tensors`) and never writes to disk.
 
 Why each model is scheduled as it is:
@@ -48,7 +48,7 @@ def model_shell(package: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One model of the ensemble; its tensors keep their names throughout."""
+    """One model of the ensemble. Tensors keep their names from step to step."""
 
     model: str
     inputs: tuple[TensorSpec, ...]
@@ -63,7 +63,7 @@ STEPS = (
 
 
 def default_instances() -> int:
-    """Tokenizer and de-tokenizer instances for this machine: a quarter of its cores, 1 to 4.
+    """Return how many tokenizer and de-tokenizer instances suit this machine: a quarter of its cores, 1 to 4.
 
     Each is a process; on few cores a second one only takes time from the engine.
     """
@@ -72,7 +72,7 @@ def default_instances() -> int:
 
 @dataclass(frozen=True)
 class RepositorySettings:
-    """What may be chosen about a repository; None is the default for this machine.
+    """What may be chosen about a repository; None means the default for this machine.
 
     Args:
         preprocessing_instances: tokenizer processes.
@@ -94,7 +94,7 @@ class RepositorySettings:
 
 
 def render_repository(settings: RepositorySettings) -> dict[str, str]:
-    """Every text file of the repository, by its path relative to the repository."""
+    """Return every text file of the repository, by its path relative to the repository."""
     preprocessing, core, postprocessing = STEPS
     default = default_instances()
     configs = (
@@ -116,17 +116,17 @@ def render_repository(settings: RepositorySettings) -> dict[str, str]:
 
 
 def read_core_settings(config: str) -> CoreSettings:
-    """The core's settings in the text of its config.pbtxt.
+    """Return the core's settings from the text of its config.pbtxt.
 
     Raises:
-        ConfigError: an unknown or malformed key.
+        ConfigError: a key is unknown or malformed.
     """
     parameters = text_format.Parse(config, pb.ModelConfig()).parameters
     return parse_parameters(CoreSettings, {key: value.string_value for key, value in parameters.items()})
 
 
 def with_core_settings(config: str, settings: CoreSettings) -> str:
-    """The text of the core's config.pbtxt with other settings."""
+    """Return the text of the core's config.pbtxt with other settings."""
     changed = text_format.Parse(config, pb.ModelConfig())
     for key, parameter in _parameters(settings).items():
         changed.parameters[key].CopyFrom(parameter)
@@ -161,7 +161,7 @@ def _on_cpu(count: int) -> list[pb.ModelInstanceGroup]:
 
 
 def _core_instance(settings: CoreSettings) -> list[pb.ModelInstanceGroup]:
-    """One, on the first of its GPUs; an engine in several parts starts the others itself."""
+    """Return one instance, on the first of its GPUs; an engine in several parts starts the others itself."""
     if not settings.gpu:
         return _on_cpu(1)
     return [pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=settings.gpu[:1])]

@@ -34,7 +34,7 @@ _NUM_RUNNING = 100
 _SECONDS = 1.0
 _NUM_STEPS = 100
 #: Long enough for nothing to be abandoned while it is measured.
-_SETTINGS = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000)
+_SETTINGS = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000, stream_interval_ms=0)
 
 
 class Counters:

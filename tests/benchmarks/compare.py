@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="of the network")
     parser.add_argument("--skip-genai", action="store_true", help="leave out the comparison with openvino-genai")
     parser.add_argument("--build-option", action="append", default=[], help="a further option of `trident build`")
+    parser.add_argument("--stream-interval-ms", type=int, help="of the streams; default: the server's")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args(arguments)
     _check(parser, args)
@@ -96,7 +97,9 @@ def _measure(args: argparse.Namespace, work: Path, console: Console) -> list[dic
                 figures.update(loop_s=run.seconds, outside_share=run.outside_share)
 
             def run_whole(texts: list[str] = texts, figures: dict[str, float] = figures) -> None:
-                run = run_served(server.grpc, texts, args.output_tokens)
+                interval = args.stream_interval_ms
+                fields = {} if interval is None else {"stream_interval_ms": interval}
+                run = run_served(server.grpc, texts, args.output_tokens, **fields)
                 figures["served_s"] = run.seconds
                 figures["served_ttft_p50_s"] = median(run.first_token_seconds)
                 figures["tokens_per_response"] = args.sequences * args.output_tokens / run.num_responses

@@ -2,17 +2,22 @@
 
 Each user asks again as soon as it is answered. Every interval is tried in every round, in turn, on one server, because
 a request may name its own. "gap" is between two responses of a stream, "token" between two tokens, where those that
-come in one response are 0 apart. Greedy, 64 tokens an answer; the clients share the processor with the server.
+come in one response are 0 apart. "way" is what a token costs beside the core's process: the processor time of
+tritonserver and of the text models' processes, which a busy machine changes little. Greedy, 64 tokens an answer; the
+clients share the processor with the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -47,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args()
     intervals = [int(interval) for interval in args.intervals]
-    runs: dict[tuple[int, int], list[ServedRun]] = {(users, ms): [] for users in args.users for ms in intervals}
+    runs: dict[tuple[int, int], list[_Measured]] = {(users, ms): [] for users in args.users for ms in intervals}
     with work_folder() as work:
         checkpoint = DEMO
         if args.model == "large":
@@ -64,10 +69,12 @@ def main() -> None:
                     for interval in intervals[turn:] + intervals[:turn]:
                         prompts = _prompts(number, users * args.requests)
                         options = {"num_users": users, "stream_interval_ms": interval}
+                        before = _cpu_seconds(server.process.pid)
                         run = run_served(server.grpc, prompts, _OUTPUT_TOKENS, **options)
+                        way = _cpu_seconds(server.process.pid) - before
                         # The first round warms up.
                         if number:
-                            runs[users, interval].append(run)
+                            runs[users, interval].append(_Measured(run, way))
     outcome = [{"users": users, "interval_ms": ms, **_figures(own)} for (users, ms), own in runs.items()]
     columns = [*outcome[0]]
     table = Table(*(name.replace("_", " ") for name in columns), title=f"{args.model}, {machine()}")
@@ -83,7 +90,35 @@ def _prompts(seed: int, count: int) -> list[str]:
     return [" ".join(rng.choices(_WORDS, k=24)) for _ in range(count)]
 
 
-def _figures(runs: list[ServedRun]) -> dict[str, float]:
+class _Measured(NamedTuple):
+    """A run, and the seconds of processor time that its way through Triton took beside the core's process."""
+
+    run: ServedRun
+    way_s: float
+
+
+def _cpu_seconds(root: int) -> float:
+    """Return the processor time that a process and all below it have used, but for the core's process."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            is_core = b"core_0_0" in (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int(fields[1])
+            ticks[int(folder.name)] = 0 if is_core else int(fields[11]) + int(fields[12])
+
+    def is_below(process: int) -> bool:
+        while process != root and process in parents:
+            process = parents[process]
+        return process == root
+
+    return sum(ticks[process] for process in ticks if is_below(process)) / os.sysconf("SC_CLK_TCK")
+
+
+def _figures(measured: list[_Measured]) -> dict[str, float]:
+    runs = [one.run for one in measured]
+
     def milliseconds(values: Iterable[list[float]], percent: float) -> float:
         return 1000 * float(np.percentile([value for own in values for value in own], percent))
 
@@ -92,6 +127,7 @@ def _figures(runs: list[ServedRun]) -> dict[str, float]:
 
     return {
         "tokens/s": median(run.num_tokens / run.seconds for run in runs),
+        "way us a token": median(1e6 * one.way_s / one.run.num_tokens for one in measured),
         "tokens a response": median(run.num_tokens / run.num_responses for run in runs),
         "gap_p50_ms": spread("gaps", 50),
         "gap_p99_ms": spread("gaps", 99),

@@ -100,7 +100,7 @@ def _own_chunk(server: Server) -> list[int]:
 def test_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
     """Not by a header of one's own making; and the table is no memory that clients can register."""
     chunk = _own_chunk(server)
-    table_id, _, secret, *_ = chunk
+    version, table_id, _, secret, *_ = chunk
     asked: dict[str, Any] = {"text_input": "victim", "max_tokens": 400, "stream": True, "ignore_eos": True}
     alone = ask_grpc(server.grpc, **asked)
     client = grpcclient.InferenceServerClient(server.grpc)
@@ -109,13 +109,12 @@ def test_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
             client.register_system_shared_memory("theirs", name, 64)
     with grpc_stream(server.grpc, make_inputs(grpcclient, asked)) as results:
         ids = next(results).as_numpy("output_ids").reshape(-1).tolist()
-        for slot in range(8):
+        for column in range(8):
             for number in (0, 7, 0xFFFFFFFF):
-                forged = [table_id, slot, secret, number, *chunk[4:]]
+                forged = [version, table_id, column, secret, number, *chunk[5:]]
                 inputs = [
                     _tensor("chunk", np.array([forged], np.int64), "INT64"),
-                    _tensor("output_ids", np.array([[[5] * chunk[6]]], np.int32), "INT32"),
-                    _tensor("context_ids", np.empty((1, 0), np.int32), "INT32"),
+                    _tensor("output_ids", np.array([[[5] * chunk[8]]], np.int32), "INT32"),
                 ]
                 client.infer("postprocessing", inputs)
         for result in results:

@@ -1,4 +1,4 @@
-"""64 streams at once through four postprocessing instances: each in order, each exact."""
+"""64 streams at once through four postprocessing instances: each in order, each exact, however often it sends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.e2e.server import serve
 from tests.tokenizer_zoo import tokenizer_of
 
 NUM_STREAMS = 64
+INTERVALS_MS = (0, 5, 50, 1000)
 
 
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2"])
@@ -35,6 +36,7 @@ def test_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path)
                 temperature=1.5,
                 seed=seed,
                 ignore_eos=True,
+                stream_interval_ms=INTERVALS_MS[seed // 4 % 4],
             )
 
         with ThreadPoolExecutor(NUM_STREAMS) as pool:
@@ -48,4 +50,8 @@ def test_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path)
     if family == "byte_level_bpe":
         assert any(ord(character) > 0x1F000 for character in everything), "some emoji came through"
         assert any(0x4E00 <= ord(character) < 0xA000 for character in everything), "some CJK came through"
-    assert sum(answer.num_chunks for answer in answers) > NUM_STREAMS, "they were streams"
+    num_chunks = [0] * len(INTERVALS_MS)
+    for seed, answer in enumerate(answers):
+        num_chunks[seed // 4 % 4] += answer.num_chunks
+    assert num_chunks[-1] >= NUM_STREAMS / 2, "they were streams"
+    assert num_chunks[-1] < num_chunks[0] / 2, "and sent as often as they were asked to"

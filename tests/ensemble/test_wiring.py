@@ -153,6 +153,6 @@ def test_serving_on_another_gpu_moves_the_instance() -> None:
 @pytest.mark.parametrize(
     "text", ["first", "0,0", "00,0", "-1", "0;1", "1.5", ",", "0,", "1024", "99999999999", "9" * 5000]
 )
-def test_a_gpu_that_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"parameters.gpu: .*numbers of GPUs"):
+def test_a_gpu_that_is_not_an_index_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"parameters.gpu: .*distinct GPU indices"):
         parse_parameters(CoreSettings, {"gpu": {"string_value": text}})

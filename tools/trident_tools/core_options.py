@@ -1,7 +1,7 @@
 """The core's serving parameters as options of a command.
 
-Owns the translation between `CoreSettings` and a command line; whoever adds a setting there has an option here. Never
-says what a setting means: its declaration does.
+Owns the translation between `CoreSettings` and a command line: each setting there is an option here. Never says what a
+setting means: its declaration does.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from trident_ensemble.contract.settings import CoreSettings, parse_value, render
 
 
 def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[str] = ()) -> None:
-    """Declare an option for each of the core's settings, without defaults: what is not given is left as it is.
+    """Declare an option for each of the core's settings, without a default, so that what is not given stays as it is.
 
     Args:
-        parser: of the command.
-        leave_out: names of settings that mean nothing to it.
+        parser: the command's parser.
+        leave_out: names of settings that the command has no use for.
     """
     group = parser.add_argument_group("serving")
     for known in fields(CoreSettings):
@@ -37,13 +37,13 @@ def add_core_options(parser: argparse.ArgumentParser, *, leave_out: Container[st
 
 
 def core_settings(args: argparse.Namespace, base: CoreSettings | None = None) -> CoreSettings:
-    """Return the settings asked for, and those of `base` or the defaults where none was."""
+    """Return the settings that were given; the others are those of `base`, or the defaults."""
     asked = {known.name: getattr(args, _destination(known), None) for known in fields(CoreSettings)}
     return replace(base or CoreSettings(), **{name: value for name, value in asked.items() if value is not None})
 
 
 def asks_for_settings(args: argparse.Namespace) -> bool:
-    """Whether any of the options was given."""
+    """Return whether any of the options was given."""
     return any(getattr(args, _destination(known)) is not None for known in fields(CoreSettings))
 
 

@@ -1,6 +1,6 @@
 """The bound on what may be in the core at a time.
 
-Owns the count of open requests and of their prompt tokens. Usable from any thread. Never waits: what does not fit is
+Owns the counts of open requests and of their prompt tokens. Usable from any thread. Never waits: what does not fit is
 refused at once.
 """
 
@@ -15,10 +15,11 @@ from trident_ensemble.contract.settings import CoreSettings
 
 
 class Admission:
-    """As many requests as run and may wait, as many prompt tokens as the KV cache holds and may wait. One that asks for
-    several answers counts as so many requests, for so many run; its prompt counts once, for it is there once.
+    """The bound: the requests that can run and may wait, and the prompt tokens that the KV cache holds and may wait.
 
-    An eighth more is kept for tenants that have less than that: whoever fills the queue fills it for himself.
+    A request for several answers counts as that many requests, because that many run; its prompt counts once.
+    One eighth more is reserved for tenants that have less than that, so that a tenant that fills the queue does not
+    shut the others out.
 
     Args:
         spec: what can run.
@@ -38,23 +39,23 @@ class Admission:
 
     @property
     def capacity(self) -> int:
-        """Requests of all tenants together, at most."""
+        """The most requests of all tenants together."""
         return self._max_num_requests + self._max_num_requests // _RESERVE
 
     def check(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
         """Refuse a request that could not enter now, before anything is made for it.
 
         Raises:
-            QueueFullError: it is one too many, or too long for now.
+            QueueFullError: the queue has no room for it now.
         """
         with self._lock:
             self._check(num_prompt_tokens, tenant, num_sequences)
 
     def enter(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
-        """Count one more request, for this many answers.
+        """Count one more request for this many answers.
 
         Raises:
-            QueueFullError: it is one too many, or too long for now.
+            QueueFullError: the queue has no room for it now.
         """
         with self._lock:
             self._check(num_prompt_tokens, tenant, num_sequences)
@@ -74,7 +75,7 @@ class Admission:
             )
 
     def leave(self, num_prompt_tokens: int, tenant: str = "", num_sequences: int = 1) -> None:
-        """A request that entered has its final answer."""
+        """Count out a request that has entered and now has its final answer."""
         with self._lock:
             self._count(-num_sequences, -num_prompt_tokens, tenant)
             if not self._requests[tenant]:

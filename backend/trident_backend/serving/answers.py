@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
@@ -70,6 +71,14 @@ class FlowControl:
         if waited_ms >= self.settings.abandon_after_ms:
             return FlowState.GONE
         return FlowState.STALLED if waited_ms >= self.settings.pause_after_ms else FlowState.FLOWING
+
+
+class StreamChunk(NamedTuple):
+    """What leaves of one stream: its ids, and what the header and the output tensors say of them."""
+
+    ids: list[int]
+    part: Part
+    slice: ResponseSlice
 
 
 class SequenceStream:
@@ -148,7 +157,7 @@ class SequenceStream:
         start, end = self._start, self._start + self.num_sent
         return text_anchors.context_ids(anchors, self.sequence.token_ids, end, skip_special_tokens=skip, begin=start)
 
-    def send(self, now: float) -> tuple[list[int], Part, ResponseSlice]:
+    def send(self, now: float) -> StreamChunk:
         """Return all that may leave, and count it as sent."""
         start, end = self.num_sent, self._num_safe
         self.num_sent = end
@@ -157,7 +166,8 @@ class SequenceStream:
         span = ResponseSlice(
             self.sequence, end - start, max(0, start - self._num_echoed), max(0, end - self._num_echoed)
         )
-        return self.sequence.token_ids[self._start + start : self._start + end], self._part(start, end), span
+        ids = self.sequence.token_ids[self._start + start : self._start + end]
+        return StreamChunk(ids, self._part(start, end), span)
 
     def _part(self, start: int, end: int) -> Part:
         if not self.ended:

@@ -1,7 +1,7 @@
 """Requests whose grammar is being compiled.
 
-Owns the threads that compile, and who has such a request: whoever takes it out of here answers it, and nobody else.
-Never answers one. To be used under one lock, but for `close`.
+Owns the threads that compile, and these requests: the caller that takes one out must answer it. Never answers one
+itself. All methods but `close` are called under one lock.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from trident_ensemble.contract.failures import internal_error
 
 
 class Grammar(Protocol):
-    """See `trident_backend.guided`."""
+    """A compiled grammar of `trident_backend.guided`."""
 
     def start(self, end_ids: frozenset[int], *, begins_text: bool) -> Guide:
-        """The guide of a new sequence."""
+        """Return the guide of a new sequence."""
         ...
 
 
 class GuideCompiler(Protocol):
-    """See `trident_backend.guided`."""
+    """The compiler of `trident_backend.guided`."""
 
     def compile(self, guide_type: str, guide: str) -> Grammar:
-        """Compile a grammar, in any thread; it may take seconds.
+        """Compile a grammar. Called on any thread; may take seconds.
 
         Raises:
-            RequestError: it is none.
+            RequestError: it is not a grammar.
         """
         ...
 
 
 class GrammarJobs:
-    """See the module.
+    """Requests that wait for their grammar.
 
     Args:
         compiler: used by several threads.
-        on_done: called on a thread of its own choice for each request, with the failure if there was one; the request
-            is still here, unless somebody has taken it.
+        on_done: called for each request on one of the threads here, with the failure if there was one; the request is
+            still here, unless it has been taken.
     """
 
     def __init__(self, compiler: GuideCompiler, on_done: Callable[[Request, TridentError | None], None]) -> None:
@@ -59,9 +59,9 @@ class GrammarJobs:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "trident-guide-compiler")
 
     def add(self, request: Request, responder: Responder) -> None:
-        """Begin to compile the guide of a request; its sequences have theirs when it is done.
+        """Begin to compile the guide of a request; when that is done, its sequences have their guides.
 
-        It fails when its deadline has passed before. Whatever is raised, the request is not here.
+        The request fails if its deadline passes before. If this raises, the request is not here.
         """
         self._responders[request] = responder
         first = request.first
@@ -77,7 +77,7 @@ class GrammarJobs:
             raise
 
     def take(self, request: Request) -> Responder | None:
-        """Its responder, and it is here no more; None if it is not. What was not begun for it never is."""
+        """Take a request out; return its responder, or None if it is not here. A job that has not begun never does."""
         if (job := self._jobs.pop(request, None)) is not None:
             job.cancel()
         if (timer := self._timers.pop(request, None)) is not None:
@@ -85,12 +85,12 @@ class GrammarJobs:
         return self._responders.pop(request, None)
 
     def take_all(self) -> list[tuple[Request, Responder]]:
-        """All of them, and nothing is here any more; `close` ends what was begun for them."""
+        """Take all requests out. What has begun for them ends with `close`."""
         taken, self._responders = self._responders, {}
         return list(taken.items())
 
     def close(self) -> None:
-        """Begin no further grammar, and forget deadlines. What is being compiled is not waited for."""
+        """Begin no further grammar, and cancel the deadlines. Does not wait for grammars that are being compiled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for timer in tuple(self._timers.values()):
             timer.cancel()
@@ -104,7 +104,7 @@ class GrammarJobs:
                 sequence.guide = grammar.start(end_ids, begins_text=not request.output.echo)
         except TridentError as error:
             self._on_done(request, error)
-        except BaseException as error:  # whatever it is, somebody waits for an answer
+        except BaseException as error:  # whatever it is, a client waits for an answer
             self._on_done(request, internal_error("the guide could not be compiled", error))
         else:
             self._on_done(request, None)

@@ -1,12 +1,12 @@
-"""What a response says beside its tokens.
+"""The output tensors of a response beside its tokens.
 
 Owns which outputs a request has asked for, when each is due, and its values. Reads sequences, never changes one.
 """
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +20,13 @@ from trident_ensemble.contract.tensors import TensorSpec
 
 
 class ResponseSlice(NamedTuple):
-    """What of one sequence is in a response.
+    """The part of one sequence's output that is in a response.
 
     Args:
-        sequence: whose.
-        num_ids: how many of the response's ids, an echoed prompt's among them.
-        start: where they begin in its output; 0 with an echoed prompt.
-        end: and where they end.
+        sequence: the sequence.
+        num_ids: how many of the response's ids are its own, an echoed prompt's among them.
+        start: index of the first of these in the output, without the echoed prompt.
+        end: index behind the last of these.
     """
 
     sequence: Sequence
@@ -36,54 +36,54 @@ class ResponseSlice(NamedTuple):
 
 
 class OutputTensorBuilder:
-    """Fills responses of requests.
+    """Builds the output tensors of responses.
 
     Args:
         block_size: tokens in one KV block.
-        epoch_ns: what the core's clock showed 0 at, in nanoseconds since 1970.
+        epoch_ns: when the core's clock showed 0, in nanoseconds since 1970.
     """
 
     def __init__(self, block_size: int, epoch_ns: int) -> None:
         self._block_size = block_size
         self._epoch_ns = epoch_ns
 
-    def outputs(self, request: Request, spans: tuple[ResponseSlice, ...], *, is_last: bool) -> tuple[Output, ...]:
-        """What is due with one response.
+    def outputs(self, request: Request, slices: cabc.Sequence[ResponseSlice], *, is_last: bool) -> tuple[Output, ...]:
+        """Return the output tensors that are due with one response.
 
         Args:
-            request: to which it belongs.
-            spans: what is in it, by rising index of the sequence.
-            is_last: it is the last one of these sequences.
+            request: the response's request.
+            slices: what is in the response, by rising index of the sequence.
+            is_last: the response is the last one of these sequences.
         """
         params = request.first.sampling
-        # The usual response carries nothing: each tensor costs more than a token.
+        # Most responses carry none: a tensor costs more than a token.
         if not (is_last or params.log_probs or len(request.sequences) > 1):
             return ()
         outputs: list[Output] = []
         if is_last or len(request.sequences) > 1:
-            outputs.append(_integers(tensors.SEQUENCE_INDEX, (span.sequence.sampling.index for span in spans)))
+            outputs.append(_integers(tensors.SEQUENCE_INDEX, (span.sequence.sampling.index for span in slices)))
         if params.log_probs:
-            outputs += _log_probs(spans, params.num_top_log_probs)
+            outputs += _log_probs(slices, params.num_top_log_probs)
         if is_last:
-            outputs += self._ends(request, spans)
+            outputs += self._ends(request, slices)
             if params.log_probs:
-                sums = [math.fsum(item.log_prob for item in span.sequence.log_probs) for span in spans]
+                sums = [math.fsum(item.log_prob for item in span.sequence.log_probs) for span in slices]
                 outputs.append(Output(tensors.CUM_LOG_PROBS, np.array(sums, np.float32)))
-            if params.prompt_log_probs and spans[0].sequence is request.first:
+            if params.prompt_log_probs and slices[0].sequence is request.first:
                 outputs += _prompt_log_probs(request.first)
             if request.output.perf_metrics:
-                outputs += self._perf_metrics(request, [span.sequence for span in spans])
+                outputs += self._perf_metrics(request, [span.sequence for span in slices])
         return tuple(outputs)
 
-    def _ends(self, request: Request, spans: tuple[ResponseSlice, ...]) -> list[Output]:
-        sequences = [span.sequence for span in spans]
+    def _ends(self, request: Request, slices: cabc.Sequence[ResponseSlice]) -> list[Output]:
+        sequences = [span.sequence for span in slices]
         first = request.first
         outputs = [
             _texts(tensors.FINISH_REASON, (_finish_reason(sequence) for sequence in sequences)),
             _texts(tensors.STOP_REASON, (sequence.stop_reason for sequence in sequences)),
             _integers(tensors.NUM_CACHED_TOKENS, [first.num_cached_tokens]),
             Output(tensors.USED_SEED, np.array([first.sampling.seed], np.uint64)),
-            _integers(tensors.SEQUENCE_LENGTH, (span.num_ids for span in spans)),
+            _integers(tensors.SEQUENCE_LENGTH, (span.num_ids for span in slices)),
             _integers(tensors.BATCH_INDEX, [0]),
         ]
         if request.output.num_input_tokens:
@@ -98,11 +98,11 @@ class OutputTensorBuilder:
         ran = first.first_scheduled_at is not None
         num_blocks = math.ceil(first.num_tokens / self._block_size) if ran else 0
 
-        def times(spec: TensorSpec, at: Callable[[Sequence], float | None]) -> Output:
+        def times(spec: TensorSpec, at: cabc.Callable[[Sequence], float | None]) -> Output:
             return Output(spec, np.array([self._nanoseconds(at(sequence)) for sequence in sequences], np.int64))
 
-        guesses = [(sequence.num_accepted_tokens, sequence.num_draft_tokens) for sequence in sequences]
-        rates = [right / all_ if all_ else 0.0 for right, all_ in guesses]
+        drafts = [(sequence.num_accepted_tokens, sequence.num_draft_tokens) for sequence in sequences]
+        rates = [accepted / drafted if drafted else 0.0 for accepted, drafted in drafts]
         return [
             Output(tensors.ARRIVAL_TIME, np.array([self._nanoseconds(first.arrived_at)], np.int64)),
             times(tensors.FIRST_SCHEDULED_TIME, lambda sequence: sequence.first_scheduled_at),
@@ -111,13 +111,13 @@ class OutputTensorBuilder:
             _integers(tensors.REUSED_BLOCKS, [num_reused]),
             _integers(tensors.NEW_BLOCKS, [num_blocks - num_reused]),
             _integers(tensors.TOTAL_BLOCKS, [num_blocks]),
-            _integers(tensors.NUM_DRAFT_TOKENS, (all_ for _, all_ in guesses)),
-            _integers(tensors.NUM_ACCEPTED_TOKENS, (right for right, _ in guesses)),
+            _integers(tensors.NUM_DRAFT_TOKENS, (drafted for _, drafted in drafts)),
+            _integers(tensors.NUM_ACCEPTED_TOKENS, (accepted for accepted, _ in drafts)),
             Output(tensors.ACCEPTANCE_RATE, np.array(rates, np.float32)),
         ]
 
     def _nanoseconds(self, seconds: float | None) -> int:
-        """Since 1970; 0 for what never happened."""
+        """Return nanoseconds since 1970; 0 for what never happened."""
         return 0 if seconds is None else self._epoch_ns + round(seconds * 1e9)
 
 
@@ -126,15 +126,15 @@ def _finish_reason(sequence: Sequence) -> str:
     return sequence.finish_reason.value
 
 
-def _log_probs(spans: tuple[ResponseSlice, ...], num_top: int) -> list[Output]:
-    rows = [span.sequence.log_probs[span.start : span.end] for span in spans]
+def _log_probs(slices: cabc.Sequence[ResponseSlice], num_top: int) -> list[Output]:
+    rows = [span.sequence.log_probs[span.start : span.end] for span in slices]
     padded = np.zeros((len(rows), max(map(len, rows))), np.float32)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = [item.log_prob for item in row]
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = [item.log_prob for item in row]
     outputs = [Output(tensors.OUTPUT_LOG_PROBS, padded)]
     if num_top:
         flat = [item for row in rows for item in row]
-        outputs += _likeliest(tensors.TOP_LOG_PROBS, tensors.TOP_LOG_PROB_IDS, flat, num_top)
+        outputs += _top_log_probs(tensors.TOP_LOG_PROBS, tensors.TOP_LOG_PROB_IDS, flat, num_top)
     return outputs
 
 
@@ -143,11 +143,11 @@ def _prompt_log_probs(sequence: Sequence) -> list[Output]:
     values = np.array([0.0, *(item.log_prob for item in items)], np.float32)
     outputs = [Output(tensors.PROMPT_LOG_PROBS, values)]
     if num_top:
-        outputs += _likeliest(tensors.PROMPT_TOP_LOG_PROBS, tensors.PROMPT_TOP_LOG_PROB_IDS, items, num_top)
+        outputs += _top_log_probs(tensors.PROMPT_TOP_LOG_PROBS, tensors.PROMPT_TOP_LOG_PROB_IDS, items, num_top)
     return outputs
 
 
-def _likeliest(
+def _top_log_probs(
     log_probs: TensorSpec, token_ids: TensorSpec, items: list[TokenLogProbs], num_top: int
 ) -> tuple[Output, Output]:
     shape = len(items), num_top
@@ -157,9 +157,9 @@ def _likeliest(
     )
 
 
-def _integers(spec: TensorSpec, values: Iterable[int]) -> Output:
+def _integers(spec: TensorSpec, values: cabc.Iterable[int]) -> Output:
     return Output(spec, np.array(list(values), np.int32))
 
 
-def _texts(spec: TensorSpec, texts: Iterable[str]) -> Output:
+def _texts(spec: TensorSpec, texts: cabc.Iterable[str]) -> Output:
     return Output(spec, np.array([text.encode() for text in texts], np.object_))

@@ -134,15 +134,22 @@ class ResponsePump:
             self._watch.sent(answer, now)
             table_id, number = self._watch.table.table_id, answer.flow.num_sent
         context_ids = first.context_ids(self._anchors)
-        ids, parts, slices = zip(*(stream.send(now) for stream in streams), strict=True)
+        sent = [stream.send(now) for stream in streams]
         output = answer.request.output
         header = ChunkHeader(
-            table_id, answer.column, answer.secret, number, is_last, output.skip_special_tokens, parts, context_ids
+            table_id,
+            answer.column,
+            answer.secret,
+            number,
+            is_last,
+            output.skip_special_tokens,
+            tuple([chunk.part for chunk in sent]),
+            context_ids,
         )
         response = Response(
-            padded(ids, output.pad_id),
+            padded([chunk.ids for chunk in sent], output.pad_id),
             header,
-            self._builder.outputs(answer.request, slices, is_last=is_last),
+            self._builder.outputs(answer.request, [chunk.slice for chunk in sent], is_last=is_last),
             is_last and len(streams) == len(answer.streams),
         )
         if is_last:

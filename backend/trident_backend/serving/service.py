@@ -1,11 +1,11 @@
-"""The core as a whole: admission, engine loop and streams, put together.
+"""The core as a whole: admission, grammar jobs, engine loop and answering thread, put together.
 
-Owns the order of starting and stopping, which requests go by which of their clients' names, and what was measured until
-somebody takes it. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
+Owns the order of starting and stopping, which requests have which of their clients' ids, and the records that have not
+been taken yet. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
 
-A request that was taken is at every moment held by one of two, who answers it: `GrammarJobs` while its grammar is
+An accepted request is at every moment held by one of two, which answers it: `GrammarJobs` while its grammar is
 compiled, `AnsweringThread` from then on. Whichever thread fails, these two are told to answer all they hold and to
-take no more, and then the process is told to end.
+accept no more, and then the process is told to end.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class CoreService:
     """Serves requests on one engine.
 
     Args:
-        engine: the service owns it from now on.
+        engine: owned by the service from now on.
         context: what requests are read against; its limits are the engine's.
         anchors: of `trident_ensemble.text.anchors`, one byte a token id.
-        settings: serving parameters.
-        guides: compiles what guides outputs.
-        notice: once given, new requests are refused and those in the core finish.
+        settings: the serving parameters.
+        guides: compiles the grammars of guided outputs.
+        notice: once given, new requests are refused, and those in the core finish.
         on_fatal: called after every request has been answered, when the engine cannot go on.
     """
 
@@ -69,7 +69,7 @@ class CoreService:
         self._on_fatal = on_fatal
         self._ids = itertools.count(1)
         self._lock = threading.Condition()
-        # Requests that never began, while their clients are told.
+        # Requests that never began and whose clients are being told.
         self._in_hand: set[Request] = set()
         self._admission = Admission(self.spec, settings)
         self._named: defaultdict[tuple[str, str], list[Request]] = defaultdict(list)
@@ -97,23 +97,23 @@ class CoreService:
         return replace(self._loop.stats(), num_open=self._admission.num_requests)
 
     def take_records(self) -> list[StepRecord | RequestRecord]:
-        """What was measured since this was last asked."""
+        """Return what was measured since the last call."""
         return [self._records.popleft() for _ in range(len(self._records))]
 
     def submit(self, fields: Mapping[str, Any], responder: Responder, request_id: str = "") -> None:
-        """Take a request; from here on the responder gets exactly one final response.
+        """Take a request; from then on the responder gets exactly one final response.
 
         Args:
-            fields: see `RequestFields`.
-            responder: the way back.
+            fields: the inputs, as `RequestFields` takes them.
+            responder: the way back to the client.
             request_id: the client's own name for it. A request with `stop` ends those of this name and its tenant.
 
         Raises:
             RequestError: the request cannot be served as it is.
-            QueueFullError: as many requests or tokens are in the core as may be.
+            QueueFullError: the core holds as many requests or tokens as it may.
             DrainingError: the core is being stopped.
-            Exception: the request could not be taken for a reason that nobody foresaw; whatever is raised, the request
-                is the caller's to answer.
+            Exception: the request could not be taken for an unforeseen reason. Whatever is raised, the request is the
+                caller's to answer.
         """
         if fields.get(tensors.STOP.name, False):
             self._stop_named(parse_stop(fields, request_id))
@@ -165,11 +165,11 @@ class CoreService:
     def _compiled(self, request: Request, error: TridentError | None) -> None:
         try:
             self._go_on(request, error)
-        except BaseException as cause:  # of this thread nobody would learn it
+        except BaseException as cause:  # the pool would swallow it
             self._die(cause)
 
     def _go_on(self, request: Request, error: TridentError | None) -> None:
-        """Begin a request whose guide is there, or refuse it; whoever was answered meanwhile is left alone."""
+        """Begin a request whose guide is there, or refuse it, unless it has been answered meanwhile."""
         with self._lock:
             responder = self._guided.take(request)
             if responder is not None and error is None:
@@ -199,12 +199,14 @@ class CoreService:
                     self._loop.tell(Command.STOP, sequence)
 
     def _refuse(self, request: Request, responder: Responder, error: TridentError) -> None:
-        """Answer a request that was taken and never began."""
+        """Answer a request that was accepted and never began."""
         _each(lambda: self._closed(request), self.refused, lambda: responder.fail(error))
 
     def _close_doors(self, error: TridentError) -> None:
-        """Take no further request, and refuse those whose guide is being compiled; whoever does so too is waited for,
-        as the process may end next."""
+        """Accept no further request, and refuse those whose guide is being compiled.
+
+        Waits for other threads that are refusing requests, because the process may end next.
+        """
         with self._lock:
             self._stopping = True
             left = self._guided.take_all()
@@ -228,7 +230,7 @@ class CoreService:
                     del self._named[first.tenant, request.request_id]
 
     def _die(self, error: BaseException) -> None:
-        """Answer everybody, then have the process ended; called by any thread but the one that answers."""
+        """Answer all requests, then have the process ended. Called by any thread but the answering one."""
         failure = internal_error("the core cannot go on, and the server ends", error)
         _each(
             lambda: self._close_doors(failure),
@@ -241,7 +243,7 @@ class CoreService:
 
 
 def _failure(step: Callable[[], None]) -> TridentError | None:
-    """Take the step with which a request that was taken begins; return what its client is told if it fails."""
+    """Take the step with which an accepted request begins; return what its client is told if it fails."""
     try:
         step()
     except TridentError as error:
@@ -256,7 +258,7 @@ def _draining() -> DrainingError:
 
 
 def _each(*steps: Callable[[], object]) -> None:
-    """Take every step, whatever those before it raise, which is logged."""
+    """Take every step; log what one raises, and go on with the next."""
     for step in steps:
         try:
             step()
@@ -264,7 +266,7 @@ def _each(*steps: Callable[[], object]) -> None:
             log_failure("the core could not be brought to its end in order", cause)
 
 
-#: Seconds that the thread which answers has for all that is open once the core ends.
+#: Seconds that the answering thread has for all open answers once the core ends.
 _ANSWER_S = 10.0
-#: Records that nobody has taken yet; the oldest are forgotten first.
+#: Records that have not been taken yet; the oldest are dropped first.
 _MAX_RECORDS = 65536

@@ -14,11 +14,11 @@
     │   └── PlanError         limits and memory do not fit; gives the numbers
     ├── EngineError           the compiled engine failed during a step
     │   └── EngineLostError   it cannot compute any other step either
-    ├── InternalError         something that nobody foresaw; the log says what, the client only that
+    ├── InternalError         an unforeseen failure; the log says what it was, the client only that it was
     └── ServerError           tritonserver cannot be found, started or kept alive
         └── ServerDiedError   it had been started, and died
 
-Owns no text beyond the prefix; whoever raises says what was wrong and what the limit is. Never catches anything.
+Owns no text beyond the prefix; the code that raises says what was wrong and what the limit is. Never catches anything.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RequestError(TridentError):
 
 
 class UnavailableError(TridentError):
-    """The request is fine, the moment is not."""
+    """The request is valid, but cannot be taken now."""
 
 
 class QueueFullError(UnavailableError):
@@ -93,7 +93,7 @@ class EngineLostError(EngineError):
 
 
 class InternalError(TridentError):
-    """A failure inside the server that nobody foresaw; its text is for clients, its cause for the log."""
+    """An unforeseen failure inside the server; its text is for clients, its cause for the log."""
 
 
 class ServerError(TridentError):
@@ -125,21 +125,21 @@ TRITON_CODES: tuple[tuple[type[TridentError], str], ...] = (
 
 
 def triton_code(error: Exception) -> str:
-    """The name of Triton's code for an error; INTERNAL for whatever is not ours."""
+    """Return the name of Triton's code for an error; INTERNAL for errors that are not ours."""
     return next((code for kind, code in TRITON_CODES if isinstance(error, kind)), "INTERNAL")
 
 
 def wire_message(error: Exception) -> str:
-    """What a client reads: the code in brackets, then the error's own text.
+    """Return what a client reads: the code in brackets, then the error's own text.
 
-    Triton loses the code of an error on some of its ways (its generate endpoints always answer 400, business logic
-    scripting keeps the text alone), so the text carries it.
+    Triton loses an error's code in places (its generate endpoints always answer 400, business logic scripting keeps
+    only the text), so the text carries it.
     """
-    # What is quoted from a client may hold half a surrogate pair, which no way out can carry.
+    # A quotation from a client may hold half a surrogate pair, which cannot be encoded.
     return f"[{triton_code(error)}] {error}".encode(errors="backslashreplace").decode()
 
 
 def code_of(message: str) -> str:
-    """The code in a message that `wire_message` made, wherever Triton has put it; INTERNAL if there is none."""
+    """Return the code in a message made by `wire_message`, wherever Triton has put it; INTERNAL if there is none."""
     found = re.search(r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\]", message)
     return found.group(1) if found else "INTERNAL"

@@ -1,4 +1,4 @@
-"""What nobody foresaw: one sentence for the client, the details for the server's log.
+"""Unforeseen failures: one sentence for the client, the details for the server's log.
 
 An exception's text may hold paths, addresses and others' data, so a client never reads it. Owns the log line and the
 sentence's end. Never catches anything and never decides who fails.
@@ -18,8 +18,8 @@ def internal_error(what: str, cause: BaseException) -> InternalError:
 
     Args:
         what: what was being done, as a clause that a client may read: "the request could not be read".
-        cause: what was raised. Catch `BaseException` where a library written in Rust is called: its panics are no
-            `Exception`.
+        cause: what was raised. Catch `BaseException` where a library written in Rust is called: its panics are not
+            an `Exception`.
     """
     log_failure(what, cause)
     error = InternalError(f"{what}; the server's log says why")
@@ -28,5 +28,5 @@ def internal_error(what: str, cause: BaseException) -> InternalError:
 
 
 def log_failure(what: str, cause: BaseException) -> None:
-    """Log a failure that nobody can be told of, with its traceback."""
+    """Log a failure with its traceback."""
     _log.error("%s: %r", what, cause, exc_info=cause)

@@ -1,4 +1,4 @@
-"""Where things lie in a model repository.
+"""Where files lie in a model repository.
 
 Owns the names of models, folders and files; never touches their contents. Everything is relative, so that a repository
 can be moved, mounted or copied whole.
@@ -23,24 +23,24 @@ MODEL_FILE = "model.py"
 MANIFEST_FILE = "engine.json"
 NETWORK_FILE = "network.xml"
 WEIGHTS_FILE = "network.bin"
-#: Of TensorRT: what sampling computes on the device, a plan each.
+#: TensorRT only: one plan for each operation of sampling on the device.
 SAMPLING_FOLDER = "sampling"
 TOKENIZER_FOLDER = "tokenizer"
-#: In the tokenizer's folder, and in a checkpoint: the tokenizer itself.
+#: The tokenizer itself, in the tokenizer's folder and in a checkpoint.
 TOKENIZER_FILE = "tokenizer.json"
-#: Per token id: what the core must know to cut a stream into chunks that decode exactly.
+#: The kind of each token id, by which the core cuts a stream into chunks that decode exactly.
 TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
-#: What each of the checkpoint's chat templates takes.
+#: The arguments of each of the checkpoint's chat templates.
 TEMPLATE_PROFILES_FILE = "chat_templates.json"
 
 
 def plan_file(rank: int, num_devices: int) -> str:
-    """TensorRT's file of a device's share of the network."""
+    """Return the name of TensorRT's plan for one device's share of the network."""
     return "network.plan" if num_devices == 1 else f"network.{rank}.plan"
 
 
 def newest_version(model_folder: Path) -> Path:
-    """The version folder that Triton serves by default: the highest number.
+    """Return the version folder that Triton serves by default, the one with the highest number.
 
     Raises:
         ArtifactError: the model has no version folder.
@@ -52,5 +52,5 @@ def newest_version(model_folder: Path) -> Path:
 
 
 def engine_folder(own_model_folder: Path, core_model: str) -> Path:
-    """The engine folder of the core model, seen from the folder of a model beside it."""
+    """Return the engine folder of the core model, given the folder of a model beside it."""
     return newest_version(own_model_folder.parent / core_model)

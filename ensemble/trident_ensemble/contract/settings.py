@@ -15,10 +15,10 @@ from typing import Any, Protocol, TypeVar
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ConfigError
 
-#: Far more than a machine has; what is beyond is a slip of the hand.
+#: Far more than a machine has; an index beyond it is a typing error.
 _MOST_GPUS = 1024
-#: Beyond this a stream is no stream any more.
-MAX_STREAM_INTERVAL_MS = 10_000
+#: A client that is gone is noticed with the next chunk, and its sequence generates until then.
+MAX_STREAM_INTERVAL_MS = 1000
 
 Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySettings")
 
@@ -34,7 +34,7 @@ class BatchSchedulerPolicy(str, Enum):
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Of preprocessing and postprocessing.
+    """The parameters of preprocessing and postprocessing.
 
     Args:
         core_model: name of the model whose engine folder holds the tokenizer.
@@ -78,12 +78,12 @@ def _parse_gpus(text: str) -> tuple[int, ...]:
         numbers = tuple(int(item) for item in items)
         if len(set(numbers)) == len(numbers) and max(numbers, default=0) < _MOST_GPUS:
             return numbers
-    raise ValueError(f"must be numbers of GPUs below {_MOST_GPUS}, each once, such as 0 or 0,1, not {text!r}")
+    raise ValueError(f"must be distinct GPU indices below {_MOST_GPUS}, such as 0 or 0,1, not {text!r}")
 
 
 @dataclass(frozen=True)
 class CoreSettings:
-    """Of the core; what each is stands beside it, for people and for the command line."""
+    """The core's parameters. The text beside each is also the help of its command line option."""
 
     batch_scheduler_policy: BatchSchedulerPolicy = field(
         default=BatchSchedulerPolicy.GUARANTEED_NO_EVICT,
@@ -98,7 +98,8 @@ class CoreSettings:
     target_itl_ms: int = field(
         default=0,
         metadata=_about(
-            "latency budget: prompts come in chunks that keep running streams' tokens so close; 0: none", least=0
+            "latency budget: prompts are computed in chunks that keep running streams' tokens this close; 0: none",
+            least=0,
         ),
     )
     enable_kv_cache_reuse: bool = field(
@@ -106,7 +107,7 @@ class CoreSettings:
     )
     max_draft_tokens: int = field(
         default=0,
-        metadata=_about("tokens guessed ahead for a stream in a step, at most, by prompt lookup; 0: none", least=0),
+        metadata=_about("draft tokens for a stream in a step, at most, by prompt lookup; 0: none", least=0),
     )
     max_queue_size: int = field(
         default=1024, metadata=_about("requests that may wait; one more is answered UNAVAILABLE at once")
@@ -120,24 +121,26 @@ class CoreSettings:
     tenant_weights: tuple[tuple[str, float], ...] = field(
         default=(),
         metadata=_about(
-            "shares of tenants, name=weight,...; any other has 1, no name is who gives none",
+            "shares of tenants, name=weight,...; any other tenant has 1; an empty name: requests without one",
             metavar="NAME=W,...",
             parse=_parse_weights,
         ),
     )
     stream_interval_ms: int = field(
-        default=0,
+        default=50,
         metadata=_about(
-            "after its first tokens a stream's leave at most so often; those that came meanwhile leave together; 0: at "
-            "once",
+            "after its first token a stream's tokens leave at most so often, together with those that came meanwhile; "
+            "0: each at once",
             least=0,
             most=MAX_STREAM_INTERVAL_MS,
         ),
     )
     pause_after_ms: int = field(
-        default=350, metadata=_about("a stream whose reader is so far behind takes no further steps")
+        default=350, metadata=_about("a stream whose reader is this far behind gets no further steps")
     )
-    abandon_after_ms: int = field(default=3000, metadata=_about("and is ended after so long, freeing its blocks"))
+    abandon_after_ms: int = field(
+        default=3000, metadata=_about("a stream whose reader is this far behind is ended, and its blocks are freed")
+    )
     guided_memory_mb: int = field(
         default=2048,
         metadata=_about(
@@ -147,7 +150,7 @@ class CoreSettings:
     gpu: tuple[int, ...] = field(
         default=(),
         metadata=_about(
-            "GPUs that an engine compiled for GPUs runs on, by their numbers: one, or one for each of its parts",
+            "indices of the GPUs that an engine compiled for GPUs runs on: one, or one for each of its parts",
             metavar="N,...",
             parse=_parse_gpus,
         ),
@@ -156,7 +159,7 @@ class CoreSettings:
 
 @dataclass(frozen=True)
 class UnarySettings:
-    """Of the unary front.
+    """The parameters of the unary front.
 
     Args:
         max_concurrent_requests: requests in flight; one more is answered UNAVAILABLE at once.
@@ -204,10 +207,14 @@ def check_limits(settings: CoreSettings, limits: EngineLimits) -> None:
 
 
 def parse_parameters(kind: type[Settings], parameters: Mapping[str, Any]) -> Settings:
-    """The settings in a model configuration's `parameters`, as Triton hands them over (`{key: {string_value: ...}}`).
+    """Return the settings in a model configuration's `parameters`.
+
+    Args:
+        kind: the class of the settings.
+        parameters: as Triton passes them, `{key: {string_value: ...}}`.
 
     Raises:
-        ConfigError: an unknown key, or a value that will not do for it.
+        ConfigError: a key is unknown, or its value is not valid.
     """
     texts = {
         key: wrapped["string_value"] if isinstance(wrapped, Mapping) else str(wrapped)
@@ -226,10 +233,10 @@ def parse_parameters(kind: type[Settings], parameters: Mapping[str, Any]) -> Set
 
 
 def parse_value(known: Field[Any], text: str) -> Any:
-    """A setting's value from its text.
+    """Return a setting's value from its text.
 
     Raises:
-        ValueError: saying what it must be.
+        ValueError: the text is not valid; says what it must be.
     """
     default = known.default
     if known.metadata.get("parse"):
@@ -259,12 +266,12 @@ def _parse_choice(kind: type[Enum], text: str) -> Enum:
 
 
 def render_parameters(settings: TextSettings | CoreSettings | UnarySettings) -> dict[str, str]:
-    """The inverse of `parse_parameters`."""
+    """Return the texts of the settings, from which `parse_parameters` makes the same settings."""
     return {known.name: render_value(getattr(settings, known.name)) for known in fields(settings)}
 
 
 def render_value(value: Any) -> str:
-    """The inverse of `parse_value`."""
+    """Return the text of a value, from which `parse_value` makes the same value."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, bool):

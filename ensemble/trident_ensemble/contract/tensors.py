@@ -18,7 +18,7 @@ class TensorSpec:
         name: as clients and configurations spell it.
         dtype: Triton's name without the prefix: STRING, BOOL, INT32, INT64, UINT64 or FP32.
         dims: shape without the batch dimension; -1 is variable.
-        doc: what it means, for people.
+        doc: what it means.
         optional: inputs only: a request may leave it out.
     """
 
@@ -30,14 +30,19 @@ class TensorSpec:
 
 
 def _input(name: str, dtype: str, doc: str, dims: tuple[int, ...] = (1,)) -> TensorSpec:
-    """What a client may give. Optional for Triton even where the core requires it: Triton never starts an ensemble's
-    step that lacks a required input, and so never answers."""
+    """Return an input that clients may give.
+
+    It is optional for Triton even where the core requires it: Triton never starts an ensemble's step that lacks a
+    required input, and so never answers.
+    """
     return TensorSpec(name, dtype, dims, doc, optional=True)
 
 
 TEXT_INPUT = _input("text_input", "STRING", "the prompt, UTF-8; or give messages")
 ADD_SPECIAL_TOKENS = _input(
-    "add_special_tokens", "BOOL", "text_input gets the tokenizer's, as a beginning (default true)"
+    "add_special_tokens",
+    "BOOL",
+    "text_input gets the special tokens that the tokenizer adds, such as a beginning (default true)",
 )
 MESSAGES = _input("messages", "STRING", 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]')
 TOOLS = _input("tools", "STRING", "tools for the chat template, as a JSON list")
@@ -47,12 +52,12 @@ CONTINUE_FINAL_MESSAGE = _input("continue_final_message", "BOOL", "the answer go
 SANITIZE_CONTROL_TOKENS = _input(
     "sanitize_control_tokens", "BOOL", "what messages say is text, never a control token (default true)"
 )
-TRUNCATE_PROMPT_TOKENS = _input("truncate_prompt_tokens", "INT32", "cut a longer prompt to so many tokens")
+TRUNCATE_PROMPT_TOKENS = _input("truncate_prompt_tokens", "INT32", "cut a longer prompt to this many tokens")
 TRUNCATION_SIDE = _input("truncation_side", "STRING", "where it is cut: left (default) or right")
 BAD_WORDS = _input("bad_words", "STRING", "texts that must not be generated", (-1,))
 
 MAX_TOKENS = _input("max_tokens", "INT32", "required: the most tokens to generate, at least 1")
-MIN_TOKENS = _input("min_tokens", "INT32", "the fewest, before the text may end (default 0)")
+MIN_TOKENS = _input("min_tokens", "INT32", "the fewest tokens before the text may end (default 0)")
 MIN_LENGTH = _input("min_length", "INT32", "another name of min_tokens")
 STREAM = _input("stream", "BOOL", "send tokens as they come (default false)")
 STREAM_INTERVAL_MS = _input(
@@ -64,41 +69,45 @@ NUM_RETURN_SEQUENCES = _input("num_return_sequences", "INT32", "answers to one p
 
 TEMPERATURE = _input("temperature", "FP32", "0 is greedy; default: the checkpoint's")
 TOP_K = _input("top_k", "INT32", "keep the k most likely tokens; 0 keeps all")
-TOP_P = _input("top_p", "FP32", "keep the likeliest tokens of this total probability")
-MIN_P = _input("min_p", "FP32", "keep tokens at least so likely as this share of the likeliest")
-REPETITION_PENALTY = _input("repetition_penalty", "FP32", "above 1: less of what prompt and output have (default 1)")
-PRESENCE_PENALTY = _input("presence_penalty", "FP32", "taken off the logits of what the output has (default 0)")
-FREQUENCY_PENALTY = _input("frequency_penalty", "FP32", "the same, each time it has it (default 0)")
+TOP_P = _input("top_p", "FP32", "keep the most likely tokens that together reach this probability")
+MIN_P = _input("min_p", "FP32", "drop tokens whose probability is below this share of the highest")
+REPETITION_PENALTY = _input(
+    "repetition_penalty", "FP32", "above 1: makes tokens of prompt and output less likely (default 1)"
+)
+PRESENCE_PENALTY = _input(
+    "presence_penalty", "FP32", "subtracted from the logits of tokens that the output has (default 0)"
+)
+FREQUENCY_PENALTY = _input("frequency_penalty", "FP32", "the same, once for each time (default 0)")
 LOGIT_BIAS = _input("logit_bias", "STRING", 'added to logits, as JSON by token id: {"13": -5.0}')
 SEED = _input("seed", "UINT64", "makes sampling repeatable; drawn and returned when unset")
-BEAM_WIDTH = _input("beam_width", "INT32", "1 alone: there is no beam search")
-LENGTH_PENALTY = _input("length_penalty", "FP32", "1 alone: it is of beam search")
+BEAM_WIDTH = _input("beam_width", "INT32", "only 1: there is no beam search")
+LENGTH_PENALTY = _input("length_penalty", "FP32", "only 1: it belongs to beam search")
 
 STOP_WORDS = _input("stop_words", "STRING", "texts that end the output and are left out of it", (-1,))
 STOP_TOKEN_IDS = _input("stop_token_ids", "INT32", "further token ids that end the output", (-1,))
 INCLUDE_STOP = _input("include_stop_str_in_output", "BOOL", "leave them in (default false)")
 END_ID = _input("end_id", "INT32", "a further token id that ends the text, as the checkpoint's own do; -1 for none")
-PAD_ID = _input("pad_id", "INT32", "fills up output_ids of sequences of different length (default 0)")
+PAD_ID = _input("pad_id", "INT32", "pads output_ids of sequences of different length (default 0)")
 IGNORE_EOS = _input("ignore_eos", "BOOL", "generate past the end of text, to max_tokens (benchmarks)")
 SKIP_SPECIAL_TOKENS = _input("skip_special_tokens", "BOOL", "leave special tokens out of the text (default true)")
 ECHO = _input("echo", "BOOL", "the output begins with the prompt (default false)")
-EXCLUDE_INPUT = _input("exclude_input_in_output", "BOOL", "the contrary of echo (default true)")
+EXCLUDE_INPUT = _input("exclude_input_in_output", "BOOL", "the opposite of echo (default true)")
 GUIDE_TYPE = _input("guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice or ebnf_grammar")
 GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, or grammar")
 
 RETURN_LOG_PROBS = _input("return_log_probs", "BOOL", "return output_log_probs and cum_log_probs")
 RETURN_PROMPT_LOG_PROBS = _input("return_prompt_log_probs", "BOOL", "return prompt_log_probs")
-NUM_TOP_LOG_PROBS = _input("num_top_log_probs", "INT32", "with each of them, so many of the likeliest tokens")
-RETURN_PERF_METRICS = _input("return_perf_metrics", "BOOL", "return times, cache blocks and guesses")
+NUM_TOP_LOG_PROBS = _input("num_top_log_probs", "INT32", "with each of them, this many of the most likely tokens")
+RETURN_PERF_METRICS = _input("return_perf_metrics", "BOOL", "return times, cache blocks and draft tokens")
 RETURN_NUM_INPUT_TOKENS = _input("return_num_input_tokens", "BOOL", "return num_input_tokens (default true)")
 RETURN_NUM_OUTPUT_TOKENS = _input("return_num_output_tokens", "BOOL", "return num_output_tokens (default true)")
-RETURN_CONTEXT_LOGITS = _input("return_context_logits", "BOOL", "false alone; there are return_prompt_log_probs")
-RETURN_GENERATION_LOGITS = _input("return_generation_logits", "BOOL", "false alone; there are return_log_probs")
+RETURN_CONTEXT_LOGITS = _input("return_context_logits", "BOOL", "only false; use return_prompt_log_probs")
+RETURN_GENERATION_LOGITS = _input("return_generation_logits", "BOOL", "only false; use return_log_probs")
 
 PRIORITY = _input("priority", "INT32", "lower goes first within a tenant (default 0)")
-TENANT = _input("tenant", "STRING", "whose request: tenants share the engine fairly")
+TENANT = _input("tenant", "STRING", "whose request it is: tenants share the engine fairly")
 TIMEOUT_MS = _input("timeout_ms", "INT32", "for waiting and running together, then an error")
-CACHE_SALT = _input("cache_salt", "STRING", "share cached prefixes with this salt alone")
+CACHE_SALT = _input("cache_salt", "STRING", "share cached prefixes only with this salt")
 REUSE_CACHE = _input("reuse_cache", "BOOL", "use and leave cached prefixes (default true)")
 STOP = _input("stop", "BOOL", "generate nothing: end the request that has the same request id")
 
@@ -117,28 +126,37 @@ ALIASES = {
 INPUT_LENGTHS = _input("input_lengths", "INT32", "length of input_ids, if it is given")
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "the prompt's token ids")
 BAD_WORDS_LIST = _input(
-    "bad_words_list", "INT32", "token ids of bad words after one another; below, where each ends; -1 fills up", (2, -1)
+    "bad_words_list",
+    "INT32",
+    "token ids of bad words one after another; below, where each ends; padded with -1",
+    (2, -1),
 )
 FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be acknowledged by postprocessing")
-#: What preprocessing makes, and the client's input that it makes it of. Errors name that.
+#: What preprocessing makes, and the client's input that it makes it from. Errors name the latter.
 PREPARED = {INPUT_IDS: TEXT_INPUT, BAD_WORDS_LIST: BAD_WORDS}
 
-OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response]; pad_id fills up")
+OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response], padded with pad_id")
 CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response; see `chunk_header`")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (-1,), "the text of this response, one for each of its sequences")
 
 SEQUENCE_INDEX = TensorSpec(
-    "sequence_index", "INT32", (-1,), "which of num_return_sequences; in every response of many"
+    "sequence_index", "INT32", (-1,), "which of num_return_sequences; in every response where there are several"
 )
-OUTPUT_LOG_PROBS = TensorSpec("output_log_probs", "FP32", (-1, -1), "[sequences, tokens of this response]; 0 fills up")
-TOP_LOG_PROBS = TensorSpec("top_log_probs", "FP32", (-1, -1), "[output tokens, num_top_log_probs], likeliest first")
+OUTPUT_LOG_PROBS = TensorSpec(
+    "output_log_probs", "FP32", (-1, -1), "[sequences, tokens of this response], padded with 0"
+)
+TOP_LOG_PROBS = TensorSpec(
+    "top_log_probs", "FP32", (-1, -1), "[output tokens, num_top_log_probs], the most likely first"
+)
 TOP_LOG_PROB_IDS = TensorSpec("top_log_prob_ids", "INT32", (-1, -1), "their token ids")
 
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (-1,), "eos, stop, length or cancelled")
 STOP_REASON = TensorSpec("stop_reason", "STRING", (-1,), "the stop word, or stop token id, that was met")
 NUM_INPUT_TOKENS = TensorSpec("num_input_tokens", "INT32", (1,), "length of the prompt")
 NUM_OUTPUT_TOKENS = TensorSpec("num_output_tokens", "INT32", (-1,), "tokens generated")
-NUM_CACHED_TOKENS = TensorSpec("num_cached_tokens", "INT32", (1,), "of the prompt, found in the KV cache")
+NUM_CACHED_TOKENS = TensorSpec(
+    "num_cached_tokens", "INT32", (1,), "tokens of the prompt that were found in the KV cache"
+)
 USED_SEED = TensorSpec("used_seed", "UINT64", (1,), "what makes this request repeatable")
 SEQUENCE_LENGTH = TensorSpec("sequence_length", "INT32", (-1,), "ids of each sequence in output_ids")
 BATCH_INDEX = TensorSpec("batch_index", "INT32", (1,), "always 0")
@@ -155,9 +173,11 @@ LAST_TOKEN_TIME = TensorSpec("last_token_time_ns", "INT64", (-1,), "when the las
 REUSED_BLOCKS = TensorSpec("kv_cache_reused_blocks", "INT32", (1,), "KV blocks found in the cache")
 NEW_BLOCKS = TensorSpec("kv_cache_alloc_new_blocks", "INT32", (1,), "KV blocks filled by it")
 TOTAL_BLOCKS = TensorSpec("kv_cache_alloc_total_blocks", "INT32", (1,), "both")
-NUM_DRAFT_TOKENS = TensorSpec("total_draft_tokens", "INT32", (-1,), "tokens guessed ahead")
-NUM_ACCEPTED_TOKENS = TensorSpec("total_accepted_draft_tokens", "INT32", (-1,), "of these, right")
-ACCEPTANCE_RATE = TensorSpec("acceptance_rate", "FP32", (-1,), "the share of these; 0 where none was guessed")
+NUM_DRAFT_TOKENS = TensorSpec("total_draft_tokens", "INT32", (-1,), "draft tokens")
+NUM_ACCEPTED_TOKENS = TensorSpec("total_accepted_draft_tokens", "INT32", (-1,), "draft tokens that were accepted")
+ACCEPTANCE_RATE = TensorSpec(
+    "acceptance_rate", "FP32", (-1,), "accepted draft tokens by draft tokens; 0 where there were none"
+)
 
 SAMPLING_INPUTS = (
     TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION_PENALTY, PRESENCE_PENALTY, FREQUENCY_PENALTY, LOGIT_BIAS, SEED,
@@ -178,16 +198,16 @@ PROMPT_INPUTS = (
     TEXT_INPUT, ADD_SPECIAL_TOKENS, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT,
     CONTINUE_FINAL_MESSAGE, SANITIZE_CONTROL_TOKENS, TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
 )  # fmt: skip
-#: Beside its own, something that is always there: without any input a step would never start, and so never be refused.
+#: With two inputs of the core: a step without any input would never start, and so never be refused.
 PREPROCESSING_INPUTS = (*PROMPT_INPUTS, MAX_TOKENS, STOP)
 PREPROCESSING_OUTPUTS = (INPUT_IDS, BAD_WORDS_LIST, FLOW_CONTROL)
-#: Of clients that bring their own tokenizer; the names are those of tensorrtllm_backend's core.
+#: For clients that bring their own tokenizer; the names are those of tensorrtllm_backend's core.
 TOKEN_CLIENT_INPUTS = (INPUT_LENGTHS, REQUEST_OUTPUT_LEN, STREAMING, RUNTIME_TOP_K, RUNTIME_TOP_P, LEN_PENALTY)
 CORE_STEP_INPUTS = (INPUT_IDS, BAD_WORDS_LIST, *REQUEST_INPUTS, FLOW_CONTROL)
 CORE_INPUTS = (*CORE_STEP_INPUTS, *TOKEN_CLIENT_INPUTS)
-#: With every response that has them.
+#: In every response that has them.
 CORE_PARTS = (SEQUENCE_INDEX, OUTPUT_LOG_PROBS, TOP_LOG_PROBS, TOP_LOG_PROB_IDS)
-#: On a sequence's last response alone: a response's cost grows with its tensors.
+#: Only in a sequence's last response: a response's cost grows with its tensors.
 CORE_REPORTS = (
     FINISH_REASON, STOP_REASON, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, NUM_CACHED_TOKENS, USED_SEED, SEQUENCE_LENGTH,
     BATCH_INDEX, CUM_LOG_PROBS, PROMPT_LOG_PROBS, PROMPT_TOP_LOG_PROBS, PROMPT_TOP_LOG_PROB_IDS, ARRIVAL_TIME,

@@ -20,7 +20,7 @@ from trident_ensemble.contract.errors import DrainingError
 from trident_ensemble.contract.settings import CoreSettings
 
 _NUM_OPEN = 300
-_SETTINGS = CoreSettings(pause_after_ms=60_000, abandon_after_ms=60_000)
+_SETTINGS = CoreSettings(pause_after_ms=60_000, abandon_after_ms=60_000, stream_interval_ms=0)
 
 
 class BuildRequest(Client):

@@ -93,6 +93,7 @@ def test_a_random_crowd_gets_the_text_of_each_alone(seed: int) -> None:
                 "max_tokens": rng.randint(1, 24),
                 "stream": rng.random() < 0.6,
                 "flow_control": rng.random() < 0.5,
+                "stream_interval_ms": rng.choice([0, 0, 5, 50]),
                 "echo": rng.random() < 0.3,
                 "num_return_sequences": rng.choice([1, 1, 2, 3]),
             }

@@ -26,7 +26,7 @@ from trident_backend.serving.responses import Response
 from trident_ensemble.contract.errors import CancelledError, DrainingError, EngineError
 from trident_ensemble.contract.settings import CoreSettings
 
-SETTINGS = CoreSettings(pause_after_ms=1, abandon_after_ms=3)
+SETTINGS = CoreSettings(pause_after_ms=1, abandon_after_ms=3, stream_interval_ms=0)
 
 
 @dataclass(frozen=True)

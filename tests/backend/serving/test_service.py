@@ -266,7 +266,7 @@ class Acknowledging(Client):
 
 
 def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
-    settings = CoreSettings(pause_after_ms=60, abandon_after_ms=2000)
+    settings = CoreSettings(pause_after_ms=60, abandon_after_ms=2000, stream_interval_ms=0)
     engine = HeldEngine(SPEC, 8, step_seconds=0.002)
     with serving(engine, settings) as service:
         gone, reader = Acknowledging(), Acknowledging()
@@ -313,7 +313,8 @@ def test_a_client_reported_gone_ends_at_once() -> None:
 
 
 def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
-    with serving(MockEngine(SPEC), CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000)) as service:
+    settings = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000, stream_interval_ms=0)
+    with serving(MockEngine(SPEC), settings) as service:
         client = Acknowledging()
         client.alive = False
         service.submit({"input_ids": [1], "max_tokens": 40, "stream": True, "flow_control": True}, client)
@@ -326,7 +327,7 @@ def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
 
 
 def test_flow_control_by_the_clock() -> None:
-    flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000))
+    flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000, stream_interval_ms=0))
     assert flow.may_send
     flow.sent(10.0)
     assert not flow.may_send
