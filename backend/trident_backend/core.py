@@ -85,7 +85,9 @@ class EngineCore:
             self._engine.submit(batch.pack(output, self.kv_cache.block_size))
         except EngineError as error:
             return SubmittedStep(output, began, error=error)
-        return SubmittedStep(output, began, self._masks.begin(output.rows))
+        masks = self._masks.begin(output.rows)
+        self.scheduler.prepare(output)
+        return SubmittedStep(output, began, masks)
 
     def collect(self, step: SubmittedStep) -> StepResult:
         """Wait for the engine, choose the step's tokens and take them into their sequences.

@@ -6,7 +6,6 @@ Owns the conversion at the border with Triton's Python backend and the core's li
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import os
 import threading
@@ -36,8 +35,6 @@ from trident_ensemble.text.detokenizer import load_tokenizer, make_detokenizer
 from trident_ensemble.text.special_tokens import special_tokens_of
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_GAUGES_PERIOD_S = 0.1
-_GAUGES_PER_SUMS = 5
 _LAST_METRICS_S = 1.0
 _EXIT_ENGINE_DIED = 70
 _INPUTS = {spec.name: spec for spec in tensors.CORE_INPUTS}
@@ -77,7 +74,8 @@ class TritonPythonModel:
         self._metrics = CoreMetrics(engine.spec, labels, self._meters)
         self._metrics.show(self._service.stats, self._service.take_records())
         self._stopped = threading.Event()
-        self._publisher = threading.Thread(target=self._publish, name="trident-metrics", daemon=True)
+        period_s = settings.metrics_period_ms / 1000
+        self._publisher = threading.Thread(target=self._publish, args=(period_s,), name="trident-metrics", daemon=True)
         self._publisher.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -113,13 +111,12 @@ class TritonPythonModel:
             self._service.refused()
             raise
 
-    def _publish(self) -> None:
+    def _publish(self, period_s: float) -> None:
         try:
-            for count in itertools.count(1):
-                is_last = self._stopped.wait(_GAUGES_PERIOD_S)
+            while True:
+                is_last = self._stopped.wait(period_s)
                 self._metrics.show(self._service.stats, self._service.take_records())
-                if is_last or count % _GAUGES_PER_SUMS == 0:
-                    self._metrics.publish_sums()
+                self._metrics.publish_sums()
                 if is_last:
                     return
         except Exception as error:  # no second try: tritonserver has died of such failures in a row

@@ -50,7 +50,7 @@ def unfinished_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     manifest = replace(MANIFEST, generation=generation)
     monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _folder, _gpus: (MockEngine(SPEC), manifest))
     model = Shell()
-    model.initialize(_arguments(tmp_path))
+    model.initialize(_arguments(tmp_path, metrics_period_ms="50"))
     return model
 
 
@@ -270,7 +270,7 @@ def test_metrics_that_fail_are_given_up_and_harm_nobody(unfinished_shell: Any, m
         request = _request(input_ids=[5], max_tokens=9, ignore_eos=True, temperature=0.0)
         unfinished_shell.execute([request])
         assert _output(_answered(request)[-1], "output_ids").tolist() == [[expected_tokens([5], 9)]]
-        time.sleep(0.6)  # longer than the period of the sums
+        time.sleep(0.1)  # longer than the period of the metrics
     unfinished_shell.finalize()
     (failure,) = failures
     assert "metrics are no longer published" in failure

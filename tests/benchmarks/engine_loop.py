@@ -41,7 +41,13 @@ class TimedEngine:
 
 @dataclass(frozen=True)
 class LoopRun:
-    """Seconds for everything, and the share of generation steps spent outside `engine.execute`."""
+    """What one run took.
+
+    Args:
+        seconds: of the whole run.
+        outside_share: the share of generation steps in which the engine had no step: before it was submitted, and after
+            it was collected.
+    """
 
     seconds: float
     outside_share: float

@@ -102,8 +102,8 @@ def generate(engine: Any, prompts: list[list[int]], num_tokens: int) -> list[lis
         chunks = [(one, min(chunk, len(one.tokens) - one.num_computed)) for one in sequences]
         ends = np.cumsum([count for _, count in chunks]) - 1
         logits = execute(engine, pack(chunks, wanted=ends.tolist()))  # type: ignore[arg-type]
-        best, _ = logits.argmax(np.arange(len(chunks)))
-        for (one, count), token in zip(chunks, best.tolist(), strict=True):
+        tokens, _ = logits.argmax(np.arange(len(chunks)))
+        for (one, count), token in zip(chunks, tokens.tolist(), strict=True):
             one.num_computed += count
             if one.num_computed == len(one.tokens):
                 one.tokens.append(token)

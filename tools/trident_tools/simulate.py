@@ -218,5 +218,6 @@ def _share(text: str) -> float:
 
 
 _NOT_SIMULATED = (
-    "pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms", "gpu",
+    "pause_after_ms", "abandon_after_ms", "max_draft_tokens", "tenant_weights", "priority_aging_ms",
+    "metrics_period_ms", "gpu",
 )  # fmt: skip

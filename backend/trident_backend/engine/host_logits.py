@@ -1,11 +1,11 @@
-"""A step's logits that lie in this process.
+"""A step's logits in this process's memory.
 
-Owns the choice between computing rows that nobody asked for and copying those that somebody did. Never samples.
+Owns the choice between computing more rows than asked for and copying the rows asked for. Never samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections.abc as cabc
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,11 @@ from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32A
 
 
 class VocabularyKernels(Protocol):
-    """Operations on whole rows of logits. What they give for a row depends on that row alone. Logits are C-contiguous
-    `[R, V]`, read and never changed; of a row with NaN or +inf anything may come."""
+    """Operations on whole rows of logits.
+
+    Logits are C-contiguous `[R, V]` and never written to. The result for a row depends on that row alone, and is
+    undefined for a row with NaN or +inf.
+    """
 
     def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
@@ -25,9 +28,9 @@ class VocabularyKernels(Protocol):
 
         Args:
             logits: `[R, V]`.
-            maxima: `[R]`, the rows' largest, so that the largest weight is 1.
+            maxima: `[R]`, the largest logit of each row, so that the largest weight is 1.
             inverse_temperatures: `[R]`, finite.
-            floors: `[R]`, logits below which a token weighs nothing; None where all weigh.
+            floors: `[R]`, logits below which a token's weight is 0; None for no floor.
 
         Returns:
             float32 `[R, ceil(V / CHUNK_WIDTH)]`.
@@ -39,20 +42,21 @@ class VocabularyKernels(Protocol):
 
         Args:
             logits: `[R, V]`.
-            count: how many, up to V.
+            count: how many, from 1 to V.
 
         Returns:
-            values and ids `[R, count]`, the largest first. Among equals any come first, and any come at all.
+            logits and token ids `[R, count]`, the largest first. Which of several equal logits are returned, and in
+            which order, is undefined.
         """
         ...
 
 
 class HostLogits:
-    """See `StepLogits`.
+    """Logits in a numpy array; the methods do what `StepLogits` says.
 
     Args:
-        array: `[R, V]`, C-contiguous; written to.
-        kernels: the engine's.
+        array: `[R, V]`, C-contiguous and writable.
+        kernels: compute on whole rows of it.
     """
 
     def __init__(self, array: FloatArray, kernels: VocabularyKernels) -> None:
@@ -61,50 +65,50 @@ class HostLogits:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See `StepLogits.shape`."""
+        """R, the rows, and V, the size of the vocabulary."""
         num_rows, vocab_size = self.array.shape
         return num_rows, vocab_size
 
     def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
-        """See `StepLogits.argmax`."""
-        logits, places = self._block(rows)
+        """Find the token with the largest logit in each row."""
+        logits, indices = self._block(rows)
         ids = logits.argmax(axis=1)
-        return ids[places].astype(np.int64), logits[np.arange(len(ids)), ids][places]
+        return ids[indices].astype(np.int64), logits[np.arange(len(ids)), ids][indices]
 
     def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
     ) -> Doubles:
-        """See `StepLogits.chunk_exp_sums`."""
-        logits, places = self._block(rows)
+        """Sum the weights over each chunk of the vocabulary."""
+        logits, indices = self._block(rows)
         columns = [maxima, (1 / temperatures).astype(np.float32), *([] if floors is None else [floors])]
         if len(logits) > len(rows):
-            columns = [_spread(column, places, len(logits)) for column in columns]
-        return self._kernels.chunk_exp_sums(logits, *columns)[places].astype(np.float64)
+            columns = [_spread(column, indices, len(logits)) for column in columns]
+        return self._kernels.chunk_exp_sums(logits, *columns)[indices].astype(np.float64)
 
     def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
-        """See `StepLogits.top_k`."""
-        logits, places = self._block(rows)
+        """Find the largest logits of each row and their token ids."""
+        logits, indices = self._block(rows)
         values, ids = self._kernels.top_k(logits, count)
-        return values[places], ids[places].astype(np.int64)
+        return values[indices], ids[indices].astype(np.int64)
 
     def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
-        """See `StepLogits.find_ties`."""
+        """Find the tokens of each row whose logit equals a value exactly."""
         return [
             np.flatnonzero(self.array[row] == value)[:count]
             for row, value, count in zip(rows.tolist(), values, counts.tolist(), strict=True)
         ]
 
     def read(self, rows: Indices, ids: TokenIds) -> FloatArray:
-        """See `StepLogits.read`."""
+        """Return the logits of pairs of a row and a token."""
         values: FloatArray = self.array[rows, ids]
         return values
 
     def write(self, rows: Indices, ids: TokenIds, values: FloatArray) -> None:
-        """See `StepLogits.write`."""
+        """Overwrite the logits of pairs of a row and a token."""
         self.array[rows, ids] = values
 
-    def penalise(self, rows: Indices, penalties: Sequence[RowPenalties]) -> None:
-        """See `StepLogits.penalise`; of many tokens row by row, so that those read are in the caches when written."""
+    def penalise(self, rows: Indices, penalties: cabc.Sequence[RowPenalties]) -> None:
+        """Apply penalties row by row, so that the logits read are still in the caches when they are written."""
         for row, (repetition, seen_ids, *_) in zip(rows.tolist(), penalties, strict=True):
             if len(seen_ids):
                 logits = self.array[row]
@@ -120,7 +124,7 @@ class HostLogits:
             self.array[pairs] -= np.concatenate([each.offsets for each in penalties])
 
     def apply_token_bitmask(self, rows: Indices, words: npt.NDArray[np.uint32]) -> None:
-        """See `StepLogits.apply_token_bitmask`; run by run of adjacent rows."""
+        """Set the logits of the tokens that are not allowed to -inf, one run of adjacent rows after another."""
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         forbidden = np.ascontiguousarray(~words).astype("<u4", copy=False).view(np.uint8)
         banned = np.unpackbits(forbidden, axis=1, count=self.array.shape[1], bitorder="little").view(np.bool_)
@@ -130,7 +134,7 @@ class HostLogits:
             np.putmask(self.array[first : first + end - begin], banned[begin:end], np.float32(-np.inf))
 
     def _block(self, rows: Indices) -> tuple[FloatArray, Indices | slice]:
-        """Rows in one piece of memory that hold those named, and where they stand among them."""
+        """Return contiguous rows `[n, V]` that contain those asked for, and the indices of these among them."""
         first, span = rows[0], rows[-1] - rows[0] + 1
         if span == len(rows):
             return self.array[first : first + span], slice(None)
@@ -139,9 +143,9 @@ class HostLogits:
         return self.array[rows], slice(None)
 
 
-def _spread(column: FloatArray, places: Indices | slice, num_rows: int) -> FloatArray:
+def _spread(column: FloatArray, indices: Indices | slice, num_rows: int) -> FloatArray:
     spread = np.zeros(num_rows, np.float32)
-    spread[places] = column
+    spread[indices] = column
     return spread
 
 

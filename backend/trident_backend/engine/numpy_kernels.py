@@ -1,6 +1,6 @@
-"""The vocabulary's kernels in numpy, for engines whose logits lie in this process and for tests.
+"""The vocabulary's kernels in numpy, for engines without kernels of their own and for tests.
 
-Owns no state. Never samples.
+Owns the arithmetic and no state. Never samples.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray, Int32Array
 
 
 class NumpyKernels:
-    """See `VocabularyKernels`."""
+    """Kernels of one thread."""
 
     def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
     ) -> FloatArray:
-        """See `VocabularyKernels.chunk_exp_sums`."""
+        """Sum the weights over each chunk of the vocabulary."""
         with np.errstate(all="ignore"):
             weights = np.exp((logits - maxima[:, None]) * inverse_temperatures[:, None])
         if floors is not None:
@@ -25,6 +25,6 @@ class NumpyKernels:
         return sums
 
     def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        """See `VocabularyKernels.top_k`; among equals the lowest ids come first."""
+        """Find each row's largest logits and their token ids; among equals the lowest ids come first."""
         ids = np.argsort(-logits, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(logits, ids, axis=1), ids.astype(np.int32)

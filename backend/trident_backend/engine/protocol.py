@@ -66,20 +66,6 @@ class EngineSpec:
         )
 
 
-class BlockCopy(NamedTuple):
-    """A KV block that a step copies before it computes.
-
-    Args:
-        source: the block to read.
-        target: the block to write.
-        num_tokens: how many of its first positions are copied; the positions after them may be copied too.
-    """
-
-    source: int
-    target: int
-    num_tokens: int
-
-
 @dataclass(frozen=True)
 class StepBatch:
     """The chunks of S sequences, packed on one axis of T tokens, of which R rows of logits are wanted.
@@ -96,7 +82,9 @@ class StepBatch:
             `block_indices[block_indices_begins[s] : block_indices_begins[s + 1]]`.
         max_context_len: the most tokens of a sequence, cached and new.
         logit_rows: `[R]`, the indices on the packed axis whose logits are wanted, ascending.
-        block_copies: `[C, 3]`, a `BlockCopy` in each row. They are done in this order, before anything is computed.
+        block_copies: `[C, 3]`: in each row the block to read, the block to write, and how many of its first positions
+            are copied; the positions after them may be copied too. The copies are made in this order, before anything
+            is computed.
     """
 
     token_ids: Int32Array

@@ -120,8 +120,6 @@ class Scheduler:
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
         num_context_tokens = size.num_tokens - streams
-        if self._settings.max_draft_tokens:
-            self._speculation.index_prompts(chunks[streams:])
         if self._settings.max_draft_tokens and streams:
             size = self._speculation.extend(chunks, size, streams)
             for sequence, _, _, draft_ids, _ in chunks[:streams]:
@@ -130,6 +128,13 @@ class Scheduler:
         # Each copy is for a sequence that has grown for its chunk, so it is never of a step that computes nothing.
         copies = self._kv_cache.take_copies()
         return SchedulerOutput(tuple(chunks), size, num_context_tokens, tuple(preempted), copies)
+
+    def prepare(self, output: SchedulerOutput) -> None:
+        """Do, while a step is computed, what the next `schedule` would otherwise have to do first."""
+        if self._settings.max_draft_tokens:
+            self._speculation.index_prompts(output.chunks)
+        if self._settings.max_draft_tokens or self._settings.target_itl_ms:
+            self._step_times.refit_if_due()
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
         """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""

@@ -8,6 +8,7 @@ out is what would have come out without.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from trident_backend.kv.cache import KVCache
 from trident_backend.scheduling.budget import StepBudget
@@ -50,7 +51,7 @@ class Speculation:
             sequence.drafter.close()
             sequence.drafter = None
 
-    def index_prompts(self, chunks: list[ScheduledChunk]) -> None:
+    def index_prompts(self, chunks: Iterable[ScheduledChunk]) -> None:
         """Index some more of the prompts that a step computes, so that they are known when their streams begin."""
         num_left = MAX_INDEXED
         for sequence, *_ in chunks:

@@ -82,14 +82,12 @@ class StepTimeModel:
     large one costs, nor an old state of the machine is believed for long. Errors are relative, and steps that took
     surprisingly long count less (Huber 1964).
 
-    Attributes:
-        fitted: None until there is enough to go by.
-        slack: what a step takes at its 90th percentile, as a multiple of what `fitted` says; at least 1.
+    A fit takes milliseconds, so there is none until one is asked for.
     """
 
     def __init__(self) -> None:
-        self.fitted: StepTime | None = None
-        self.slack = 1.0
+        self._fitted: StepTime | None = None
+        self._slack = 1.0
         self._rows = np.zeros((_NUM_MAGNITUDES * _NUM_KEPT, 5))
         self._num_seen = [0] * _NUM_MAGNITUDES
         self._num_new = 0
@@ -102,7 +100,22 @@ class StepTimeModel:
         self._rows[place] = 1, size.num_tokens, size.num_pairs, size.num_rows, max(seconds, 1e-9)
         self._num_seen[magnitude] += 1
         self._num_new += 1
-        # Often at first, when every step is news; a fit takes about a millisecond.
+
+    @property
+    def fitted(self) -> StepTime | None:
+        """The cost of a step as observed; None until enough steps have been. May be some steps old."""
+        self.refit_if_due()
+        return self._fitted
+
+    @property
+    def slack(self) -> float:
+        """What a step takes at its 90th percentile, as a multiple of what `fitted` says; at least 1."""
+        self.refit_if_due()
+        return self._slack
+
+    def refit_if_due(self) -> None:
+        """Fit the coefficients again if enough steps have been observed since the last fit."""
+        # Often at first, when every step is news.
         if self._num_new >= min(_FIRST_FIT << self._num_fits, _REFIT_EVERY):
             self._num_new = 0
             self._num_fits += 1
@@ -112,9 +125,9 @@ class StepTimeModel:
         rows = self._rows[self._rows[:, 4] > 0]
         sizes, seconds = rows[:, :4], rows[:, 4]
         fitted = fit(sizes, seconds)
-        self.fitted = StepTime(*fitted.tolist())
+        self._fitted = StepTime(*fitted.tolist())
         ratios = seconds / np.maximum(sizes @ fitted, 1e-12)
-        self.slack = float(np.clip(np.percentile(ratios, 90), 1.0, _MAX_SLACK))
+        self._slack = float(np.clip(np.percentile(ratios, 90), 1.0, _MAX_SLACK))
 
 
 def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -147,6 +147,9 @@ class CoreSettings:
             "MiB that the grammars of guided decoding may take; a guide beyond is answered UNAVAILABLE", least=64
         ),
     )
+    metrics_period_ms: int = field(
+        default=1000, metadata=_about("time between two updates of the metrics at Triton's port", least=10)
+    )
     gpu: tuple[int, ...] = field(
         default=(),
         metadata=_about(

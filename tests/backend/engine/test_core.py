@@ -13,11 +13,14 @@ import torch
 
 from tests.backend.engine.conftest import BuildAndLoad
 from tests.checkpoints import make_checkpoint, reference_model
+from tests.fakes.core import SPEC
 from trident_backend.core import EngineCore
+from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepLogits
 from trident_backend.sequences.ngram_drafter import NgramDrafter
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
+from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 NUM_PROMPTS = 14
@@ -132,6 +135,13 @@ def test_scheduling_never_changes_the_output(  # noqa: PLR0917
         num_accepted = sum(sequence.num_accepted_tokens for sequence in sequences)
         assert 0 < num_accepted < sum(sequence.num_draft_tokens for sequence in sequences)
     assert core.kv_cache.num_used == 0
+
+
+def test_a_core_refuses_draft_tokens_that_its_engine_cannot_verify_together() -> None:
+    engine = MockEngine(replace(SPEC, supports_draft_tokens=False))
+    with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3"):
+        EngineCore(engine, CoreSettings(max_draft_tokens=3), time.monotonic)
+    EngineCore(engine, CoreSettings(), time.monotonic).close()
 
 
 @pytest.mark.parametrize("reuse", [True, False])

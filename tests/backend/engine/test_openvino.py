@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_a_step_that_wants_no_logits(tmp_path: Path, engine_of: BuildAndLoad) ->
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama"))
     batch = Driver(engine).batch([(DrivenSequence(prompt(10, 1)), 10)], num_logits=0)
     assert execute(engine, batch).shape == (0, engine.spec.vocab_size)
+
+
+def test_a_step_is_computed_after_submit_has_returned(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+    engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", hidden_size=512, num_hidden_layers=4))
+    driver = Driver(engine)
+    driver.whole(prompt(8, 0))
+    batch = driver.batch([(DrivenSequence(prompt(1000, 0)), 1000)], num_logits=1)
+    began = time.perf_counter()
+    engine.submit(batch)
+    returned = time.perf_counter()
+    engine.collect()
+    assert returned - began < 0.3 * (time.perf_counter() - began)
+    engine.submit(batch)
+    engine.close()  # waits for the step, which writes to what is freed
 
 
 def test_other_threads_run_during_a_step(tmp_path: Path, engine_of: BuildAndLoad) -> None:

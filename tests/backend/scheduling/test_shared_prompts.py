@@ -254,9 +254,10 @@ def test_a_sibling_is_not_refused_for_a_prompt_that_it_need_not_compute() -> Non
 
 
 def test_shared_prompts_are_no_reason_to_expect_hits_in_the_cache() -> None:
-    step_times = StepTimeModel()
-    step_times.fitted = StepTime(base=0.0, per_token=0.01, per_pair=0.0, per_row=0.0)
-    estimate = TtftEstimate(BlockManager(24, 4), 16, step_times)
+    class Known(StepTimeModel):
+        fitted = StepTime(base=0.0, per_token=0.01, per_pair=0.0, per_row=0.0)
+
+    estimate = TtftEstimate(BlockManager(24, 4), 16, Known())
     waiting = FairQueue({}, 1.0)
     first, second = make_sequence(0, [1] * 20, 1), make_sequence(1, [2] * 20, 1)
     waiting.enter(first)

@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "pause_after_ms": 100,
     "abandon_after_ms": 500,
     "guided_memory_mb": 256,
+    "metrics_period_ms": 50,
     "gpu": (2, 0),
 }
 
@@ -76,6 +77,7 @@ def test_what_is_rendered_is_what_people_write() -> None:
         "pause_after_ms": "100",
         "abandon_after_ms": "500",
         "guided_memory_mb": "256",
+        "metrics_period_ms": "50",
         "gpu": "2,0",
     }
     assert render_parameters(TextSettings()) == {"core_model": "core"}

@@ -45,7 +45,7 @@ class OpenVINOLowering:
 
     def __init__(self) -> None:
         self._inputs: dict[str, Node] = {}
-        self._holes: list[openvino_attention.Hole] = []
+        self._placeholders: list[openvino_attention.AttentionPlaceholder] = []
         self._memory: list[npt.NDArray[Any]] = []
         self._constants: dict[str, Node] = {}
         self._rotations: dict[bytes, tuple[Node, Node]] = {}
@@ -57,10 +57,10 @@ class OpenVINOLowering:
         """The finished network; its output is `logits`, f32 `[R, vocab]`."""
         flat = ops.reshape(logits, _ints([-1, vocab_size]), special_zero=False)
         flat.output(0).get_tensor().set_names({names.LOGITS})
-        results = [ops.result(flat), *(result for hole in self._holes for result in hole.results)]
-        inputs = [*self._inputs.values(), *(hole.attended for hole in self._holes)]
+        results = [ops.result(flat), *(result for each in self._placeholders for result in each.results)]
+        inputs = [*self._inputs.values(), *(each.output for each in self._placeholders)]
         model = ov.Model(results, inputs, "trident")
-        openvino_attention.describe(model, self._holes)
+        openvino_attention.describe(model, self._placeholders)
         return Network(model, tuple(self._memory))
 
     def embedding(self, table: Weight) -> Node:
@@ -101,16 +101,16 @@ class OpenVINOLowering:
         key_shape = key.output(0).get_partial_shape()
         num_kv_heads, head_dim = key_shape[1].get_length(), key_shape[3].get_length()
         width = query.output(0).get_partial_shape()[1].get_length() * head_dim
-        assert layer == len(self._holes), "layers are written in order, each once"
-        hole = openvino_attention.dig(
+        assert layer == len(self._placeholders), "layers are written in order, each once"
+        placeholder = openvino_attention.cut(
             layer,
             ops.reshape(query, _ints([-1, width]), special_zero=False),
             ops.reshape(key, _ints([-1, num_kv_heads * head_dim]), special_zero=False),
             ops.reshape(value, _ints([-1, num_kv_heads * head_dim]), special_zero=False),
             openvino_attention.LayerAttention(num_kv_heads, head_dim, scale, sliding_window or 0),
         )
-        self._holes.append(hole)
-        return ops.reshape(hole.attended, _ints([-1, 1, width]), special_zero=False)
+        self._placeholders.append(placeholder)
+        return ops.reshape(placeholder.output, _ints([-1, 1, width]), special_zero=False)
 
     def silu(self, x: Node) -> Node:
         return ops.multiply(x, ops.sigmoid(x))

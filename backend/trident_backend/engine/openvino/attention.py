@@ -1,10 +1,11 @@
 """Paged attention in an OpenVINO network.
 
-OpenVINO's file format cannot hold the paged attention operation. So a network on disk has a hole for each layer:
-results `query.i`, `key.i`, `value.i` and an input `attended.i`, and beside them what kind of attention belongs there.
-Loading fills the holes.
+OpenVINO's file format cannot hold the paged attention operation. So a network on disk has a placeholder for the
+attention of each layer i: the results `query.i`, `key.i` and `value.i`, and the input `attended.i` for the attention's
+output. The network's runtime information says which attention belongs there. Loading puts it in.
 
-Owns both halves, the hole and its filling, and the inputs that only attention needs. Knows no model.
+Owns both halves, cutting attention out of a network and inserting it, and the inputs that only attention needs. Never
+knows a model.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class LayerAttention:
     Args:
         num_kv_heads: heads of keys and values.
         head_dim: size of a head.
-        scale: factor on query times key.
-        sliding_window: tokens that a token sees, itself included; 0 is all.
+        scale: factor on the products of query and key.
+        sliding_window: how many tokens a token attends to, itself included; 0 for all.
     """
 
     num_kv_heads: int
@@ -44,33 +45,47 @@ class LayerAttention:
 
 
 @dataclass(frozen=True)
-class Hole:
-    """Where one layer's attention will be: three results and the input that stands for its output."""
+class AttentionPlaceholder:
+    """Where one layer's attention will be inserted.
+
+    Args:
+        results: the network's results that hold query, key and value.
+        output: the network's input that stands for the attention's output.
+        attention: what will be inserted.
+    """
 
     results: tuple[Node, Node, Node]
-    attended: Node
+    output: Node
     attention: LayerAttention
 
 
-def dig(layer: int, query: Node, key: Node, value: Node, attention: LayerAttention) -> Hole:
-    """Leave out the attention of `query [T, heads * head_dim]` over `key`, `value [T, kv_heads * head_dim]`."""
+def cut(layer: int, query: Node, key: Node, value: Node, attention: LayerAttention) -> AttentionPlaceholder:
+    """Return a placeholder for one layer's attention, for a network that is built.
+
+    Args:
+        layer: its number, from 0.
+        query: `[T, heads * head_dim]`.
+        key: `[T, kv_heads * head_dim]`.
+        value: `[T, kv_heads * head_dim]`.
+        attention: what will be inserted.
+    """
     width = query.output(0).get_partial_shape()[1].get_length()
     nodes = ((names.QUERY, query), (names.KEY, key), (names.VALUE, value))
     results = tuple(_named_result(node, f"{name}.{layer}") for name, node in nodes)
     attended = _parameter(f"{names.ATTENTION_OUTPUT}.{layer}", [-1, width], ov.Type.f32)
-    return Hole((results[0], results[1], results[2]), attended, attention)
+    return AttentionPlaceholder((results[0], results[1], results[2]), attended, attention)
 
 
-def describe(model: Any, holes: list[Hole]) -> None:
-    """Write down in the model what belongs into its holes."""
-    model.set_rt_info(json.dumps([asdict(hole.attention) for hole in holes]), _INFORMATION)
+def describe(model: Any, placeholders: list[AttentionPlaceholder]) -> None:
+    """Store in a model's runtime information which attention belongs into its placeholders, in the order of layers."""
+    model.set_rt_info(json.dumps([asdict(each.attention) for each in placeholders]), _INFORMATION)
 
 
-def fill(model: Any) -> None:
-    """Put paged attention into every hole of a network.
+def insert(model: Any) -> None:
+    """Insert paged attention at every placeholder of a network.
 
     Raises:
-        ArtifactError: the network has none, or not those that it describes.
+        ArtifactError: the network has no placeholders, or not those that its runtime information describes.
     """
     try:
         layers = [LayerAttention(**layer) for layer in json.loads(model.get_rt_info(_INFORMATION).astype(str))]
@@ -83,9 +98,9 @@ def fill(model: Any) -> None:
             caches = [_parameter(name, [-1] * 4, ov.Type.dynamic) for name in names.caches(index)]
             sources = [result.input_value(0) for result in results]
             attended = _paged_attention([*sources, *caches, *shared], context, attention)
-            hole = ports[f"{names.ATTENTION_OUTPUT}.{index}"]
-            hole.output(0).replace(attended.output(0))
-            model.remove_parameter(hole)
+            placeholder = ports[f"{names.ATTENTION_OUTPUT}.{index}"]
+            placeholder.output(0).replace(attended.output(0))
+            model.remove_parameter(placeholder)
             model.add_parameters(caches)
             for result in results:
                 model.remove_result(result)
@@ -95,7 +110,7 @@ def fill(model: Any) -> None:
 
 
 def _paged_attention(leading: list[Node], context: Node, attention: LayerAttention) -> Node:
-    """The operation's 28 inputs: query, key, value, two caches, four index vectors, then those below."""
+    """Return the operation, which has 28 inputs: query, key, value, two caches, four index vectors, and those below."""
     no_ints, no_floats = _constant([], np.int32), _constant([], np.float32)
     zero = _constant(0, np.int32)
     inputs = [

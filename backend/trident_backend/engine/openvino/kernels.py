@@ -1,6 +1,6 @@
-"""The vocabulary's kernels compiled by OpenVINO.
+"""The vocabulary's kernels, compiled by OpenVINO.
 
-Owns three small compiled graphs. Never samples, and never copies the logits: the graphs read them where they are.
+Owns three small compiled graphs, which read the logits where they are. Never samples and never copies the logits.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ _PROPERTIES = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRE
 
 
 class OpenVINOKernels:
-    """See `VocabularyKernels`. Not thread-safe.
+    """Kernels that use all cores that OpenVINO does; used by one thread at a time.
 
     Args:
         vocab_size: width of the rows.
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._masses = _compile(_masses_graph(vocab_size, with_floors=False))
-        self._masses_above = _compile(_masses_graph(vocab_size, with_floors=True))
-        self._largest = _compile(_largest_graph(vocab_size))
+        self._exp_sums = _compile(_exp_sums_graph(vocab_size, with_floors=False))
+        self._exp_sums_above = _compile(_exp_sums_graph(vocab_size, with_floors=True))
+        self._top_k = _compile(_top_k_graph(vocab_size))
 
     def chunk_exp_sums(
         self, logits: FloatArray, maxima: FloatArray, inverse_temperatures: FloatArray, floors: FloatArray | None = None
     ) -> FloatArray:
-        """See `VocabularyKernels.chunk_exp_sums`."""
+        """Sum the weights over each chunk of the vocabulary, 16 rows at a time."""
         columns = [np.ascontiguousarray(column[:, None]) for column in (maxima, inverse_temperatures)]
         if floors is not None:
             columns.append(np.ascontiguousarray(floors[:, None]))
         sums: FloatArray
-        (sums,) = _run(self._masses if floors is None else self._masses_above, logits, *columns)
+        (sums,) = _run(self._exp_sums if floors is None else self._exp_sums_above, logits, *columns)
         return sums
 
     def top_k(self, logits: FloatArray, count: int) -> tuple[FloatArray, Int32Array]:
-        """See `VocabularyKernels.top_k`."""
-        values, ids = _run(self._largest, logits, np.array(count, np.int64))
+        """Find each row's largest logits and their token ids, 16 rows at a time."""
+        values, ids = _run(self._top_k, logits, np.array(count, np.int64))
         return values, ids
 
 
 def _run(request: Any, *arrays: Any) -> tuple[Any, ...]:
-    """All rows of the arrays, scalars with each; results are copies, as the request writes to its own memory again."""
+    """Return a graph's results for all rows of the arrays, a few rows at a time, each time with the scalars among them.
+
+    The results are copies, as the request writes to the same memory each time.
+    """
     parts = []
     for start in range(0, len(arrays[0]), _ROWS):
         for index, array in enumerate(arrays):
@@ -63,7 +66,7 @@ def _compile(graph: Any) -> Any:
     return ov.Core().compile_model(graph, "CPU", _PROPERTIES).create_infer_request()
 
 
-def _masses_graph(vocab_size: int, with_floors: bool) -> Any:
+def _exp_sums_graph(vocab_size: int, with_floors: bool) -> Any:
     logits = op.parameter([-1, vocab_size], np.float32)
     maxima, inverse_temperatures, floors = (op.parameter([-1, 1], np.float32) for _ in range(3))
     nothing = op.constant(np.float32(0))
@@ -77,7 +80,7 @@ def _masses_graph(vocab_size: int, with_floors: bool) -> Any:
     return ov.Model([op.reduce_sum(chunks, _integers(2), False)], inputs if with_floors else inputs[:3])
 
 
-def _largest_graph(vocab_size: int) -> Any:
+def _top_k_graph(vocab_size: int) -> Any:
     logits, count = op.parameter([-1, vocab_size], np.float32), op.parameter([], np.int64)
     # Keeping equals in order would cost ten to a hundred times as much.
     top = op.topk(logits, count, 1, "max", "value", index_element_type="i32", stable=False)

@@ -1,6 +1,7 @@
-"""What a manifest means to OpenVINO: properties to compile with, and the cache geometry read off a compiled network.
+"""How a network is compiled by OpenVINO, and the shape of the KV cache that the plugin gives it.
 
-Owns both so that the compiler's memory plan and the engine host cannot differ. Never runs a network.
+Owns the compilation's properties and the reading of the cache's shape, so that the compiler's memory plan and the
+engine host cannot differ. Never runs a network.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _HALVES = (ov.Type.bf16, ov.Type.f16)
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One cache input of a compiled network: `[num_blocks, *block_shape]` of an element type."""
+    """One cache input of a compiled network.
+
+    Args:
+        name: of the input.
+        element_type: OpenVINO's type of its elements.
+        block_shape: of one block; the input is `[num_blocks, *block_shape]`.
+    """
 
     name: str
     element_type: Any
@@ -36,7 +43,12 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """The whole paged KV cache of a compiled network."""
+    """The paged KV cache of a compiled network.
+
+    Args:
+        tensors: keys and values of each layer.
+        block_size: tokens in one block.
+    """
 
     tensors: tuple[CacheTensor, ...]
     block_size: int
@@ -48,10 +60,14 @@ class CacheGeometry:
 
 
 def compile_network(network: Any, precision: Precision) -> Any:
-    """Complete a network with its attention and compile it, tuned for one request of many sequences at a time.
+    """Insert a network's attention and compile it for the latency of one infer request at a time.
+
+    Args:
+        network: as read from its file; it is changed.
+        precision: of its computation and its KV cache.
 
     Raises:
-        ArtifactError: a precision or a network that this version does not know.
+        ArtifactError: the precision or the network is not of this version.
     """
     for field, value in (("compute", precision.compute), ("kv_cache", precision.kv_cache)):
         if value not in _TYPES:
@@ -64,7 +80,7 @@ def compile_network(network: Any, precision: Precision) -> Any:
     }
     if precision.activation_group:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = precision.activation_group
-    openvino_attention.fill(network)
+    openvino_attention.insert(network)
     _mark_compressed_weights(network)
     return ov.Core().compile_model(network, "CPU", properties)
 
@@ -72,8 +88,8 @@ def compile_network(network: Any, precision: Precision) -> Any:
 def _mark_compressed_weights(network: Any) -> None:
     """Tell the plugin that 16-bit constants behind a conversion are compressed weights, to be kept as they are.
 
-    Without the mark it multiplies the same, but from copies: a network then takes three times its weights. The mark
-    does not survive OpenVINO's file format.
+    Without the mark the plugin computes the same from copies, and a network takes three times its weights. OpenVINO's
+    file format does not keep the mark.
     """
     for node in network.get_ops():
         if node.get_type_name() == "Convert":
@@ -83,7 +99,7 @@ def _mark_compressed_weights(network: Any) -> None:
 
 
 def cache_geometry(compiled: Any) -> CacheGeometry:
-    """Read the paged KV cache's shape off a compiled network; the plugin alone decides it."""
+    """Return the shape of a compiled network's KV cache, which the plugin has decided."""
     tensors = []
     block_size = 0
     for port in compiled.inputs:
