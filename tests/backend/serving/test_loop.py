@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +55,8 @@ class Run:
     def __init__(self, on_submitted: Hook = _nothing, on_collect: Hook = _nothing, **fields: Any) -> None:
         self.log: list[tuple[str, int]] = []
         self.events: list[TokenEvent] = []
+        self.told: defaultdict[int, list[int]] = defaultdict(list)
+        self._sequences: dict[int, Sequence] = {}
         self.records: list[StepRecord | RequestRecord] = []
         self.died: list[BaseException] = []
 
@@ -71,8 +73,18 @@ class Run:
         self.loop = EngineLoop(self.core, self._emit, self.records.append, self.died.append)
 
     def _emit(self, events: list[TokenEvent]) -> None:
-        self.log.extend(("emit", token_id) for event in events for token_id in event.token_ids)
+        for event in events:
+            sequence, told = self._sequences[event.sequence_id], self.told[event.sequence_id]
+            begin = sequence.num_prompt_tokens + len(told)
+            new = sequence.token_ids[begin : begin + event.num_tokens]
+            told.extend(new)
+            self.log.extend(("emit", token_id) for token_id in new)
         self.events.extend(events)
+
+    def add(self, sequence: Sequence) -> None:
+        """Add a sequence to the loop."""
+        self._sequences[sequence.sequence_id] = sequence
+        self.loop.tell(Command.ADD, sequence)
 
     def play(self, *sequences: Sequence, resumes: bool = False) -> None:
         """Run sequences to their ends.
@@ -82,7 +94,7 @@ class Run:
             resumes: whether paused ones are resumed again and again.
         """
         for sequence in sequences:
-            self.loop.tell(Command.ADD, sequence)
+            self.add(sequence)
         self.loop.start()
 
         def is_over() -> bool:
@@ -116,7 +128,7 @@ def test_a_sequence_is_added_while_the_engine_computes() -> None:
 
     def submitted(number: int) -> None:
         if number == 2:
-            run.loop.tell(Command.ADD, second)
+            run.add(second)
 
     def collect(number: int) -> None:
         if number == 2:
@@ -147,7 +159,7 @@ def test_an_end_that_is_asked_for_while_the_engine_computes_waits_for_the_step(c
     assert seen == [(None, 1)]
     assert sequence.finish_reason is FinishReason.CANCELLED
     assert sequence.token_ids[2:] == expected_tokens([5, 6], 3), "the step's token counts"
-    assert [token_id for event in run.events for token_id in event.token_ids] == sequence.token_ids[2:]
+    assert run.told[sequence.sequence_id] == sequence.token_ids[2:]
     assert run.core.kv_cache.num_used == 0
 
 
@@ -179,7 +191,7 @@ def test_commands_at_any_time_leave_each_sequence_with_one_end_and_its_own_token
     ends = Counter(event.sequence_id for event in run.events if event.finish_reason is not None)
     assert ends == {sequence.sequence_id: 1 for sequence in sequences}
     for sequence in sequences:
-        told = [token_id for e in run.events if e.sequence_id == sequence.sequence_id for token_id in e.token_ids]
+        told = run.told[sequence.sequence_id]
         prompt = sequence.token_ids[:2]
         assert told == sequence.token_ids[2:] == expected_tokens(prompt, len(told))
         assert (len(told) == sequence.max_tokens) or sequence.finish_reason is FinishReason.CANCELLED
@@ -193,10 +205,10 @@ def test_a_step_that_cannot_begin_ends_its_sequences_alone() -> None:
 
     run = Run(submitted)
     first, second = make_sequence(1, [5, 6], 9), make_sequence(2, [7], 4)
-    run.loop.tell(Command.ADD, first)
+    run.add(first)
     run.loop.start()
     until(lambda: first.finish_reason is not None)
-    run.loop.tell(Command.ADD, second)
+    run.add(second)
     until(lambda: second.finish_reason is not None)
     run.loop.stop()
     assert not run.died
@@ -220,11 +232,11 @@ def test_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
 
     is_stopping = threading.Event()
     run = Run(on_collect=collect)
-    run.loop.tell(Command.ADD, sequence)
+    run.add(sequence)
     run.loop.start()
     run.loop._thread.join(5)
     assert not run.loop._thread.is_alive()
-    assert [token_id for event in run.events for token_id in event.token_ids] == expected_tokens([5, 6], 4)
+    assert run.told[sequence.sequence_id] == expected_tokens([5, 6], 4)
     assert isinstance(sequence.error, DrainingError)
     assert run.loop.stats().num_steps == 4
 
