@@ -223,7 +223,7 @@ def test_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
     def collect(number: int) -> None:
         if number == 4:
             threading.Thread(target=stop).start()
-            assert is_stopping.wait(5)
+            assert is_stopping.wait(60)
 
     def stop() -> None:
         run.loop._inbox.put(None)
@@ -234,7 +234,7 @@ def test_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
     run = Run(on_collect=collect)
     run.add(sequence)
     run.loop.start()
-    run.loop._thread.join(5)
+    run.loop._thread.join(60)
     assert not run.loop._thread.is_alive()
     assert run.told[sequence.sequence_id] == expected_tokens([5, 6], 4)
     assert isinstance(sequence.error, DrainingError)
@@ -254,7 +254,7 @@ def test_statistics_are_counted_when_asked_for_and_not_by_the_step(monkeypatch: 
     with serving(MockEngine(SPEC)) as service:
         client = Client()
         service.submit({"input_ids": [1], "max_tokens": 50}, client)
-        assert client.done.wait(5)
+        assert client.done.wait(60)
         assert num_looks == 1, "when it began"
         until(lambda: service.stats.num_steps == 50)
     assert service.stats.num_free_blocks == SPEC.num_blocks
@@ -291,12 +291,12 @@ def test_statistics_of_a_loop_that_does_not_answer_are_the_last_ones(monkeypatch
     def collect(number: int) -> None:
         if number == 2:
             is_stuck.set()
-            assert may_go_on.wait(5)
+            assert may_go_on.wait(60)
 
     run = Run(on_collect=collect)
-    run.loop.tell(Command.ADD, make_sequence(1, [5, 6], 3))
+    run.add(make_sequence(1, [5, 6], 3))
     run.loop.start()
-    assert is_stuck.wait(5)
+    assert is_stuck.wait(60)
     assert run.loop.stats().num_steps == 0
     may_go_on.set()
     run.loop.stop()
