@@ -98,7 +98,8 @@ class EngineLoop:
             while self._take_messages(wait=result is None or result.is_idle):
                 step = self._core.submit()
                 self._report(result)
-                self._take_early_messages()
+                if step.output.chunks:  # else the loop may wait next, for just these messages
+                    self._take_early_messages()
                 result = self._core.collect(step)
                 self._check(result)
             self._report(result)

@@ -20,6 +20,7 @@ from trident_backend.engine.mock import MockEngine
 from trident_backend.engine.protocol import StepBatch
 from trident_backend.metrics.records import RequestRecord, StepRecord
 from trident_backend.sequences.sequence import FinishReason, Sequence
+from trident_backend.sequences.steps import StepResult
 from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.loop import EngineLoop
 from trident_ensemble.contract.errors import DrainingError, EngineError
@@ -138,6 +139,31 @@ def test_a_sequence_is_added_while_the_engine_computes() -> None:
     run.play(make_sequence(1, [5, 6], 9))
     assert waiting == [True]
     assert second.token_ids[1:] == expected_tokens([9], 4)
+
+
+def test_what_comes_when_there_is_no_step_to_compute_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence, then the wish to end, each between the loop's look for work and its wait for messages."""
+    run = Run()
+    first, second = make_sequence(1, [5, 6], 3), make_sequence(2, [7], 3)
+    report, left = run.loop._report, [first, second]
+
+    def reporting(result: StepResult | None) -> None:
+        report(result)
+        if left and left[0].finish_reason is not None:
+            left.pop(0)
+            if left:
+                run.loop.tell(Command.ADD, second)
+            else:
+                run.loop._stopping = True
+                run.loop._inbox.put(None)
+
+    monkeypatch.setattr(run.loop, "_report", reporting)
+    run.loop.tell(Command.ADD, first)
+    run.loop.start()
+    run.loop._thread.join(5)
+    assert not run.loop._thread.is_alive()
+    assert not run.died
+    assert second.token_ids[1:] == expected_tokens([7], 3)
 
 
 @pytest.mark.parametrize("command", [Command.ABORT, Command.STOP])
