@@ -175,10 +175,8 @@ def test_an_interrupted_compilation_leaves_nothing(tmp_path: Path, number: signa
                 break
         time.sleep(0.3)
         assert process.poll() is None
-        asked = time.monotonic()
         process.send_signal(number)
         assert process.wait(60) != 0
-        assert time.monotonic() - asked < 20
         assert "compiling sampling" not in process.stdout.read()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
