@@ -25,6 +25,7 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.sampling.logits_processors import LogitsProcessors
+from trident_backend.sampling.sampling_rows import row_traits
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -102,7 +103,7 @@ def _penalties(params: SamplingParams, given: np.ndarray[tuple[int, int], np.dty
         logits[:] = given
         rows = [Row(sequence, sequence.num_tokens) for sequence in sequences]
         start = time.thread_time()
-        edits.apply(HostLogits(logits, NumpyKernels()), rows, None)
+        edits.apply(HostLogits(logits, NumpyKernels()), rows, row_traits(rows), None)
         seconds = time.thread_time() - start
         for sequence in sequences:
             sequence.token_ids.append(int(rng.integers(0, vocab_size)))

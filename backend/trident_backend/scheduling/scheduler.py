@@ -227,7 +227,7 @@ class Scheduler:
                 sequence.awaits_mask = True
                 sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
             elif completes:
-                num_tokens, reason, error = outcomes.accept(sequence, draft_ids, choices, row)
+                num_tokens, reason, error = outcomes.accept(chunk, choices, row)
                 row += 1 + len(draft_ids)
                 if num_tokens:
                     advances.append(outcomes.advance(sequence, num_tokens, now))

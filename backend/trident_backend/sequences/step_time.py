@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True)
-class StepSize:
+class StepSize(NamedTuple):
     """How much a step computes.
 
     Args:
@@ -30,7 +30,13 @@ class StepSize:
     num_rows: int = 0
 
     def with_chunk(self, num_new_tokens: int, past_len: int, num_rows: int) -> StepSize:
-        """And a sequence's next `num_new_tokens` tokens after `past_len`, with `num_rows` rows of logits."""
+        """Return the size with a further chunk.
+
+        Args:
+            num_new_tokens: tokens of the chunk.
+            past_len: tokens of its sequence before it.
+            num_rows: rows of logits that it brings.
+        """
         return StepSize(
             self.num_tokens + num_new_tokens,
             self.num_pairs + num_new_tokens * past_len + num_new_tokens * (num_new_tokens + 1) // 2,

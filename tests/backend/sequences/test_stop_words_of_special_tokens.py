@@ -19,7 +19,7 @@ from tests.fakes.serving import NO_DEFAULTS
 from tests.mistral_tokenizers import REAL
 from tests.tokenizer_zoo import HIDDEN, ZOO, tokenizer_of
 from trident_backend.requests.request import Request, RequestContext, parse_request
-from trident_backend.sampling.logit_edits import RequestLogitBias
+from trident_backend.sampling.logits_processors import RequestLogitBias
 from trident_backend.scheduling.outcomes import accept
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import Sequence

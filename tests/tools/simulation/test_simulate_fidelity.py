@@ -21,8 +21,7 @@ from trident_backend.core import EngineCore
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import EngineSpec, KVKind, StepBatch
-from trident_backend.kv.cache import KVCache
-from trident_backend.kv.cache import make_kv_cache
+from trident_backend.kv.cache import KVCache, make_kv_cache
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepTimeModel
