@@ -1,7 +1,7 @@
 """`make bench BENCH=loop_costs`: what a step costs the engine loop's thread beside the network, part by part.
 
 No engine computes anything here: penalties on 100 rows of logits with 2000-token prompts; the packing of 100 sequences
-whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams that guess. Figures are
+whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams with draft tokens. Figures are
 the thread's own CPU time, medians of rounds taken in turn; of scheduling it is the longest step of each round.
 """
 
@@ -131,9 +131,9 @@ def _packing(num_tokens: int) -> Part:
 
 
 class LongPrompt:
-    """AnsweringThread that guess, and a prompt of 32k tokens that comes in beside them and guesses too.
+    """Streams with draft tokens, and a prompt of 32k tokens that comes in beside them and gets some too.
 
-    An engine is imagined that takes 10 ms a step and next to nothing for a token, so that guesses pay.
+    The engine is supposed to take 10 ms a step and next to nothing for a token, so that draft tokens pay.
 
     Attributes:
         scheduler: as it is at the end.
@@ -165,7 +165,7 @@ class LongPrompt:
 
 
 def _index_bytes() -> int:
-    """What prompt lookup holds at the end of that."""
+    """Return the bytes that the drafters hold at the end of that."""
     tracemalloc.start()
     try:
         kept = LongPrompt()
@@ -173,8 +173,8 @@ def _index_bytes() -> int:
     finally:
         tracemalloc.stop()
     assert kept.scheduler.running
-    of_lookup = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/prompt_lookup.py")])
-    return sum(each.size for each in of_lookup.statistics("filename"))
+    of_drafters = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/ngram_drafter.py")])
+    return sum(each.size for each in of_drafters.statistics("filename"))
 
 
 #: The step in which the long prompt comes; what a step costs is known by then.
