@@ -29,19 +29,19 @@ def pack(output: SchedulerOutput, block_size: int) -> StepBatch:
     num_rows: list[int] = []
     end = 0
     for sequence, num_new_tokens, completes, draft_ids, num_scored in output.chunks:
-        past = sequence.num_computed_tokens
+        start = sequence.num_computed_tokens
         if num_new_tokens == 1 and not draft_ids:
-            token_ids.append(sequence.token_ids[past])
+            token_ids.append(sequence.token_ids[start])
             new_len = 1
         else:
-            token_ids += sequence.token_ids[past : past + num_new_tokens]
+            token_ids += sequence.token_ids[start : start + num_new_tokens]
             token_ids += draft_ids
             new_len = num_new_tokens + len(draft_ids)
-        needed = -(-(past + new_len) // block_size)
+        needed = -(-(start + new_len) // block_size)
         table = sequence.block_table
         tables.append(table if len(table) == needed else table[:needed])
         num_blocks.append(needed)
-        past_lens.append(past)
+        past_lens.append(start)
         new_lens.append(new_len)
         # The scored rows begin at the chunk's first token; those that choose end at its last.
         if num_scored:

@@ -1,8 +1,9 @@
 """`make bench BENCH=loop_costs`: what a step costs the engine loop's thread beside the network, part by part.
 
 No engine computes anything here: penalties on 100 rows of logits with 2000-token prompts; the packing of 100 sequences
-whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams with draft tokens. Figures are
-the thread's own CPU time, medians of rounds taken in turn; of scheduling it is the longest step of each round.
+whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams with draft tokens.
+Figures are the thread's own CPU time, medians of rounds taken in turn; of scheduling it is the longest step of each
+round.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def uniforms(seeds: UIntArray, indices: UIntArray, positions: UIntArray, attempt
         high, low = _product(multiplied)
         multiplied, others = high[::-1] ^ others ^ keys, low[::-1]
         keys += _STEPS
-    return (multiplied[0] >> np.uint64(11)) * 2.0**-53
+    numbers: npt.NDArray[np.float64] = (multiplied[0] >> np.uint64(11)) * 2.0**-53
+    return numbers
 
 
 def _product(values: UIntArray) -> tuple[UIntArray, UIntArray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.sequences.steps import Advance, ScheduledChunk
+from trident_backend.sequences.steps import Advance, ScheduledChunk, new_tuple
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import EngineError, InternalError, RequestError, TridentError
 
@@ -88,7 +88,7 @@ def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
     if last is None:
         sequence.first_token_at = now
         return Advance(sequence, num_tokens, None)
-    return Advance(sequence, num_tokens, now - last)
+    return new_tuple(Advance, (sequence, num_tokens, now - last))
 
 
 def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:

@@ -24,7 +24,7 @@ from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
-from trident_backend.sequences.steps import Advance, ScheduledChunk, SchedulerOutput
+from trident_backend.sequences.steps import Advance, ScheduledChunk, SchedulerOutput, new_tuple
 from trident_ensemble.contract.errors import TridentError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
@@ -105,7 +105,7 @@ class Scheduler:
             if sequence.num_computed_tokens != num_tokens - 1:
                 prompts.append(sequence)
             elif num_tokens <= sequence.num_allocated_tokens or self._make_room(sequence, num_tokens, preempted):
-                chunks.append(ScheduledChunk(sequence, 1, True))
+                chunks.append(new_tuple(ScheduledChunk, (sequence, 1, True, (), 0)))
                 num_pairs += num_tokens
         for tenant, num_tokens in Counter([sequence.tenant for sequence, *_ in chunks]).items():
             self.waiting.charge(tenant, num_tokens)
@@ -219,7 +219,7 @@ class Scheduler:
             if num_scored:
                 outcomes.score(chunk, choices, row)
                 row += num_scored
-            if completes and sequence in late:
+            if completes and late and sequence in late:
                 row += 1 + len(draft_ids)
                 sequence.awaits_mask = True
                 sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then

@@ -13,6 +13,9 @@ from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.step_time import StepSize
 from trident_ensemble.contract.errors import EngineError
 
+#: Makes a NamedTuple of all its fields in half the time of its own constructor; a step makes hundreds of them.
+new_tuple = tuple.__new__
+
 
 class Row(NamedTuple):
     """One row of a step's logits: it chooses, or scores, one token.
@@ -93,7 +96,7 @@ class SchedulerOutput:
                 rows.extend(Row(sequence, position) for position in range(start, start + num_scored))
             if completes:
                 end = sequence.num_computed_tokens + num_new_tokens
-                rows.append(Row(sequence, end))
+                rows.append(new_tuple(Row, (sequence, end, ())))
                 if draft_ids:
                     rows.extend(Row(sequence, end + index, draft_ids[:index]) for index in range(1, 1 + len(draft_ids)))
         return tuple(rows)

@@ -52,7 +52,7 @@ def parse(family: str, defaults: Generation = NO_DEFAULTS, **fields: Any) -> Req
 
 
 def generate(family: str, request: Request, output_ids: list[int], steps: list[int]) -> list[Ending]:
-    """Every sequence of a request says the same, in steps of so many tokens, of which all but one were guessed."""
+    """Every sequence of a request says the same, in steps of so many tokens, of which all but one were draft tokens."""
     answer = Answer(request, Reader(), CoreSettings())
     return [_generate(family, stream, output_ids, steps) for stream in answer.streams]
 
