@@ -138,13 +138,12 @@ class LogitsProcessors:
         if not numbers:
             return
         penalties = [_penalties(rows[number]) for number in numbers]
-        scored = [
-            (number, row_penalties.ids)
-            for number, row_penalties in zip(numbers, penalties, strict=True)
-            if traits[number] & Traits.LOG_PROBS
+        with_log_probs = set(_numbers(traits, Traits.LOG_PROBS))
+        moving = [
+            (number, each.ids) for number, each in zip(numbers, penalties, strict=True) if number in with_log_probs
         ]
-        if scored:
-            at, ids = _pairs(scored)
+        if moving:
+            at, ids = _pairs(moving)
             moved.append(ModifiedLogits(at, ids, logits.read(at, ids)))
         logits.penalise(np.array(numbers, np.intp), penalties)
 

@@ -6,7 +6,7 @@ Owns the parameters, what each means, and which work they ask for. Never checks 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -24,8 +24,8 @@ PACKED_PARAMS = np.dtype(
 )
 
 
-class Traits(IntFlag):
-    """What is to be done for a row of logits beside finding its argmax."""
+class Traits(IntEnum):
+    """What is to be done for a row of logits beside finding its argmax; each is one bit."""
 
     #: Tokens that have come before are penalised.
     PENALISED = 1
@@ -81,7 +81,7 @@ class SamplingParams:
     @cached_property
     def traits(self) -> int:
         """The `Traits` of a row that chooses a token of the output."""
-        traits = Traits(0)
+        traits = 0
         if self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0:
             traits |= Traits.PENALISED
         if self.logit_bias or self.bad_words or self.min_tokens:
@@ -90,12 +90,12 @@ class SamplingParams:
             traits |= Traits.SAMPLED
         if self.log_probs:
             traits |= Traits.LOG_PROBS
-        return int(traits)
+        return traits
 
     @cached_property
     def scored_traits(self) -> int:
         """The `Traits` of a row whose token is known: it stands in the prompt."""
-        return int(Traits.SCORED | Traits.LOG_PROBS if self.prompt_log_probs else Traits.SCORED)
+        return Traits.SCORED | Traits.LOG_PROBS if self.prompt_log_probs else int(Traits.SCORED)
 
     @cached_property
     def packed(self) -> bytes:

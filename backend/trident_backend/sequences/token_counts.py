@@ -43,6 +43,7 @@ class TokenCounts:
         self._counts: list[int] = []
         self._counted_ids: TokenIds = np.empty(0, np.int64)
         self._offsets: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._offset_by_count: list[np.float32] = []
 
     def follow(self, token_ids: cabc.Sequence[int]) -> None:
         """Count the output's new tokens; those counted before cost nothing.
@@ -129,7 +130,10 @@ class TokenCounts:
         return index
 
     def _offset(self, count: int) -> np.float32:
-        return self._presence + self._frequency * np.float32(count)
+        by_count = self._offset_by_count
+        while len(by_count) <= count:
+            by_count.append(self._presence + self._frequency * np.float32(len(by_count)))
+        return by_count[count]
 
 
 def _with_room(array: npt.NDArray[Number], length: int) -> npt.NDArray[Number]:
