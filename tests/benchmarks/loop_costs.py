@@ -1,8 +1,9 @@
 """`make bench BENCH=loop_costs`: what a step costs the engine loop's thread beside the network, part by part.
 
 No engine computes anything here: penalties on 100 rows of logits with 2000-token prompts; the packing of 100 sequences
-whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams that guess. Figures are
-the thread's own CPU time, medians of rounds taken in turn; of scheduling it is the longest step of each round.
+whose block tables are long; and scheduling while a prompt of 32k tokens comes in beside streams with draft tokens.
+Figures are the thread's own CPU time, medians of rounds taken in turn; of scheduling it is the longest step of each
+round.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.kv.blocks import BlockManager
 from trident_backend.sampling.logits_processors import LogitsProcessors
+from trident_backend.sampling.sampling_rows import row_traits
 from trident_backend.scheduling.scheduler import Scheduler
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sampling_params import SamplingParams
@@ -102,7 +104,7 @@ def _penalties(params: SamplingParams, given: np.ndarray[tuple[int, int], np.dty
         logits[:] = given
         rows = [Row(sequence, sequence.num_tokens) for sequence in sequences]
         start = time.thread_time()
-        edits.apply(HostLogits(logits, NumpyKernels()), rows, None)
+        edits.apply(HostLogits(logits, NumpyKernels()), rows, row_traits(rows), None)
         seconds = time.thread_time() - start
         for sequence in sequences:
             sequence.token_ids.append(int(rng.integers(0, vocab_size)))
@@ -130,9 +132,9 @@ def _packing(num_tokens: int) -> Part:
 
 
 class LongPrompt:
-    """AnsweringThread that guess, and a prompt of 32k tokens that comes in beside them and guesses too.
+    """Streams with draft tokens, and a prompt of 32k tokens that comes in beside them and gets some too.
 
-    An engine is imagined that takes 10 ms a step and next to nothing for a token, so that guesses pay.
+    The engine is supposed to take 10 ms a step and next to nothing for a token, so that draft tokens pay.
 
     Attributes:
         scheduler: as it is at the end.
@@ -164,7 +166,7 @@ class LongPrompt:
 
 
 def _index_bytes() -> int:
-    """What prompt lookup holds at the end of that."""
+    """Return the bytes that the drafters hold at the end of that."""
     tracemalloc.start()
     try:
         kept = LongPrompt()
@@ -172,8 +174,8 @@ def _index_bytes() -> int:
     finally:
         tracemalloc.stop()
     assert kept.scheduler.running
-    of_lookup = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/prompt_lookup.py")])
-    return sum(each.size for each in of_lookup.statistics("filename"))
+    of_drafters = snapshot.filter_traces([tracemalloc.Filter(inclusive=True, filename_pattern="*/ngram_drafter.py")])
+    return sum(each.size for each in of_drafters.statistics("filename"))
 
 
 #: The step in which the long prompt comes; what a step costs is known by then.

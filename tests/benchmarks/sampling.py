@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -134,7 +135,7 @@ def _rows(name: str, params: SamplingParams, num_seqs: int) -> list[Row]:
 
 
 def _seeded(params: SamplingParams, seed: int) -> SamplingParams:
-    return SamplingParams(**{**vars(params), "seed": seed})
+    return replace(params, seed=seed)
 
 
 def _masks(num_seqs: int) -> RowMasks:

@@ -15,6 +15,7 @@ from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
 from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.sampling.logits_processors import LogitsProcessors
+from trident_backend.sampling.sampling_rows import row_traits
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
@@ -44,8 +45,8 @@ def _logits(num_rows: int, seed: int) -> FloatArray:
 def _check_step(device: SamplingDevice, edits: LogitsProcessors, rows: list[Row], seed: int) -> None:
     given = _logits(len(rows), seed)
     expected, found = on_host(given, NumpyKernels()), device.logits(given, seed)
-    LogitsProcessors(VOCAB).apply(expected, rows, None)
-    edits.apply(found, rows, None)
+    LogitsProcessors(VOCAB).apply(expected, rows, row_traits(rows), None)
+    edits.apply(found, rows, row_traits(rows), None)
     np.testing.assert_array_equal(_all(found), expected.array)
 
 
@@ -95,7 +96,8 @@ def test_a_step_sends_what_is_new_however_long_the_prompts_are(
         for step in range(4):
             sent.clear()
             before = {name: plan.num_runs for name, plan in device.interpreted.items()}
-            edits.apply(device.logits(_logits(NUM_ROWS, step)), [Row(s, s.num_tokens) for s in sequences], None)
+            rows = [Row(s, s.num_tokens) for s in sequences]
+            edits.apply(device.logits(_logits(NUM_ROWS, step)), rows, row_traits(rows), None)
             device.device.synchronize()
             runs = {name: plan.num_runs - before[name] for name, plan in device.interpreted.items()}
             assert {name: count for name, count in runs.items() if count} == {"write": 1, "penalise": 1}
@@ -123,7 +125,7 @@ def test_after_a_failure_nothing_is_taken_for_granted(device: SamplingDevice, mo
     with monkeypatch.context() as patch:
         patch.setattr(device.interpreted["write"], "run", failing)
         with pytest.raises(EngineError):
-            edits.apply(device.logits(_logits(3, 1)), rows, None)
+            edits.apply(device.logits(_logits(3, 1)), rows, row_traits(rows), None)
     device.device.synchronize()
     _check_step(device, edits, rows, 2)
 

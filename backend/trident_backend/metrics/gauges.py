@@ -1,7 +1,7 @@
-"""What the core shows at Triton's metrics port.
+"""The core's metrics at Triton's metrics port.
 
 Owns the names and labels of its gauges (those of TensorRT-LLM's backend, so that existing dashboards work) and where
-each value comes from; what the records of steps and requests add up to is `record_metrics`. Knows no metrics library.
+each value comes from; sums and distributions are in `histograms`. Knows no metrics library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from trident_backend.metrics.records import RequestRecord, StepRecord
 
 
 class _View(NamedTuple):
-    """The core at one time; `num_context_tokens` are the prompts' tokens in its last step, 0 once it is idle."""
+    """The core at one time.
+
+    Args:
+        stats: of the loop.
+        spec: the engine's limits.
+        num_context_tokens: tokens of prompts in its last step; 0 once it is idle.
+    """
 
     stats: LoopStats
     spec: EngineSpec
@@ -75,20 +81,20 @@ class CoreMetrics:
     Args:
         spec: the engine's limits.
         labels: of every metric: model and version.
-        meters: makes the metrics.
+        instruments: makes the metrics.
     """
 
-    def __init__(self, spec: EngineSpec, labels: Labels, meters: Instruments) -> None:
+    def __init__(self, spec: EngineSpec, labels: Labels, instruments: Instruments) -> None:
         self._spec = spec
         self._last: _View | None = None
-        self._records = RecordHistograms(labels, meters)
+        self._records = RecordHistograms(labels, instruments)
         self._gauges = [
-            (Gauge(meters.gauge(family, description, {label: value, **labels})), source)
+            (Gauge(instruments.gauge(family, description, {label: value, **labels})), source)
             for (family, description, label), value, source in _SOURCES
         ]
 
     def show(self, stats: LoopStats, records: list[StepRecord | RequestRecord]) -> None:
-        """Set what has changed in the gauges, and take what has happened since the last time."""
+        """Set the gauges that have changed, and count the records since the last time."""
         self._records.add(records)
         view = _View(stats, self._spec, self._num_context_tokens(stats, records))
         if view != self._last:
@@ -97,7 +103,7 @@ class CoreMetrics:
                 gauge.set(source(view))
 
     def publish_sums(self) -> None:
-        """Show all that has happened in the sums and distributions."""
+        """Publish the sums and distributions."""
         self._records.publish()
 
     def _num_context_tokens(self, stats: LoopStats, records: list[StepRecord | RequestRecord]) -> int:

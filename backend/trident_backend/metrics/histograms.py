@@ -1,6 +1,6 @@
-"""What the records of steps and requests add up to at Triton's metrics port.
+"""Sums and distributions of the records of steps and requests, for Triton's metrics port.
 
-Owns the names of these metrics, their buckets, and what of a record goes where. Never looks at the core itself.
+Owns the names of these metrics, their buckets, and what of a record goes where. Never reads the core itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEP_TOKENS = tuple(2.0**power for power in range(14))
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
-#: A histogram of requests: its name, what it is of, its buckets, and a request's value; None if it has none.
+#: A histogram of requests: its name, its description, its buckets, and a request's value, None if it has none.
 _RequestHistogram = tuple[str, str, tuple[float, ...], Callable[[RequestRecord], float | None]]
 
 
@@ -58,48 +58,54 @@ _REQUEST_HISTOGRAMS: tuple[_RequestHistogram, ...] = (
         PREEMPTIONS,
         lambda record: record.num_preemptions,
     ),
-    ("nv_llm_draft_acceptance_rate", "share of the tokens guessed for a request that were right", SHARES, _acceptance),
+    ("nv_llm_draft_acceptance_rate", "share of a request's draft tokens that were accepted", SHARES, _acceptance),
 )
 
 _REQUEST_COUNTERS: tuple[tuple[str, str, Callable[[RequestRecord], float]], ...] = (
     ("nv_llm_input_tokens_total", "tokens of prompts", lambda record: record.num_input_tokens),
     ("nv_llm_cached_input_tokens_total", "tokens found in the KV cache", lambda record: record.num_cached_tokens),
     ("nv_llm_output_tokens_total", "tokens generated", lambda record: record.num_output_tokens),
-    ("nv_llm_draft_tokens_total", "tokens guessed", lambda record: record.num_draft_tokens),
-    ("nv_llm_accepted_draft_tokens_total", "guessed tokens that were right", lambda record: record.num_accepted_tokens),
+    ("nv_llm_draft_tokens_total", "draft tokens computed", lambda record: record.num_draft_tokens),
+    (
+        "nv_llm_accepted_draft_tokens_total",
+        "draft tokens that were accepted",
+        lambda record: record.num_accepted_tokens,
+    ),
 )
 
 
 class RecordHistograms:
-    """Sums and distributions. A request counts when it has ended; in distributions, when it has been served whole. One
-    for several answers counts as so many.
+    """Sums and distributions. A request counts when it has ended; in distributions, only if it was served to its end. A
+    request for several answers counts as so many.
 
     Args:
         labels: of every metric.
-        meters: makes the metrics.
+        instruments: makes the metrics.
     """
 
-    def __init__(self, labels: Labels, meters: Instruments) -> None:
+    def __init__(self, labels: Labels, instruments: Instruments) -> None:
         self._request_histograms = [
-            (Histogram(meters.histogram(family, description, labels, bounds)), value)
+            (Histogram(instruments.histogram(family, description, labels, bounds)), value)
             for family, description, bounds, value in _REQUEST_HISTOGRAMS
         ]
         self._request_counters = [
-            (Counter(meters.counter(family, description, labels)), value)
+            (Counter(instruments.counter(family, description, labels)), value)
             for family, description, value in _REQUEST_COUNTERS
         ]
         self._requests = {
             reason: Counter(
-                meters.counter("nv_llm_requests_total", "requests ended", {"finish_reason": reason.value, **labels})
+                instruments.counter(
+                    "nv_llm_requests_total", "requests ended", {"finish_reason": reason.value, **labels}
+                )
             )
             for reason in FinishReason
         }
         self._preemptions = Counter(
-            meters.counter("nv_llm_preemptions_total", "times a request lost its room in the KV cache", labels)
+            instruments.counter("nv_llm_preemptions_total", "times a request lost its room in the KV cache", labels)
         )
 
         def bulk(family: str, description: str, bounds: tuple[float, ...]) -> BulkHistogram:
-            return BulkHistogram(meters, family, description, labels, bounds)
+            return BulkHistogram(instruments, family, description, labels, bounds)
 
         self._step_time = bulk("nv_llm_step_time_seconds", "duration of a step of the engine", SECONDS)
         self._step_tokens = bulk("nv_llm_step_tokens", "tokens that a step computes", STEP_TOKENS)
@@ -115,7 +121,7 @@ class RecordHistograms:
         )
 
     def add(self, records: Iterable[StepRecord | RequestRecord]) -> None:
-        """Take these records; the next `publish` shows them."""
+        """Count these records; the next `publish` shows them."""
         for record in records:
             if isinstance(record, StepRecord):
                 self._add_step(record)
@@ -123,7 +129,7 @@ class RecordHistograms:
                 self._add_request(record)
 
     def publish(self) -> None:
-        """Show all that was added."""
+        """Publish all that was added."""
         for metric in self._all:
             metric.publish()
 
@@ -136,7 +142,7 @@ class RecordHistograms:
 
     def _add_request(self, record: RequestRecord) -> None:
         self._requests[record.finish_reason].add(1)
-        # Neither a request that never ran nor one that was cut short says how long requests take, or are.
+        # Neither a request that never ran nor one that was cut short says how long requests take, or how long they are.
         if record.queue_seconds is not None:
             for counter, amount in self._request_counters:
                 counter.add(amount(record))

@@ -1,12 +1,12 @@
 """The kinds of metrics, and how their values get to Triton's server.
 
-Owns what has been counted and not yet published. Knows no metrics library: `Instruments` makes them, and every value
-given to what it made is a message from this process to the server. With tritonserver 2.51 one takes 25 us, 10 us of
-them this process' CPU time. So a gauge is told only what is new, all else is kept until it is published, and a
+Owns what has been counted and not yet published. Knows no metrics library: `Instruments` makes the metrics, and every
+value given to one is a message from this process to the server. With tritonserver 2.51 one takes 25 us, 10 us of
+them this process' CPU time. So a gauge sends only what has changed, all else is kept until it is published, and a
 distribution has two forms:
 
-- of what happens once a request, a histogram of the server's own, with one message for each value;
-- of what happens every step or every token, a `BulkHistogram`: it is counted here and published as the counters that a
+- for what happens once a request, a histogram of the server's own, with one message for each value;
+- for what happens every step or every token, a `BulkHistogram`: it is counted here and published as the counters that a
   histogram consists of, at a cost that does not grow with the load. Triton's API cannot add many values to a histogram
   at once. Names and labels are those that Prometheus gives a histogram, and PromQL goes by nothing else: `rate` and
   `histogram_quantile` work as ever. Only the type in the page's comments is `counter` for each series (for which
@@ -25,23 +25,23 @@ Labels = Mapping[str, str]
 
 
 class Instruments(Protocol):
-    """Makes metrics; what it returns sends a value at once, and is used by one thread.
+    """Makes metrics. What it returns sends a value at once, and is used by one thread.
 
     A value that the server refuses (an increment below 0) may cost the server its life, so none is ever sent.
     """
 
     def gauge(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
-        """A value that is set."""
+        """Return a function that sets a gauge's value."""
         ...
 
     def counter(self, family: str, description: str, labels: Labels) -> Callable[[float], None]:
-        """A sum that is added to, never less than 0."""
+        """Return a function that adds to a counter; what is added is never below 0."""
         ...
 
     def histogram(
         self, family: str, description: str, labels: Labels, bounds: Sequence[float]
     ) -> Callable[[float], None]:
-        """A distribution that observes one value at a time; `bounds` are its buckets', rising."""
+        """Return a function that adds one value to a histogram; `bounds` are its buckets' upper bounds, rising."""
         ...
 
 
@@ -57,7 +57,7 @@ class Gauge:
         self._last: float | None = None
 
     def set(self, value: float) -> None:
-        """Publish it, if it is new."""
+        """Send the value if it has changed."""
         if value != self._last:
             self._send(value)
             self._last = value
@@ -98,7 +98,7 @@ class Histogram:
         self._pending: list[float] = []
 
     def observe(self, value: float) -> None:
-        """Take a value; the next `publish` sends it."""
+        """Add a value; the next `publish` sends it."""
         self._pending.append(value)
 
     def publish(self) -> None:
@@ -112,27 +112,27 @@ class BulkHistogram:
     """A distribution of many values.
 
     Args:
-        meters: makes its counters.
+        instruments: makes its counters.
         family: name of the histogram.
-        description: of what.
+        description: what it is of.
         labels: of every series.
         bounds: inclusive upper bounds of the buckets, rising; one without a bound follows.
     """
 
     def __init__(
-        self, meters: Instruments, family: str, description: str, labels: Labels, bounds: Sequence[float]
+        self, instruments: Instruments, family: str, description: str, labels: Labels, bounds: Sequence[float]
     ) -> None:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
         self._buckets = [
-            Counter(meters.counter(f"{family}_bucket", description, {**labels, "le": bound_label(bound)}))
+            Counter(instruments.counter(f"{family}_bucket", description, {**labels, "le": bound_label(bound)}))
             for bound in (*self._bounds, math.inf)
         ]
-        self._sum = Counter(meters.counter(f"{family}_sum", description, labels))
-        self._count = Counter(meters.counter(f"{family}_count", description, labels))
+        self._sum = Counter(instruments.counter(f"{family}_sum", description, labels))
+        self._count = Counter(instruments.counter(f"{family}_count", description, labels))
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Take `count` values that are the same."""
+        """Add a value `count` times."""
         self._counts[bisect_left(self._bounds, value)] += count
         self._sum.add(value * count)
 
@@ -152,5 +152,5 @@ class BulkHistogram:
 
 
 def bound_label(bound: float) -> str:
-    """A bucket's bound as Triton's server writes it: `0.25`, `1`, `+Inf`."""
+    """Return a bucket's bound as Triton's server writes it: `0.25`, `1`, `+Inf`."""
     return "+Inf" if bound == math.inf else f"{bound:g}"

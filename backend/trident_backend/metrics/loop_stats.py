@@ -1,6 +1,6 @@
-"""How the core stands between two steps, as plain values.
+"""The core's state between two steps, as plain values.
 
-Owns no count: the loop and the service fill them in, the gauges show them.
+Owns their meaning. Never counts: the loop and the service fill them in, the gauges show them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from trident_backend.sequences.step_time import StepTime
 
 @dataclass(frozen=True)
 class LoopStats:
-    """A consistent look at the core between two steps; the service adds `num_open`.
+    """A consistent view of the core between two steps; the service adds `num_open`.
 
     Args:
         num_open: sequences whose request has no final answer.
@@ -22,7 +22,7 @@ class LoopStats:
         num_paused: running sequences whose reader is behind.
         num_context: running sequences whose prompt is being computed.
         num_used_blocks: KV blocks in use.
-        num_free_blocks: KV blocks in nobody's use.
+        num_free_blocks: KV blocks that no sequence uses.
         num_reused_blocks: KV blocks that sequences have found filled, so far.
         num_steps: steps so far.
         step_time: what a step costs, as far as it has been learned.

@@ -1,10 +1,11 @@
-"""What happened, in numbers, for whoever measures: one record a step, one a sequence.
+"""Measurements of steps and requests, as plain values: one record for each.
 
 Owns their meaning. Never adds up and never publishes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from trident_backend.sequences.sequence import FinishReason, Sequence
@@ -19,8 +20,8 @@ class StepRecord(NamedTuple):
         num_tokens: tokens it computed.
         num_context_tokens: of these, tokens of prompts, and of outputs that were computed again.
         num_preempted: sequences that lost their room for it.
-        gaps: inter-token latencies, seconds and how many tokens each stands for. The tokens that a sequence gets from
-            one step share the time since its last.
+        gaps: inter-token latencies, each in seconds and with the number of tokens that came after it. The tokens that a
+            sequence gets from one step share the time since its last.
     """
 
     seconds: float
@@ -31,16 +32,16 @@ class StepRecord(NamedTuple):
 
 
 class RequestRecord(NamedTuple):
-    """One request that has ended; of a request for several answers, one of these.
+    """One request that has ended; a request for several answers has one record for each.
 
     Args:
-        finish_reason: how.
+        finish_reason: why it ended.
         num_input_tokens: of the prompt.
         num_output_tokens: generated.
         num_cached_tokens: of the prompt, found in the KV cache.
-        num_preemptions: how often it lost its room.
-        num_draft_tokens: guessed for it.
-        num_accepted_tokens: of these, right.
+        num_preemptions: how often it lost its room in the KV cache.
+        num_draft_tokens: draft tokens computed for it.
+        num_accepted_tokens: how many of these were accepted.
         queue_seconds: from its arrival until it first ran; None if it never did.
         first_token_seconds: from its arrival until its first token; None if it got none.
         latency_seconds: from its arrival until its end.
@@ -59,24 +60,27 @@ class RequestRecord(NamedTuple):
 
 
 def step_record(result: StepResult) -> StepRecord:
-    """Of a step that computed something."""
-    gaps = tuple(
-        (advance.seconds / advance.num_tokens, advance.num_tokens)
-        for advance in result.advances
-        if advance.seconds is not None
-    )
+    """Return the record of a step that computed something."""
+    gaps = Counter[float]()
+    for _, num_tokens, seconds in result.advances:
+        if seconds is not None:
+            gaps[seconds / num_tokens] += num_tokens
     return StepRecord(
-        result.seconds, result.output.num_tokens, result.output.num_context_tokens, len(result.output.preempted), gaps
+        result.seconds,
+        result.output.num_tokens,
+        result.output.num_context_tokens,
+        len(result.output.preempted),
+        tuple(gaps.items()),
     )
 
 
 def refusal(num_input_tokens: int = 0) -> RequestRecord:
-    """Of a request that never became a sequence of the core."""
+    """Return the record of a request that never became a sequence of the core."""
     return RequestRecord(FinishReason.REFUSED, num_input_tokens, 0, 0, 0, 0, 0, None, None, 0.0)
 
 
 def request_record(sequence: Sequence, now: float) -> RequestRecord:
-    """Of a sequence that has ended."""
+    """Return the record of a sequence that has ended."""
     assert sequence.finish_reason is not None
     arrived = sequence.arrived_at
     return RequestRecord(

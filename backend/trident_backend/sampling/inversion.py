@@ -1,4 +1,4 @@
-"""A draw from all tokens of a row, by inverting their cumulative distribution in two levels.
+"""Samples from all tokens of a row, by inverting their cumulative distribution in two levels.
 
 Owns the arithmetic. The sums of a few hundred weights are single precision, everything that adds them up is double:
 a running single-precision sum over a large vocabulary would lose its rare tokens.
@@ -13,44 +13,44 @@ from trident_backend.sampling.sampling_rows import SamplingRows
 
 
 def invert(
-    logits: StepLogits, drawing: SamplingRows, masses: Doubles, shares: Doubles, floors: FloatArray | None = None
+    logits: StepLogits, sampled: SamplingRows, exp_sums: Doubles, shares: Doubles, floors: FloatArray | None = None
 ) -> TokenIds:
-    """The tokens at which the rows' running weights pass these shares of the whole; each weighs more than 0.
+    """Return the tokens at which the rows' running weights pass these shares of the whole; each weighs more than 0.
 
     Args:
         logits: of the step.
-        drawing: n rows of it.
-        masses: `[n, C]`, the weights' sums by chunk, some of them above 0; see `StepLogits.chunk_exp_sums`.
+        sampled: n rows of it.
+        exp_sums: `[n, C]`, the sums of weights by chunk that `StepLogits.chunk_exp_sums` returns; some are above 0.
         shares: `[n]`, in [0, 1).
-        floors: `[n]`, as the masses were asked for.
+        floors: `[n]`, logits below which a token weighs nothing, as for the sums; None where all weigh.
     """
     vocab_size = logits.shape[1]
-    numbers = np.arange(len(masses))
-    chunks, before, targets = passed(masses, shares)
+    numbers = np.arange(len(exp_sums))
+    chunks, before, targets = find_crossing(exp_sums, shares)
     ids = chunks[:, None] * CHUNK_WIDTH + np.arange(CHUNK_WIDTH)
-    values = logits.read(drawing.rows[:, None], np.minimum(ids, vocab_size - 1))
-    weights = np.exp((values.astype(np.float64) - drawing.maxima[:, None]) / drawing.temperatures[:, None])
+    values = logits.read(sampled.rows[:, None], np.minimum(ids, vocab_size - 1))
+    weights = np.exp((values.astype(np.float64) - sampled.maxima[:, None]) / sampled.temperatures[:, None])
     weights[ids >= vocab_size] = 0.0
     if floors is not None:
         weights[values < floors[:, None]] = 0.0
-    places, _, _ = passed(weights, (targets - before) / masses[numbers, chunks])
-    tokens: TokenIds = ids[numbers, places]
+    columns, _, _ = find_crossing(weights, (targets - before) / exp_sums[numbers, chunks])
+    tokens: TokenIds = ids[numbers, columns]
     return tokens
 
 
-def passed(weights: Doubles, shares: Doubles) -> tuple[TokenIds, Doubles, Doubles]:
-    """Where each row's running sum passes its share of the whole.
+def find_crossing(weights: Doubles, shares: Doubles) -> tuple[TokenIds, Doubles, Doubles]:
+    """Find where each row's running sum passes its share of the whole.
 
     Args:
         weights: `[n, m]`, some of each row's above 0.
         shares: `[n]`, from 0 to 1.
 
     Returns:
-        the places `[n]`, whose weights are above 0; the sums before them; and the shares of the wholes.
+        columns `[n]`, whose weights are above 0; the sums before them `[n]`; and the shares times the wholes `[n]`.
     """
     sums = np.cumsum(weights, axis=1)
     # Rounding must not carry a target to the whole sum, which nothing passes.
     targets = np.minimum(np.maximum(shares * sums[:, -1], 0.0), np.nextafter(sums[:, -1], 0.0))
-    places = (sums <= targets[:, None]).sum(axis=1)
-    before = np.where(places > 0, sums[np.arange(len(sums)), places - 1], 0.0)
-    return places, before, targets
+    columns = (sums <= targets[:, None]).sum(axis=1)
+    before = np.where(columns > 0, sums[np.arange(len(sums)), columns - 1], 0.0)
+    return columns, before, targets

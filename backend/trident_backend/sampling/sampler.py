@@ -1,22 +1,23 @@
 """Chooses and scores the tokens of a step, all of its rows at once.
 
-Owns the order of the operations. What it chooses for a row depends on that row, its request and its place alone, never
-on the other sequences of the step. Never changes a sequence, but for the counts that it keeps there.
+Owns the order of the operations. What it chooses for a row depends on that row, its request and its position alone,
+never on the other sequences of the step. Never changes a sequence, but for the token counts that it keeps there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+import collections.abc as cabc
 
 import numpy as np
 
-from trident_backend.engine.protocol import Indices, StepLogits
+from trident_backend.engine.protocol import Indices, StepLogits, TokenIds
 from trident_backend.sampling.draws import draw
 from trident_backend.sampling.log_probs import LogProbs
 from trident_backend.sampling.logits_processors import LogitsProcessors
-from trident_backend.sampling.sampling_rows import draws, pack
+from trident_backend.sampling.sampling_rows import RowTraits, pack, row_traits
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.guide import RowMasks
+from trident_backend.sequences.sampling_params import Traits
 from trident_backend.sequences.steps import Row
 
 
@@ -28,10 +29,10 @@ class Sampler:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._edits = LogitsProcessors(vocab_size)
+        self._processors = LogitsProcessors(vocab_size)
 
-    def choose(self, logits: StepLogits, rows: Rows[Row], masks: RowMasks | None = None) -> Choices:
-        """One token for each row.
+    def choose(self, logits: StepLogits, rows: cabc.Sequence[Row], masks: RowMasks | None = None) -> Choices:
+        """Return one token for each row, and the log probabilities that are wanted.
 
         Args:
             logits: `[R, vocab_size]`; written to.
@@ -40,25 +41,27 @@ class Sampler:
         """
         if not rows:
             return Choices([])
-        log_probs = LogProbs(logits, rows)
-        moved = self._edits.apply(logits, rows, masks)
-        token_ids = [row.sequence.token_ids[row.position] if row.is_scored else NO_TOKEN for row in rows]
-        choosing = np.array([number for number, row in enumerate(rows) if not row.is_scored], np.intp)
+        traits = row_traits(rows)
+        log_probs = LogProbs(logits, rows, np.flatnonzero(traits & Traits.LOG_PROBS))
+        moved = self._processors.apply(logits, rows, traits, masks)
+        token_ids = np.empty(len(rows), np.int64)
+        for number in np.flatnonzero(traits & Traits.SCORED).tolist():
+            token_ids[number] = rows[number].sequence.token_ids[rows[number].position]
+        choosing = np.flatnonzero(~traits & Traits.SCORED)
         if choosing.size:
-            tokens = _choose(logits, rows, choosing)
-            for number, token_id in zip(choosing.tolist(), tokens, strict=True):
-                token_ids[number] = token_id
-        return Choices(token_ids, log_probs.of(token_ids, moved))
+            token_ids[choosing] = _choose(logits, rows, traits, choosing)
+        chosen: list[int] = token_ids.tolist()
+        return Choices(chosen, log_probs.of(chosen, moved))
 
 
-def _choose(logits: StepLogits, rows: Rows[Row], choosing: Indices) -> list[int]:
+def _choose(logits: StepLogits, rows: cabc.Sequence[Row], traits: RowTraits, choosing: Indices) -> TokenIds:
     tokens, maxima = logits.argmax(choosing)
-    tokens[~np.isfinite(maxima)] = NOT_FINITE
+    is_finite = np.isfinite(maxima)
+    tokens[~is_finite] = NOT_FINITE
     # -inf is the largest only where every token is banned.
     tokens[np.isneginf(maxima)] = NO_TOKEN
-    drawing = np.array([draws(rows[number]) for number in choosing.tolist()]) & np.isfinite(maxima)
-    drawn = np.flatnonzero(drawing)
-    if drawn.size:
-        tokens[drawn] = draw(logits, pack(rows, choosing[drawn], tokens[drawn], maxima[drawn], logits.shape[1]))
-    result: list[int] = tokens.tolist()
-    return result
+    sampled = np.flatnonzero((traits[choosing] & Traits.SAMPLED).astype(np.bool_) & is_finite)
+    if sampled.size:
+        numbers = choosing[sampled]
+        tokens[sampled] = draw(logits, pack(rows, numbers, tokens[sampled], maxima[sampled], logits.shape[1]))
+    return tokens

@@ -1,4 +1,4 @@
-"""The largest logits of rows and which tokens they belong to, of equals the lowest ids.
+"""Finds the largest logits of rows and their tokens, of equals those of the lowest ids.
 
 Owns which of equals are among the largest. Never samples.
 """
@@ -11,15 +11,15 @@ from trident_backend.engine.protocol import FloatArray, Indices, StepLogits, Tok
 
 
 def top_k(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatArray, TokenIds]:
-    """The rows' largest logits and their tokens, the largest first; of equals the lowest ids, in order.
+    """Return the rows' largest logits and their tokens, the largest first; of equals the lowest ids, in order.
 
     Args:
         logits: of the step.
         rows: `[n]`, which rows, ascending.
-        counts: `[n]`, how many of each, from 1 to V.
+        counts: `[n]`, how many of each row, from 1 to V.
 
     Returns:
-        values and ids `[n, max(counts)]`; of a row only the first `counts` hold.
+        values and ids `[n, max(counts)]`; only the first `counts` of a row mean anything.
     """
     vocab_size = logits.shape[1]
     width = int(counts.max())
@@ -30,9 +30,9 @@ def top_k(logits: StepLogits, rows: Indices, counts: TokenIds) -> tuple[FloatArr
     is_cut = (counts < vocab_size) & (values[numbers, np.minimum(counts, vocab_size - 1)] == lasts)
     cut = np.flatnonzero(is_cut & np.isfinite(lasts))
     if cut.size:
-        places = values[cut] == lasts[cut, None]
-        equals = logits.find_ties(rows[cut], lasts[cut], places.sum(axis=1))
-        for number, its_places, lowest in zip(cut.tolist(), places, equals, strict=True):
-            ids[number, its_places] = lowest
+        is_tied = values[cut] == lasts[cut, None]
+        ties = logits.find_ties(rows[cut], lasts[cut], is_tied.sum(axis=1))
+        for number, columns, lowest in zip(cut.tolist(), is_tied, ties, strict=True):
+            ids[number, columns] = lowest
     order = np.lexsort((ids, -values), axis=1)[:, :width]
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(ids, order, axis=1)

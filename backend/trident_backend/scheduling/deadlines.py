@@ -1,7 +1,7 @@
-"""When sequences must have ended.
+"""Watches when sequences must have ended.
 
-Owns the order of deadlines and what a client reads whose deadline was missed. Pure: time is passed in; never ends a
-sequence itself.
+Owns the order of deadlines and the errors of those that are missed. Pure: time is passed in; never ends a sequence
+itself.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from trident_ensemble.contract.errors import DeadlineError
 class Deadlines:
     """The deadlines of sequences that have not ended.
 
-    Most sequences end long before their deadlines, and what they hold (a guide, and so its grammar's memory) must not
-    be kept until then: whoever ends is not kept by this.
+    They are referred to weakly. Most sequences end long before their deadlines, and what they hold (a guide, and so its
+    grammar's memory) must not be held until then.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, ref[Sequence]]] = []
-        self._num_bearable = _LEAST_BEARABLE
+        self._purge_size = _MIN_PURGE_SIZE
 
     def add(self, sequence: Sequence) -> None:
-        """Watch a sequence, which somebody else must keep until it ends."""
+        """Watch a sequence, which the caller must hold until it ends."""
         if sequence.deadline == math.inf:
             return
-        if len(self._heap) >= self._num_bearable:
+        if len(self._heap) >= self._purge_size:
             self._heap = [entry for entry in self._heap if _unended(entry[2]) is not None]
             heapq.heapify(self._heap)
-            self._num_bearable = max(_LEAST_BEARABLE, 2 * len(self._heap))
+            self._purge_size = max(_MIN_PURGE_SIZE, 2 * len(self._heap))
         heapq.heappush(self._heap, (sequence.deadline, sequence.sequence_id, ref(sequence)))
 
     @property
     def next(self) -> float:
-        """The nearest one; infinity if there is none."""
+        """The nearest deadline; infinity if there is none."""
         while self._heap and _unended(self._heap[0][2]) is None:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else math.inf
 
     def take_passed(self, now: float) -> list[Sequence]:
-        """The sequences whose deadline has passed, watched no longer."""
+        """Return the sequences whose deadline has passed, and stop watching them."""
         passed = []
         while self.next <= now:
             sequence = _unended(heapq.heappop(self._heap)[2])
@@ -58,7 +58,7 @@ def _unended(reference: ref[Sequence]) -> Sequence | None:
 
 
 def unreachable(sequence: Sequence, earliest: float) -> DeadlineError:
-    """For a sequence whose first token cannot come before `earliest`."""
+    """Return the error of a sequence whose first token cannot come before `earliest`."""
     timeout, needed = sequence.deadline - sequence.arrived_at, earliest - sequence.arrived_at
     return DeadlineError(
         f"timeout_ms: {timeout * 1000:.0f} ms cannot be met: this prompt, and what waits before it, take "
@@ -67,11 +67,11 @@ def unreachable(sequence: Sequence, earliest: float) -> DeadlineError:
 
 
 def missed(sequence: Sequence) -> DeadlineError:
-    """For a sequence whose deadline has passed."""
+    """Return the error of a sequence whose deadline has passed."""
     timeout = sequence.deadline - sequence.arrived_at
     where = "waiting" if sequence.first_scheduled_at is None else f"with {sequence.num_output_tokens} tokens generated"
     return DeadlineError(f"timeout_ms: {timeout * 1000:.0f} ms have passed, {where}")
 
 
-#: Watched sequences below which nobody looks for those that have ended.
-_LEAST_BEARABLE = 64
+#: Watched sequences below which those that have ended are not looked for.
+_MIN_PURGE_SIZE = 64

@@ -3,11 +3,11 @@
 Owns the tenants' accounts and the queue of waiting sequences. Pure: knows neither the engine nor a clock.
 
 Tenants are served by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024):
-whoever has had the fewest tokens computed, for its weight, goes next. A tenant that comes, or comes back, starts where
-the virtual clock stands (Zhang, "VirtualClock", SIGCOMM 1990), which is at what a tenant of weight 1 would have had: so
-idleness earns no credit, and newcomers never pass a tenant that waits for its share. Within a tenant requests go by
-arrival, each level of priority being worth some seconds of waiting, so that nothing waits for ever. Whoever waits for
-its parent's prompt is passed over until that is computed.
+the tenant that has had the fewest tokens computed, for its weight, goes next. A tenant that comes, or comes back,
+starts at the virtual clock (Zhang, "VirtualClock", SIGCOMM 1990), which is at what a tenant of weight 1 would have had:
+so idleness earns no credit, and newcomers never pass a tenant that waits for its share. Within a tenant requests go by
+arrival, each level of priority being worth some seconds of waiting, so that nothing waits for ever. A sequence that
+waits for its parent's prompt is passed over until that is computed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class _Tenant:
 
 
 class FairQueue:
-    """Waiting sequences of all tenants, and what each tenant has been served.
+    """The waiting sequences of all tenants, and how much each tenant has been served.
 
     Args:
-        weights: shares of tenants that have not a share of 1.
+        weights: shares of tenants whose share is not 1.
         aging_seconds: waiting time that is worth one level of priority.
     """
 
@@ -61,11 +61,11 @@ class FairQueue:
         return sequence in self._members
 
     def urgency(self, sequence: Sequence) -> tuple[float, int]:
-        """The order of a tenant's sequences: the least goes first; it does not change while they wait."""
+        """Return the sort key of a tenant's sequences: the least goes first. It does not change while they wait."""
         return sequence.arrived_at + sequence.priority * self._aging_seconds, sequence.sequence_id
 
     def enter(self, sequence: Sequence) -> None:
-        """A tenant has one more sequence to be served."""
+        """Open an account for one more sequence of a tenant."""
         tenant = self._tenants.get(sequence.tenant)
         if tenant is None:
             tenant = self._tenants[sequence.tenant] = _Tenant(self._weights.get(sequence.tenant, 1.0))
@@ -76,7 +76,7 @@ class FairQueue:
         self._num_open += 1
 
     def leave(self, sequence: Sequence) -> None:
-        """A sequence that entered has ended."""
+        """Close the account of a sequence that has ended."""
         tenant = self._tenants[sequence.tenant]
         tenant.num_open -= 1
         self._num_open -= 1
@@ -96,7 +96,7 @@ class FairQueue:
             heapq.heappush(self._idle, (tenant.served, name))
 
     def _forget_idle(self) -> None:
-        """What an idle tenant has had beyond its share is remembered until the clock has passed it."""
+        """Forget idle tenants once the clock has passed them; until then they have had more than their share."""
         while self._idle and self._idle[0][0] <= self._clock:
             _, name = heapq.heappop(self._idle)
             tenant = self._tenants[name]
@@ -104,20 +104,20 @@ class FairQueue:
             if not tenant.num_open and tenant.served <= self._clock:
                 del self._tenants[name]
             elif not tenant.num_open:
-                self._list_idle(name, tenant)  # it came back, and has been served more
+                self._list_idle(name, tenant)  # it came back and was served more
 
     def charge(self, tenant: str, num_tokens: int) -> None:
-        """So many tokens of a tenant are being computed."""
+        """Charge tokens that are being computed to a tenant, and advance the virtual clock."""
         account = self._tenants[tenant]
         account.served += num_tokens / account.weight
         self._clock += num_tokens / self._open_weight
 
     def served(self, tenant: str) -> float:
-        """What a tenant has had, in tokens for a weight of 1."""
+        """Return how much a tenant has been served, in tokens for a weight of 1."""
         return self._tenants[tenant].served
 
     def num_tokens_ahead(self, sequence: Sequence) -> int:
-        """Tokens that go before a sequence about to enter: all that wait for its tenant, if it is the last of them."""
+        """Return the tokens that go before a new sequence: all of its tenant's that wait, if it would be the last."""
         tenant = self._tenants.get(sequence.tenant)
         if tenant is None:
             return 0
@@ -125,7 +125,7 @@ class FairQueue:
         return tenant.num_waiting_tokens if is_last else 0
 
     def push(self, sequence: Sequence) -> None:
-        """Let a sequence wait; it must have entered."""
+        """Queue a sequence, which must have entered."""
         tenant = self._tenants[sequence.tenant]
         heapq.heappush(tenant.waiting, (*self.urgency(sequence), sequence))
         tenant.num_waiting += 1
@@ -133,18 +133,18 @@ class FairQueue:
         self._members.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """A waiting sequence waits no longer."""
+        """Take a waiting sequence out of the queue."""
         self._members.remove(sequence)
         tenant = self._tenants[sequence.tenant]
         tenant.num_waiting -= 1
         tenant.num_waiting_tokens -= num_own_tokens(sequence)
-        # Those given up further back are let go when they have become the most, however long the first one waits.
+        # Sequences removed further back are dropped once they are the most, however long the first one waits.
         if len(tenant.waiting) > 2 * tenant.num_waiting:
             tenant.waiting = [entry for entry in tenant.waiting if entry[2] in self._members]
             heapq.heapify(tenant.waiting)
 
     def tenants(self) -> list[str]:
-        """Those with a waiting sequence whose turn it may be."""
+        """Return the names of tenants that have at least one waiting sequence that can be scheduled."""
         for parent in [parent for parent, (first, *_) in self._held.items() if not waits_for_parent(first)]:
             for sequence in self._held.pop(parent):
                 if sequence in self._members:
@@ -153,7 +153,7 @@ class FairQueue:
         return [name for name in self._tenants if self.head(name) is not None]
 
     def head(self, tenant: str) -> Sequence | None:
-        """A tenant's first waiting sequence that need not wait for its parent."""
+        """Return a tenant's first waiting sequence that need not wait for its parent; None if there is none."""
         waiting = self._tenants[tenant].waiting
         while waiting:
             first = waiting[0][2]

@@ -6,28 +6,11 @@ Owns the order of the reasons to end: an end id before a stop id before a stop s
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_backend.sequences.steps import Advance, ScheduledChunk
+from trident_backend.sequences.steps import Advance, ScheduledChunk, new_tuple
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import EngineError, InternalError, RequestError, TridentError
-
-
-class Accepted(NamedTuple):
-    """What a sequence got from a step.
-
-    Args:
-        num_tokens: how many tokens were appended.
-        reason: why it ends: ERROR if there was no token to choose, or if its guide or stop strings failed; None if it
-            goes on.
-        error: what its client is told where the reason is ERROR.
-    """
-
-    num_tokens: int
-    reason: FinishReason | None
-    error: TridentError | None = None
 
 
 def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
@@ -42,26 +25,32 @@ def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
     chunk.sequence.prompt_log_probs.extend(log_probs)
 
 
-def accept(sequence: Sequence, draft_ids: tuple[int, ...], choices: Choices, first_row: int) -> Accepted:
+def accept(
+    chunk: ScheduledChunk, choices: Choices, first_row: int
+) -> tuple[int, FinishReason | None, TridentError | None]:
     """Append the chosen tokens, as long as the draft tokens before them are accepted and nothing ends the text.
 
     A guide and stop strings are the request's own and are followed by third-party libraries: whatever they raise ends
     this sequence and no other.
 
     Args:
-        sequence: all of whose own tokens the step has computed.
-        draft_ids: the draft tokens computed after them.
+        chunk: one that completes.
         choices: of the whole step.
         first_row: the row that chose the next token; one for each draft token follows.
+
+    Returns:
+        how many tokens were appended; why the sequence ends: ERROR if there was no token to choose, or if its guide or
+        stop strings failed, None if it goes on; and what its client is told where that is ERROR.
     """
+    sequence, _, _, draft_ids, _ = chunk
     guide, token_ids, log_probs = sequence.guide, sequence.token_ids, choices.log_probs
     if guide is not None:
         try:
             if guide.is_finished:
                 # It was found out only while the mask for what would follow was filled.
-                return Accepted(0, last_look(sequence, FinishReason.STOP))
+                return 0, last_look(sequence, FinishReason.STOP), None
         except BaseException as cause:
-            return Accepted(0, FinishReason.ERROR, _not_followed(cause))
+            return 0, FinishReason.ERROR, _not_followed(cause)
     reason: FinishReason | None = None
     error: TridentError | None = None
     num_tokens = num_accepted = 0
@@ -90,7 +79,7 @@ def accept(sequence: Sequence, draft_ids: tuple[int, ...], choices: Choices, fir
         sequence.drafter.observe(len(draft_ids), num_accepted)
         sequence.num_draft_tokens += len(draft_ids)
         sequence.num_accepted_tokens += num_accepted
-    return Accepted(num_tokens, reason, error)
+    return num_tokens, reason, error
 
 
 def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
@@ -99,7 +88,7 @@ def advance(sequence: Sequence, num_tokens: int, now: float) -> Advance:
     if last is None:
         sequence.first_token_at = now
         return Advance(sequence, num_tokens, None)
-    return Advance(sequence, num_tokens, now - last)
+    return new_tuple(Advance, (sequence, num_tokens, now - last))
 
 
 def _reason_to_end(sequence: Sequence, token_id: int) -> FinishReason | None:

@@ -1,7 +1,7 @@
-"""Whose prompt goes on next, within one step.
+"""Orders the prompts that go on within one step.
 
-Owns the order among prompts that have begun and those that wait. Never admits, sizes or charges a chunk: the scheduler
-does, and asks again.
+Owns the order among prompts that have begun and those that wait. Never admits a sequence, sizes a chunk or charges a
+tenant: the scheduler does, and asks again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from trident_backend.sequences.sequence import Sequence
 
 
 class PromptOrder:
-    """The tenant that has been served least goes next, with its most urgent prompt.
+    """Puts next the tenant that has been served least, with its most urgent prompt.
 
     Args:
-        waiting: sequences without room, and what each tenant has been served.
+        waiting: sequences without room in the cache, and how much each tenant has been served.
         begun: running sequences whose prompt is not computed yet.
         admits: whether waiting sequences take part.
     """
@@ -34,7 +34,7 @@ class PromptOrder:
             self.rejoin(tenant)
 
     def rejoin(self, tenant: str) -> None:
-        """Let a tenant's next prompt take part, at what the tenant has been served by now."""
+        """Let a tenant's next prompt take part, by what the tenant has been served by now."""
         begun = self._begun.get(tenant)
         first = begun[0] if begun else None
         head = self._waiting.head(tenant) if self._admits else None
@@ -46,7 +46,7 @@ class PromptOrder:
             heapq.heappush(self._heap, entry)
 
     def next(self) -> Sequence | None:
-        """The sequence whose turn it is; its tenant takes no further part until it rejoins."""
+        """Return the sequence whose turn it is; None if there is none. Its tenant takes no part until it rejoins."""
         while self._heap:
             sequence = heapq.heappop(self._heap)[-1]
             if sequence not in self._waiting:
@@ -58,6 +58,6 @@ class PromptOrder:
         return None
 
     def close(self, tenant: str) -> None:
-        """Nobody who waits takes part any more, neither this tenant's first, who found no room."""
+        """Stop admitting waiting sequences for the rest of this step: this tenant's first found no room."""
         self._admits = False
         self.rejoin(tenant)

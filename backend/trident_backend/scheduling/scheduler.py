@@ -24,13 +24,13 @@ from trident_backend.sequences import prompt_scores
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.step_time import StepSize, StepTimeModel
-from trident_backend.sequences.steps import Advance, ScheduledChunk, SchedulerOutput
+from trident_backend.sequences.steps import Advance, ScheduledChunk, SchedulerOutput, new_tuple
 from trident_ensemble.contract.errors import TridentError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 
 class Scheduler:
-    """In-flight batching with chunked context, prefix reuse, fair shares, deadlines and prompt lookup.
+    """In-flight batching with chunked context, prefix reuse, fair shares, deadlines and draft tokens.
 
     Args:
         kv_cache: room for keys and values.
@@ -63,14 +63,11 @@ class Scheduler:
         self.running: list[Sequence] = []
 
     def add(self, sequence: Sequence, now: float) -> None:
-        """Queue a new sequence; its `max_len` must fit into an empty cache.
-
-        One whose deadline cannot be met ends at once.
-        """
+        """Queue a new sequence, whose `max_len` must fit into an empty cache; end it if its deadline cannot be met."""
         assert self._kv_cache.fits(sequence.max_len)
         if sequence.deadline < math.inf:
             earliest = now + self._first_token.seconds(sequence, self.waiting)
-            # An idle engine tries: it costs nobody anything, and what is thought of its speed may be long out of date.
+            # An idle engine tries: it keeps nothing else waiting, and what was learned of its speed may be outdated.
             if earliest > sequence.deadline and (self.waiting or self.running):
                 self.finish(sequence, FinishReason.REFUSED, deadlines.unreachable(sequence, earliest))
                 return
@@ -82,7 +79,7 @@ class Scheduler:
 
     @property
     def next_deadline(self) -> float:
-        """When `expire` has something to do; infinity if never."""
+        """The time from which `expire` has something to do; infinity if there is none."""
         return self._deadlines.next
 
     def expire(self, now: float) -> None:
@@ -94,7 +91,7 @@ class Scheduler:
         """Choose the next step; empty when nothing can run.
 
         Running streams go first, the oldest before the others. Prompts fill what the token budget and the latency
-        budget leave, tenant by tenant as each has been served least. Guesses fill what is then left, where they pay.
+        budget leave, tenant by tenant as each has been served least. Draft tokens fill what is left, where they pay.
         """
         self.expire(now)
         chunks: list[ScheduledChunk] = []
@@ -108,14 +105,14 @@ class Scheduler:
             if sequence.num_computed_tokens != num_tokens - 1:
                 prompts.append(sequence)
             elif num_tokens <= sequence.num_allocated_tokens or self._make_room(sequence, num_tokens, preempted):
-                chunks.append(ScheduledChunk(sequence, 1, True))
+                chunks.append(new_tuple(ScheduledChunk, (sequence, 1, True, (), 0)))
                 num_pairs += num_tokens
         for tenant, num_tokens in Counter([sequence.tenant for sequence, *_ in chunks]).items():
             self.waiting.charge(tenant, num_tokens)
         streams = len(chunks)
         size = StepSize(streams, num_pairs, streams)
-        # What was taken for a stream is not given to another; where no stream runs, it may be. While as many run as
-        # may, nobody who waits is looked at, however many tenants they are of.
+        # Room that was taken for a stream is not given to another; where no stream runs, it may be. While as many run
+        # as may, no waiting sequence is looked at, however many tenants there are.
         admits = not (preempted and chunks) and len(self.running) < self._max_num_seqs
         if prompts or (self.waiting and admits):
             chunks, size = self._add_prompts(chunks, size, prompts, admits=admits, now=now)
@@ -137,7 +134,7 @@ class Scheduler:
             self._step_times.refit_if_due()
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[Sequence]) -> bool:
-        """Room for a stream's next token, taken from the youngest if need be; False if it is itself the youngest."""
+        """Make room for a stream's next token, preempting the youngest if need be; False if it is itself that."""
         while not self._kv_cache.grow(sequence, num_tokens):
             youngest = self.running.pop()
             self._kv_cache.release(youngest)
@@ -157,7 +154,7 @@ class Scheduler:
         order = PromptOrder(self.waiting, prompts, admits=admits)
         while self._budget.room(size, streams, 0) and (sequence := order.next()) is not None:
             if sequence in self.waiting and not self._admit(sequence, now):
-                # Whoever is next and finds no room is waited for, so that small requests do not starve a large one.
+                # The next sequence is waited for if it finds no room, so that small ones do not starve it.
                 order.close(sequence.tenant)
                 continue
             if not sequence.sits_out and (num_score_rows or not prompt_scores.num_unscored(sequence)):
@@ -191,7 +188,7 @@ class Scheduler:
         return True
 
     def resume(self, sequence: Sequence, error: TridentError | None = None) -> None:
-        """Let a sequence take steps again whose mask was late, or end it with the error that it got instead."""
+        """Let a sequence whose mask was late take steps again, or end it with the error that came instead."""
         sequence.awaits_mask = False
         if error is not None:
             self.finish(sequence, FinishReason.ERROR, error)
@@ -209,13 +206,13 @@ class Scheduler:
 
         Args:
             output: what was computed.
-            choices: what each of `output.rows` chose.
+            choices: by row of `output.rows`.
             now: when it was done.
             seconds: how long it took.
-            late: those whose choice does not count, because the mask for it was not there; they sit out until `resume`.
+            late: sequences whose choice does not count, as their mask was late; they sit out until `resume`.
 
         Returns:
-            who got tokens, and how many.
+            the sequences that got tokens, and how many.
         """
         assert len(choices.token_ids) == len(output.rows)
         advances = []
@@ -227,12 +224,12 @@ class Scheduler:
             if num_scored:
                 outcomes.score(chunk, choices, row)
                 row += num_scored
-            if completes and sequence in late:
+            if completes and late and sequence in late:
                 row += 1 + len(draft_ids)
                 sequence.awaits_mask = True
                 sequence.num_computed_tokens -= 1  # its last token is computed again, and a token is chosen then
             elif completes:
-                num_tokens, reason, error = outcomes.accept(sequence, draft_ids, choices, row)
+                num_tokens, reason, error = outcomes.accept(chunk, choices, row)
                 row += 1 + len(draft_ids)
                 if num_tokens:
                     advances.append(outcomes.advance(sequence, num_tokens, now))
@@ -246,7 +243,7 @@ class Scheduler:
         return tuple(advances)
 
     def finish(self, sequence: Sequence, reason: FinishReason, error: TridentError | None = None) -> None:
-        """End a sequence, wherever it is, and free its room; ending it twice changes nothing."""
+        """End a sequence, waiting or running, and free its room. To end it twice changes nothing."""
         if sequence.finish_reason is not None:
             return
         if reason is FinishReason.CANCELLED and error is None:
@@ -264,15 +261,15 @@ class Scheduler:
         self.waiting.leave(sequence)
 
     def take_ended(self) -> list[Sequence]:
-        """The sequences that have ended since this was last asked, each once."""
+        """Return the sequences that have ended since the last call, each once."""
         ended, self._ended = self._ended, []
         return ended
 
 
 def _age(sequence: Sequence) -> tuple[float, int]:
-    """The order of running sequences; the last is the first to give up its room, and none can ask to be spared."""
+    """Return the sort key of running sequences: the last is preempted first, whatever its tenant and priority."""
     return sequence.arrived_at, sequence.sequence_id
 
 
-#: Room for this many tokens of output is promised with the prompt, so that preemption does not follow at once.
+#: Room for this many tokens of output is reserved with the prompt, so that preemption does not follow at once.
 _HEADROOM_TOKENS = 32

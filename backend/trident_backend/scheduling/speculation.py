@@ -1,8 +1,8 @@
-"""Lets streams guess ahead, where that pays.
+"""Adds draft tokens to running streams, where that pays.
 
-Owns the choice of who guesses how far in a step, and of how much of which text is indexed in it. Never makes a guess (a
-sequence's `NgramDrafter` does) and never judges one: a guess is right when the sampler chooses it, so that what comes
-out is what would have come out without.
+Owns how many draft tokens each stream gets in a step, and how much of which text is indexed in it. Never proposes a
+token (a sequence's `NgramDrafter` does) and never accepts one: a draft token is accepted when the sampler chooses it,
+so that the output is what it would have been without.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from trident_backend.sequences.steps import ScheduledChunk
 
 
 class Speculation:
-    """Adds guesses to the chunks of running streams.
+    """Adds draft tokens to the chunks of running streams.
 
-    A guess costs what one more token adds to the step, and earns a token with the probability that it and all before it
-    are right. It is worth its cost as long as it earns more than the step's other tokens do for theirs; where the step
-    is bound by computation, none does. What a guess costs is learned from guesses alone; so after many steps without,
-    one stream makes one whatever it is thought to cost.
+    A draft token costs what one more token adds to the step, and earns a token with the probability that it and all
+    before it are accepted. It is worth its cost as long as it earns more than the step's other tokens do for theirs;
+    where the step is bound by computation, none is. What a draft token costs is learned from steps with draft tokens
+    alone; so after many steps without, one stream gets one whatever it is thought to cost.
 
     Args:
-        kv_cache: room for the guessed tokens' keys and values.
-        budget: of tokens and time, that guesses must leave as they are.
-        max_draft_tokens: guesses for one sequence in one step, at most.
-        step_times: what steps cost; no guesses are made until it is known.
+        kv_cache: room for the draft tokens' keys and values.
+        budget: of tokens and time, that draft tokens must keep.
+        max_draft_tokens: draft tokens for one sequence in one step, at most.
+        step_times: what steps cost; there are no draft tokens until that is known.
     """
 
     def __init__(self, kv_cache: KVCache, budget: StepBudget, max_draft_tokens: int, step_times: StepTimeModel) -> None:
@@ -42,33 +42,39 @@ class Speculation:
         self._index_room = IndexRoom()
 
     def begin(self, sequence: Sequence) -> None:
-        """Let a new sequence guess."""
+        """Give a new sequence a drafter."""
         sequence.drafter = NgramDrafter(self._index_room)
 
     def end(self, sequence: Sequence) -> None:
-        """Give back what its guesses needed."""
+        """Free the drafter of a sequence, if it has one."""
         if sequence.drafter is not None:
             sequence.drafter.close()
             sequence.drafter = None
 
     def index_prompts(self, chunks: Iterable[ScheduledChunk]) -> None:
-        """Index some more of the prompts that a step computes, so that they are known when their streams begin."""
+        """Index some more of the prompts that a step computes, so that they are indexed when their streams begin."""
         num_left = MAX_INDEXED
         for sequence, *_ in chunks:
             if sequence.drafter is not None and num_left:
                 num_left -= sequence.drafter.index(sequence.token_ids, num_left)
 
     def extend(self, chunks: list[ScheduledChunk], size: StepSize, num_streams: int) -> StepSize:
-        """Replace those of the first `num_streams` chunks that guess; returns the size of the step with the guesses."""
+        """Add draft tokens to the first `num_streams` chunks, in place; return the size of the step with them.
+
+        Args:
+            chunks: of the step, first those of its running streams.
+            size: of the step without draft tokens.
+            num_streams: running streams, at least 1.
+        """
         step_time = self._step_times.fitted
         if step_time is None:
             return size
         tokens_per_second = size.num_tokens / step_time.seconds(size)
         self._num_steps_without += 1
         explores = self._num_steps_without >= _EXPLORE_EVERY
-        if (step_time.per_token + step_time.per_row) * tokens_per_second >= 1 and not explores:
-            return size
         per_token = step_time.per_token + step_time.per_row
+        if per_token * tokens_per_second >= 1 and not explores:
+            return size
         # What streams may have got since the last step, and some of what is still to be indexed of longer texts.
         num_left = MAX_INDEXED + num_streams * (1 + self._max_draft_tokens)
         for index in range(num_streams):
@@ -91,7 +97,13 @@ class Speculation:
 
 
 def worthwhile(acceptance: float, threshold: float, most: int) -> int:
-    """How many guesses in a row, `most` at most, are all right with a probability above the threshold."""
+    """Return how many draft tokens in a row, `most` at most, are all accepted with a probability above a threshold.
+
+    Args:
+        acceptance: the probability that one is accepted, given that those before it were.
+        threshold: what one must earn.
+        most: the most to return.
+    """
     if acceptance <= threshold:
         return 0
     if threshold <= 0 or acceptance >= 1:

@@ -1,6 +1,6 @@
 """Estimates when a new request can have its first token.
 
-Owns what is known of how much of a prompt is found in the cache. Pure; never refuses anybody.
+Owns what is known of how much of a prompt is found in the cache. Pure; never refuses a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trident_backend.sequences.step_time import StepTimeModel
 
 
 class TtftEstimate:
-    """As if prompts were all there is to do.
+    """An estimate of the time to first token, as if the engine computed nothing but prompts.
 
     Args:
         kv_cache: where some of a prompt may be found.
@@ -28,14 +28,19 @@ class TtftEstimate:
         self._hit_rate = 0.0
 
     def admitted(self, sequence: Sequence, num_cached: int) -> None:
-        """Of a new sequence so many tokens were found in the cache."""
+        """Learn how many tokens of a sequence admitted for the first time were found in the cache."""
         if sequence.parent is None:
             self._hit_rate += _HIT_RATE_STEP * (num_cached / sequence.num_tokens - self._hit_rate)
 
     def seconds(self, sequence: Sequence, waiting: FairQueue) -> float:
-        """In what time its prompt can be computed after those that wait before it.
+        """Return how long it takes to compute a new sequence's prompt and those that wait before it.
 
-        0 while the engine's speed is not known.
+        Args:
+            sequence: about to be queued.
+            waiting: the queue.
+
+        Returns:
+            seconds; 0 while the engine's speed is not known.
         """
         fitted = self._step_times.fitted
         if fitted is None:

@@ -1,6 +1,6 @@
-"""The blocks of one sequence, in the form in which a step's input is packed.
+"""The block table of one sequence, in the form in which a step's input is packed.
 
-Owns the form. Never decides which block is whose: that is the block manager's.
+Owns the form. Never decides which block belongs to which sequence: the block manager does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ else:  # not until Python 3.12 can the class itself be subscripted
 class BlockTable(_Integers):
     """The numbers of a sequence's KV blocks, first to last, as 32-bit integers in one piece of memory.
 
-    It grows in place like a list, and bytes are copied from it without a look at any number. It equals any list of the
+    It grows in place like a list, and its bytes are copied without reading any number. It equals any list of the
     same numbers.
     """
 

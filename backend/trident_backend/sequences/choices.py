@@ -1,6 +1,6 @@
-"""What came of a step's rows of logits, as plain values.
+"""What was chosen from a step's rows of logits, as plain values.
 
-Owns no decision: the sampler makes them, the scheduler commits them.
+Owns their meaning. Never decides: the sampler does, and the scheduler commits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ NOT_FINITE = -2
 
 
 class TokenLogProbs(NamedTuple):
-    """Natural logarithms of probabilities at one place, of the model's own distribution: at temperature 1, before
+    """Natural logarithms of probabilities at one position, of the model's own distribution: at temperature 1, before
     penalties, biases, bans and filters.
 
     Args:
-        log_prob: of the token that stands there.
-        top_ids: the likeliest tokens, as many as the request asked for, the likeliest first.
-        top_log_probs: theirs.
+        log_prob: of the token at the position.
+        top_ids: the most likely tokens, as many as the request asked for, the most likely first.
+        top_log_probs: their log probabilities.
     """
 
     log_prob: float
@@ -36,8 +36,8 @@ class Choices:
 
     Args:
         token_ids: the chosen token of each row, NO_TOKEN or NOT_FINITE where there is none; of a scored row, the token
-            it has.
-        log_probs: of those rows whose sequence asks for them.
+            that is known.
+        log_probs: by row, of those rows whose sequence asks for them.
     """
 
     token_ids: list[int]

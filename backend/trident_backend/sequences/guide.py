@@ -1,4 +1,4 @@
-"""What the core asks of guided decoding: one growing text's view of its grammar.
+"""What the core asks of guided decoding: the grammar matcher of one growing text.
 
 Owns the interface and the masks' layout. Never knows a grammar's language or a library.
 """
@@ -47,15 +47,15 @@ class Guide(Protocol):
         ...
 
     def fill(self, draft_ids: tuple[int, ...], masks: Masks) -> None:
-        """Write which tokens may come next, now and after each guessed token.
+        """Write which tokens may come next, now and after each draft token.
 
         Args:
-            draft_ids: guessed tokens; the state is unchanged afterwards. After a guess that the grammar does not allow
-                the rest may hold anything.
+            draft_ids: draft tokens; the state is unchanged afterwards. After one that the grammar does not allow the
+                rest of the masks may hold anything.
             masks: `[1 + len(draft_ids), words]`, written; the sequence's end ids are allowed where the text may end.
         """
         ...
 
     def advance(self, token_id: int) -> None:
-        """Follow a chosen token. One that ends the text, and so is none of the grammar's, is never given."""
+        """Follow a chosen token. One that ends the text, and so is not part of the grammar, is never given."""
         ...

@@ -1,16 +1,16 @@
-"""Guesses a sequence's next tokens from its own text: what followed the last time that these tokens stood here.
+"""Proposes draft tokens from a sequence's own text: what followed the last time that the same n-gram came.
 
 Prompt lookup decoding (Saxena 2023), which needs no draft model. Owns the index of one sequence's n-grams, which is
-made piece by piece and never grows beyond its bounds, and the record of how often its guesses were right. Never decides
-whether to guess or how large a piece is: that is the scheduler's.
+made piece by piece and never grows beyond its bounds, and the estimate of how often its draft tokens are accepted.
+Never decides how many to propose or how large a piece is: the scheduler does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+import collections.abc as cabc
 
 _NGRAM = 3
-#: A guess is believed this much before anything is known, and again after a while without guesses.
+#: The acceptance that is assumed before anything is known, and again after a while without draft tokens.
 _PRIOR = 0.5
 _MEMORY = 0.9
 _OBLIVION = 0.99
@@ -42,7 +42,7 @@ class NgramDrafter:
         room: shared with other sequences; by default it has one of its own.
 
     Attributes:
-        acceptance: estimated probability that a guessed token is right, given that those before it were.
+        acceptance: estimated probability that a draft token is accepted, given that those before it were.
     """
 
     def __init__(self, room: IndexRoom | None = None) -> None:
@@ -54,7 +54,7 @@ class NgramDrafter:
         #: The first n-gram that is not indexed ends here.
         self._next = _NGRAM
 
-    def index(self, token_ids: Rows[int], num_ngrams: int) -> int:
+    def index(self, token_ids: cabc.Sequence[int], num_ngrams: int) -> int:
         """Index the next n-grams of the text.
 
         Args:
@@ -76,30 +76,35 @@ class NgramDrafter:
             self._add(token_ids, most)
         return self._next - first
 
-    def propose(self, token_ids: Rows[int], num_tokens: int) -> list[int]:
-        """Guess up to `num_tokens` tokens that may come next; none if the last n-gram is new.
+    def propose(self, token_ids: cabc.Sequence[int], num_tokens: int) -> list[int]:
+        """Return up to `num_tokens` draft tokens; none if the last n-gram is new.
 
-        None either before all of the text is indexed, so that a guess does not depend on how far that has come.
+        Nor are there any before all of the text is indexed, so that they do not depend on how far that has come.
         """
-        place = None
+        position = None
         if _NGRAM <= len(token_ids) <= self._next:
             key = _key(token_ids[-_NGRAM:])
-            place = self._newer.get(key) or self._older.get(key)
-        if place is None:
+            position = self._newer.get(key) or self._older.get(key)
+        if position is None:
             self.decay()
             return []
         # A text that repeats itself with a short period is continued past its own end.
-        period = len(token_ids) - place
-        return [token_ids[place + offset % period] for offset in range(num_tokens)]
+        period = len(token_ids) - position
+        return [token_ids[position + offset % period] for offset in range(num_tokens)]
 
     def observe(self, num_proposed: int, num_accepted: int) -> None:
-        """Learn from a verified guess."""
+        """Learn from verified draft tokens.
+
+        Args:
+            num_proposed: how many there were, at least 1.
+            num_accepted: how many of these, from the first on, were accepted.
+        """
         num_tried = min(num_proposed, num_accepted + 1)
         for index in range(num_tried):
             self.acceptance += (1 - _MEMORY) * ((index < num_accepted) - self.acceptance)
 
     def decay(self) -> None:
-        """A step without a guess: what is known is slowly forgotten, so that a text that changes is tried again."""
+        """Forget a little of what is known, in a step without draft tokens, so that a changed text is tried again."""
         self.acceptance += (1 - _OBLIVION) * (_PRIOR - self.acceptance)
 
     def close(self) -> None:
@@ -111,8 +116,8 @@ class NgramDrafter:
         self._room.num_left += len(self._older)
         self._older, self._newer = self._newer, {}
 
-    def _add(self, token_ids: Rows[int], count: int) -> None:
-        """Index so many; there is room for all of them, should all be new."""
+    def _add(self, token_ids: cabc.Sequence[int], count: int) -> None:
+        """Index `count` n-grams; there is room for all of them, should all be new."""
         first, newer = self._next, self._newer
         num_before = len(newer)
         key = _key(token_ids[first - _NGRAM : first - 1])
@@ -123,7 +128,7 @@ class NgramDrafter:
         self._room.num_left -= len(newer) - num_before
 
 
-def _key(token_ids: Rows[int]) -> int:
+def _key(token_ids: cabc.Sequence[int]) -> int:
     key = 0
     for token_id in token_ids:
         key = key << _ID_BITS | token_id

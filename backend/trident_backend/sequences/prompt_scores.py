@@ -1,4 +1,4 @@
-"""How a prompt advances whose tokens' log probabilities are wanted.
+"""Chunks of a prompt whose tokens' log probabilities are wanted.
 
 Owns which rows of logits score it. The row of each of its tokens but the last scores the next one, and each is scored
 once; `Sequence.prompt_log_probs` says how far that has come. Pure; never computes a probability.
@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from trident_backend.sequences.sequence import Sequence
 
-#: Rows of one step that score, at most, beside those that choose: a row is `vocab_size` floats, half a megabyte at 128k
-#: tokens; and the products of so many rows keep an engine busy.
+#: Scored rows of one step, at most: a row is `vocab_size` floats, half a megabyte at 128k tokens, and the output
+#: layer's product with so many rows keeps an engine busy.
 MAX_ROWS = 64
 
 
 def num_unscored(sequence: Sequence) -> int:
-    """Tokens of the prompt whose log probability is wanted and not known yet."""
+    """Return how many tokens of the prompt have a log probability that is wanted and not known yet."""
     if not sequence.sampling.prompt_log_probs:
         return 0
     return sequence.num_prompt_tokens - 1 - len(sequence.prompt_log_probs)
 
 
 def max_cached_tokens(sequence: Sequence) -> int:
-    """How many of its first tokens need not be computed if they are in the cache: those whose rows nobody wants."""
+    """Return how many of the first tokens need not be computed if they are cached: those whose rows are not wanted."""
     return len(sequence.prompt_log_probs) if num_unscored(sequence) else sequence.num_tokens - 1
 
 
 def chunk(sequence: Sequence, num_new_tokens: int, num_rows: int) -> tuple[int, int]:
-    """How many of its next tokens to compute, and how many rows of them score.
+    """Return how many of a sequence's next tokens to compute, and how many rows of these score the prompt.
 
     Args:
-        sequence: with tokens that are not scored.
+        sequence: with tokens that are not scored yet.
         num_new_tokens: the most to compute.
         num_rows: the most to score.
     """

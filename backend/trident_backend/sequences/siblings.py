@@ -1,7 +1,7 @@
-"""Sequences of one request, the first of which computes the prompt for all.
+"""The sequences of one request, the first of which computes the prompt for all.
 
-Owns the rules: who waits for its parent, who may take over its blocks, what is left to compute. Pure; never admits a
-sequence and never touches a block.
+Owns the rules: which one waits for its parent, which one may share its blocks, what is left to compute. Pure; never
+admits a sequence and never touches a block.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from trident_backend.sequences.sequence import Sequence
 
 
 def waits_for_parent(sequence: Sequence) -> bool:
-    """Whether its parent is still to compute the prompt.
+    """Return whether a sequence must wait until its parent has computed the prompt.
 
-    One that has run before does not wait: nobody's stream depends on another's.
+    One that has run before does not wait, so that no stream depends on another.
     """
     parent = sequence.parent
     return (
@@ -25,9 +25,10 @@ def waits_for_parent(sequence: Sequence) -> bool:
 
 
 def shares_prompt(sequence: Sequence) -> bool:
-    """Whether it takes over its parent's keys and values, of all the prompt but the last token, whose logits it wants.
+    """Return whether a sequence shares its parent's keys and values of the prompt but for the last token.
 
-    Only if its parent, which must be running, has them all, and only at its beginning.
+    The last token's logits are what it begins with. It shares only as long as it has no output, and only if its parent,
+    which must be running, has computed the whole prompt.
     """
     parent = sequence.parent
     return (
@@ -39,6 +40,6 @@ def shares_prompt(sequence: Sequence) -> bool:
 
 
 def num_own_tokens(sequence: Sequence) -> int:
-    """Tokens that it has to compute if its parent, should it have one, computes the prompt."""
+    """Return how many tokens a sequence has to compute if its parent, should it have one, computes the prompt."""
     shared = 0 if sequence.parent is None else sequence.num_prompt_tokens - 1
     return sequence.num_tokens - shared

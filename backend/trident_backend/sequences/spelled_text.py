@@ -1,6 +1,6 @@
 """An output's text with its special tokens, while what is sent leaves them out.
 
-Owns the search for stop strings that hold the text of a special token, and where a place in the one text is in the
+Owns the search for stop strings that hold the text of a special token, and where a position in the one text is in the
 other. Pure. Never decides which stop string counts.
 """
 
@@ -15,8 +15,13 @@ from trident_backend.sequences.word_search import Marks, Match, WordSearch
 from trident_ensemble.text.special_tokens import SpecialTokens
 
 
-class Place(NamedTuple):
-    """A place in the text that is shown: so many characters of what all but the last so many tokens decode to."""
+class ShownPosition(NamedTuple):
+    """A position in the text that is shown.
+
+    Args:
+        num_characters: before it, of what the tokens decode to without the last ones.
+        num_hidden_tail_tokens: how many last ones are left out.
+    """
 
     num_characters: int
     num_hidden_tail_tokens: int
@@ -38,7 +43,7 @@ class SpelledText:
         self._special = special
         self._marks = Marks(max(map(len, words)))
         self._search = WordSearch(words, reading.ends[0], self._marks)
-        #: By their place among the tokens: where a hidden token's own text begins, and how many characters of the text
+        #: By their index among the tokens: where a hidden token's own text begins, and how many characters of the text
         #: that is shown were undecided there.
         self._hidden: dict[int, tuple[int, int]] = {}
 
@@ -70,14 +75,14 @@ class SpelledText:
         """Return whether nothing of so many tokens of the output can be in a match any more."""
         return self._reading.ends[num_tokens] <= self._reading.ends[-1] - self._search.num_held
 
-    def shown(self, position: int, *, is_end: bool = False) -> Place:
+    def shown(self, position: int, *, is_end: bool = False) -> ShownPosition:
         """Return where a position is in the text that is shown: at a character's beginning, or at its end."""
         ends, shown = self._reading.ends, self._shown.ends
         count = bisect_right(ends, position - is_end)
         if count == len(ends):
-            return Place(shown[-1] + position - ends[-1], 0)
+            return ShownPosition(shown[-1] + position - ends[-1], 0)
         if count in self._hidden:
             begin, num_undecided = self._hidden[count]
             before = num_undecided if position >= begin else min(position - ends[count - 1], num_undecided)
-            return Place(shown[count - 1] + before, len(ends) - count)
-        return Place(max(shown[count - 1], shown[count] - (ends[count] - position)), 0)
+            return ShownPosition(shown[count - 1] + before, len(ends) - count)
+        return ShownPosition(max(shown[count - 1], shown[count] - (ends[count] - position)), 0)

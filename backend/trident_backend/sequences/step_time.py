@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True)
-class StepSize:
+class StepSize(NamedTuple):
     """How much a step computes.
 
     Args:
@@ -30,7 +30,13 @@ class StepSize:
     num_rows: int = 0
 
     def with_chunk(self, num_new_tokens: int, past_len: int, num_rows: int) -> StepSize:
-        """And a sequence's next `num_new_tokens` tokens after `past_len`, with `num_rows` rows of logits."""
+        """Return the size with a further chunk.
+
+        Args:
+            num_new_tokens: tokens of the chunk.
+            past_len: tokens of its sequence before it.
+            num_rows: rows of logits that it brings.
+        """
         return StepSize(
             self.num_tokens + num_new_tokens,
             self.num_pairs + num_new_tokens * past_len + num_new_tokens * (num_new_tokens + 1) // 2,
@@ -40,13 +46,13 @@ class StepSize:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step as a function of its size.
+    """The seconds that a step takes, as a linear function of its size.
 
     Args:
-        base: of any step.
-        per_token: of each token.
-        per_pair: of each pair of a query and a key.
-        per_row: of each row of logits.
+        base: seconds of any step.
+        per_token: seconds of each token.
+        per_pair: seconds of each pair of a query and a key.
+        per_row: seconds of each row of logits.
     """
 
     base: float
@@ -55,14 +61,18 @@ class StepTime:
     per_row: float
 
     def seconds(self, size: StepSize) -> float:
-        """How long a step of this size takes."""
+        """Return how many seconds a step of this size takes."""
         per_size = self.per_token * size.num_tokens + self.per_pair * size.num_pairs + self.per_row * size.num_rows
         return self.base + per_size
 
     def largest_chunk(self, size: StepSize, past_len: int, seconds: float, rows_per_token: int = 0) -> int:
-        """The most tokens of one sequence, after `past_len`, that a step of this size can take and end in `seconds`.
+        """Return the most tokens of one sequence that can be added to a step that is to end in time.
 
-        Each of them brings so many rows of logits.
+        Args:
+            size: of the step without them.
+            past_len: tokens of the sequence before them.
+            seconds: what the step may take.
+            rows_per_token: rows of logits that each of them brings.
         """
         room = seconds - self.seconds(size)
         if room <= 0:
@@ -78,8 +88,8 @@ class StepTime:
 class StepTimeModel:
     """Fits `StepTime` to the last steps of each size.
 
-    The last few steps of every order of magnitude are kept, so that neither a long time of small steps forgets what a
-    large one costs, nor an old state of the machine is believed for long. Errors are relative, and steps that took
+    The last few steps of every order of magnitude are kept, so that a long time of small steps does not forget what a
+    large one costs, and an old state of the machine does not count for long. Errors are relative, and steps that took
     surprisingly long count less (Huber 1964).
 
     A fit takes milliseconds, so there is none until one is asked for.
@@ -94,10 +104,10 @@ class StepTimeModel:
         self._num_fits = 0
 
     def observe(self, size: StepSize, seconds: float) -> None:
-        """A step of this size took so long."""
+        """Learn that a step of this size took so many seconds."""
         magnitude = min(_NUM_MAGNITUDES - 1, size.num_tokens.bit_length())
-        place = magnitude * _NUM_KEPT + self._num_seen[magnitude] % _NUM_KEPT
-        self._rows[place] = 1, size.num_tokens, size.num_pairs, size.num_rows, max(seconds, 1e-9)
+        index = magnitude * _NUM_KEPT + self._num_seen[magnitude] % _NUM_KEPT
+        self._rows[index] = 1, size.num_tokens, size.num_pairs, size.num_rows, max(seconds, 1e-9)
         self._num_seen[magnitude] += 1
         self._num_new += 1
 
@@ -131,7 +141,7 @@ class StepTimeModel:
 
 
 def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Non-negative coefficients of least relative error.
+    """Return the non-negative coefficients of least relative error.
 
     Args:
         sizes: `[n, 4]`: 1, tokens, pairs, rows.
@@ -151,7 +161,7 @@ def fit(sizes: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt
 
 
 def _non_negative(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Least squares without negative coefficients: the best of all subsets of columns, the whole first."""
+    """Solve least squares without negative coefficients: the best of all subsets of columns, the whole first."""
     gram, moment = left.T @ left, left.T @ right
     best, least = np.zeros(4), math.inf
     for subset in _SUBSETS:
@@ -181,6 +191,6 @@ _FIRST_FIT = 8
 _REFIT_EVERY = 32
 _NUM_PASSES = 3
 _MAX_SLACK = 2.0
-#: Most for rows: one stream alone has one row in every step, and guessing must begin to show what a row costs.
+#: Most for rows: one stream alone has one row in every step, and only draft tokens show what a row costs.
 _RIDGE = np.array([1e-6, 1e-6, 1e-6, 1e-3])
 _SUBSETS = [list(subset) for size in (4, 3, 2, 1) for subset in combinations(range(4), size)]

@@ -49,13 +49,13 @@ class Marks:
         return any(begin < position < end for begin, end in self._spans)
 
     def allow(self, begin: int, end: int) -> bool:
-        """Return whether a match may have this place."""
+        """Return whether a match may begin and end there."""
         has_one = any(begin <= first and last <= end for first, last in self._spans)
         return has_one and not self.split(begin) and not self.split(end)
 
 
 class WordSearch:
-    """Of several words in one text.
+    """The search for several words in one text.
 
     Args:
         words: none empty.

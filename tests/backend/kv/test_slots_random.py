@@ -181,7 +181,9 @@ class Model:
         if waiting:
             sequence = self.rng.choice(waiting)
             num_new = self.rng.randint(1, sequence.num_remaining_tokens)
-            assert self.slots.grow(sequence, min(SLOT_SIZE, sequence.num_computed_tokens + num_new + 2)), "with guesses"
+            assert self.slots.grow(sequence, min(SLOT_SIZE, sequence.num_computed_tokens + num_new + 2)), (
+                "with draft tokens"
+            )
             self.grown.append((sequence, num_new))
             self.unpin(sequence)
 

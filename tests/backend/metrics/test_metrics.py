@@ -158,7 +158,7 @@ def test_records_add_up_however_they_come(seed: int) -> None:
     whole = (FinishReason.EOS, FinishReason.STOP, FinishReason.LENGTH)
     requests = [request for request in requests if request.finish_reason in whole]
     ran = [request for request in requests if request.queue_seconds is not None]
-    guessed = [request for request in requests if request.num_draft_tokens]
+    drafted = [request for request in requests if request.num_draft_tokens]
     assert page.observed == {
         "nv_llm_input_token_len": [request.num_input_tokens for request in requests],
         "nv_llm_output_token_len": [request.num_output_tokens for request in requests],
@@ -169,7 +169,7 @@ def test_records_add_up_however_they_come(seed: int) -> None:
         "nv_llm_request_latency_seconds": [request.latency_seconds for request in requests],
         "nv_llm_prefix_hit_rate": [request.num_cached_tokens / request.num_input_tokens for request in ran],
         "nv_llm_preemptions": [request.num_preemptions for request in requests],
-        "nv_llm_draft_acceptance_rate": [request.num_accepted_tokens / request.num_draft_tokens for request in guessed],
+        "nv_llm_draft_acceptance_rate": [request.num_accepted_tokens / request.num_draft_tokens for request in drafted],
     }
 
 

@@ -71,24 +71,30 @@ def test_one_request_alone_is_measured_exactly() -> None:
 
 
 def test_gaps_are_the_intervals_between_token_events() -> None:
-    """With preemptions and guesses, so that gaps are long, and several tokens come at once."""
+    """With preemptions and draft tokens, so that gaps are long, and several tokens come at once; equals count once."""
     settings = CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, max_draft_tokens=3)
     onlooker = Onlooker(settings, vocab_size=3)
     sequences = [make_sequence(i, [i % 3, 1, 2, i % 2], 58) for i in range(12)]
     onlooker.run(sequences)
     last: dict[int, float] = {}
-    seen: Counter[tuple[float, int]] = Counter()
+    seen: Counter[float] = Counter()
+    num_at_once: set[int] = set()
     for now, events in onlooker.events:
         for event in events:
             num_tokens = event.num_tokens
             if num_tokens and event.sequence_id in last:
-                seen[round((now - last[event.sequence_id]) / num_tokens, 9), num_tokens] += 1
+                seen[round((now - last[event.sequence_id]) / num_tokens, 9)] += num_tokens
+                num_at_once.add(num_tokens)
             if num_tokens:
                 last[event.sequence_id] = now
-    recorded = Counter((round(gap, 9), num_tokens) for step in onlooker.steps for gap, num_tokens in step.gaps)
+    recorded: Counter[float] = Counter()
+    for step in onlooker.steps:
+        assert len({gap for gap, _ in step.gaps}) == len(step.gaps)
+        for gap, num_tokens in step.gaps:
+            recorded[round(gap, 9)] += num_tokens
     assert recorded == seen
-    assert max(num_tokens for _, num_tokens in seen) > 1
-    assert max(gap for gap, _ in seen) > 5 * STEP
+    assert max(num_at_once) > 1
+    assert max(seen) > 5 * STEP
     assert sum(step.num_preempted for step in onlooker.steps) == sum(r.num_preemptions for r in onlooker.requests) > 0
     assert sum(r.num_accepted_tokens for r in onlooker.requests) > 0
     # Each token but each sequence's first stands behind some gap.

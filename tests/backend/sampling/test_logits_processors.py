@@ -18,6 +18,7 @@ from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties
 from trident_backend.sampling.logits_processors import LogitsProcessors
+from trident_backend.sampling.sampling_rows import row_traits
 from trident_backend.sequences.guide import RowMasks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
@@ -29,7 +30,7 @@ VOCAB = 70
 def _apply(rows: list[Row], masks: RowMasks | None = None, edits: LogitsProcessors | None = None) -> FloatArray:
     logits = np.random.default_rng(len(rows)).normal(0, 3, (len(rows), VOCAB)).astype(np.float32)
     changed = logits.copy()
-    (edits or LogitsProcessors(VOCAB)).apply(HostLogits(changed, NumpyKernels()), rows, masks)
+    (edits or LogitsProcessors(VOCAB)).apply(HostLogits(changed, NumpyKernels()), rows, row_traits(rows), masks)
     for number, row in enumerate(rows):
         allowed = None
         if masks is not None and number in masks.rows:
@@ -58,7 +59,7 @@ def test_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) 
     logits[0, [prompt[0], prompt[1], output[0], 7]] = 0.0, -0.0, -np.inf, -1e-38
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), torch.from_numpy(logits))
     row = next_row(sequence_of(SamplingParams(repetition_penalty=penalty), prompt, output))
-    LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
+    LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], row_traits([row]), None)
     np.testing.assert_array_equal(logits.view(np.int32), expected.numpy().view(np.int32))
 
 
@@ -69,11 +70,12 @@ def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
     for num_tokens in (100, 5000):
         edits, logits = LogitsProcessors(6000), HostLogits(np.ones((4, 6000), np.float32), NumpyKernels())
         sequences = [sequence_of(params, list(range(num_tokens)), [1]) for _ in range(4)]
-        edits.apply(logits, [next_row(sequence) for sequence in sequences], None)
+        rows = [next_row(sequence) for sequence in sequences]
+        edits.apply(logits, rows, row_traits(rows), None)
         for sequence in sequences:
             sequence.token_ids.append(2)
         rows = [next_row(sequence) for sequence in sequences]
-        costs.append(_num_events(lambda: edits.apply(logits, rows, None)))  # noqa: B023 (called at once)
+        costs.append(_num_events(lambda: edits.apply(logits, rows, row_traits(rows), None)))  # noqa: B023 (called at once)
     assert costs[0] == costs[1]
 
 
@@ -87,7 +89,8 @@ def test_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
             super().penalise(rows, penalties)
 
     logits = np.zeros((1, VOCAB), np.float32)
-    LogitsProcessors(VOCAB).apply(Noting(logits, NumpyKernels()), [next_row(sequence)], None)
+    rows = [next_row(sequence)]
+    LogitsProcessors(VOCAB).apply(Noting(logits, NumpyKernels()), rows, row_traits(rows), None)
     assert [penalties.ids.tolist() for penalties in looked_at] == [[61]]
     assert {token_id: logits[0, token_id] for token_id in np.flatnonzero(logits[0])} == {61: -1.0}
 
@@ -129,7 +132,7 @@ def test_a_bad_word_is_banned_where_only_its_last_token_is_missing(
 ) -> None:
     params = SamplingParams(bad_words=(word, (60, 61)))
     for split in range(1, len(tokens) + 1):
-        # In the prompt, in the output, or among guesses.
+        # In the prompt, in the output, or among draft tokens.
         for num_drafts in range(len(tokens) - split + 1):
             drafts = tuple(tokens[len(tokens) - num_drafts :])
             sequence = sequence_of(params, tokens[:split], tokens[split : len(tokens) - num_drafts])
@@ -150,7 +153,7 @@ def test_ends_are_banned_until_the_output_is_long_enough() -> None:
         sequence.end_ids, sequence.stop_ids = ends["end_ids"], ends["stop_ids"]
         logits = np.zeros((1, VOCAB), np.float32)
         row = Row(sequence, sequence.num_tokens + num_drafts, (1,) * num_drafts)
-        LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], None)
+        LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], row_traits([row]), None)
         assert np.flatnonzero(np.isneginf(logits[0])).tolist() == ([2, 3] if is_banned else [])
 
 
@@ -166,9 +169,8 @@ def test_rows_that_score_are_left_as_they_are() -> None:
     params = SamplingParams(repetition_penalty=2.0, logit_bias=((1, 5.0),), bad_words=((2,),), min_tokens=9)
     sequence = sequence_of(params, [1, 2, 3])
     logits = np.ones((3, VOCAB), np.float32)
-    LogitsProcessors(VOCAB).apply(
-        HostLogits(logits, NumpyKernels()), [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)], None
-    )
+    rows = [Row(sequence, 1), Row(sequence, 2), Row(sequence, 3)]
+    LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), rows, row_traits(rows), None)
     assert (logits[:2] == 1).all()
     assert not (logits[2] == 1).all()
 
@@ -176,8 +178,8 @@ def test_rows_that_score_are_left_as_they_are() -> None:
 def test_what_is_known_of_a_sequence_goes_with_it() -> None:
     edits = LogitsProcessors(VOCAB)
     rows = [next_row(sequence_of(SamplingParams(bad_words=((2,),)), [1]))]
-    edits.apply(HostLogits(np.zeros((1, VOCAB), np.float32), NumpyKernels()), rows, None)
-    assert any(isinstance(each, Sequence) for each in edits._fixed)
+    edits.apply(HostLogits(np.zeros((1, VOCAB), np.float32), NumpyKernels()), rows, row_traits(rows), None)
+    assert any(isinstance(each, Sequence) for each in edits._biases)
     rows.clear()
     gc.collect()
-    assert not len(edits._fixed)
+    assert not len(edits._biases)

@@ -156,8 +156,8 @@ def test_a_row_that_allows_nothing_or_is_no_number_leaves_its_neighbours_alone()
             assert tokens[::2] == sample(logits, sequences)[::2]
 
 
-def test_a_guessed_place_is_drawn_as_if_the_sequence_had_come_there() -> None:
-    """Verifying guesses asks for several places of one sequence at once; each must be what a step of its own gives."""
+def test_choose_samples_after_draft_tokens_as_if_the_sequence_had_come_there() -> None:
+    """Draft tokens ask for several positions of one sequence at once; each must be what a step of its own gives."""
     logits = np.random.default_rng(2).normal(size=(4, VOCAB)).astype(np.float32)
     params = SamplingParams(
         1.0, seed=8, repetition_penalty=1.5, frequency_penalty=0.7, bad_words=((7,), (4, 9), (3, 4, 5))

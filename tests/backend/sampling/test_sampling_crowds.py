@@ -22,7 +22,7 @@ VOCAB = 523
 
 
 class Crowd:
-    """A step of random rows: sequences of any options, guesses, prompts to be scored, masks, and odd logits.
+    """A step of random rows: sequences of any options, draft tokens, prompts to be scored, masks, and odd logits.
 
     Args:
         seed: of everything.

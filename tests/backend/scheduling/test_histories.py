@@ -2,9 +2,9 @@
 
 The mock engine really keeps a KV cache, in blocks or in slots, so that room that is shared, leaked, copied or handed
 over wrongly shows as a wrong token. Prompts begin alike and repeat themselves, pools are small and steps take simulated
-time, so that prefix reuse, eviction, preemption, guesses, deadlines and the latency budget all come into play; so do
-siblings that share a prompt, prompts that are scored, stop ids, stop strings, guides whose masks may be late, and
-places where there is no token to choose.
+time, so that prefix reuse, eviction, preemption, draft tokens, deadlines and the latency budget all come into play; so
+do siblings that share a prompt, prompts that are scored, stop ids, stop strings, guides whose masks may be late, and
+positions where there is no token to choose.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -55,6 +58,34 @@ def test_the_setting_lowers_the_token_budget_within_the_engines_bounds() -> None
     for num_tokens in (SPEC.max_num_seqs - 1, SPEC.max_num_tokens + 1):
         with pytest.raises(ConfigError, match=r"parameters\.token_budget: must be from 4 .* to 16"):
             make_core(CoreSettings(token_budget=num_tokens))
+
+
+def test_schedule_and_update_ask_the_kv_cache_only_at_the_ends_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, calls = _scheduler(), Counter[str]()
+    for name in ("grow", "commit"):
+        monkeypatch.setattr(BlockManager, name, _counting(name, getattr(BlockManager, name), calls))
+    scheduler.add(make_sequence(0, [1] * 4, 20), 0.0)
+    asked = []
+    for number in range(16):
+        calls.clear()
+        output = scheduler.schedule(float(number))
+        scheduler.update(output, Choices([1] * len(output.rows)), float(number), 0.1)
+        scheduler._kv_cache.check_integrity(scheduler.running)
+        asked.append((calls["grow"], calls["commit"]))
+    # The prompt fills a block of 4 tokens; the step that computes a block's first token needs it, its last fills it.
+    assert asked == [(1, 1), (1, 0), (0, 0), (0, 0), (0, 1)] + [(1, 0), (0, 0), (0, 0), (0, 1)] * 2 + [
+        (1, 0),
+        (0, 0),
+        (0, 0),
+    ]
+
+
+def _counting(name: str, method: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
+    def counting(*args: Any) -> Any:
+        calls[name] += 1
+        return method(*args)
+
+    return counting
 
 
 def test_nothing_is_committed_before_update() -> None:

@@ -1,4 +1,4 @@
-"""What ends an output, and what is told of it: token by token, and inside a run of guesses."""
+"""What ends an output, and what is told of it: token by token, and inside a run of draft tokens."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_nothing_is_kept_for_others_of_what_may_be_no_number() -> None:
         ({}, (5, 6), [NO_TOKEN, 6, 9], [], FinishReason.ERROR),
     ],
 )
-def test_what_is_guessed_counts_as_if_chosen_one_by_one(
+def test_accept_takes_draft_tokens_as_if_chosen_one_by_one(
     fields: dict[str, Any], draft_ids: tuple[int, ...], chosen: list[int], output: list[int], reason: FinishReason
 ) -> None:
     scheduler, sequence = _scheduler(), _request(**fields)

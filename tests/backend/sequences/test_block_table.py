@@ -55,7 +55,7 @@ def test_a_table_is_a_list_of_numbers_in_one_piece_of_memory(changes: list[tuple
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=6))
 def test_a_step_is_packed_with_as_many_blocks_as_it_reads(shapes: list[tuple[int, int]]) -> None:
-    """A table may hold more: of guesses that were wrong."""
+    """A table may hold more: of draft tokens that were not accepted."""
     rng, chunks, expected = np.random.default_rng(0), [], list[list[int]]()
     for number, (num_tokens, num_spare) in enumerate(shapes):
         sequence = make_sequence(number, [1] * num_tokens, 100)

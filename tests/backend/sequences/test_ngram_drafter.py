@@ -1,4 +1,4 @@
-"""Guesses: never in the output unless chosen, made where they pay, judged as an onlooker would."""
+"""Draft tokens: never in the output unless chosen, proposed where they pay, counted as an onlooker would."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _crowd() -> list[Sequence]:
     ]
 
 
-def test_guesses_change_no_output_greedy_or_sampled() -> None:
+def test_draft_tokens_change_no_output_greedy_or_sampled() -> None:
     core = _core()
     sequences = _crowd()
     add(core, *sequences)
@@ -82,17 +82,19 @@ def _periodic_run(core: EngineCore) -> tuple[int, Sequence]:
 @pytest.mark.usefixtures("periodic")
 def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
     plain, without = _periodic_run(_core(num_drafts=0))
-    fewer, guessed = _periodic_run(_core())
-    assert guessed.token_ids == without.token_ids == ([0, 1, 2, 2, 1, 0, 0] * 9)[:57]
+    fewer, drafted = _periodic_run(_core())
+    assert drafted.token_ids == without.token_ids == ([0, 1, 2, 2, 1, 0, 0] * 9)[:57]
     assert plain == 50
     assert fewer <= 50 * 0.5
-    assert guessed.num_accepted_tokens == 50 - fewer, "a step gives one token, and one for each guess that is right"
+    assert drafted.num_accepted_tokens == 50 - fewer, (
+        "a step gives one token, and one for each draft token that is accepted"
+    )
     assert without.num_draft_tokens == 0
 
 
 @pytest.mark.usefixtures("periodic")
-def test_hardly_a_guess_where_every_token_costs_its_share() -> None:
-    """One step in 32 guesses all the same, or nobody would learn that guesses have become cheap."""
+def test_draft_tokens_are_rare_where_every_token_costs_its_share() -> None:
+    """One step in 32 has one all the same, or it would never be learned that they have become cheap."""
     core = _core(TOKEN_BOUND)
     num_steps, sequence = _periodic_run(core)
     assert num_steps >= 50 - 2 * 3
@@ -107,7 +109,7 @@ def test_hardly_a_guess_where_every_token_costs_its_share() -> None:
     assert sequences[-1].num_accepted_tokens > 15
 
 
-def test_a_text_without_repetition_is_not_guessed_at() -> None:
+def test_a_text_without_repetition_gets_no_draft_tokens() -> None:
     core, _ = make_core(CoreSettings(max_draft_tokens=3), SPEC, BASE_BOUND)
     sequence = make_sequence(0, list(range(20)), 40)
     add(core, sequence)
@@ -137,7 +139,7 @@ def test_acceptance_is_what_an_onlooker_counts() -> None:
     assert sum(right.values()) > 50
 
 
-def test_guesses_keep_to_the_token_budget_and_to_max_tokens() -> None:
+def test_draft_tokens_keep_to_the_token_budget_and_to_max_tokens() -> None:
     core, _ = make_core(CoreSettings(max_draft_tokens=9), replace(NARROW, max_num_tokens=6), BASE_BOUND)
     sequences = _crowd()
     add(core, *sequences)
@@ -164,7 +166,7 @@ def _by_search(text: list[int], num_tokens: int, first: int = 0) -> list[int]:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 6), st.lists(st.tuples(st.integers(0, 40), PIECES)))
-def test_a_guess_continues_the_last_earlier_occurrence(
+def test_propose_continues_the_last_earlier_occurrence(
     text: list[int], num_tokens: int, growth: list[tuple[int, int]]
 ) -> None:
     """However the text has grown, and in whatever pieces it was indexed."""
@@ -178,7 +180,7 @@ def test_a_guess_continues_the_last_earlier_occurrence(
     assert drafter.propose(text, num_tokens) == _by_search(text, num_tokens)
 
 
-def test_there_is_no_guess_before_all_of_a_text_is_indexed() -> None:
+def test_propose_gives_nothing_before_all_of_a_text_is_indexed() -> None:
     text, drafter = [1, 2, 3, 4] * 10, NgramDrafter()
     drafter.index(text, len(text) - 3 - 1)
     assert drafter.propose(text, 2) == []
@@ -194,10 +196,10 @@ def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, p
     drafter = NgramDrafter(room)
     while drafter.index(text, piece):
         assert 1000 - room.num_left <= 2 * max_half
-    guess = drafter.propose(text, 3)
+    draft_ids = drafter.propose(text, 3)
     recent = _by_search(text, 3, first=max(0, len(text) - 3 - max_half))
-    assert guess in (recent, _by_search(text, 3))
-    assert guess == recent or not recent
+    assert draft_ids in (recent, _by_search(text, 3))
+    assert draft_ids == recent or not recent
 
 
 @settings(deadline=None)
@@ -217,15 +219,15 @@ def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tu
         drafters[number].index(texts[number], piece)
         assert room.num_left == num_ngrams - sum(len(each._older) + len(each._newer) for each in drafters) >= 0
         for drafter, text in zip(drafters, texts, strict=True):
-            guess = drafter.propose(text, 1)
-            assert guess in ([], *([text[end]] for end in range(3, len(text)) if text[end - 3 : end] == text[-3:]))
+            draft_ids = drafter.propose(text, 1)
+            assert draft_ids in ([], *([text[end]] for end in range(3, len(text)) if text[end - 3 : end] == text[-3:]))
     for drafter in drafters:
         drafter.close()
     assert room.num_left == num_ngrams
 
 
 def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prompt is computed in few steps beside streams that go on guessing, and takes many to be indexed."""
+    """The prompt is computed in few steps beside streams that go on with draft tokens, and takes many to be indexed."""
     monkeypatch.setattr("trident_backend.scheduling.speculation.MAX_INDEXED", 10)
     indexed: dict[NgramDrafter, list[int]] = {}
     index = NgramDrafter.index
@@ -278,7 +280,7 @@ def test_what_a_long_text_takes_is_bounded() -> None:
     assert peak < 12 << 20
 
 
-def test_acceptance_follows_what_is_seen_and_forgets_without_guesses() -> None:
+def test_acceptance_follows_what_is_seen_and_decays_without_draft_tokens() -> None:
     drafter = NgramDrafter()
     rng = random.Random(1)  # noqa: S311 (a test's choice)
     estimates = []
@@ -300,8 +302,8 @@ def test_acceptance_follows_what_is_seen_and_forgets_without_guesses() -> None:
 
 @settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 8))
-def test_how_far_a_guess_is_worth_its_cost(acceptance: float, threshold: float, most: int) -> None:
-    """Brute force: the longest run of guesses that is all right with a probability above the threshold."""
+def test_worthwhile_is_how_far_draft_tokens_earn_their_cost(acceptance: float, threshold: float, most: int) -> None:
+    """Brute force: the longest run of draft tokens all accepted with a probability above the threshold."""
     count = worthwhile(acceptance, threshold, most)
     by_hand = max([0, *(k for k in range(1, most + 1) if acceptance**k > threshold)])
     if all(abs(acceptance**k - threshold) > 1e-9 for k in range(1, most + 1)):

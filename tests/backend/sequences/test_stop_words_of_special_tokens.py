@@ -19,11 +19,11 @@ from tests.fakes.serving import NO_DEFAULTS
 from tests.mistral_tokenizers import REAL
 from tests.tokenizer_zoo import HIDDEN, ZOO, tokenizer_of
 from trident_backend.requests.request import Request, RequestContext, parse_request
-from trident_backend.sampling.logit_edits import RequestLogitBias
+from trident_backend.sampling.logits_processors import RequestLogitBias
 from trident_backend.scheduling.outcomes import accept
 from trident_backend.sequences.choices import Choices
 from trident_backend.sequences.sequence import Sequence
-from trident_backend.sequences.steps import Row
+from trident_backend.sequences.steps import Row, ScheduledChunk
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_backend.serving.answers import Answer
 from trident_backend.serving.events import TokenEvent
@@ -52,7 +52,7 @@ def parse(family: str, defaults: Generation = NO_DEFAULTS, **fields: Any) -> Req
 
 
 def generate(family: str, request: Request, output_ids: list[int], steps: list[int]) -> list[Ending]:
-    """Every sequence of a request says the same, in steps of so many tokens, of which all but one were guessed."""
+    """Every sequence of a request says the same, in steps of so many tokens, of which all but one were draft tokens."""
     answer = Answer(request, Reader(), CoreSettings())
     return [_generate(family, stream, output_ids, steps) for stream in answer.streams]
 
@@ -71,7 +71,8 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
         if reason is not None or not rest:
             break
         chosen, rest = rest[:size], rest[size:]
-        num_tokens, reason, _ = accept(sequence, tuple(chosen[:-1]), Choices(chosen), 0)
+        chunk = ScheduledChunk(sequence, 1, True, tuple(chosen[:-1]))
+        num_tokens, reason, _ = accept(chunk, Choices(chosen), 0)
         sequence.finish_reason = reason
         num_safe = None if sequence.stop_strings is None else sequence.stop_strings.num_safe_tokens
         stream.take(TokenEvent(sequence.sequence_id, num_tokens, reason, None, num_safe))

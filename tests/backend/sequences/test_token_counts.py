@@ -20,12 +20,12 @@ def test_at_every_time_they_are_those_of_the_whole(prompt: list[int], steps: lis
     for output, drafts in steps:
         token_ids += output
         counts.follow(token_ids)
-        for guessed in (drafts, []):
-            repetition, seen_ids, counted_ids, offsets, _ = counts.penalties(guessed)
+        for draft_ids in (drafts, []):
+            repetition, seen_ids, counted_ids, offsets, _ = counts.penalties(draft_ids)
             assert repetition == 1.5
-            assert sorted(seen_ids.tolist()) == sorted({*token_ids, *guessed})
+            assert sorted(seen_ids.tolist()) == sorted({*token_ids, *draft_ids})
             assert len(set(counted_ids.tolist())) == len(counted_ids)
-            expected = Counter(token_ids[len(prompt) :] + guessed)
+            expected = Counter(token_ids[len(prompt) :] + draft_ids)
             found = dict(zip(counted_ids.tolist(), offsets.tolist(), strict=True))
             assert found == {token_id: 0.25 + 2 * times for token_id, times in expected.items()}
 
