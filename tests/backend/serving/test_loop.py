@@ -152,15 +152,15 @@ def test_what_comes_when_there_is_no_step_to_compute_is_not_waited_for_again(mon
         if left and left[0].finish_reason is not None:
             left.pop(0)
             if left:
-                run.loop.tell(Command.ADD, second)
+                run.add(second)
             else:
                 run.loop._stopping = True
                 run.loop._inbox.put(None)
 
     monkeypatch.setattr(run.loop, "_report", reporting)
-    run.loop.tell(Command.ADD, first)
+    run.add(first)
     run.loop.start()
-    run.loop._thread.join(5)
+    run.loop._thread.join(60)
     assert not run.loop._thread.is_alive()
     assert not run.died
     assert second.token_ids[1:] == expected_tokens([7], 3)
