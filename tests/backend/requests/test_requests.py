@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -246,7 +247,7 @@ def test_siblings_share_all_but_what_they_write() -> None:
     assert all(sequence.parent is first for sequence in others)
     assert [sequence.sampling.prompt_log_probs for sequence in request.sequences] == [True, False, False]
     assert len({id(sequence.stop_strings) for sequence in request.sequences}) == 3
-    for name, value in vars(first).items():
+    for name, value in ((each.name, getattr(first, each.name)) for each in dataclasses.fields(first)):
         for other in others:
             if isinstance(value, list):
                 assert getattr(other, name) == value
