@@ -21,6 +21,8 @@ class HeldEngine(MockEngine):
 
     def __init__(self, spec: EngineSpec, num_steps: int = 0, step_seconds: float = 0.0) -> None:
         super().__init__(spec, step_seconds)
+        #: Steps that have been computed.
+        self.num_steps = 0
         self._permits = threading.Semaphore(num_steps)
         self._is_held = True
 
@@ -36,4 +38,5 @@ class HeldEngine(MockEngine):
     def collect(self) -> HostLogits:
         if self._is_held:
             assert self._permits.acquire(timeout=60), "the test has forgotten to let it go on"
+        self.num_steps += 1
         return super().collect()

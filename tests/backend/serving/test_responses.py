@@ -229,7 +229,7 @@ def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) 
         # Nothing ends with the first two letters of this word for long: what waits for the third is sent at the end.
         service.submit(fields | {"stop_words": [b"abcdeabcde"]}, stopped, "mine")
         service.submit({"input_ids": [5], "max_tokens": 25}, other, "other")
-        until(lambda: service.stats.num_steps > 8)
+        until(lambda: engine.num_steps > 8)
         stop(service, "mine")
         engine.release()
         assert stopped.done.wait(60)

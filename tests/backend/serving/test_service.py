@@ -298,7 +298,7 @@ def test_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
 
 def test_a_client_reported_gone_ends_at_once() -> None:
     engine = HeldEngine(SPEC, 8)
-    with serving(engine, CoreSettings(abandon_after_ms=600_000)) as service:
+    with serving(engine, CoreSettings(abandon_after_ms=600_000, stream_interval_ms=0)) as service:
         gone = Acknowledging()
         service.submit({"input_ids": [1], "max_tokens": 60, "stream": True, "flow_control": True}, gone)
         until(lambda: len(gone.chunks) > 2)
