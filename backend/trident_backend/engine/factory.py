@@ -1,4 +1,4 @@
-"""From an engine folder to a running engine.
+"""Loads an engine folder with the host of its compiler.
 
 Owns the choice of host by the compiler that the manifest names; hosts are imported only when needed, so that a machine
 needs just its own compiler. Never looks into a network.

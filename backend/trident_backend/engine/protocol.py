@@ -119,7 +119,7 @@ class PenaltyHistory(Protocol):
 
 
 class RowPenalties(NamedTuple):
-    """How the tokens before a position change its row of logits. No array holds a token twice.
+    """The changes that the tokens before a position make to its row of logits. No array holds a token twice.
 
     Args:
         repetition: divides the non-negative logits of `seen_ids` and multiplies the negative ones.
