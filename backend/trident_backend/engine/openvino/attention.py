@@ -46,7 +46,7 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class AttentionPlaceholder:
-    """Where one layer's attention will be inserted.
+    """The gap in a network into which one layer's attention will be inserted.
 
     Args:
         results: the network's results that hold query, key and value.
