@@ -52,14 +52,14 @@ class Device:
 
     @property
     def capability(self) -> tuple[int, int]:
-        """Its compute capability, major and minor."""
+        """The GPU's compute capability, major and minor."""
         kinds = self._cuda.cudaDeviceAttr
         wanted = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
         major, minor = (int(self._call("cudaDeviceGetAttribute", kind, self.ordinal)) for kind in wanted)
         return major, minor
 
     def select(self) -> None:
-        """Make it the calling thread's GPU; every thread but the one that made this calls it first."""
+        """Make this the calling thread's GPU; every thread but the one that made the object calls it first."""
         self._call("cudaSetDevice", self.ordinal)
 
     def free_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Decode calls, captured as CUDA graphs so that a call costs one launch instead of hundreds.
 
-Owns which numbers of sequences are captured, and the graphs. Everything is captured while the engine loads: what memory
-it takes is known before the first request, and no request waits for it.
+Owns which numbers of sequences are captured, and the graphs. Never captures anything once the engine has loaded: the
+memory that graphs take is known before the first request, and no request waits for a capture.
 """
 
 from __future__ import annotations

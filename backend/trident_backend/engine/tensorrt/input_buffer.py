@@ -1,7 +1,7 @@
 """The small inputs of a step on the device: all of them in one upload.
 
-Owns their pinned and their device memory, and their offsets. The decode call's inputs always lie at the same
-addresses, as a captured graph reads them there.
+Owns their pinned and their device memory, and their offsets. Never decides what the inputs are: `step_inputs` does. The
+decode call's inputs always lie at the same addresses, where a captured graph reads them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From an engine folder to a running engine on a GPU.
+"""Loads an engine folder on one GPU, or one part of it on each of several.
 
 Owns the order in which things are checked, loaded and freed, and whether they fit. Never runs a step.
 """

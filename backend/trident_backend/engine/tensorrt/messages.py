@@ -49,7 +49,7 @@ _KINDS = frozenset(Kind)
 
 
 class Message(NamedTuple):
-    """One message."""
+    """One message between the leader and a rank."""
 
     kind: Kind
     payload: bytes = b""

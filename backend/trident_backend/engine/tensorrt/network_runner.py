@@ -1,6 +1,7 @@
-"""The network's calls: which shapes and addresses each is given.
+"""The calls of a network, each with its shapes and addresses.
 
-Owns no memory and no order; the engine asks for one call after another.
+Owns which shapes and addresses a call is given. Never owns memory and never decides the order of calls: the engine asks
+for one after another.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Owns the order in which the ranks load, join, step and end. The leader sends each step to the other ranks and computes
 its own part; the network's collectives, run by TensorRT through NCCL, keep them together, and the leader's logits are
 whole. A GPU that waits for a rank that is gone waits for good, and NCCL's way out is none while TensorRT may use the
-communicator: the thread that waits is left, the step fails, and the end of the process takes it along. No launcher is
-needed: the leader starts the ranks itself. Ranks on other machines are out of scope.
+communicator: the thread that waits is left, the step fails, and the end of the process takes it along. Never needs a
+launcher, as the leader starts the ranks itself, and never reaches another machine.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class RankPart:
         execute(self._part, batch)
 
     def close(self) -> None:
-        """Free everything."""
+        """Free the part and its communicator."""
         self._part.close()
         self._communicator.close()
 
@@ -168,7 +168,7 @@ def load_leader(
         manifest: its manifest.
         ordinals: the GPU of each rank, the leader's first.
         load_part: loads the leader's part.
-        command: starts a rank, see `Rank`.
+        command: starts a rank, as for `Rank`.
 
     Raises:
         ArtifactError: the parts do not fit the GPUs, or NCCL is missing.

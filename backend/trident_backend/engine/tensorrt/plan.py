@@ -1,7 +1,7 @@
 """A plan of TensorRT, ready to run: the deserialized engine and its execution contexts.
 
-Owns both, and what TensorRT says when something fails. Knows tensors by name alone, and
-nothing of what they mean.
+Owns both, and what TensorRT says when something fails. Never knows what a tensor means: it has a name, a type and a
+shape.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Context:
         return ask is None or bool(ask(self._device.stream))
 
     def close(self) -> None:
-        """Free it."""
+        """Free the execution context."""
         self._context = None
 
 

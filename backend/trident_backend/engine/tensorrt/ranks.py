@@ -48,7 +48,7 @@ class Ranks:
     Args:
         folder: the engine's.
         ordinals: the GPU of each rank; the first is the leader's.
-        command: starts a rank, see `Rank`.
+        command: starts a rank, as for `Rank`.
 
     Raises:
         EngineError: a process cannot be started.

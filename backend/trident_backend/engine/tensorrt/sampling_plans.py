@@ -1,7 +1,7 @@
 """The plans of an engine that sampling runs on the device, and the little memory that goes to them and back.
 
-Owns the plans, their limits, the arrays on their way, the rows that are being changed and the table of penalties. Knows
-logits by their address alone.
+Owns the plans, their limits, the arrays on their way, the rows that are being changed and the table of penalties. Never
+owns a step's logits, which it knows by their address alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SamplingPlans:
     """Runs the plans, one at a time.
 
     Args:
-        plans: by name; see `trident_compiler.tensorrt.sampling_networks`. They are closed with this.
+        plans: by the names that `trident_compiler.tensorrt.sampling_networks` gives them. They are closed with this.
         device: where they run.
     """
 
@@ -138,7 +138,7 @@ class SamplingPlans:
         return results
 
     def close(self) -> None:
-        """Free everything."""
+        """Close the plans and free the memory on the device."""
         self._resources.close()
 
     def _view(self, offset: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
@@ -152,7 +152,7 @@ def load(folder: Path, device: Device, runtime_module: Any) -> SamplingPlans:
     Args:
         folder: `sampling` in the engine's.
         device: where they run.
-        runtime_module: see `Plan`.
+        runtime_module: `tensorrt`, `tensorrt_rtx`, or what has the same interface.
 
     Raises:
         ArtifactError: one of them is missing or cannot be read.

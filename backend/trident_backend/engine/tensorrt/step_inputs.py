@@ -1,8 +1,8 @@
-"""How a step becomes calls of the network.
+"""Splits a step into calls of the network.
 
 All sequences with one token share a decode call; each longer chunk has a prefill call.
 
-Owns the split, the inputs of each call and where its logits lie. Pure: no device, no compiler.
+Owns the split, the inputs of each call and where its logits lie. Never touches a device or a compiler.
 """
 
 from __future__ import annotations
