@@ -1,8 +1,8 @@
 """The paged KV cache.
 
-`BlockManager` alone changes block tables and reference counts. It owns which block belongs to which sequence, how many
-blocks are reserved for each, and which evictable blocks still hold a cached prefix; it never sees a key or a value, and
-never decides which sequence goes first.
+Owns which block belongs to which sequence, how many blocks are reserved for each, and which evictable blocks still hold
+a cached prefix; `BlockManager` alone changes block tables and reference counts. Never sees a key or a value, and never
+decides which sequence goes first.
 """
 
 from __future__ import annotations

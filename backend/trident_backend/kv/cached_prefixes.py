@@ -14,7 +14,7 @@ from trident_backend.sequences.sequence import Sequence
 
 
 class Content(NamedTuple):
-    """What is cached in a slot.
+    """The prefix that is cached in a slot.
 
     Args:
         digests: of its hash blocks, each of which stands for all before it too.

@@ -15,7 +15,7 @@ from trident_backend.sequences.steps import BlockCopy
 
 @dataclass
 class Move:
-    """One move.
+    """The move of a cached prefix out of a slot that is given to a sequence.
 
     Args:
         content: what was cached in the slot.

@@ -1,10 +1,10 @@
 """The KV cache of engines that give every sequence one slot.
 
-`SlotManager` alone says to which sequence a slot belongs, which slots still hold a cached prefix, and what is copied
-from one to another; it never sees a key or a value, and never decides which sequence goes first.
+Owns to which sequence a slot belongs, which slots still hold a cached prefix, and what is copied from one to another.
+Never sees a key or a value, and never decides which sequence goes first.
 
-A decode call computes every slot up to the highest in use, and to copy a slot takes a fraction of a step: so what
-is cached makes way for what runs.
+A decode call computes every slot up to the highest in use, and copying a slot takes a fraction of a step. So cached
+prefixes make way for sequences that run.
 """
 
 from __future__ import annotations
