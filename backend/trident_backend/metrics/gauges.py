@@ -1,7 +1,8 @@
 """The core's metrics at Triton's metrics port.
 
 Owns the names and labels of its gauges (those of TensorRT-LLM's backend, so that existing dashboards work) and where
-each value comes from; sums and distributions are in `histograms`. Knows no metrics library.
+each value comes from; sums and distributions are in `histograms`. Never imports a metrics library: `Instruments` makes
+the metrics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kinds of metrics, and how their values get to Triton's server.
 
-Owns what has been counted and not yet published. Knows no metrics library: `Instruments` makes the metrics, and every
-value given to one is a message from this process to the server. With tritonserver 2.51 one takes 25 us, 10 us of
+Owns what has been counted and not yet published. Never imports a metrics library: `Instruments` makes the metrics, and
+every value given to one is a message from this process to the server. With tritonserver 2.51 one takes 25 us, 10 us of
 them this process' CPU time. So a gauge sends only what has changed, all else is kept until it is published, and a
 distribution has two forms:
 
