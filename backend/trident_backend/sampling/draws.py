@@ -2,7 +2,8 @@
 
 Owns what top_k, top_p and min_p keep, in the field's order: the k most likely tokens, of those the fewest that together
 reach top_p (the one that crosses it is kept), of those the ones at least min_p times as likely as the most likely. Of
-equally likely tokens the lowest ids are kept. Nothing but top_k cuts the list of candidates.
+equally likely tokens the lowest ids are kept. Never shortens the list of candidates for speed: without a top_k, all of
+the vocabulary counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Samples from all tokens of a row, by inverting their cumulative distribution in two levels.
 
-Owns the arithmetic. The sums of a few hundred weights are single precision, everything that adds them up is double:
-a running single-precision sum over a large vocabulary would lose its rare tokens.
+Owns the arithmetic. An engine may sum the few hundred weights of a chunk in single precision; here weights and sums are
+never added in less than double precision, as a running single-precision sum over a large vocabulary would lose its rare
+tokens.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class ModifiedLogits(NamedTuple):
 
 
 class RequestLogitBias:
-    """What one request adds to logits and bans, in arrays that are made once.
+    """The biases and bans of one request, in arrays that are made once.
 
     Args:
         sequence: one of the request's, whose parameters and ends count.

@@ -1,8 +1,8 @@
 """Random numbers that depend on a request's seed, a sequence's index and a token's position alone.
 
 Owns the generator: Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), for many keys
-at once; it is counter-based, so that it has no state. The numbers are those of `numpy.random.Philox`, which would have
-to be built anew for every row.
+at once. Never keeps a state, as the generator is counter-based. The numbers are those of `numpy.random.Philox`, which
+would have to be built anew for every row.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""top_p over a whole vocabulary, without sorting it.
+"""Applies top_p to a whole vocabulary by rejection.
 
 Owns the rejection: a token sampled from all stays if the tokens more likely than it weigh less than top_p's share of
 the whole. If not, everything that top_p keeps is more likely than it, and the next sample is from the more likely
 tokens alone. So the sample is exact: it takes 1 / top_p attempts in the mean at most, each of which is one pass of
-`StepLogits.chunk_exp_sums`.
+`StepLogits.chunk_exp_sums`. Never sorts a row.
 """
 
 from __future__ import annotations
