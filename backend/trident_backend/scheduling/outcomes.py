@@ -1,4 +1,4 @@
-"""Takes what a step has chosen and scored into its sequences, and says whether it ends one.
+"""Appends the tokens and scores of a step to its sequences, and says whether a sequence ends.
 
 Owns the order of the reasons to end: an end id before a stop id before a stop string before a finished guide before
 `max_tokens`. Never chooses a token, never frees anything.

@@ -2,7 +2,7 @@
 
 Owns the order of sequences and their progress. There is no prefill mode and no decode mode: every sequence catches its
 computed tokens up with its tokens, under the step's token budget, so prompts are computed in chunks beside running
-streams. Pure: no engine, no thread, no logger, no clock (times are passed in).
+streams. Never runs an engine, starts a thread, logs or reads a clock: times are passed in.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSetting
 
 
 class Scheduler:
-    """In-flight batching with chunked context, prefix reuse, fair shares, deadlines and draft tokens.
+    """The scheduler: in-flight batching with chunked context, prefix reuse, fair shares, deadlines and draft tokens.
 
     Args:
         kv_cache: room for keys and values.
