@@ -20,7 +20,7 @@ _KEY_BITS = (1 << _NGRAM * _ID_BITS) - 1
 
 
 class IndexRoom:
-    """How many n-grams the sequences that share it may keep. One takes about 110 bytes.
+    """The number of n-grams that the sequences sharing it may still keep. One takes about 110 bytes.
 
     Args:
         num_ngrams: of all sequences together, at most.

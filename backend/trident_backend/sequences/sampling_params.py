@@ -25,7 +25,7 @@ PACKED_PARAMS = np.dtype(
 
 
 class Traits(IntEnum):
-    """What is to be done for a row of logits beside finding its argmax; each is one bit."""
+    """The work that a row of logits needs besides its argmax; each kind is one bit."""
 
     #: Tokens that have come before are penalised.
     PENALISED = 1
@@ -41,8 +41,10 @@ class Traits(IntEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. The changes apply in this order: repetition penalty, presence and frequency
-    penalty, biases, bans (bad words, `min_tokens`, a guide's mask), temperature, top_k, top_p, min_p.
+    """The parameters by which the next token is chosen.
+
+    The changes apply in this order: repetition penalty, presence and frequency penalty, biases, bans (bad words,
+    `min_tokens`, a guide's mask), temperature, top_k, top_p, min_p.
 
     Args:
         temperature: divides the logits; 0 is greedy.

@@ -21,7 +21,7 @@ from trident_ensemble.contract.errors import TridentError
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended. Where a sequence has an error, clients get that instead."""
+    """The reasons why a sequence ends. The client of a sequence that has an error gets the error instead."""
 
     EOS = "eos"
     #: A stop string, a stop id, or a guide that allows nothing more.

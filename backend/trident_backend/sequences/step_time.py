@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 
 class StepSize(NamedTuple):
-    """How much a step computes.
+    """The amount of work in a step.
 
     Args:
         num_tokens: tokens on the packed axis.

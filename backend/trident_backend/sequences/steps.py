@@ -70,7 +70,7 @@ class BlockCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """One step.
+    """The work of one step, as the scheduler decided it.
 
     Args:
         chunks: what it computes.
@@ -123,7 +123,7 @@ class Advance(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step resulted in.
+    """The outcome of one step.
 
     Args:
         output: what it was to compute.

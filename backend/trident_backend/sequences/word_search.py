@@ -20,7 +20,7 @@ class Match(NamedTuple):
 
 
 class Marks:
-    """Where a text spells special tokens, as far back as a word may reach.
+    """The spans of a text that spell special tokens, as far back as a word may reach.
 
     A match must have at least one of them, and none in part.
 
