@@ -1,7 +1,7 @@
 """The answer to one request on its way to its client: a stream for each of its sequences, and their flow control.
 
 Owns how far each sequence has come, what of it may leave and when, what has left, and what the acknowledgements say of
-the reader. Pure: times are passed in, and nothing is sent or stopped here.
+the reader. Never sends or stops anything, and never reads a clock: times are passed in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trident_ensemble.text import anchors as text_anchors
 
 
 class FlowState(Enum):
-    """What the acknowledgements of an answer say of its reader."""
+    """The states of an answer's reader, as its acknowledgements tell."""
 
     FLOWING = auto()
     STALLED = auto()
@@ -74,7 +74,7 @@ class FlowControl:
 
 
 class StreamChunk(NamedTuple):
-    """What leaves of one stream: its ids, and what the header and the output tensors say of them."""
+    """The part of one stream that a response carries: ids, and what header and output tensors say of them."""
 
     ids: list[int]
     part: Part
@@ -180,7 +180,7 @@ class SequenceStream:
 
 
 class Answer:
-    """What one request gets.
+    """The answer to one request, from its first chunk to its final response.
 
     Args:
         request: the request.

@@ -26,7 +26,7 @@ class Command(Enum):
 
 
 class TokenEvent(NamedTuple):
-    """What happened to one sequence in a step: new tokens, its end, or both.
+    """The news of one sequence from a step: new tokens, its end, or both.
 
     Args:
         sequence_id: the sequence.

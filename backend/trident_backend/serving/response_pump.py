@@ -1,7 +1,8 @@
-"""What leaves for clients: takes events of sequences, and sends responses when they are due.
+"""Reads the events of sequences, and sends responses to clients when they are due.
 
 Owns the open streams, which of them may have something to send, and the timers of those that have to wait until their
-interval is over. Every response is made and sent here, on the answering thread.
+interval is over. Never starts a thread, waits or reads a clock: the answering thread makes and sends every response
+here, and passes times in.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class Response(NamedTuple):
-    """One response.
+    """One response to a request, with the output of one or all of its sequences.
 
     Args:
         output_ids: int32 `[sequences, tokens]`, the shorter rows padded.

@@ -1,7 +1,7 @@
 """The core as a whole: admission, grammar jobs, engine loop and answering thread, put together.
 
 Owns the order of starting and stopping, which requests have which of their clients' ids, and the records that have not
-been taken yet. Knows no Triton: requests come as plain fields, answers go to a `Responder`. Usable from any thread.
+been taken yet. Never touches Triton: requests come as plain fields, answers go to a `Responder`. Any thread may use it.
 
 An accepted request is at every moment held by one of two, which answers it: `GrammarJobs` while its grammar is
 compiled, `AnsweringThread` from then on. Whichever thread fails, these two are told to answer all they hold and to
