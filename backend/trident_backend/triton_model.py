@@ -1,6 +1,7 @@
 """The Triton backend `trident`: tensors to fields, responses to tensors, and nothing else.
 
-Owns the conversion at the border with Triton's Python backend and the core's life with its model instance.
+Owns the conversion at the border with Triton's Python backend and the core's life with its model instance. Never
+schedules or computes anything itself: `CoreService` does, which knows nothing of Triton.
 """
 
 from __future__ import annotations
