@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 class ChunkHeader(NamedTuple):
-    """One response.
+    """The header of one response.
 
     Args:
         table_id: of the acknowledgement table; 0 if no acknowledgement is wanted.

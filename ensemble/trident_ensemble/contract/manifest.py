@@ -91,7 +91,7 @@ class Precision:
 
 
 class KVKind(str, Enum):
-    """How an engine lays out its KV cache."""
+    """The kinds of KV cache that an engine may have."""
 
     #: A pool of equal blocks; a sequence has as many as its tokens need, anywhere in the pool.
     BLOCKS = "blocks"
@@ -132,7 +132,7 @@ def sm_target(capability: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Generation:
-    """The checkpoint's generation defaults; see `SamplingParams`, whose values of no effect are the defaults here."""
+    """The checkpoint's generation defaults, in the terms of `SamplingParams`; what it leaves open has no effect."""
 
     end_ids: tuple[int, ...]
     temperature: float
@@ -147,7 +147,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`engine.json`.
+    """The contents of `engine.json`.
 
     Args:
         digests: of every other file of the folder, by its relative POSIX path; `digests` says what they are.

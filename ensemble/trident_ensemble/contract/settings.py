@@ -24,7 +24,7 @@ Settings = TypeVar("Settings", bound="TextSettings | CoreSettings | UnarySetting
 
 
 class BatchSchedulerPolicy(str, Enum):
-    """How many sequences run at a time."""
+    """The rules by which waiting sequences start."""
 
     #: A sequence starts when all blocks it may ever need are free, and is never interrupted.
     GUARANTEED_NO_EVICT = "guaranteed_no_evict"

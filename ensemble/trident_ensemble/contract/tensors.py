@@ -136,7 +136,7 @@ FLOW_CONTROL = _input("flow_control", "BOOL", "chunks of this stream will be ack
 PREPARED = {INPUT_IDS: TEXT_INPUT, BAD_WORDS_LIST: BAD_WORDS}
 
 OUTPUT_IDS = TensorSpec("output_ids", "INT32", (-1, -1), "[sequences, tokens of this response], padded with pad_id")
-CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response; see `chunk_header`")
+CHUNK = TensorSpec("chunk", "INT64", (-1,), "what postprocessing must know of this response, packed by `chunk_header`")
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (-1,), "the text of this response, one for each of its sequences")
 
 SEQUENCE_INDEX = TensorSpec(
