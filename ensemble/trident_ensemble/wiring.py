@@ -72,7 +72,7 @@ def default_instances() -> int:
 
 @dataclass(frozen=True)
 class RepositorySettings:
-    """What may be chosen about a repository; None means the default for this machine.
+    """The choices that a repository leaves open; None means the default for this machine.
 
     Args:
         preprocessing_instances: tokenizer processes.
