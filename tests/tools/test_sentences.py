@@ -26,7 +26,6 @@ PACKAGES = (
 NOT_YET: tuple[str, ...] = (
     "postprocessing/trident_postprocessing",
     "tools/trident_compiler",
-    "tools/trident_compiler/checkpoint",
     "tools/trident_compiler/families",
     "tools/trident_compiler/openvino",
     "tools/trident_compiler/planning",
