@@ -1,6 +1,6 @@
-"""What building an engine asks of a compiler, and how a build reports its progress.
+"""The interfaces between a build and its compiler, and between a build and the display of its progress.
 
-Owns the interfaces alone; each compiler's module is imported only where it is chosen.
+Owns the interfaces alone. Never imports a compiler: each one's module is imported only where it is chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class WeightFormats:
-    """How `WeightSource` prepares weights.
+    """The arguments of `WeightSource` that say how it prepares weights.
 
     Args:
         matrix: its `matrix_format`.

@@ -1,6 +1,6 @@
 """The choice of the compiler that builds an engine, and of its target.
 
-Owns the choice and its reasons. Imports the compiler that is chosen and no other, so that a machine needs only its own.
+Owns the choice and its reasons. Never imports a compiler that is not chosen, so that a machine needs only its own.
 """
 
 from __future__ import annotations

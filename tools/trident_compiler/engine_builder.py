@@ -1,4 +1,4 @@
-"""From a checkpoint to an engine folder.
+"""Builds an engine folder from a checkpoint.
 
 Owns the order of the work: tokenizer, token table, weights, network, and the manifest last. Never decides where the
 folder lies in a repository, never plans, and never prints: it reports to a `Progress`.
