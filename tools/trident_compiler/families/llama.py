@@ -56,7 +56,7 @@ class LlamaConfig:
     inverse_frequencies: npt.NDArray[np.float32] = field(repr=False, compare=False)
 
     def reduced(self, *, num_layers: int, vocab_size: int, factor: int) -> LlamaConfig:
-        """Return a smaller model of the same kind of layers; see `DecoderConfig.reduced`."""
+        """Return a smaller model of the same kind of layers, as `DecoderConfig.reduced` says."""
         shorter = replace(
             self,
             vocab_size=min(vocab_size, self.vocab_size),

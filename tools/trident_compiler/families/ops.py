@@ -1,8 +1,8 @@
 """The network language: the few operations in which model families are written, and the weights that they ask for.
 
-Owns the meaning and the shapes of each operation. Knows no compiler: a lowering implements `Ops` and decides what a
-`Value` is; a family only passes values on. All sequences of a step lie packed on one axis of T tokens, and R of their
-rows get logits. A value is either wide, `[T, features]`, or split into heads, `[T, heads, head_dim]`.
+Owns the meaning and the shapes of each operation. Never imports a compiler: a lowering implements `Ops` and decides
+what a `Value` is; a family only passes values on. All sequences of a step lie packed on one axis of T tokens, and R of
+their rows get logits. A value is either wide, `[T, features]`, or split into heads, `[T, heads, head_dim]`.
 
 Where several devices share a network, each computes some of the features or heads of a column-parallel value, with its
 part of the weights; `all_reduce` and `all_gather` bring the devices' results together. A network on one device is the

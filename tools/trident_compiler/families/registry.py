@@ -1,8 +1,8 @@
 """The model families that Trident builds.
 
-Owns the list of families, and the choice by config.json's `model_type`. A family is one module: it reads its
-configuration, names its tensors and their roles, and writes its network in the operations of `ops`; nothing about a
-family stands anywhere else. A new one is such a module and a line in `FAMILIES`.
+Owns the list of families, and the choice by config.json's `model_type`. Never describes a family: each is one module,
+which reads its configuration, names its tensors and their roles, and writes its network in the operations of `ops`;
+nothing about a family stands anywhere else. A new one is such a module and a line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trident_compiler.families.outline import Outline, outline
 
 
 class DecoderConfig(Protocol):
-    """What the configuration of every family says."""
+    """The properties that the configuration of every family has."""
 
     @property
     def vocab_size(self) -> int:
@@ -114,7 +114,7 @@ class Decoder:
         return self.config.max_position_embeddings
 
     def reduced(self, *, num_layers: int, vocab_size: int, factor: int = 1) -> Decoder:
-        """Return a smaller model of the family; see `DecoderConfig.reduced`."""
+        """Return a smaller model of the family, as `DecoderConfig.reduced` does."""
         config = self.config.reduced(num_layers=num_layers, vocab_size=vocab_size, factor=factor)
         return Decoder(self.model_type, self.family, config)
 
@@ -124,7 +124,7 @@ FAMILIES: tuple[Family[Any], ...] = (Family(LLAMA_TYPES, read_llama_config, llam
 
 
 def read_decoder(config: JsonConfig, families: Sequence[Family[Any]] = FAMILIES) -> Decoder:
-    """Understand config.json.
+    """Return the family that `config.json` names, with the configuration read from it.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
