@@ -54,7 +54,7 @@ class OpenVINOLowering:
         self._logit_rows = self._input(names.LOGIT_ROWS, [-1])
 
     def network(self, logits: Node, vocab_size: int) -> Network:
-        """The finished network; its output is `logits`, f32 `[R, vocab]`."""
+        """Return the finished network; its output is `logits`, f32 `[R, vocab]`."""
         flat = ops.reshape(logits, _ints([-1, vocab_size]), special_zero=False)
         flat.output(0).get_tensor().set_names({names.LOGITS})
         results = [ops.result(flat), *(result for each in self._placeholders for result in each.results)]
