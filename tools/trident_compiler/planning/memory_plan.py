@@ -115,7 +115,7 @@ class MemoryPlan:
 
 
 def parse_bytes(option: str, text: str) -> int:
-    """Read `24GiB`.
+    """Return the number of bytes that a text such as `24GiB` stands for.
 
     Raises:
         PlanError: it is not a number of bytes; names the option.
@@ -127,7 +127,7 @@ def parse_bytes(option: str, text: str) -> int:
 
 
 def parse_cache_size(text: str) -> CacheSize:
-    """Read `2GiB`, `32768 tokens`, `32768t` or `50%`.
+    """Return the size that a text such as `2GiB`, `32768 tokens`, `32768t` or `50%` stands for.
 
     Raises:
         PlanError: none of these.
