@@ -1,6 +1,6 @@
 """Compiling networks with TensorRT or TensorRT-RTX: networks in, plan files out.
 
-Owns the calls of the builder, its errors, and how a build is watched and given up. Knows nothing of what a network
+Owns the calls of the builder, its errors, and how a build is watched and given up. Never looks at what a network
 computes.
 """
 

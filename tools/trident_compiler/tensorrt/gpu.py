@@ -22,7 +22,7 @@ _FIRST_DRIVER = 580
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
+    """A GPU of this machine.
 
     Args:
         ordinal: as CUDA counts them.

@@ -32,7 +32,7 @@ NUM_TIES = 64
 
 @dataclass(frozen=True)
 class SamplingNetwork:
-    """One small network.
+    """One operation on logits, as a small network.
 
     Args:
         name: of its plan's file, without `.plan`.
@@ -47,7 +47,7 @@ class SamplingNetwork:
     vocab_size: int
 
     def write(self, trt: Any, network: Any) -> SamplingLayers:
-        """Write it.
+        """Write the layers of the network.
 
         Args:
             trt: the module, `tensorrt` or `tensorrt_rtx`.
@@ -62,7 +62,7 @@ class SamplingNetwork:
 
 
 def sampling_networks(vocab_size: int, max_rows: int) -> tuple[SamplingNetwork, ...]:
-    """All of an engine.
+    """Return all sampling networks of an engine.
 
     Args:
         vocab_size: V.
