@@ -22,7 +22,7 @@ class Split(Enum):
 
 
 class Role(Enum):
-    """What a tensor is for."""
+    """The roles that a tensor can have in a network."""
 
     #: `[vocab, hidden]`: a step reads a few of its rows. Whole on each device.
     EMBEDDING = "embedding"

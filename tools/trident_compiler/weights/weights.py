@@ -26,7 +26,7 @@ _PLAIN = {"BF16": BF16, "F16": FP16, "F32": FP32}
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight.
+    """One weight, in the format in which a network takes it.
 
     Args:
         name: unique among all weights of a network.
