@@ -72,6 +72,8 @@ def _of_members(owner: ast.Module | ast.ClassDef) -> Iterator[str]:
                 for decorator in node.decorator_list
             )
             yield from _problems_of(text, node.lineno, is_value=is_property)
+            if (is_property or isinstance(node, ast.ClassDef)) and text.startswith("Return "):
+                yield f"{node.lineno}: does not name the value: {text.partition(chr(10))[0]!r}"
             if isinstance(node, ast.FunctionDef) and not is_property and _VALUE.match(text):
                 yield f"{node.lineno}: does not say what the function does: {text.partition(chr(10))[0]!r}"
         if isinstance(node, ast.ClassDef):
@@ -114,6 +116,7 @@ def test_sentences_are_whole(room: str) -> None:
         ('class C:\n    """What is asked."""', "2: is a fragment"),
         ('def f():\n    """Whoever asks for it gets it."""', "2: is a fragment"),
         ('def f():\n    """Text."""', "2: is too short"),
+        ('class C:\n    """Return a sum."""', "2: does not name the value"),
         ('def f():\n    """A truth value of a request."""', "2: does not say what the function does"),
     ],
 )

@@ -270,7 +270,7 @@ class Engine(Protocol):
         The logits of the step before become invalid. Exactly one `collect` must follow before the next `submit`.
 
         Args:
-            batch: the step. The engine may read its arrays until `collect` returns; nobody may write to them.
+            batch: the step. The engine may read its arrays until `collect` returns; nothing may write to them.
 
         Raises:
             EngineError: the step could not begin, and there is nothing to collect. What it wrote to the KV cache is

@@ -56,7 +56,7 @@ class Reading:
         return self._detokenizer.text(context, new_ids, is_last=is_last, skip_special_tokens=self._skip)
 
     def _extend_context(self, token_id: int) -> None:
-        """As `context_ids` of all tokens would have it, without walking back through all that are no anchors."""
+        """Keep what `context_ids` of all tokens would return, without walking back through all that are no anchors."""
         kind = kind_of(self._anchors[token_id], skip_special_tokens=self._skip)
         if kind == NOTHING:
             return

@@ -169,7 +169,7 @@ class StopStrings:
 
 
 class _Cut(NamedTuple):
-    """Where a stop string would end the text; of several the least counts.
+    """The end that a stop string would make to the text; of several the least counts.
 
     Args:
         end: of the stop string.

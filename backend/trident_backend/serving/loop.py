@@ -42,8 +42,7 @@ class EngineLoop:
         emit: takes the events of a step, on this loop's thread.
         record: takes what was measured, on this loop's thread.
         on_fatal: called on this loop's thread, with what was raised, when the loop cannot go on. The core's state
-            cannot be relied on then and its sequences get no further events, so their requests must be ended by
-            whoever answers them.
+            cannot be relied on then and its sequences get no further events, so it must have their requests ended.
     """
 
     def __init__(

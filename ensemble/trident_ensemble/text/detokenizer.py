@@ -106,7 +106,7 @@ def _decode(spelled: bytes, *, is_last: bool = False) -> tuple[str, bytes]:
 
 
 class _Pieces(dict[int, str | bytes | None]):
-    """What the decoder is given for each token id: the token, the byte for which it stands, or None for nothing."""
+    """The input of the decoder for each token id: the token, the byte for which it stands, or None for nothing."""
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[str]) -> None:
         super().__init__()

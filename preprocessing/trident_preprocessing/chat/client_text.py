@@ -157,7 +157,7 @@ class _Mask:
 
 
 def _replaced(text: str, table: Mapping[str, str]) -> str:
-    """As `str.translate`, which takes long for long texts that have few of the characters."""
+    """Return what `str.translate` does, which takes long for long texts that have few of the characters."""
     for old, new in table.items():
         text = text.replace(old, new)
     return text

@@ -36,14 +36,19 @@ class EndToken:
 
 @dataclass(frozen=True)
 class EndOfText:
-    """Return all ends by id, and the texts of others that are not tokens, as `FILE: eos_token = TEXT`."""
+    """All ends of text that a checkpoint names.
+
+    Args:
+        tokens: the ends that are tokens, by ascending id.
+        unknown: the others, which are no tokens, as `FILE: eos_token = TEXT`.
+    """
 
     tokens: tuple[EndToken, ...]
     unknown: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Return the token ids, ascending."""
+        """The token ids, ascending."""
         return tuple(token.token_id for token in self.tokens)
 
 

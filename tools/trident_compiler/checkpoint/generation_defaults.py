@@ -56,7 +56,7 @@ def read_generation(generation: JsonConfig, end_ids: tuple[int, ...], vocab_size
 
     Args:
         generation: `generation_config.json`; empty if there is none.
-        end_ids: the ids that `end_of_text` returns.
+        end_ids: the ids of the checkpoint's `EndOfText`.
         vocab_size: the network's.
 
     Raises:

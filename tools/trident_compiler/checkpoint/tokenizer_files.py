@@ -56,7 +56,7 @@ class TokenizerFiles:
 
     @property
     def template_source(self) -> str:
-        """Return where the default chat template stands, for people."""
+        """Where the default chat template stands, for people."""
         if (self.folder / TEMPLATE_FILE).is_file():
             return TEMPLATE_FILE
         return PROCESSOR_TEMPLATE_FILE if self.processor_templates else f"{CONFIG_FILE}: chat_template"

@@ -33,7 +33,7 @@ class Sample:
 
     @property
     def cost(self) -> float:
-        """Return milliseconds for a prompt and its share of the steps that generate as many tokens."""
+        """The milliseconds for a prompt and its share of the steps that generate as many tokens."""
         return self.prompt_ms + _DECODE_STEPS * self.decode_ms
 
 

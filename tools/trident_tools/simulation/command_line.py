@@ -113,7 +113,7 @@ def _roof(args: argparse.Namespace) -> Roof | None:
 
 
 def _settings(args: argparse.Namespace) -> CoreSettings:
-    """What was asked for, on top of the repository's own settings."""
+    """Return the settings asked for, on top of the repository's own."""
     served = None
     if args.engine is not None and (args.engine / layout.CORE / layout.CONFIG_FILE).is_file():
         served = served_settings(args.engine)

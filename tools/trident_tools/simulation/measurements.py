@@ -70,7 +70,7 @@ class GapHistogram:
 
     @property
     def average(self) -> float:
-        """Return the mean in seconds; 0 without gaps."""
+        """The mean in seconds; 0 without gaps."""
         num_gaps = int(self.counts.sum())
         return self._total / max(1, num_gaps)
 

@@ -47,7 +47,7 @@ class Scenario:
 
     @property
     def parts(self) -> tuple[int | None, ...]:
-        """Return the replicas to be simulated apart; None stands for all of them together."""
+        """The replicas to be simulated apart; None stands for all of them together."""
         if isinstance(self.load, ClosedLoop) or self.router is not Router.ROUND_ROBIN:
             return (None,)
         return tuple(range(self.deployment.num_replicas))

@@ -149,7 +149,7 @@ class RankPart:
         self._communicator = communicator
 
     def execute(self, batch: StepBatch) -> None:
-        """Compute one step; nobody asks for its logits."""
+        """Compute one step; its logits are not read."""
         execute(self._part, batch)
 
     def close(self) -> None:
