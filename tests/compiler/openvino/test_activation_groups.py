@@ -51,7 +51,7 @@ def test_activation_group_is_in_the_manifest_and_reaches_the_plugin(
         "num_hidden_layers": 1,
         "head_dim": 32,
     }
-    checkpoint = make_checkpoint(tmp_path / "llama", "llama", hidden_size=hidden_size, **sizes)
+    checkpoint = make_checkpoint(tmp_path / "llama", "llama", **sizes)
     for weights, expected in (("int8", group), (None, 0)):
         folder = build(checkpoint, tmp_path / str(weights), "fp32", weights)
         precision = read_manifest(folder).precision
