@@ -88,7 +88,7 @@ def _output(response: fake_triton.InferenceResponse, name: str) -> Any:
     return tensor.as_numpy()
 
 
-def test_one_response_with_every_output(shell: Any) -> None:
+def test_triton_model_one_response_with_every_output(shell: Any) -> None:
     request = _request(input_ids=[5, 6, 7], max_tokens=9, ignore_eos=True, temperature=0.0)
     assert shell.execute([request]) is None
     (response,) = _answered(request)
@@ -99,7 +99,7 @@ def test_one_response_with_every_output(shell: Any) -> None:
     assert (_output(response, "num_input_tokens"), _output(response, "num_output_tokens")) == ([[3]], [[9]])
 
 
-def test_a_stream_ends_with_its_final_flag(shell: Any) -> None:
+def test_triton_model_a_stream_ends_with_its_final_flag(shell: Any) -> None:
     request = _request(input_ids=[5], max_tokens=20, ignore_eos=True, temperature=0.0, stream=True)
     shell.execute([request])
     responses = _answered(request)
@@ -110,7 +110,7 @@ def test_a_stream_ends_with_its_final_flag(shell: Any) -> None:
     assert {"finish_reason", "num_input_tokens", "num_output_tokens"} <= names[-1]
 
 
-def test_every_output_has_the_shape_and_type_of_the_contract(shell: Any) -> None:
+def test_triton_model_every_output_has_the_shape_and_type_of_the_contract(shell: Any) -> None:
     asked = _request(
         input_ids=[5, 6], max_tokens=7, ignore_eos=True, return_log_probs=True, return_prompt_log_probs=True,
         num_top_log_probs=2, return_perf_metrics=True, num_return_sequences=3, temperature=0.0,
@@ -126,7 +126,7 @@ def test_every_output_has_the_shape_and_type_of_the_contract(shell: Any) -> None
         assert all(dim in (-1, size) for dim, size in zip((1, *spec.dims), array.shape, strict=True)), spec.name
 
 
-def test_every_input_of_the_contract_is_taken(shell: Any) -> None:
+def test_triton_model_every_input_of_the_contract_is_taken(shell: Any) -> None:
     """With tensorrtllm_backend's defaults where it has any."""
     fields: dict[str, Any] = {
         "max_tokens": 5, "min_tokens": 2, "min_length": 2, "stream": False, "stream_interval_ms": 0,
@@ -152,7 +152,7 @@ def test_every_input_of_the_contract_is_taken(shell: Any) -> None:
     assert _output(response, "num_output_tokens").tolist() == [[5]]
 
 
-def test_a_stop_string_ends_the_output_where_its_text_does(shell: Any) -> None:
+def test_triton_model_a_stop_string_ends_the_output_where_its_text_does(shell: Any) -> None:
     tokenizer = byte_level_bpe()
     output = expected_tokens([5], 20)
     text = tokenizer.decode(output, skip_special_tokens=True)
@@ -165,7 +165,7 @@ def test_a_stop_string_ends_the_output_where_its_text_does(shell: Any) -> None:
     assert _output(response, "chunk").tolist()[0][-1] == text.index(word)
 
 
-def test_a_request_is_stopped_by_its_id(shell: Any) -> None:
+def test_triton_model_a_request_is_stopped_by_its_id(shell: Any) -> None:
     endless = _request(request_id="7", input_ids=[5], max_tokens=50, ignore_eos=True, stream=True)
     stop = _request(request_id="7", input_ids=[0], stop=True)
     nameless = _request(input_ids=[0], stop=True)
@@ -179,7 +179,7 @@ def test_a_request_is_stopped_by_its_id(shell: Any) -> None:
     assert "stop: needs the request id" in error.message()
 
 
-def test_a_guide_that_is_none_is_refused(shell: Any) -> None:
+def test_triton_model_a_guide_that_is_none_is_refused(shell: Any) -> None:
     request = _request(
         input_ids=[5], max_tokens=9, guided_decoding_guide_type=b"regex", guided_decoding_guide=b"x{1001}(",
     )  # fmt: skip
@@ -204,7 +204,7 @@ def test_a_guide_that_is_none_is_refused(shell: Any) -> None:
         (fake_triton.InferenceRequest([fake_triton.Tensor("stop_words", np.array([[4]]))]), "stop_words"),
     ],
 )
-def test_each_bad_request_of_a_batch_gets_its_own_error(
+def test_triton_model_each_bad_request_of_a_batch_gets_its_own_error(
     shell: Any, request_: fake_triton.InferenceRequest, field: str
 ) -> None:
     good = _request(input_ids=[5], max_tokens=4, ignore_eos=True, temperature=0.0)
@@ -217,7 +217,7 @@ def test_each_bad_request_of_a_batch_gets_its_own_error(
     assert _output(_answered(good)[-1], "output_ids").tolist() == [[expected_tokens([5], 4)]]
 
 
-def test_a_cancelled_client_gets_its_final_flag_and_is_not_asked_again(shell: Any) -> None:
+def test_triton_model_a_cancelled_client_gets_its_final_flag_and_is_not_asked_again(shell: Any) -> None:
     request = _request(input_ids=[5], max_tokens=40, ignore_eos=True, stream=True)
     request.sender.client_left = True
     shell.execute([request])
@@ -225,12 +225,12 @@ def test_a_cancelled_client_gets_its_final_flag_and_is_not_asked_again(shell: An
     time.sleep(0.25)  # longer than the period of asking; the double fails on a question after the final flag
 
 
-def test_an_engine_is_hosted_once(tmp_path: Path) -> None:
+def test_triton_model_an_engine_is_hosted_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="instance_group"):
         Shell().initialize(_arguments(tmp_path, instances=2))
 
 
-def test_an_unknown_parameter_fails_the_load_by_name(tmp_path: Path) -> None:
+def test_triton_model_an_unknown_parameter_fails_the_load_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_queue_sise"):
         Shell().initialize(_arguments(tmp_path, max_queue_sise="4"))
 
@@ -240,7 +240,9 @@ def _metric(family: str, **labels: str) -> fake_triton.Metric:
     return fake_triton.MetricFamily.alive[family].metrics[frozenset(wanted.items())]
 
 
-def test_metrics_are_of_triton_s_kinds_and_the_last_ones_are_published_at_the_end(unfinished_shell: Any) -> None:
+def test_triton_model_metrics_are_of_triton_s_kinds_and_the_last_ones_are_published_at_the_end(
+    unfinished_shell: Any,
+) -> None:
     request = _request(input_ids=[5, 6, 7], max_tokens=9, ignore_eos=True, temperature=0.0)
     endless = _request(input_ids=[5], max_tokens=60, ignore_eos=True)
     unfinished_shell.execute([_request(input_ids=[5], max_tokens=[4, 4]), _request(input_ids=[5], max_tokens=0)])
@@ -262,7 +264,9 @@ def test_metrics_are_of_triton_s_kinds_and_the_last_ones_are_published_at_the_en
     assert _metric("nv_trt_llm_request_metrics", request_type="active").number == 0
 
 
-def test_metrics_that_fail_are_given_up_and_harm_nobody(unfinished_shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_model_metrics_that_fail_are_given_up_and_harm_nobody(
+    unfinished_shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failures: list[str] = []
     monkeypatch.setattr(fake_triton.Metric, "refuses", True)
     monkeypatch.setattr(fake_triton.Logger, "log_error", failures.append)

@@ -48,7 +48,7 @@ def _python(code: str) -> tuple[subprocess.Popen[bytes], str]:
     return process, process.stdout.readline().decode().strip()
 
 
-def test_a_server_does_not_outlive_a_benchmark_that_is_killed() -> None:
+def test_commands_a_server_does_not_outlive_a_benchmark_that_is_killed() -> None:
     parent, pid = _python(_STARTS_A_CHILD)
     child = Path("/proc", pid, "stat")
     try:
@@ -74,7 +74,7 @@ def _runs(stat: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_benchmark_told_to_end_removes_its_folder(number: signal.Signals) -> None:
+def test_commands_a_benchmark_told_to_end_removes_its_folder(number: signal.Signals) -> None:
     process, name = _python(_WORKS_IN_A_FOLDER)
     assert Path(name, "checkpoint").exists()
     process.send_signal(number)
@@ -83,7 +83,7 @@ def test_a_benchmark_told_to_end_removes_its_folder(number: signal.Signals) -> N
     assert not Path(name).exists()
 
 
-def test_a_server_is_killed_when_waiting_for_its_end_is_interrupted() -> None:
+def test_commands_a_server_is_killed_when_waiting_for_its_end_is_interrupted() -> None:
     process, _ = _python(_IGNORES_SIGTERM)
     previous = signal.signal(signal.SIGALRM, _interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -101,13 +101,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_command_that_failed_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_a_command_that_failed_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BenchmarkError, match="trident bench has failed: exit status 2"):
         run_trident("bench", ["--users", "0"], tmp_path / "bench.json", _SECONDS)
     assert "--users" in capfd.readouterr().err, "the command has said why"
 
 
-def test_a_stage_without_answers_gives_no_figures() -> None:
+def test_commands_a_stage_without_answers_gives_no_figures() -> None:
     answered = {"load": {"users": 4}, "requests": 9, "errors": {}}
     require_requests([answered])
     with pytest.raises(BenchmarkError, match=r"under users 1 .*--duration"):
@@ -117,14 +117,14 @@ def test_a_stage_without_answers_gives_no_figures() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 2, MIN_SAMPLES - 1])
-def test_memory_of_a_short_soak_is_not_judged(num_samples: int) -> None:
+def test_commands_memory_of_a_short_soak_is_not_judged(num_samples: int) -> None:
     has_grown, said = judge_memory([100.0 * (1 + number) for number in range(num_samples)])
     assert not has_grown
     assert "not judged" in said
     assert "--minutes" in said
 
 
-def test_memory_of_a_long_soak_is_judged() -> None:
+def test_commands_memory_of_a_long_soak_is_judged() -> None:
     start = [500.0] * (MIN_SAMPLES // 4)
     assert not judge_memory([*start, *[1000.0] * MIN_SAMPLES])[0], "what it takes at first does not count"
     assert judge_memory([1000.0 + 20 * number for number in range(MIN_SAMPLES)])[0]
@@ -143,7 +143,7 @@ def test_memory_of_a_long_soak_is_judged() -> None:
         ("validate_simulation", ["--duration", "nan"]), ("validate_simulation", ["--output-tokens", "many"]),
     ],
 )  # fmt: skip
-def test_what_cannot_be_measured_is_refused_by_name(
+def test_commands_what_cannot_be_measured_is_refused_by_name(
     benchmark_name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = importlib.import_module(f"tests.benchmarks.{benchmark_name}")

@@ -17,7 +17,7 @@ from tests.checkpoints import make_checkpoint
 pytestmark = pytest.mark.slow
 
 
-def test_the_network_for_openvino_genai_computes_what_transformers_does(tmp_path: Path) -> None:
+def test_compare_the_network_for_openvino_genai_computes_what_transformers_does(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama")
     network = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     ids = torch.tensor([[5, 17, 42, 8, 99, 3, 250]])
@@ -45,7 +45,7 @@ def test_the_network_for_openvino_genai_computes_what_transformers_does(tmp_path
         (["--prompt-tokens", "2040"], "at most 2048 together"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_compare_what_cannot_be_measured_is_refused(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

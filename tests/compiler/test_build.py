@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama", "llama", end_ids=[0, 3])
 
 
-def test_the_repository_is_complete_and_relocatable(
+def test_build_the_repository_is_complete_and_relocatable(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "repository"
@@ -70,7 +70,7 @@ def test_the_repository_is_complete_and_relocatable(
     assert "llama, 3 layers" in printed
 
 
-def test_a_second_build_says_what_it_replaces(
+def test_build_a_second_build_says_what_it_replaces(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "repository"
@@ -82,13 +82,15 @@ def test_a_second_build_says_what_it_replaces(
     assert read_manifest(target / "core" / "1").precision.weights == "int8"
 
 
-def test_a_cpu_without_bfloat16_is_said_so(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_a_cpu_without_bfloat16_is_said_so(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trident_compiler.openvino.compiler.computes_bf16", lambda: False)
     with pytest.raises(BuildError, match="--precision bf16: this CPU"):
         trident_build(checkpoint, "--repository", tmp_path / "repository", "--precision", "bf16", "--quiet")
 
 
-def test_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_build_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "repository"
     with pytest.raises(PlanError, match="--kv-cache"):
         trident_build(checkpoint, "--repository", target, "--kv-cache", "64t", "--max-seq-len", "65", "--quiet")
@@ -134,7 +136,7 @@ _IN_BF16 = pytest.param(("--precision", "bf16"), marks=needs_bf16)
 
 
 @pytest.mark.parametrize("options", [("--precision", "fp32"), _IN_BF16, ("--weights", "int8"), ("--weights", "int4")])
-def test_memory_stays_within_one_and_a_half_checkpoints(
+def test_build_memory_stays_within_one_and_a_half_checkpoints(
     checkpoint: Path, large: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     num_bytes = (large / "model.safetensors").stat().st_size
@@ -168,7 +170,7 @@ print(resident() - before)
 
 
 @pytest.mark.parametrize("options", [("--precision", "fp32"), _IN_BF16, ("--weights", "int8")])
-def test_a_running_engine_takes_what_the_plan_says(large: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_build_a_running_engine_takes_what_the_plan_says(large: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     trident_build(large, "--repository", tmp_path / "repository", "--kv-cache", "2048t", "--quiet", *options)
     engine = tmp_path / "repository" / "core" / "1"
     outcome = subprocess.run([sys.executable, "-c", LOAD, engine], capture_output=True, text=True, check=False)
@@ -177,7 +179,7 @@ def test_a_running_engine_takes_what_the_plan_says(large: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_build_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_build_an_interrupted_build_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     program = (
         "import argparse, sys; from trident_tools import build; parser = argparse.ArgumentParser();"
         "build.add_arguments(parser); build.run(parser.parse_args(sys.argv[1:]))"

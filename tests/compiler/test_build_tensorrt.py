@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama", "llama", num_hidden_layers=2)
 
 
-def test_the_command_writes_a_whole_repository(checkpoint: Path, tmp_path: Path) -> None:
+def test_build_tensorrt_the_command_writes_a_whole_repository(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "repository"
     command = [sys.executable, "-m", "trident_tools.main", "build", str(checkpoint), "--repository", str(target)]
     outcome = subprocess.run([*command, *FOR_ADA, *SMALL], capture_output=True, text=True, check=False)
@@ -78,7 +78,7 @@ def test_the_command_writes_a_whole_repository(checkpoint: Path, tmp_path: Path)
     assert not (engine / layout.NETWORK_FILE).exists()
 
 
-def test_the_plan_holds_the_layers_of_the_checkpoint(tmp_path: Path) -> None:
+def test_build_tensorrt_the_plan_holds_the_layers_of_the_checkpoint(tmp_path: Path) -> None:
     wide: dict[str, Any] = {
         "hidden_size": 512,
         "intermediate_size": 4096,
@@ -95,7 +95,9 @@ def test_the_plan_holds_the_layers_of_the_checkpoint(tmp_path: Path) -> None:
     assert 0 <= (built[1] - built[0]) - (stored[1] - stored[0]) < (stored[1] - stored[0]) // 4
 
 
-def test_matrices_that_int4_does_not_fit_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_tensorrt_matrices_that_int4_does_not_fit_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 2}
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", intermediate_size=96, **heads)
     options = (checkpoint, "--repository", tmp_path / "repository", *FOR_ADA, *SMALL, "--weights", "int4")
@@ -106,12 +108,12 @@ def test_matrices_that_int4_does_not_fit_are_told(tmp_path: Path, capsys: pytest
     assert told in capsys.readouterr().out
 
 
-def test_an_engine_serves_on_the_gpu_that_is_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_build_tensorrt_an_engine_serves_on_the_gpu_that_is_named(checkpoint: Path, tmp_path: Path) -> None:
     trident_build(checkpoint, "--repository", tmp_path / "r", *FOR_ADA, *SMALL, "--gpu", "3", "--quiet")
     assert "gpus: 3" in (tmp_path / "r" / "core" / "config.pbtxt").read_text()
 
 
-def test_two_devices_have_two_plans_and_two_gpus(tmp_path: Path) -> None:
+def test_build_tensorrt_two_devices_have_two_plans_and_two_gpus(tmp_path: Path) -> None:
     heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 1}
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", **heads)
     target = tmp_path / "repository"
@@ -126,7 +128,7 @@ def test_two_devices_have_two_plans_and_two_gpus(tmp_path: Path) -> None:
         trident_build(checkpoint, "--repository", target, *FOR_ADA, "--tensor-parallel", "3", "--quiet")
 
 
-def test_without_a_gpu_the_engine_is_for_this_cpu_and_the_plan_says_why(
+def test_build_tensorrt_without_a_gpu_the_engine_is_for_this_cpu_and_the_plan_says_why(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trident_compiler.compiler_choice.gpus_at_hand", lambda: Gpus((), "no NVIDIA GPU found"))
@@ -144,7 +146,7 @@ def test_without_a_gpu_the_engine_is_for_this_cpu_and_the_plan_says_why(
         (("--weights", "fp8"), "--weights fp8: OpenVINO takes bf16, int8 or int4"),
     ],
 )
-def test_formats_of_gpus_are_refused_for_cpus(
+def test_build_tensorrt_formats_of_gpus_are_refused_for_cpus(
     checkpoint: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(BuildError, match=words):
@@ -152,7 +154,7 @@ def test_formats_of_gpus_are_refused_for_cpus(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_build_tensorrt_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     for options in (
         ("--weights", "fp8", "--compute-capability", "8.0"),
         ("--gpu-memory", "1MiB"),
@@ -164,7 +166,7 @@ def test_a_refused_build_changes_nothing(checkpoint: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_compilation_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_build_tensorrt_an_interrupted_compilation_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", num_hidden_layers=24)
     command = [sys.executable, "-u", "-m", "trident_tools.main", "build", str(checkpoint)]
     command += ["--repository", str(tmp_path / "r")]
@@ -187,7 +189,7 @@ def source_of(checkpoint: Path, matrix: str, plain: str, *, tied: bool = False) 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("plain", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_plain_weights_are_all_of_one_format(
+def test_build_tensorrt_plain_weights_are_all_of_one_format(
     tmp_path: Path, stored: torch.dtype, plain: str, kind: torch.dtype
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", dtype=stored, num_hidden_layers=1)
@@ -197,7 +199,7 @@ def test_plain_weights_are_all_of_one_format(
     np.testing.assert_array_equal(weight.values.view(np.uint16), expected.view(torch.uint16).numpy())
 
 
-def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
+def test_build_tensorrt_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1)
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][3, 3] = 70000
@@ -207,7 +209,7 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("matrix", "head"), [("int8", "int8"), ("int4", "int8"), ("fp8", "bf16"), ("bf16", "bf16")])
-def test_a_tied_table_is_plain_where_rows_are_looked_up(tmp_path: Path, matrix: str, head: str) -> None:
+def test_build_tensorrt_a_tied_table_is_plain_where_rows_are_looked_up(tmp_path: Path, matrix: str, head: str) -> None:
     checkpoint = make_checkpoint(tmp_path / "qwen2", "qwen2", num_hidden_layers=1)
     source = source_of(checkpoint, matrix, "bf16", tied=True)
     name = "model.embed_tokens.weight"

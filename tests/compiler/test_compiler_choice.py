@@ -59,7 +59,7 @@ def chosen(**asked: Any) -> tuple[str, str, str]:
     return choice.compiler.compiler.name, choice.compiler.compiler.target, choice.why
 
 
-def test_cpus_are_for_openvino(machine: Any) -> None:
+def test_compiler_choice_cpus_are_for_openvino(machine: Any) -> None:
     machine((), "tensorrt_rtx_bindings")
     assert chosen() == ("openvino", "cpu", "no NVIDIA GPU found")
     machine((ADA,))
@@ -69,7 +69,7 @@ def test_cpus_are_for_openvino(machine: Any) -> None:
     assert "pip install" in why
 
 
-def test_gpus_are_for_tensorrt_and_rtx_is_second(machine: Any) -> None:
+def test_compiler_choice_gpus_are_for_tensorrt_and_rtx_is_second(machine: Any) -> None:
     machine((HOPPER,), "tensorrt", "tensorrt_rtx")
     assert chosen() == ("tensorrt", "sm_90", "this machine's GPU is sm_90")
     machine((ADA,), "tensorrt_rtx_bindings")
@@ -77,7 +77,7 @@ def test_gpus_are_for_tensorrt_and_rtx_is_second(machine: Any) -> None:
     assert chosen(engine="openvino") == ("openvino", "cpu", "as asked")
 
 
-def test_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None:
+def test_compiler_choice_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None:
     machine((HOPPER,), "tensorrt", "tensorrt_rtx_bindings")
     assert chosen(capability="8.6", gpu_memory=1 << 30)[:2] == ("tensorrt_rtx", "sm_86")
     with pytest.raises(BuildError, match=r"--gpu-memory: .*24GiB"):
@@ -116,7 +116,7 @@ def test_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machine: Any) -> None
         ),
     ],
 )
-def test_what_cannot_be_built_here_is_refused(
+def test_compiler_choice_what_cannot_be_built_here_is_refused(
     machine: Any, gpus: tuple[Gpu, ...], modules: tuple[str, ...], asked: dict[str, Any], words: str
 ) -> None:
     machine(gpus, *modules)
@@ -125,7 +125,7 @@ def test_what_cannot_be_built_here_is_refused(
     assert refusal.type is BuildError, "there is no plan yet"
 
 
-def test_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None:
+def test_compiler_choice_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None:
     machine((ADA, Gpu(1, (8, 9)), Gpu(2, (8, 9))), "tensorrt_rtx")
     two = choose_compiler(BuildRequest(gpus=(2, 1), tensor_parallel=2)).compiler
     assert two.num_devices == 2
@@ -136,7 +136,7 @@ def test_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None
     assert plan.free_bytes == 2 << 30
 
 
-def test_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:
+def test_compiler_choice_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:
     machine((HOPPER, Gpu(1, (8, 9)), Gpu(2, (9, 0)), Gpu(3, (8, 9))), "tensorrt", "tensorrt_rtx")
     choice = choose_compiler(BuildRequest(capability="8.9"))
     assert (choice.gpus, choice.compiler.memory) == ((1,), "free on GPU 1")
@@ -147,7 +147,7 @@ def test_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:
     assert chosen(capability="8.9")[0] == "tensorrt_rtx"
 
 
-def test_of_equal_gpus_the_named_one_builds(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_choice_of_equal_gpus_the_named_one_builds(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine((ADA, Gpu(1, (8, 9))), "tensorrt")
     selected: list[int] = []
     monkeypatch.setattr(gpu, "select", selected.append)
@@ -156,7 +156,7 @@ def test_of_equal_gpus_the_named_one_builds(machine: Any, monkeypatch: pytest.Mo
     assert selected == [1, 1]
 
 
-def test_gpus_elsewhere_are_named_for_serving_alone(machine: Any) -> None:
+def test_compiler_choice_gpus_elsewhere_are_named_for_serving_alone(machine: Any) -> None:
     machine((HOPPER,), "tensorrt", "tensorrt_rtx_bindings")
     for gpus in ((0,), (5,)):
         choice = choose_compiler(BuildRequest(capability="8.6", gpu_memory=1 << 30, gpus=gpus))
@@ -167,7 +167,7 @@ def test_gpus_elsewhere_are_named_for_serving_alone(machine: Any) -> None:
     assert choose_compiler(BuildRequest(engine="openvino")).gpus == ()
 
 
-def test_nothing_is_asked_of_gpus_for_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_choice_nothing_is_asked_of_gpus_for_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> Gpus:
         raise AssertionError
 
@@ -222,7 +222,9 @@ class Cuda(ModuleType):
         return ()
 
 
-def test_gpus_are_asked_of_cuda_and_only_the_chosen_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_choice_gpus_are_asked_of_cuda_and_only_the_chosen_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cuda = Cuda(3)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     assert gpus_at_hand() == Gpus((Gpu(0, (8, 6)), Gpu(1, (8, 9)), Gpu(2, (8, 12))))
@@ -232,7 +234,7 @@ def test_gpus_are_asked_of_cuda_and_only_the_chosen_one_is_taken(monkeypatch: py
 
 
 @pytest.mark.parametrize("call", ["cudaSetDevice", "cudaMemGetInfo"])
-def test_a_gpu_that_does_not_answer_is_named(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_choice_a_gpu_that_does_not_answer_is_named(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(2, **{call: Status.cudaErrorMemoryAllocation})
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     with pytest.raises(BuildError, match=f"GPU 1 cannot be used: {call}: the words of 2"):
@@ -258,7 +260,7 @@ OLD, BUSY = Status.cudaErrorInsufficientDriver, Status.cudaErrorSystemNotReady
         (Cuda(0, cudaGetDeviceCount=BUSY), True, "no NVIDIA GPU can be used: cudaGetDeviceCount: the words of 802"),
     ],
 )
-def test_why_there_is_no_gpu_is_said(
+def test_compiler_choice_why_there_is_no_gpu_is_said(
     cuda: Cuda | None, has_node: bool, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
@@ -270,7 +272,7 @@ def test_why_there_is_no_gpu_is_said(
         chosen(engine="tensorrt")
 
 
-def test_the_builder_is_made_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_choice_the_builder_is_made_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(3)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     present: list[int] = []
@@ -285,7 +287,7 @@ def test_the_builder_is_made_for_its_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -> None:
+def test_compiler_choice_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -> None:
     program = (
         "import sys; sys.modules['{absent}'] = None\n"
         "import trident_tools.build, trident_compiler.engine_builder\n"

@@ -47,7 +47,7 @@ def _verdicts(section: str) -> dict[str, str]:
         ("The core", THEIR_CORE_INPUTS, (*tensors.CORE_INPUTS, *tensors.CORE_OUTPUTS)),
     ],
 )
-def test_the_table_says_of_every_tensor_of_tensorrtllm_backend_what_becomes_of_it(
+def test_requests_page_the_table_says_of_every_tensor_of_tensorrtllm_backend_what_becomes_of_it(
     section: str, theirs: str, ours: tuple[tensors.TensorSpec, ...]
 ) -> None:
     verdicts = _verdicts(section)
@@ -58,7 +58,7 @@ def test_the_table_says_of_every_tensor_of_tensorrtllm_backend_what_becomes_of_i
         assert (name in declared) == (verdict != "error"), name
 
 
-def test_every_tensor_of_the_ensemble_is_explained() -> None:
+def test_requests_page_every_tensor_of_the_ensemble_is_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", (DOCS / "requests.md").read_text()))
     names = {spec.name for spec in (*tensors.ENSEMBLE_INPUTS, *tensors.ENSEMBLE_OUTPUTS)}
     assert not names - explained

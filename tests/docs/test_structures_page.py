@@ -30,13 +30,13 @@ def test_structures_page_follows_a_request_through_every_room_that_a_token_passe
     assert passed == {room for room in passed if f"backend/trident_backend/{room}/" in steps}
 
 
-def test_readme_is_short_and_leads_to_every_page() -> None:
+def test_structures_page_readme_is_short_and_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 180
     assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"docs/\w+\.md", readme))
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_structures_page_links_between_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[\w-]+)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -79,7 +79,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "field", "limit"), CASES)
-def test_over_grpc(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
+def test_bad_input_over_grpc(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
     with pytest.raises(InferenceServerException) as caught:
         ask_grpc(server.grpc, **fields)
     assert field in str(caught.value)
@@ -87,7 +87,7 @@ def test_over_grpc(server: Server, fields: dict[str, Any], field: str, limit: st
 
 
 @pytest.mark.parametrize(("fields", "field", "limit"), CASES)
-def test_over_http_infer(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
+def test_bad_input_over_http_infer(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
     with httpclient.InferenceServerClient(server.http) as client, pytest.raises(InferenceServerException) as caught:
         client.infer("ensemble_unary", make_inputs(httpclient, fields))
     assert field in str(caught.value)
@@ -96,7 +96,7 @@ def test_over_http_infer(server: Server, fields: dict[str, Any], field: str, lim
 
 
 @pytest.mark.parametrize(("fields", "field", "limit"), CASES)
-def test_over_http_generate(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
+def test_bad_input_over_http_generate(server: Server, fields: dict[str, Any], field: str, limit: str) -> None:
     if isinstance(fields.get("text_input"), bytes):
         payload: Any = b'{"text_input": "\xff\xfe", "max_tokens": 4}'
     else:
@@ -108,7 +108,7 @@ def test_over_http_generate(server: Server, fields: dict[str, Any], field: str, 
         assert limit in body
 
 
-def test_an_unknown_field_is_named(server: Server) -> None:
+def test_bad_input_an_unknown_field_is_named(server: Server) -> None:
     status, body = post(server, GENERATE, {**GOOD, "max_tokns": 4})
     assert (status, "max_tokns" in body) == (400, True)
     with pytest.raises(InferenceServerException, match="max_tokns"):
@@ -118,19 +118,19 @@ def test_an_unknown_field_is_named(server: Server) -> None:
             client.infer("ensemble_unary", make_inputs(httpclient, {**GOOD, "max_tokns": 4}))
 
 
-def test_a_missing_max_tokens_is_named(server: Server) -> None:
+def test_bad_input_a_missing_max_tokens_is_named(server: Server) -> None:
     status, body = post(server, GENERATE, {"text_input": "hello"})
     assert (status, "max_tokens" in body) == (400, True)
     with pytest.raises(InferenceServerException, match="max_tokens"):
         ask_grpc(server.grpc, text_input="hello")
 
 
-def test_no_input_at_all_is_refused(server: Server) -> None:
+def test_bad_input_no_input_at_all_is_refused(server: Server) -> None:
     status, body = post(server, GENERATE, {})
     assert (status, "0 inputs" in body) == (400, True)
 
 
-def test_a_wrong_dtype_is_named(server: Server) -> None:
+def test_bad_input_a_wrong_dtype_is_named(server: Server) -> None:
     wrong = np.array([[1.5]], np.float32)
     for module, url in ((grpcclient, server.grpc), (httpclient, server.http)):
         tensor = module.InferInput("max_tokens", [1, 1], "FP32")
@@ -142,14 +142,14 @@ def test_a_wrong_dtype_is_named(server: Server) -> None:
         client.close()
 
 
-def test_a_wrong_json_type_is_refused_by_triton_itself(server: Server) -> None:
+def test_bad_input_a_wrong_json_type_is_refused_by_triton_itself(server: Server) -> None:
     """Triton parses generate's JSON before any model sees it, and its message does not name the field."""
     status, body = post(server, GENERATE, {"text_input": "hello", "max_tokens": "four"})
     assert status in (400, 500)
     assert "error" in body
 
 
-def test_a_wrong_shape_is_refused(server: Server) -> None:
+def test_bad_input_a_wrong_shape_is_refused(server: Server) -> None:
     tensor = grpcclient.InferInput("text_input", [2, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"a"], [b"b"]], np.object_))
     limit = grpcclient.InferInput("max_tokens", [2, 1], "INT32")

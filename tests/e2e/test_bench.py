@@ -46,7 +46,7 @@ def expected(folder: Path, count: int) -> Counter[tuple[int, int]]:
 
 @pytest.mark.parametrize("load", [("--users", "6"), ("--rate", "30")])
 @pytest.mark.parametrize("protocol", ["grpc", "generate_stream"])
-def test_every_request_is_answered_as_asked(
+def test_bench_every_request_is_answered_as_asked(
     server: Server, tmp_path: Path, protocol: str, load: tuple[str, str]
 ) -> None:
     url = server.grpc if protocol == "grpc" else server.url("")
@@ -67,7 +67,7 @@ def test_every_request_is_answered_as_asked(
     assert server.num_active == 0
 
 
-def test_an_unknown_field_is_named(server: Server) -> None:
+def test_bench_an_unknown_field_is_named(server: Server) -> None:
     words = command("bench", "--url", server.grpc, "--users", "1", "--field", "temprature=1")
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1

@@ -44,7 +44,7 @@ def bench(tmp_path: Path, *options: object) -> Run:
     return Run(done.returncode, done.stdout, done.stderr, json.loads(file.read_text()) if file.exists() else {})
 
 
-def test_closed_loop_over_generate_stream(tmp_path: Path) -> None:
+def test_bench_command_closed_loop_over_generate_stream(tmp_path: Path) -> None:
     """Two stages: latencies are the server's, the ramp is left out, the server's own counts are read."""
     page = tmp_path / "page.html"
     with streaming(Double()) as double:
@@ -89,7 +89,7 @@ def test_closed_loop_over_generate_stream(tmp_path: Path) -> None:
     assert "4 users" in page.read_text()
 
 
-def test_chat_over_openai(tmp_path: Path) -> None:
+def test_bench_command_chat_over_openai(tmp_path: Path) -> None:
     """Token counts are those of the usage; end of text is left to the model."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}\n')
@@ -110,7 +110,7 @@ def test_chat_over_openai(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_completions_over_openai(tmp_path: Path) -> None:
+def test_bench_command_completions_over_openai(tmp_path: Path) -> None:
     with streaming(Double(token_seconds=0.01)) as double:
         url = f"{double.url}/v1"
         run = bench(tmp_path, "--protocol", "openai", "--url", url, "--users", "1", "--output-tokens", "4", *FAST)
@@ -120,7 +120,7 @@ def test_completions_over_openai(tmp_path: Path) -> None:
     assert isinstance(double.bodies[0]["prompt"], str)
 
 
-def test_open_loop_sees_a_stall(tmp_path: Path) -> None:
+def test_bench_command_open_loop_sees_a_stall(tmp_path: Path) -> None:
     """Who was to be sent while the server stood still, waited for it: that is in the latencies, for each of them."""
     with streaming(Double(stall_after=1.0, stall_seconds=1.0)) as double:
         run = bench(
@@ -144,7 +144,7 @@ def test_open_loop_sees_a_stall(tmp_path: Path) -> None:
     assert deviation / mean == pytest.approx(1, abs=0.35), "exponential gaps, not regular ones"
 
 
-def test_errors_are_counted_apart(tmp_path: Path) -> None:
+def test_bench_command_errors_are_counted_apart(tmp_path: Path) -> None:
     with streaming(Double(refuse_every=3)) as double:
         run = bench(
             tmp_path, "--protocol", "generate_stream", "--url", double.url, "--users", "8", "--output-tokens", "3",
@@ -160,7 +160,7 @@ def test_errors_are_counted_apart(tmp_path: Path) -> None:
     assert "x [400] [UNAVAILABLE] N requests wait" in run.stdout
 
 
-def test_broken_and_unfinished_streams_are_errors(tmp_path: Path) -> None:
+def test_bench_command_broken_and_unfinished_streams_are_errors(tmp_path: Path) -> None:
     options = ("--protocol", "generate_stream", "--users", "2", "--grace", "0.2", *FAST)
     with streaming(Double(break_streams=True)) as double:
         broken = bench(tmp_path, *options, "--url", double.url, "--output-tokens", "5")
@@ -178,7 +178,9 @@ def test_broken_and_unfinished_streams_are_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_seconds_in_which_no_request_began_are_said_to_be_too_few(tmp_path: Path, quiet: tuple[str, ...]) -> None:
+def test_bench_command_seconds_in_which_no_request_began_are_said_to_be_too_few(
+    tmp_path: Path, quiet: tuple[str, ...]
+) -> None:
     """The only user's first request begins in the ramp, and takes longer than what is measured."""
     with streaming(Double(first_token_seconds=2.0)) as double:
         run = bench(
@@ -193,7 +195,7 @@ def test_seconds_in_which_no_request_began_are_said_to_be_too_few(tmp_path: Path
     assert "raise --duration" in run.report["notes"][-1]
 
 
-def test_ctrl_c_reports(tmp_path: Path) -> None:
+def test_bench_command_ctrl_c_reports(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     with streaming(Double()) as double:
         words = command(
@@ -221,7 +223,7 @@ def test_ctrl_c_reports(tmp_path: Path) -> None:
     assert "2 users" in stdout
 
 
-def test_a_quiet_pipe_gets_the_final_table_alone(tmp_path: Path) -> None:
+def test_bench_command_a_quiet_pipe_gets_the_final_table_alone(tmp_path: Path) -> None:
     with streaming(Double(first_token_seconds=0.02)) as double:
         run = bench(
             tmp_path, "--protocol", "generate_stream", "--url", double.url, "--users", "1,2", "--output-tokens", "2",
@@ -234,7 +236,7 @@ def test_a_quiet_pipe_gets_the_final_table_alone(tmp_path: Path) -> None:
     assert "\x1b" not in run.stdout
 
 
-def test_no_server(tmp_path: Path) -> None:
+def test_bench_command_no_server(tmp_path: Path) -> None:
     for protocol, url in (("grpc", "127.0.0.1:9"), ("generate_stream", "http://127.0.0.1:9")):
         run = bench(tmp_path, "--protocol", protocol, "--url", url, "--users", "1", *FAST)
         assert (run.status, run.report) == (1, {})
@@ -248,19 +250,21 @@ def test_no_server(tmp_path: Path) -> None:
      ("--users", "1", "--input-tokens", "normal"), ("--users", "1", "--tokenizer", "/nowhere"),
      ("--users", "1", "--json", "/nowhere/x.json"), ("--users", "1", "--field", "x")],
 )  # fmt: skip
-def test_wrong_usage(options: tuple[str, ...]) -> None:
+def test_bench_command_wrong_usage(options: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", *options])
     assert left.value.code == 2
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_command_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "locust", None)
     assert main(["bench", "--users", "1"]) == 1
     assert "locust must be installed: pip install 'trident-llm[bench]'" in capsys.readouterr().err
 
 
-def test_importing_the_command_patches_nothing() -> None:
+def test_bench_command_importing_the_command_patches_nothing() -> None:
     code = "import trident_tools.bench, sys; print({'gevent', 'locust', 'ssl', 'grpc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"

@@ -29,14 +29,14 @@ def _goes_quiet(server: Server) -> None:
     assert ask_grpc(server.grpc, text_input="and on", max_tokens=3, ignore_eos=True).num_output_tokens == 3
 
 
-def test_grpc_cancel(server: Server) -> None:
+def test_cancellation_grpc_cancel(server: Server) -> None:
     with grpc_stream(server.grpc, make_inputs(grpcclient, ENDLESS)) as results:
         next(results)
         until(lambda: server.num_used_blocks > 0, 60, "the stream holds blocks")
     _goes_quiet(server)
 
 
-def test_http_disconnect(server: Server) -> None:
+def test_cancellation_http_disconnect(server: Server) -> None:
     connection = http.client.HTTPConnection(server.http)
     connection.request("POST", "/v2/models/ensemble/generate_stream", json.dumps(ENDLESS))
     assert connection.getresponse().readline().startswith(b"data:")
@@ -45,7 +45,7 @@ def test_http_disconnect(server: Server) -> None:
     _goes_quiet(server)
 
 
-def test_cancel_of_a_stream_from_the_core_itself(server: Server) -> None:
+def test_cancellation_cancel_of_a_stream_from_the_core_itself(server: Server) -> None:
     ids = grpcclient.InferInput("input_ids", [1, 3], "INT32")
     ids.set_data_from_numpy(np.array([[1, 2, 3]], np.int32))
     fields = {key: value for key, value in ENDLESS.items() if key != "text_input"}
@@ -55,7 +55,7 @@ def test_cancel_of_a_stream_from_the_core_itself(server: Server) -> None:
     _goes_quiet(server)
 
 
-def test_twenty_cancels_leave_their_neighbour_whole(server: Server) -> None:
+def test_cancellation_twenty_cancels_leave_their_neighbour_whole(server: Server) -> None:
     alone = ask_grpc(server.grpc, text_input="neighbour", max_tokens=300, stream=True, ignore_eos=True)
     streams = [grpc_stream(server.grpc, make_inputs(grpcclient, ENDLESS)) for _ in range(20)]
     for stream in streams:
@@ -73,7 +73,9 @@ def test_twenty_cancels_leave_their_neighbour_whole(server: Server) -> None:
     until(lambda: server.num_used_blocks == 0, 60, "the blocks come back")
 
 
-def test_cancelled_streams_leave_nothing_in_flight_inside_triton(roomy_repository: Path, tmp_path: Path) -> None:
+def test_cancellation_cancelled_streams_leave_nothing_in_flight_inside_triton(
+    roomy_repository: Path, tmp_path: Path
+) -> None:
     """Triton says at its end which requests it still holds; with the dynamic batcher it would hold these for ever."""
     with serve(roomy_repository, tmp_path / "log") as server:
         for _ in range(3):
@@ -97,7 +99,7 @@ def _own_chunk(server: Server) -> list[int]:
     return chunk
 
 
-def test_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
+def test_cancellation_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
     """Not by a header of one's own making; and the table is no memory that clients can register."""
     chunk = _own_chunk(server)
     version, table_id, _, secret, *_ = chunk

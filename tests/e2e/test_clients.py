@@ -27,7 +27,7 @@ def expected(server: Server) -> tuple[str, list[int]]:
     return answer.text, answer.output_ids
 
 
-def test_grpc_streaming(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_grpc_streaming(server: Server, expected: tuple[str, list[int]]) -> None:
     answer = ask_grpc(server.grpc, **FIELDS, stream=True)
     assert (answer.text, answer.output_ids) == expected
     assert answer.num_chunks > 1
@@ -35,7 +35,7 @@ def test_grpc_streaming(server: Server, expected: tuple[str, list[int]]) -> None
 
 
 @pytest.mark.parametrize("module", [httpclient, grpcclient])
-def test_infer_over_http_and_grpc(server: Server, expected: tuple[str, list[int]], module: object) -> None:
+def test_clients_infer_over_http_and_grpc(server: Server, expected: tuple[str, list[int]], module: object) -> None:
     url = server.http if module is httpclient else server.grpc
     client = module.InferenceServerClient(url)  # type: ignore[attr-defined]
     result = client.infer("ensemble_unary", make_inputs(module, FIELDS), request_id="7")
@@ -47,7 +47,7 @@ def test_infer_over_http_and_grpc(server: Server, expected: tuple[str, list[int]
     client.close()
 
 
-def test_many_infers_at_once(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_many_infers_at_once(server: Server, expected: tuple[str, list[int]]) -> None:
     def infer(_: int) -> list[int]:
         with grpcclient.InferenceServerClient(server.grpc) as client:
             result = client.infer("ensemble_unary", make_inputs(grpcclient, FIELDS))
@@ -58,14 +58,14 @@ def test_many_infers_at_once(server: Server, expected: tuple[str, list[int]]) ->
         assert all(ids == expected[1] for ids in pool.map(infer, range(200)))
 
 
-def test_generate(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_generate(server: Server, expected: tuple[str, list[int]]) -> None:
     status, body = post(server, "/v2/models/ensemble/generate", FIELDS)
     reply = json.loads(body)
     assert (status, reply["text_output"], reply["output_ids"]) == (200, *expected)
     assert (reply["finish_reason"], reply["num_output_tokens"]) == ("length", 12)
 
 
-def test_generate_stream(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_generate_stream(server: Server, expected: tuple[str, list[int]]) -> None:
     status, body = post(server, "/v2/models/ensemble/generate_stream", {**FIELDS, "stream": True})
     chunks = [chunk for chunk in events(body) if "text_output" in chunk]
     assert status == 200
@@ -74,14 +74,14 @@ def test_generate_stream(server: Server, expected: tuple[str, list[int]]) -> Non
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
-def test_curl(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_curl(server: Server, expected: tuple[str, list[int]]) -> None:
     url = server.url("/v2/models/ensemble/generate")
     command = ["curl", "-sS", "--fail-with-body", url, "-d", json.dumps(FIELDS)]
     reply = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
     assert reply["text_output"] == expected[0]
 
 
-def test_chat_messages(server: Server) -> None:
+def test_clients_chat_messages(server: Server) -> None:
     messages = json.dumps([{"role": "user", "content": "hello"}])
     answer = ask_grpc(server.grpc, messages=messages, max_tokens=8, stream=True, ignore_eos=True)
     plain = ask_grpc(server.grpc, text_input="hello", max_tokens=8, stream=True, ignore_eos=True)
@@ -89,7 +89,7 @@ def test_chat_messages(server: Server) -> None:
     assert answer.num_input_tokens > plain.num_input_tokens, "the template adds its own tokens"
 
 
-def test_sampling_is_repeatable_by_seed(server: Server) -> None:
+def test_clients_sampling_is_repeatable_by_seed(server: Server) -> None:
     def draw(seed: int) -> list[int]:
         return ask_grpc(server.grpc, **FIELDS, temperature=1.0, seed=seed).output_ids
 
@@ -99,7 +99,7 @@ def test_sampling_is_repeatable_by_seed(server: Server) -> None:
     assert len({tuple(ids) for ids in draws}) == 4
 
 
-def test_the_core_alone_speaks_token_ids(server: Server, expected: tuple[str, list[int]]) -> None:
+def test_clients_the_core_alone_speaks_token_ids(server: Server, expected: tuple[str, list[int]]) -> None:
     """A client may bring its own tokenizer: the core is a model like any other."""
     answer = ask_grpc(server.grpc, **FIELDS)
     assert answer.output_ids == expected[1]

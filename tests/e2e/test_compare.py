@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.benchmarks import compare
 
 
-def test_one_sequence_is_measured_in_all_three(tmp_path: Path) -> None:
+def test_compare_one_sequence_is_measured_in_all_three(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     compare.main(
         [

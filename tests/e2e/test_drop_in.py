@@ -77,7 +77,7 @@ def expected(server: Server) -> str:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_end_to_end_client(server: Server, expected: str, streaming: bool) -> None:
+def test_drop_in_the_end_to_end_client(server: Server, expected: str, streaming: bool) -> None:
     fields = _end_to_end("hello world", 12, stream=np.array([[streaming]], bool))
     text = ""
     results = _stream(server, fields, ("text_output",))
@@ -87,7 +87,7 @@ def test_the_end_to_end_client(server: Server, expected: str, streaming: bool) -
     assert len(results) == 1 or streaming
 
 
-def test_its_log_probs_and_perf_metrics(server: Server) -> None:
+def test_drop_in_its_log_probs_and_perf_metrics(server: Server) -> None:
     extra = {"return_log_probs": np.array([[True]], bool), "return_perf_metrics": np.array([[True]], bool)}
     before = time.time_ns()
     outputs = ("text_output", "cum_log_probs", "output_log_probs", *PERF_OUTPUTS)
@@ -105,7 +105,7 @@ def test_its_log_probs_and_perf_metrics(server: Server) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_its_return_sequences(server: Server, streaming: bool) -> None:
+def test_drop_in_its_return_sequences(server: Server, streaming: bool) -> None:
     """Greedy, so all alike; whoever streams tells them apart by sequence_index."""
     extra = {"num_return_sequences": np.array([[3]], np.int32), "stream": np.array([[streaming]], bool)}
     results = _stream(server, _end_to_end("hello world", 6, **extra), ("text_output", "sequence_index"))
@@ -119,7 +119,7 @@ def test_its_return_sequences(server: Server, streaming: bool) -> None:
     assert len(results) == 1 or streaming
 
 
-def test_its_input_in_the_output(server: Server, expected: str) -> None:
+def test_drop_in_its_input_in_the_output(server: Server, expected: str) -> None:
     """exclude_input_in_output is of answers that do not stream, as there."""
     fields = _end_to_end("hello world", 12, exclude_input_in_output=np.array([[False]], bool))
     (whole,) = _stream(server, fields, ("text_output",))
@@ -128,7 +128,7 @@ def test_its_input_in_the_output(server: Server, expected: str) -> None:
     assert "".join(result.as_numpy("text_output")[0].decode() for result in streamed) == expected
 
 
-def test_its_stop_words(server: Server, expected: str) -> None:
+def test_drop_in_its_stop_words(server: Server, expected: str) -> None:
     """Two of them, BYTES [1, 2]; the text ends before the one that comes first."""
     words = [expected[5:8], "not in there"]
     (result,) = _stream(server, _end_to_end("hello world", 12, stop_words=np.array([words], object)), ("text_output",))
@@ -155,12 +155,12 @@ def test_its_stop_words(server: Server, expected: str) -> None:
         ("lora_config", np.zeros((1, 1, 3), np.int32)),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(server: Server, name: str, value: np.ndarray[Any, Any]) -> None:
+def test_drop_in_what_is_not_served_is_refused_by_name(server: Server, name: str, value: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InferenceServerException, match=name):
         _stream(server, _end_to_end("hello", 4, **{name: value}), ("text_output",))
 
 
-def test_generate_as_its_readme_has_it(server: Server, expected: str) -> None:
+def test_drop_in_generate_as_its_readme_has_it(server: Server, expected: str) -> None:
     body = {"text_input": "hello world", "max_tokens": 12, "bad_words": "", "stop_words": "", "ignore_eos": True}
     status, reply = post(server, "/v2/models/ensemble/generate", body)
     assert (status, json.loads(reply)["text_output"]) == (200, expected)
@@ -170,13 +170,13 @@ def test_generate_as_its_readme_has_it(server: Server, expected: str) -> None:
     assert (status, "".join(chunk["text_output"] for chunk in chunks)) == (200, expected)
 
 
-def test_generate_with_lists_of_words(server: Server, expected: str) -> None:
+def test_drop_in_generate_with_lists_of_words(server: Server, expected: str) -> None:
     body = {**GREEDY, "stop_words": [expected[5:8], "not in there"], "bad_words": ["not there either"]}
     status, reply = post(server, "/v2/models/ensemble/generate", body)
     assert (status, json.loads(reply)["text_output"]) == (200, expected[: expected.index(expected[5:8])])
 
 
-def test_genai_perf_sends_min_length(server: Server) -> None:
+def test_drop_in_genai_perf_sends_min_length(server: Server) -> None:
     body = {"text_input": "hello", "max_tokens": 9, "min_length": 9, "stream": True, "exclude_input_in_output": True}
     _, reply = post(server, "/v2/models/ensemble/generate_stream", body)
     assert [chunk for chunk in events(reply) if "text_output" in chunk][-1]["num_output_tokens"] == 9
@@ -200,7 +200,7 @@ def _core_inputs(input_ids: list[int], output_len: int, **extra: Any) -> dict[st
     return fields | extra
 
 
-def test_the_token_client(server: Server) -> None:
+def test_drop_in_the_token_client(server: Server) -> None:
     ignore = {"ignore_eos": np.array([[True]], bool)}
     results = _stream(server, _core_inputs([5, 6, 7], 8, **ignore), (), "core")
     streamed = [token_id for result in results for token_id in result.as_numpy("output_ids")[0][0].tolist()]
@@ -209,7 +209,7 @@ def test_the_token_client(server: Server) -> None:
     assert whole.as_numpy("sequence_length")[0].tolist() == [len(streamed)] == [8]
 
 
-def test_its_lengths_must_agree(server: Server) -> None:
+def test_drop_in_its_lengths_must_agree(server: Server) -> None:
     with pytest.raises(InferenceServerException, match="input_lengths"):
         _stream(server, _core_inputs([5, 6, 7], 8, input_lengths=np.array([[4]], np.int32)), (), "core")
 
@@ -233,7 +233,7 @@ def _until_final(results: queue.Queue[Any], num_finals: int) -> list[Any]:
     return found
 
 
-def test_stop_by_request_id(server: Server) -> None:
+def test_drop_in_stop_by_request_id(server: Server) -> None:
     """As the token client's --stop-after-ms: a second request of the same id, with `stop`."""
     long = _core_inputs([5, 6, 7], 4000, ignore_eos=np.array([[True]], bool))
     stop = {
@@ -256,7 +256,7 @@ def test_stop_by_request_id(server: Server) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_stop_through_the_ensemble(server: Server, streaming: bool) -> None:
+def test_drop_in_stop_through_the_ensemble(server: Server, streaming: bool) -> None:
     long = _end_to_end("hello world", 4000, stream=np.array([[streaming]], bool))
     with _open_stream(server) as (client, results):
         client.async_stream_infer("ensemble", _tensors(long), request_id="9", enable_empty_final_response=True)

@@ -26,7 +26,7 @@ def _num_served(server: WatchedServer) -> int:
     return int(found[1]) if found else -1
 
 
-def test_every_process_ends_without_a_signal_and_a_core_loaded_again_keeps_its_metrics(tmp_path: Path) -> None:
+def test_ends_every_process_ends_without_a_signal_and_a_core_loaded_again_keeps_its_metrics(tmp_path: Path) -> None:
     """Triton's stub dies of metrics that live at its end, and Triton shares metrics between an old core and a new."""
     repository = build(make_checkpoint(tmp_path / "checkpoint", "llama"), tmp_path / "repository")
     options = ("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=30")

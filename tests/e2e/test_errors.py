@@ -344,11 +344,11 @@ def client(narrow_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield Client(server)
 
 
-def test_the_table_and_the_situations_are_the_same() -> None:
+def test_errors_the_table_and_the_situations_are_the_same() -> None:
     assert {row.situation for row in read_table()} == set(SITUATIONS)
 
 
-def test_nobody_else_controls_the_models(client: Client) -> None:
+def test_errors_nobody_else_controls_the_models(client: Client) -> None:
     status, text = post(client.server, "/v2/repository/models/core/unload", {})
     assert (status, "restricted" in text) == (403, True)
     with grpcclient.InferenceServerClient(client.server.grpc) as stranger:
@@ -358,7 +358,7 @@ def test_nobody_else_controls_the_models(client: Client) -> None:
 
 
 @pytest.mark.parametrize("row", read_table(), ids=lambda row: row.situation)
-def test_row(row: Row, client: Client) -> None:
+def test_errors_row(row: Row, client: Client) -> None:
     outcomes = SITUATIONS[row.situation](client)
     assert tuple(outcomes[way].seen if way in outcomes else "–" for way in WAYS) == row.cells
     for outcome in outcomes.values():

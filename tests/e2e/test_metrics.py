@@ -46,7 +46,7 @@ def eager(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> I
         yield deployment, server
 
 
-def test_requests_add_up_to_what_their_clients_saw(plain: tuple[Deployment, Server]) -> None:
+def test_metrics_requests_add_up_to_what_their_clients_saw(plain: tuple[Deployment, Server]) -> None:
     deployment, server = plain
     fresh = Page(server)
     assert fresh.num_steps == fresh.ended("length") == fresh.requests("active") == 0
@@ -120,7 +120,7 @@ def test_requests_add_up_to_what_their_clients_saw(plain: tuple[Deployment, Serv
     assert mean_seconds / 10 < base + per_token + 100 * per_pair + per_row < mean_seconds * 10
 
 
-def test_a_repeated_prompt_is_read_from_the_cache_in_full_blocks(plain: tuple[Deployment, Server]) -> None:
+def test_metrics_a_repeated_prompt_is_read_from_the_cache_in_full_blocks(plain: tuple[Deployment, Server]) -> None:
     deployment, server = plain
     text = "again " + "shoal " * 40
     deployment.ask(server, text, 5, ignore_eos=True)
@@ -137,7 +137,7 @@ def test_a_repeated_prompt_is_read_from_the_cache_in_full_blocks(plain: tuple[De
     assert more("nv_llm_step_tokens_sum") == asked.num_input_tokens - 32 * num_blocks + 4
 
 
-def test_requests_that_end_badly_count_as_such(plain: tuple[Deployment, Server]) -> None:
+def test_metrics_requests_that_end_badly_count_as_such(plain: tuple[Deployment, Server]) -> None:
     deployment, server = plain
     before = settled_page(server)
     fields = {"text_input": "gone", "max_tokens": 600, "stream": True, "ignore_eos": True}
@@ -158,7 +158,7 @@ def test_requests_that_end_badly_count_as_such(plain: tuple[Deployment, Server])
         assert page.more_than(before, f"{family}_count") == 0, "they do not say how long requests are, or take"
 
 
-def test_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deployment, Server]) -> None:
+def test_metrics_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deployment, Server]) -> None:
     deployment, server = plain
     num_requests = NUM_SEQS + 3
 
@@ -202,7 +202,7 @@ def test_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deployment, S
     assert page.num_steps == page.value("nv_llm_step_time_seconds_count")
 
 
-def test_guesses_that_are_right_save_the_steps_that_they_should(eager: tuple[Deployment, Server]) -> None:
+def test_metrics_guesses_that_are_right_save_the_steps_that_they_should(eager: tuple[Deployment, Server]) -> None:
     """Sampling now and then leaves the circle in which the model would go, so that some guesses are wrong."""
     deployment, server = eager
     with ThreadPoolExecutor(NUM_SEQS) as pool:  # steps of all sizes, to learn from what a guess costs
@@ -231,7 +231,7 @@ def test_guesses_that_are_right_save_the_steps_that_they_should(eager: tuple[Dep
     raise AssertionError(f"{all_right} of {all_guessed} guesses were right")
 
 
-def test_preemptions_are_counted_when_room_runs_out(eager: tuple[Deployment, Server]) -> None:
+def test_metrics_preemptions_are_counted_when_room_runs_out(eager: tuple[Deployment, Server]) -> None:
     deployment, server = eager
     before = settled_page(server)
     paused: list[float] = []

@@ -87,7 +87,7 @@ def generated(checkpoint: Path, text: str) -> list[int]:
     return [int(token) for token in tokens[0, len(prompt) :]]
 
 
-def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
+def test_parallel_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
     repository: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     with serve(repository, tmp_path / "log") as running:
@@ -99,7 +99,7 @@ def test_two_gpus_answer_as_transformers_does_and_leave_nothing_behind(
     until(lambda: status(rank) is None, 60, "the rank has ended with its server")
 
 
-def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(server: Server) -> None:
+def test_parallel_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(server: Server) -> None:
     fields: dict[str, Any] = {"max_tokens": 100, "temperature": 0.0, "stream": True, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         outcomes = [pool.submit(ask_grpc, server.grpc, text_input=f"request {n}", **fields) for n in range(6)]
@@ -113,7 +113,7 @@ def test_a_killed_rank_is_an_error_to_every_request_and_the_end_of_the_server(se
     until(lambda: server.process.poll() is not None, 60, "the server ends")
 
 
-def test_a_killed_leader_leaves_no_rank(server: Server) -> None:
+def test_parallel_a_killed_leader_leaves_no_rank(server: Server) -> None:
     rank = the_rank(server)
     found = status(rank)
     assert found is not None

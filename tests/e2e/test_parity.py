@@ -53,7 +53,7 @@ def _reference(checkpoint: Path, prompts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_served_ids_equal_transformers_generate(family: str, tmp_path: Path) -> None:
+def test_parity_served_ids_equal_transformers_generate(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     prompts = _prompts()
     expected = _reference(checkpoint, prompts)

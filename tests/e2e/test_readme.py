@@ -66,7 +66,7 @@ def _here(text: str, server: Server) -> str:
     return text.replace("localhost:8000", server.http).replace("localhost:8001", server.grpc)
 
 
-def test_the_conversation(readme_server: Server, folder: Path) -> None:
+def test_readme_the_conversation(readme_server: Server, folder: Path) -> None:
     """Its questions; the answers may differ in a word from machine to machine."""
     transcript = next(block for block in _blocks() if "trident chat\n>" in block)
     questions = re.findall(r"^> (.*)$", transcript, re.M)
@@ -77,7 +77,7 @@ def test_the_conversation(readme_server: Server, folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
-def test_the_examples_with_curl(readme_server: Server, folder: Path) -> None:
+def test_readme_the_examples_with_curl(readme_server: Server, folder: Path) -> None:
     commands = _commands("curl")
     assert len(commands) >= 2
     for command in commands:
@@ -87,12 +87,12 @@ def test_the_examples_with_curl(readme_server: Server, folder: Path) -> None:
         assert "".join(part["text_output"] for part in texts if "text_output" in part).strip()
 
 
-def test_the_examples_in_python(readme_server: Server, folder: Path) -> None:
+def test_readme_the_examples_in_python(readme_server: Server, folder: Path) -> None:
     for example in _blocks("python"):
         assert _run([sys.executable, "-c", _here(example, readme_server)], folder).strip()
 
 
-def test_bench_and_the_simulations_of_it(readme_server: Server, folder: Path) -> None:
+def test_readme_bench_and_the_simulations_of_it(readme_server: Server, folder: Path) -> None:
     """With less time and fewer users than there."""
     (bench,) = _trident("bench")
     metrics = f"http://{readme_server.host}:{readme_server.metrics_port}/metrics"
@@ -104,7 +104,7 @@ def test_bench_and_the_simulations_of_it(readme_server: Server, folder: Path) ->
         assert re.search(r"time to first token|TTFT", _run(simulate, folder), re.I)
 
 
-def test_what_there_is_to_install_is_what_make_knows() -> None:
+def test_readme_what_there_is_to_install_is_what_make_knows() -> None:
     targets = re.findall(r"^make (\w+)", "\n".join(_blocks()), re.M)
     makefile = (ROOT / "Makefile").read_text()
     assert {"serve", "test"} <= set(targets)

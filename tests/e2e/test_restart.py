@@ -50,7 +50,7 @@ def answer(deployment: Deployment) -> str:
     return text
 
 
-def test_a_model_or_a_server_that_is_killed_is_up_again_and_nothing_is_left(tmp_path: Path) -> None:
+def test_restart_a_model_or_a_server_that_is_killed_is_up_again_and_nothing_is_left(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository"), "--restart") as deployment:
         wait_ready(deployment)
         before, memory = set(deployment.group()), deployment.shared_memory()
@@ -82,7 +82,7 @@ def test_a_model_or_a_server_that_is_killed_is_up_again_and_nothing_is_left(tmp_
         assert list(tmp_path.glob("tritonserver-*.log"))
 
 
-def test_a_start_that_fails_by_a_lock_in_shared_memory_is_tried_once_more(tmp_path: Path) -> None:
+def test_restart_a_start_that_fails_by_a_lock_in_shared_memory_is_tried_once_more(tmp_path: Path) -> None:
     core = _DYING_CORE.format(mark=str(tmp_path / "mark"))
     with deploy(make_repository(tmp_path / "repository", {"core": core}), "--no-restart") as deployment:
         wait_ready(deployment)

@@ -54,7 +54,7 @@ def _num_waiting(server: Server) -> float:
     return server.metric("nv_trt_llm_request_metrics", request_type="waiting")
 
 
-def test_priority_and_tenant_go_before_a_crowd_that_came_earlier(narrow: Server) -> None:
+def test_scheduling_priority_and_tenant_go_before_a_crowd_that_came_earlier(narrow: Server) -> None:
     crowd, (plain, urgent, other) = _first_token_times(
         narrow,
         [
@@ -70,7 +70,7 @@ def test_priority_and_tenant_go_before_a_crowd_that_came_earlier(narrow: Server)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_timeout_ends_the_request_and_frees_its_room(narrow: Server, stream: bool) -> None:
+def test_scheduling_a_timeout_ends_the_request_and_frees_its_room(narrow: Server, stream: bool) -> None:
     began = time.monotonic()
     with pytest.raises(InferenceServerException, match=r"\[UNAVAILABLE\] timeout_ms: 300 ms have passed"):
         ask_grpc(narrow.grpc, text_input="on and on", max_tokens=3000, ignore_eos=True, stream=stream, timeout_ms=300)
@@ -78,7 +78,7 @@ def test_a_timeout_ends_the_request_and_frees_its_room(narrow: Server, stream: b
     until(lambda: narrow.num_used_blocks == 0, 60, "its blocks to be free")
 
 
-def test_a_timeout_over_http_is_unavailable(narrow: Server) -> None:
+def test_scheduling_a_timeout_over_http_is_unavailable(narrow: Server) -> None:
     fields = {"text_input": "on and on", "max_tokens": 3000, "ignore_eos": True, "timeout_ms": 200}
     status, body = post(narrow, "/v2/models/ensemble/generate", fields)
     assert (status, "timeout_ms: 200 ms have passed" in body) == (400, True)
@@ -87,7 +87,7 @@ def test_a_timeout_over_http_is_unavailable(narrow: Server) -> None:
     assert caught.value.status() == "503"
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(narrow: Server) -> None:
+def test_scheduling_a_deadline_that_cannot_be_met_is_refused_at_once(narrow: Server) -> None:
     busy = make_inputs(grpcclient, {**LONG, "text_input": "warm up " * 60, "max_tokens": 2500})
     with grpc_stream(narrow.grpc, busy) as results:
         for _ in range(20):
@@ -96,7 +96,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(narrow: Server) -> Non
             ask_grpc(narrow.grpc, text_input="much too long " * 250, max_tokens=4, timeout_ms=1)
 
 
-def test_a_queue_full_of_tokens_refuses_at_once_and_says_why(narrow: Server) -> None:
+def test_scheduling_a_queue_full_of_tokens_refuses_at_once_and_says_why(narrow: Server) -> None:
     held = threading.Event()
     prompt = "word after word " * 180
 
@@ -116,7 +116,7 @@ def test_a_queue_full_of_tokens_refuses_at_once_and_says_why(narrow: Server) -> 
     assert ask_grpc(narrow.grpc, text_input="again", max_tokens=2).num_finals == 1
 
 
-def test_the_prefix_cache_heeds_salt_and_opting_out(narrow: Server) -> None:
+def test_scheduling_the_prefix_cache_heeds_salt_and_opting_out(narrow: Server) -> None:
     prompt = "a beginning that all of these have in common " * 20
 
     def reused(**fields: Any) -> tuple[float, list[int]]:
@@ -138,7 +138,7 @@ def test_the_prefix_cache_heeds_salt_and_opting_out(narrow: Server) -> None:
     assert ids == ids_again == ids_theirs == ids_out
 
 
-def test_settings_said_at_serve_time_are_checked_by_name(narrow_repository: Path, tmp_path: Path) -> None:
+def test_scheduling_settings_said_at_serve_time_are_checked_by_name(narrow_repository: Path, tmp_path: Path) -> None:
     before = (narrow_repository / "core" / "config.pbtxt").read_text()
     for options, problem in (
         (("--token-budget", "1"), "parameters.token_budget: must be from 2 (max_num_seqs)"),

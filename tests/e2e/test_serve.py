@@ -84,7 +84,7 @@ def gone(deployment: Deployment, seconds: float = 60) -> bool:
     return not deployment.group()
 
 
-def test_drain_finishes_what_is_in_flight_and_refuses_what_is_new(tmp_path: Path) -> None:
+def test_serve_drain_finishes_what_is_in_flight_and_refuses_what_is_new(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         wait_ready(deployment)
         assert f"http://localhost:{deployment.http_port}/v2/models/ensemble/generate" in deployment.text
@@ -112,7 +112,7 @@ def test_drain_finishes_what_is_in_flight_and_refuses_what_is_new(tmp_path: Path
         assert gone(deployment)
 
 
-def test_drain_ends_when_its_time_is_over(tmp_path: Path) -> None:
+def test_serve_drain_ends_when_its_time_is_over(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository"), "--drain-timeout", 1) as deployment:
         wait_ready(deployment)
         stream = GrpcStream(deployment, "x" * int(60 / DELAY_S))
@@ -123,7 +123,7 @@ def test_drain_ends_when_its_time_is_over(tmp_path: Path) -> None:
         assert gone(deployment)
 
 
-def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_serve_second_signal_stops_at_once(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         wait_ready(deployment)
         memory = deployment.shared_memory()
@@ -139,7 +139,7 @@ def test_second_signal_stops_at_once(tmp_path: Path) -> None:
         assert not any(path.exists() for path in memory)
 
 
-def test_dead_stub_ends_the_server(tmp_path: Path) -> None:
+def test_serve_dead_stub_ends_the_server(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         wait_ready(deployment)
         memory = deployment.shared_memory()
@@ -152,7 +152,7 @@ def test_dead_stub_ends_the_server(tmp_path: Path) -> None:
         assert not any(path.exists() for path in memory)
 
 
-def test_dead_server_is_an_error(tmp_path: Path) -> None:
+def test_serve_dead_server_is_an_error(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         wait_ready(deployment)
         server = next(pid for pid in deployment.group() if pid not in deployment.stubs(""))
@@ -162,7 +162,7 @@ def test_dead_server_is_an_error(tmp_path: Path) -> None:
         assert gone(deployment)
 
 
-def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
+def test_serve_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         wait_ready(deployment)
         assert len(deployment.group()) == 6
@@ -170,7 +170,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert gone(deployment)
 
 
-def test_model_that_fails_to_load_is_explained_in_few_lines(tmp_path: Path) -> None:
+def test_serve_model_that_fails_to_load_is_explained_in_few_lines(tmp_path: Path) -> None:
     broken = 'raise ValueError("limits.max_num_seqs: bad")'
     with deploy(make_repository(tmp_path / "repository", {"core": broken})) as deployment:
         assert deployment.wait(300) == 1
@@ -194,7 +194,7 @@ def refusal(*arguments: object) -> str:
     return result.stderr
 
 
-def test_a_core_that_dies_as_soon_as_it_is_ready_ends_the_server(tmp_path: Path) -> None:
+def test_serve_a_core_that_dies_as_soon_as_it_is_ready_ends_the_server(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository")) as deployment:
         deadline = time.monotonic() + 300
         while not is_ready(deployment):
@@ -206,7 +206,7 @@ def test_a_core_that_dies_as_soon_as_it_is_ready_ends_the_server(tmp_path: Path)
         assert f"model 'core', instance core_0: its process (pid {victim}) died" in deployment.text
 
 
-def test_gpus_are_refused_by_an_engine_for_cpus(tmp_path: Path) -> None:
+def test_serve_gpus_are_refused_by_an_engine_for_cpus(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository")
     said = refusal("--repository", repository, "--gpu", "0")
     assert "--gpu: the engine was compiled by none for CPUs" in said
@@ -221,7 +221,9 @@ def make_gpu_repository(folder: Path, num_gpus: int) -> Path:
     return folder
 
 
-def test_an_engine_for_gpus_is_not_served_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_an_engine_for_gpus_is_not_served_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     said = refusal("--repository", make_gpu_repository(tmp_path / "repository", 1))
     assert "the engine was compiled for a GPU (sm_89), and CUDA finds none here" in said
@@ -248,7 +250,7 @@ class Cuda(ModuleType):
         (2, (0,), "--tensor-parallel 2, so it takes 2 GPUs, not 1"),
     ],
 )  # fmt: skip
-def test_an_engine_is_served_on_as_many_gpus_as_it_was_built_for(
+def test_serve_an_engine_is_served_on_as_many_gpus_as_it_was_built_for(
     num_parts: int, gpus: tuple[int, ...], wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", Cuda("cuda.bindings.runtime"))
@@ -257,7 +259,7 @@ def test_an_engine_is_served_on_as_many_gpus_as_it_was_built_for(
         check_gpus(gpus, manifest)
 
 
-def test_port_in_use_is_named(tmp_path: Path) -> None:
+def test_serve_port_in_use_is_named(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -267,7 +269,7 @@ def test_port_in_use_is_named(tmp_path: Path) -> None:
     assert f"--grpc-port {port}: cannot listen on 127.0.0.1" in said
 
 
-def test_ports_must_be_valid_and_differ(tmp_path: Path) -> None:
+def test_serve_ports_must_be_valid_and_differ(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "repository")
     assert "--http-port 70000: must be between 1 and 65535" in refusal("--repository", repository, "--http-port", 70000)
     port = free_ports(1)[0]
@@ -275,7 +277,7 @@ def test_ports_must_be_valid_and_differ(tmp_path: Path) -> None:
     assert "must differ" in said
 
 
-def test_incomplete_repository_is_named(tmp_path: Path) -> None:
+def test_serve_incomplete_repository_is_named(tmp_path: Path) -> None:
     assert "no such folder" in refusal("--repository", tmp_path / "nowhere")
     repository = make_repository(tmp_path / "repository")
     (repository / "core" / "1" / "engine.json").unlink()

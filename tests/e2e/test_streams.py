@@ -19,7 +19,7 @@ INTERVALS_MS = (0, 5, 50, 1000)
 
 
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2"])
-def test_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path) -> None:
+def test_streams_joined_text_equals_the_decoding_of_all_ids(family: str, tmp_path: Path) -> None:
     """`llama_2` is of the sentencepiece kind: leading spaces, and bytes for what its vocabulary lacks."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", tokenizer=tokenizer_of(family))
     repository = build(checkpoint, tmp_path / "repository", "--postprocessing-instances", "4")

@@ -117,7 +117,7 @@ def expected(checkpoint: Path, greedy: list[dict[str, Any]], tmp_path_factory: p
         return [ask(running, fields) for fields in [*greedy, *OTHERS]]
 
 
-def test_a_crowd_of_requests_of_all_kinds_gets_openvinos_tokens(
+def test_tensorrt_a_crowd_of_requests_of_all_kinds_gets_openvinos_tokens(
     server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     answers = ask_all(server, [*greedy, *OTHERS])
@@ -131,7 +131,7 @@ def test_a_crowd_of_requests_of_all_kinds_gets_openvinos_tokens(
     assert sum(shares) / len(shares) > LEAST_COMMON, shares
 
 
-def test_streams_with_a_shared_prefix_find_it_in_the_slots(
+def test_tensorrt_streams_with_a_shared_prefix_find_it_in_the_slots(
     server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     before = server.metric("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="reused")
@@ -141,7 +141,7 @@ def test_streams_with_a_shared_prefix_find_it_in_the_slots(
     assert server.metric("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="reused") > before
 
 
-def test_log_probs_come_from_the_devices_logits(
+def test_tensorrt_log_probs_come_from_the_devices_logits(
     server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     found = ask(server, greedy[0]).joined("output_log_probs")
@@ -149,7 +149,7 @@ def test_log_probs_come_from_the_devices_logits(
 
 
 @pytest.mark.parametrize("call", ["cudaGraphLaunch", "execute_async_v3", "cudaMemcpyAsync", "cudaStreamSynchronize"])
-def test_a_step_that_fails_is_answered_and_logged_by_name_and_the_next_request_is_served(
+def test_tensorrt_a_step_that_fails_is_answered_and_logged_by_name_and_the_next_request_is_served(
     call: str, server: Server, greedy: list[dict[str, Any]], expected: list[Answer]
 ) -> None:
     faults = server.log.parent / "faults"
@@ -163,7 +163,7 @@ def test_a_step_that_fails_is_answered_and_logged_by_name_and_the_next_request_i
     until(lambda: server.num_active == 0, 60, "all requests have ended")
 
 
-def test_a_lost_gpu_ends_the_server_after_every_request_was_answered(
+def test_tensorrt_a_lost_gpu_ends_the_server_after_every_request_was_answered(
     repository: Path, doubled: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     doubled.setenv("DOUBLE_FAULTS", str(tmp_path / "faults"))

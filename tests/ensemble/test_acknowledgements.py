@@ -42,14 +42,14 @@ def _acknowledge(table_id: int, instance: int, column: int, secret: int, num_chu
     Acknowledger(instance).acknowledge(table_id, column, secret, num_chunks)
 
 
-def test_what_is_written_is_read(table: AcknowledgementTable) -> None:
+def test_acknowledgements_what_is_written_is_read(table: AcknowledgementTable) -> None:
     column, secret = table.open()
     assert read(table, column, secret) == 0
     Acknowledger(0).acknowledge(table.table_id, column, secret, 3)
     assert read(table, column, secret) == 3
 
 
-def test_across_processes(table: AcknowledgementTable) -> None:
+def test_acknowledgements_across_processes(table: AcknowledgementTable) -> None:
     column, secret = table.open()
     process = multiprocessing.get_context("spawn").Process(
         target=_acknowledge, args=(table.table_id, 1, column, secret, 7)
@@ -60,14 +60,14 @@ def test_across_processes(table: AcknowledgementTable) -> None:
     assert read(table, column, secret) == 7
 
 
-def test_the_newest_of_all_instances_counts(table: AcknowledgementTable) -> None:
+def test_acknowledgements_the_newest_of_all_instances_counts(table: AcknowledgementTable) -> None:
     column, secret = table.open()
     for instance, num_chunks in ((0, 5), (1, 6), (2, 4), (0, 3)):
         Acknowledger(instance).acknowledge(table.table_id, column, secret, num_chunks)
     assert read(table, column, secret) == 6
 
 
-def test_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTable) -> None:
+def test_acknowledgements_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTable) -> None:
     column, old = table.open()
     table.release(column)
     again, new = table.open()
@@ -83,7 +83,7 @@ def test_an_old_stream_in_the_same_row_does_not_count(table: AcknowledgementTabl
 @pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObject) -> None:
+def test_acknowledgements_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObject) -> None:
     """Against a model of the rule: what a stream is told is what its own chunks' bearers said, and nothing else."""
     table = AcknowledgementTable(num_columns=3)
     try:
@@ -118,7 +118,9 @@ def test_nobody_reaches_a_stream_whose_secret_he_does_not_have(data: st.DataObje
         table.close()
 
 
-def test_another_stream_s_secret_and_numbers_out_of_range_change_nothing(table: AcknowledgementTable) -> None:
+def test_acknowledgements_another_stream_s_secret_and_numbers_out_of_range_change_nothing(
+    table: AcknowledgementTable,
+) -> None:
     (mine, my_secret), (yours, your_secret) = table.open(), table.open()
     acknowledger = Acknowledger(0)
     acknowledger.acknowledge(table.table_id, yours, your_secret, 5)
@@ -133,7 +135,7 @@ def test_another_stream_s_secret_and_numbers_out_of_range_change_nothing(table: 
     assert read(table, mine, my_secret) == 0
 
 
-def test_a_free_slot_has_no_secret(table: AcknowledgementTable) -> None:
+def test_acknowledgements_a_free_slot_has_no_secret(table: AcknowledgementTable) -> None:
     column, _ = table.open()
     table.release(column)
     for secret in (0, 1, -1):
@@ -141,7 +143,7 @@ def test_a_free_slot_has_no_secret(table: AcknowledgementTable) -> None:
     assert np.frombuffer(_file(table).read_bytes(), np.int64).any() == 0
 
 
-def test_secrets_are_long_and_all_different() -> None:
+def test_acknowledgements_secrets_are_long_and_all_different() -> None:
     table = AcknowledgementTable(num_columns=500)
     secrets = [table.open()[1] for _ in range(500)]
     table.close()
@@ -150,7 +152,7 @@ def test_secrets_are_long_and_all_different() -> None:
     assert sum(secret > 2**56 for secret in secrets) > 450, "62 bits, not fewer"
 
 
-def test_a_table_cannot_be_reached_as_posix_shared_memory(table: AcknowledgementTable) -> None:
+def test_acknowledgements_a_table_cannot_be_reached_as_posix_shared_memory(table: AcknowledgementTable) -> None:
     """That is how Triton's clients register memory by name; its own call does what it does."""
     library = ctypes.CDLL(None, use_errno=True)
     for name in (f"/{table_folder(table.table_id).name}", f"/{table_folder(table.table_id).name}/acknowledgements"):
@@ -166,7 +168,7 @@ def _orphan(number: int, *files: str) -> Path:
     return folder
 
 
-def test_tables_left_behind_are_removed_and_those_in_use_are_not(table: AcknowledgementTable) -> None:
+def test_acknowledgements_tables_left_behind_are_removed_and_those_in_use_are_not(table: AcknowledgementTable) -> None:
     orphans = [_orphan(0xAA, "acknowledgements"), _orphan(0xAB)]
     for suffix in ("", ".new"):  # of earlier versions
         orphans.append(Path(f"/dev/shm/trident-00000000000000ac{suffix}"))  # noqa: S108
@@ -177,7 +179,7 @@ def test_tables_left_behind_are_removed_and_those_in_use_are_not(table: Acknowle
     other.close()
 
 
-def test_a_start_that_is_killed_leaves_nothing_that_the_next_one_does_not_remove(
+def test_acknowledgements_a_start_that_is_killed_leaves_nothing_that_the_next_one_does_not_remove(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before each of its system calls in turn, and when it is done."""
@@ -214,7 +216,7 @@ os.kill(os.getpid(), 9)
     assert left == [[], ["acknowledgements"], ["acknowledgements"], ["acknowledgements"]]
 
 
-def test_the_whole_file_has_its_memory_from_the_beginning() -> None:
+def test_acknowledgements_the_whole_file_has_its_memory_from_the_beginning() -> None:
     table = AcknowledgementTable(num_columns=4000)
     status = _file(table).stat()
     table.close()
@@ -222,7 +224,9 @@ def test_the_whole_file_has_its_memory_from_the_beginning() -> None:
     assert status.st_blocks * 512 >= status.st_size
 
 
-def test_full_shared_memory_is_said_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acknowledgements_full_shared_memory_is_said_at_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -233,7 +237,7 @@ def test_full_shared_memory_is_said_at_the_beginning(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_tables_of_cores_that_are_gone_are_let_go() -> None:
+def test_acknowledgements_tables_of_cores_that_are_gone_are_let_go() -> None:
     """A core that is loaded again has a new table."""
     acknowledger = Acknowledger(0)
     kept = AcknowledgementTable(num_columns=1)
@@ -255,7 +259,7 @@ def _num_removed_tables_mapped() -> int:
     return Path("/proc/self/maps").read_text(encoding="utf-8").count("/acknowledgements (deleted)")
 
 
-def test_gone_outweighs_every_number(table: AcknowledgementTable) -> None:
+def test_acknowledgements_gone_outweighs_every_number(table: AcknowledgementTable) -> None:
     column, secret = table.open()
     Acknowledger(0).acknowledge(table.table_id, column, secret, GONE)
     Acknowledger(1).acknowledge(table.table_id, column, secret, 2)
@@ -265,7 +269,7 @@ def test_gone_outweighs_every_number(table: AcknowledgementTable) -> None:
     assert read(table, column, following) == 0
 
 
-def test_rows_are_apart(table: AcknowledgementTable) -> None:
+def test_acknowledgements_rows_are_apart(table: AcknowledgementTable) -> None:
     streams = [table.open() for _ in range(4)]
     assert len({column for column, _ in streams}) == 4
     Acknowledger(NUM_INSTANCES + 1).acknowledge(table.table_id, streams[2][0], streams[2][1], 2)
@@ -273,18 +277,18 @@ def test_rows_are_apart(table: AcknowledgementTable) -> None:
 
 
 @pytest.mark.parametrize("column", [-1, 4, 1 << 40])
-def test_a_row_outside_the_table_is_ignored(table: AcknowledgementTable, column: int) -> None:
+def test_acknowledgements_a_row_outside_the_table_is_ignored(table: AcknowledgementTable, column: int) -> None:
     stream = table.open()
     Acknowledger(0).acknowledge(table.table_id, column, 1, 1)
     assert read(table, *stream) == 0
 
 
 @pytest.mark.parametrize("table_id", [0, -5, 12345, (1 << 63) - 1])
-def test_a_table_that_is_not_there_is_ignored(table_id: int) -> None:
+def test_acknowledgements_a_table_that_is_not_there_is_ignored(table_id: int) -> None:
     Acknowledger(0).acknowledge(table_id, 0, 1, 1)
 
 
-def test_the_file_is_private_and_goes_with_the_core(table: AcknowledgementTable) -> None:
+def test_acknowledgements_the_file_is_private_and_goes_with_the_core(table: AcknowledgementTable) -> None:
     mode = _file(table).stat()
     assert stat.S_IMODE(mode.st_mode) == 0o600
     assert stat.S_IMODE(_file(table).parent.stat().st_mode) == 0o700

@@ -43,7 +43,7 @@ def _configs() -> dict[str, model_config_pb2.ModelConfig]:
     }
 
 
-def test_the_checked_in_repository_is_what_the_code_renders() -> None:
+def test_wiring_the_checked_in_repository_is_what_the_code_renders() -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "."], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -53,11 +53,11 @@ def test_the_checked_in_repository_is_what_the_code_renders() -> None:
         assert (REPOSITORY / path).read_text() == text, f"{path} was edited by hand, or the renderer has changed"
 
 
-def test_every_model_is_rendered() -> None:
+def test_wiring_every_model_is_rendered() -> None:
     assert sorted(_configs()) == sorted(layout.MODELS)
 
 
-def test_every_tensor_of_a_step_comes_from_somewhere() -> None:
+def test_wiring_every_tensor_of_a_step_comes_from_somewhere() -> None:
     """From the ensemble's inputs or an earlier step, in the same dtype; the ensemble's outputs from some step."""
     known = {spec.name: spec for spec in tensors.ENSEMBLE_INPUTS}
     for step in STEPS:
@@ -68,21 +68,21 @@ def test_every_tensor_of_a_step_comes_from_somewhere() -> None:
         assert known[spec.name].dtype == spec.dtype
 
 
-def test_no_model_uses_the_dynamic_batcher() -> None:
+def test_wiring_no_model_uses_the_dynamic_batcher() -> None:
     """It drops a cancelled request inside an ensemble and never ends the ensemble's own."""
     configs = _configs()
     assert configs[layout.POSTPROCESSING].instance_group[0].count == 4
     assert not any(config.HasField("dynamic_batching") for config in configs.values())
 
 
-def test_nothing_absolute_and_no_placeholder_is_rendered() -> None:
+def test_wiring_nothing_absolute_and_no_placeholder_is_rendered() -> None:
     for text in render_repository(RepositorySettings()).values():
         assert "${" not in text
         assert '"/' not in text
 
 
 @pytest.mark.parametrize("settings", [CoreSettings(max_queue_size=7), TextSettings("other")])
-def test_parameters_survive_rendering(settings: CoreSettings | TextSettings) -> None:
+def test_wiring_parameters_survive_rendering(settings: CoreSettings | TextSettings) -> None:
     wrapped = {key: {"string_value": text} for key, text in render_parameters(settings).items()}
     assert parse_parameters(type(settings), wrapped) == settings
 
@@ -90,18 +90,18 @@ def test_parameters_survive_rendering(settings: CoreSettings | TextSettings) -> 
 @pytest.mark.parametrize(
     ("key", "value"), [("max_queue_sise", "1"), ("max_queue_size", "many"), ("max_queue_size", "0")]
 )
-def test_a_bad_parameter_is_named(key: str, value: str) -> None:
+def test_wiring_a_bad_parameter_is_named(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key):
         parse_parameters(CoreSettings, {key: {"string_value": value}})
 
 
-def test_a_core_model_is_a_plain_name() -> None:
+def test_wiring_a_core_model_is_a_plain_name() -> None:
     with pytest.raises(ConfigError, match="core_model"):
         parse_parameters(TextSettings, {"core_model": {"string_value": "../../etc"}})
 
 
 @pytest.mark.parametrize("instances", [0, 17])
-def test_too_few_and_too_many_instances_are_refused(instances: int) -> None:
+def test_wiring_too_few_and_too_many_instances_are_refused(instances: int) -> None:
     with pytest.raises(ConfigError, match="postprocessing_instances"):
         RepositorySettings(postprocessing_instances=instances)
 
@@ -117,22 +117,22 @@ def test_too_few_and_too_many_instances_are_refused(instances: int) -> None:
         (ValueError("not ours"), "INTERNAL"),
     ],
 )
-def test_every_error_has_a_code(error: Exception, code: str) -> None:
+def test_wiring_every_error_has_a_code(error: Exception, code: str) -> None:
     assert triton_code(error) == code
 
 
-def test_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
+def test_wiring_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
     for name in ("1", "9", "10", "x", "2.tmp"):
         (tmp_path / "core" / name).mkdir(parents=True)
     assert layout.engine_folder(tmp_path / "postprocessing", "core").name == "10"
 
 
-def test_a_message_can_always_be_sent() -> None:
+def test_wiring_a_message_can_always_be_sent() -> None:
     """Clients may quote half a surrogate pair to us."""
     assert wire_message(RequestError("messages", "no role \ud800")) == "[INVALID_ARG] messages: no role \\ud800"
 
 
-def test_an_engine_on_gpus_is_one_instance_on_the_first_of_them() -> None:
+def test_wiring_an_engine_on_gpus_is_one_instance_on_the_first_of_them() -> None:
     files = render_repository(RepositorySettings(core=CoreSettings(gpu=(2, 3))))
     config = text_format.Parse(files["core/config.pbtxt"], model_config_pb2.ModelConfig())
     (group,) = config.instance_group
@@ -144,7 +144,7 @@ def test_an_engine_on_gpus_is_one_instance_on_the_first_of_them() -> None:
         assert {group.kind for group in other.instance_group} == {model_config_pb2.ModelInstanceGroup.KIND_CPU}
 
 
-def test_serving_on_another_gpu_moves_the_instance() -> None:
+def test_wiring_serving_on_another_gpu_moves_the_instance() -> None:
     text = render_repository(RepositorySettings(core=CoreSettings(gpu=(0,))))["core/config.pbtxt"]
     moved = text_format.Parse(with_core_settings(text, CoreSettings(gpu=(1,))), model_config_pb2.ModelConfig())
     assert [list(group.gpus) for group in moved.instance_group] == [[1]]
@@ -153,6 +153,6 @@ def test_serving_on_another_gpu_moves_the_instance() -> None:
 @pytest.mark.parametrize(
     "text", ["first", "0,0", "00,0", "-1", "0;1", "1.5", ",", "0,", "1024", "99999999999", "9" * 5000]
 )
-def test_a_gpu_that_is_not_an_index_is_refused(text: str) -> None:
+def test_wiring_a_gpu_that_is_not_an_index_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"parameters.gpu: .*distinct GPU indices"):
         parse_parameters(CoreSettings, {"gpu": {"string_value": text}})

@@ -37,7 +37,7 @@ LIMITS = ("--max-seq-len", "256", "--max-num-seqs", "8")
 
 @pytest.mark.skipif(not hardware.cuda_missing(), reason="there is a GPU")
 @pytest.mark.parametrize("module", ["tests.benchmarks.gpu", "tests.gpu.hardware"])
-def test_without_a_gpu_one_sentence_says_so(module: str) -> None:
+def test_benchmark_without_a_gpu_one_sentence_says_so(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -45,7 +45,7 @@ def test_without_a_gpu_one_sentence_says_so(module: str) -> None:
     assert "GPU" in done.stderr
 
 
-def test_shapes_are_the_published_ones() -> None:
+def test_benchmark_shapes_are_the_published_ones() -> None:
     """Parameters as Meta counts them: 1.24 and 8.03 billion."""
     for shape, expected in (("1b", 1_235_814_400), ("8b", 8_030_261_248)):
         config = LlamaConfig(**SHAPES[shape])
@@ -56,7 +56,7 @@ def test_shapes_are_the_published_ones() -> None:
     assert reading(LlamaConfig(**SHAPES["8b"])).kv_per_token * 2 == 128 << 10
 
 
-def test_bytes_of_a_step_are_weights_once_and_keys_and_values_of_each() -> None:
+def test_benchmark_bytes_of_a_step_are_weights_once_and_keys_and_values_of_each() -> None:
     read = reading(LlamaConfig(**SMALL))
     cache = 3 * 10 * (2 * 2 * 2 * 16) * 2
     assert read.num_bytes(3, 10, "bf16") == 2 * (read.layers + read.head) + cache
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
+def test_benchmark_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
     load = Load(num_users=4, prompt_tokens=20, output_tokens=6, vocab_size=500)
     tokens = load.prompts(7)[0]
     engine, _ = load_engine(folder / "repository" / "core" / "1")
@@ -89,7 +89,7 @@ def test_rounds_and_parity_on_a_cpu(folder: Path, tmp_path: Path) -> None:
     assert not any("transformers" in name for name in summarize(alone))
 
 
-def test_a_part_that_fails_is_named_and_nothing_measured_is_lost(tmp_path: Path) -> None:
+def test_benchmark_a_part_that_fails_is_named_and_nothing_measured_is_lost(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     record = Record({"gpu": "none"}, file)
     with record.part("first"):
@@ -106,7 +106,7 @@ def test_a_part_that_fails_is_named_and_nothing_measured_is_lost(tmp_path: Path)
     assert json.loads(file.read_text())["third"] == 3
 
 
-def test_all_parts_are_tried_and_what_there_is_is_shown(
+def test_benchmark_all_parts_are_tried_and_what_there_is_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_arguments: Any, **_options: Any) -> Any:
@@ -128,7 +128,7 @@ def test_all_parts_are_tried_and_what_there_is_is_shown(
     assert json.loads((tmp_path / "bench.json").read_text()) == outcome
 
 
-def test_a_generation_step_computes_the_last_token_of_its_contexts(folder: Path) -> None:
+def test_benchmark_a_generation_step_computes_the_last_token_of_its_contexts(folder: Path) -> None:
     engine, _ = load_engine(folder / "repository" / "core" / "1")
     step = generation_step(engine, 2, 40)
     sequences = [

@@ -40,18 +40,18 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_there_the_choice_would_be_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
+def test_building_for_cpus_there_the_choice_would_be_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
     done = run("build", str(checkpoint), "--repository", str(tmp_path / "repository"), "--precision", "fp32")
     assert done.returncode == 1
     assert "fp32" in done.stderr
     assert "fp16" in done.stderr
 
 
-def test_the_tests_and_benchmarks_build_for_cpus(checkpoint: Path, tmp_path: Path) -> None:
+def test_building_for_cpus_the_tests_and_benchmarks_build_for_cpus(checkpoint: Path, tmp_path: Path) -> None:
     assert compiler_of(build(checkpoint, tmp_path / "repository")) == "openvino"
 
 
-def test_the_demo_of_make_serve_is_built_for_cpus(tmp_path: Path) -> None:
+def test_building_for_cpus_the_demo_of_make_serve_is_built_for_cpus(tmp_path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     variables = dict(re.findall(r"^(\w+) := (.*)$", makefile, re.MULTILINE))
     (line,) = re.findall(r"^\t\.venv/bin/trident (build .*)$", makefile, re.MULTILINE)

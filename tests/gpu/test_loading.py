@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 SLACK = 64 << 20
 
 
-def test_the_manifest_names_compiler_and_gpu(repository_of: Build, compiler: str) -> None:
+def test_loading_the_manifest_names_compiler_and_gpu(repository_of: Build, compiler: str) -> None:
     manifest = read_manifest(engine_folder(repository_of("llama")))
     major, minor = hardware.capability()
     assert manifest.compiler.name == compiler
@@ -32,7 +32,7 @@ def test_the_manifest_names_compiler_and_gpu(repository_of: Build, compiler: str
     assert manifest.compiler.version == hardware.import_compiler(compiler).__version__
 
 
-def test_an_engine_is_loaded_and_frees_what_it_took(repository_of: Build) -> None:
+def test_loading_an_engine_is_loaded_and_frees_what_it_took(repository_of: Build) -> None:
     free = []
     for _ in range(3):
         with loaded(repository_of("llama")) as engine:
@@ -43,7 +43,7 @@ def test_an_engine_is_loaded_and_frees_what_it_took(repository_of: Build) -> Non
     assert free[0] - free[-1] < SLACK
 
 
-def test_too_little_memory_is_refused_with_the_numbers(repository_of: Build) -> None:
+def test_loading_too_little_memory_is_refused_with_the_numbers(repository_of: Build) -> None:
     # Slots of 200 MB, several times what is left.
     repository = repository_of("llama", "fp16", None, "--max-num-seqs", "64", "--max-seq-len", "2048")
     with loaded(repository):
@@ -55,7 +55,7 @@ def test_too_little_memory_is_refused_with_the_numbers(repository_of: Build) -> 
         mixed_steps(engine)
 
 
-def test_a_plan_for_another_gpu_is_refused(repository_of: Build, tmp_path: Path) -> None:
+def test_loading_a_plan_for_another_gpu_is_refused(repository_of: Build, tmp_path: Path) -> None:
     folder = tmp_path / "1"
     shutil.copytree(engine_folder(repository_of("llama")), folder)
     manifest = json.loads((folder / "engine.json").read_text())
@@ -65,7 +65,7 @@ def test_a_plan_for_another_gpu_is_refused(repository_of: Build, tmp_path: Path)
         load_engine(folder)
 
 
-def test_a_gpu_that_is_not_there_is_refused(repository_of: Build) -> None:
+def test_loading_a_gpu_that_is_not_there_is_refused(repository_of: Build) -> None:
     with pytest.raises(ArtifactError, match=f"GPU {hardware.num_gpus()}"):
         load_engine(engine_folder(repository_of("llama")), (hardware.num_gpus(),))
 

@@ -36,7 +36,7 @@ def needs(*formats: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "compute", "weights"), BUILT)
-def test_mixed_steps_equal_transformers(
+def test_logits_mixed_steps_equal_transformers(
     family: str, compute: str, weights: str, checkpoint_of: CheckpointOf, repository_of: Build
 ) -> None:
     needs(compute, weights)
@@ -52,7 +52,7 @@ def test_mixed_steps_equal_transformers(
 
 
 @pytest.mark.parametrize("compute", ["fp16", "bf16"])
-def test_kernels_heed_lengths(compute: str, checkpoint_of: CheckpointOf, repository_of: Build) -> None:
+def test_logits_kernels_heed_lengths(compute: str, checkpoint_of: CheckpointOf, repository_of: Build) -> None:
     """Where this fails, `--attention lengths` gives wrong answers on this GPU; the default does not rely on it."""
     needs(compute)
     with loaded(repository_of("llama", compute, None, "--attention", "lengths")) as engine:
@@ -61,7 +61,7 @@ def test_kernels_heed_lengths(compute: str, checkpoint_of: CheckpointOf, reposit
     assert typical(differences(outcome, plain)) < BOUNDS[compute, compute].from_plain
 
 
-def test_graphs_change_nothing(repository_of: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_graphs_change_nothing(repository_of: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = repository_of("llama")
     with loaded(repository) as engine:
         with_graphs = mixed_steps(engine)
@@ -73,7 +73,7 @@ def test_graphs_change_nothing(repository_of: Build, monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(one, other, atol=TOLERANCE * np.abs(other).max())
 
 
-def test_chunks_equal_the_whole(repository_of: Build) -> None:
+def test_logits_chunks_equal_the_whole(repository_of: Build) -> None:
     with loaded(repository_of("llama")) as engine:
         tokens = prompt(200, 5)
         whole = Driver(engine, seed=1).whole(tokens)
@@ -82,7 +82,7 @@ def test_chunks_equal_the_whole(repository_of: Build) -> None:
 
 
 @pytest.mark.parametrize("copies", [[[3, 5]], [[3, 5], [5, 0]], [[5, 3], [3, 4], [4, 15]]])
-def test_a_copied_beginning_is_as_good_as_a_computed_one(copies: list[list[int]], repository_of: Build) -> None:
+def test_logits_a_copied_beginning_is_as_good_as_a_computed_one(copies: list[list[int]], repository_of: Build) -> None:
     tokens = prompt(90, 6)
     with loaded(repository_of("llama")) as engine:
         whole = Driver(engine).whole(tokens)
@@ -90,13 +90,13 @@ def test_a_copied_beginning_is_as_good_as_a_computed_one(copies: list[list[int]]
     np.testing.assert_allclose(continued, whole[50:], atol=TOLERANCE * np.abs(whole).max())
 
 
-def test_a_step_may_want_no_logits(repository_of: Build) -> None:
+def test_logits_a_step_may_want_no_logits(repository_of: Build) -> None:
     with loaded(repository_of("llama")) as engine:
         batch = Driver(engine).batch([(DrivenSequence(prompt(10, 1)), 10)], num_logits=0)
         assert execute(engine, batch).shape == (0, engine.spec.vocab_size)
 
 
-def test_the_same_step_gives_the_same_logits(repository_of: Build) -> None:
+def test_logits_the_same_step_gives_the_same_logits(repository_of: Build) -> None:
     with loaded(repository_of("llama")) as engine:
         once, again = mixed_steps(engine, seed=3), mixed_steps(engine, seed=3)
     for (_, one), (_, other) in zip(once, again, strict=True):

@@ -37,7 +37,7 @@ def _floats(*values: float) -> Floats:
     return np.array(values, np.float32)
 
 
-def test_the_likeliest_token_is_the_lowest_of_equals(logits: StepLogits) -> None:
+def test_sampling_the_likeliest_token_is_the_lowest_of_equals(logits: StepLogits) -> None:
     logits.write(ROWS, np.full(len(ROWS), 77), _floats(50.0).repeat(len(ROWS)))
     logits.write(ROWS, np.full(len(ROWS), 300), _floats(50.0).repeat(len(ROWS)))
     ids, values = logits.argmax(ROWS)
@@ -47,14 +47,14 @@ def test_the_likeliest_token_is_the_lowest_of_equals(logits: StepLogits) -> None
     np.testing.assert_array_equal(logits.argmax(others)[0], whole(logits)[others].argmax(1))
 
 
-def test_a_row_that_is_no_number_shows_as_such(logits: StepLogits) -> None:
+def test_sampling_a_row_that_is_no_number_shows_as_such(logits: StepLogits) -> None:
     logits.write(np.array([3]), np.array([17]), _floats(np.nan))
     _, values = logits.argmax(ROWS)
     shows = np.isnan(values) | (values == np.inf)
     assert shows.tolist() == [row == 3 for row in ROWS]
 
 
-def test_masses_are_sums_of_exponentials(logits: StepLogits) -> None:
+def test_sampling_masses_are_sums_of_exponentials(logits: StepLogits) -> None:
     values = whole(logits)[ROWS]
     maxima, temperatures = values.max(1), np.linspace(0.5, 2.0, len(ROWS))
     floors = np.sort(values, axis=1)[:, -40]
@@ -74,14 +74,14 @@ def _masses(values: Floats, maxima: Floats, temperatures: Doubles, floors: Float
 
 
 @pytest.mark.parametrize("count", [1, 20, 100, 399])
-def test_the_largest_are_those_of_a_sort(logits: StepLogits, count: int) -> None:
+def test_sampling_the_largest_are_those_of_a_sort(logits: StepLogits, count: int) -> None:
     values, ids = logits.top_k(ROWS, count)
     expected = whole(logits)[ROWS]
     np.testing.assert_array_equal(values, -np.sort(-expected, axis=1)[:, :count])
     np.testing.assert_array_equal(np.take_along_axis(expected, ids, axis=1), values)
 
 
-def test_what_is_written_is_read_and_nothing_else_changes(logits: StepLogits) -> None:
+def test_sampling_what_is_written_is_read_and_nothing_else_changes(logits: StepLogits) -> None:
     before = whole(logits)
     ids = np.arange(len(ROWS)) * 31 + 5
     logits.write(ROWS, ids, np.arange(len(ROWS), dtype=np.float32))
@@ -91,7 +91,7 @@ def test_what_is_written_is_read_and_nothing_else_changes(logits: StepLogits) ->
     np.testing.assert_array_equal(logits.read(ROWS, ids), np.arange(len(ROWS)))
 
 
-def test_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> None:
+def test_sampling_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> None:
     before = whole(logits)
     vocab_size = before.shape[1]
     allowed = np.random.default_rng(1).random((len(ROWS), vocab_size)) < 0.3
@@ -104,7 +104,7 @@ def test_tokens_that_a_mask_does_not_allow_are_banned(logits: StepLogits) -> Non
     np.testing.assert_array_equal(whole(logits), expected)
 
 
-def test_tokens_that_came_before_are_penalised(logits: StepLogits) -> None:
+def test_sampling_tokens_that_came_before_are_penalised(logits: StepLogits) -> None:
     """In a first step, of which the table knows nothing, and when a token has come since."""
     prompts = [list(range(row, 300, 3)) for row in range(len(ROWS))]
     counts = [TokenCounts(token_ids, 1.5, 0.25, 0.5) for token_ids in prompts]
@@ -120,7 +120,7 @@ def test_tokens_that_came_before_are_penalised(logits: StepLogits) -> None:
         np.testing.assert_allclose(whole(logits), before, rtol=1e-6, atol=1e-6)
 
 
-def test_equals_are_found_lowest_first(logits: StepLogits) -> None:
+def test_sampling_equals_are_found_lowest_first(logits: StepLogits) -> None:
     logits.write(np.array([2]), np.array([9]), _floats(3.5))
     logits.write(np.array([2]), np.array([200]), _floats(3.5))
     (one,), (both,) = (logits.find_ties(np.array([2]), _floats(3.5), np.array([count])) for count in (1, 5))

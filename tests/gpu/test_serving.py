@@ -74,7 +74,7 @@ def assert_greedy(checkpoint: Path, texts: list[str], answers: list[Answer]) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_answers_are_those_of_transformers(
+def test_serving_answers_are_those_of_transformers(
     family: str, checkpoint_of: CheckpointOf, repository_of: Build, tmp_path: Path
 ) -> None:
     with served(repository_of(family), tmp_path / "log") as server:
@@ -84,7 +84,7 @@ def test_answers_are_those_of_transformers(
     assert_greedy(checkpoint_of(family), prompts(), alone)
 
 
-def test_answers_are_those_of_the_engine_for_cpus(
+def test_serving_answers_are_those_of_the_engine_for_cpus(
     checkpoint_of: CheckpointOf, repository_of: Build, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
@@ -99,14 +99,14 @@ def test_answers_are_those_of_the_engine_for_cpus(
         assert_likeliest(logits, len(ids), answer.output_ids, TOLERANCE)
 
 
-def test_a_seed_gives_the_same_answer_again(repository_of: Build, tmp_path: Path) -> None:
+def test_serving_a_seed_gives_the_same_answer_again(repository_of: Build, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"max_tokens": MAX_TOKENS, "stream": True, "temperature": 0.8, "top_p": 0.9, "seed": 11}
     with served(repository_of("llama"), tmp_path / "log") as server:
         one, other = (ask_grpc(server.grpc, text_input="the quick brown", **fields) for _ in range(2))
     assert one.output_ids == other.output_ids
 
 
-def test_two_gpus_answer_as_one(checkpoint_of: CheckpointOf, repository_of: Build, tmp_path: Path) -> None:
+def test_serving_two_gpus_answer_as_one(checkpoint_of: CheckpointOf, repository_of: Build, tmp_path: Path) -> None:
     if hardware.num_gpus() < 2:
         pytest.skip(f"tensor parallel needs 2 GPUs, this machine has {hardware.num_gpus()}")
     repository = repository_of("llama", "fp16", None, "--tensor-parallel", "2", "--gpu", "0,1")

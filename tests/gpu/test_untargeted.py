@@ -42,12 +42,12 @@ def attention_plan(trt: Any) -> bytes:
     return bytes(plan)
 
 
-def test_the_plan_is_built_without_a_gpu() -> None:
+def test_untargeted_the_plan_is_built_without_a_gpu() -> None:
     assert len(attention_plan(rtx())) > 1000
 
 
 @pytest.mark.gpu
-def test_a_plan_without_a_target_runs_on_this_gpu(tmp_path: Path, record_property: Any) -> None:
+def test_untargeted_a_plan_without_a_target_runs_on_this_gpu(tmp_path: Path, record_property: Any) -> None:
     trt = rtx()
     content = attention_plan(trt)
     validity, diagnostics = trt.Runtime(trt.Logger(trt.Logger.ERROR)).get_engine_validity(content)

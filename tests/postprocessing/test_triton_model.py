@@ -115,7 +115,7 @@ def encode_text(text: str) -> list[int]:
     return ids
 
 
-def test_chunks_of_a_batch_become_their_texts(repository: Path, table: AcknowledgementTable) -> None:
+def test_triton_model_chunks_of_a_batch_become_their_texts(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
     ids = encode_text("smile 😀")
     streams = [table.open(), table.open()]
@@ -131,12 +131,12 @@ def test_chunks_of_a_batch_become_their_texts(repository: Path, table: Acknowled
     assert [acknowledged(table, *stream) for stream in streams] == [2, 1]
 
 
-def test_an_empty_last_chunk(repository: Path) -> None:
+def test_triton_model_an_empty_last_chunk(repository: Path) -> None:
     (response,) = execute(start(repository), request([], []))
     assert text(response) == ""
 
 
-def test_each_sequence_of_a_response_is_decoded_by_itself(repository: Path) -> None:
+def test_triton_model_each_sequence_of_a_response_is_decoded_by_itself(repository: Path) -> None:
     """The second begins with the rest of the first's broken character, which is then no character of its own."""
     smile = encode_text("😀")
     assert len(smile) > 1
@@ -149,14 +149,14 @@ def test_each_sequence_of_a_response_is_decoded_by_itself(repository: Path) -> N
     ]
 
 
-def test_silent_ids_are_no_text(repository: Path) -> None:
+def test_triton_model_silent_ids_are_no_text(repository: Path) -> None:
     ids = encode_text("abc")
     parts = [Part(len(ids), num_hidden=1), Part(len(ids), num_hidden=len(ids)), Part(len(ids))]
     (response,) = execute(start(repository), request(ids * 3, [], parts))
     assert texts(response) == [tokenizer_of("byte_level_bpe").decode(ids[:-1]), "", "abc"]
 
 
-def test_characters_beyond_a_stop_string_are_no_text(repository: Path) -> None:
+def test_triton_model_characters_beyond_a_stop_string_are_no_text(repository: Path) -> None:
     """Counted in characters, not in bytes or tokens, of this chunk's own text."""
     ids = encode_text("é😀é 東京")
     cuts = [0, 1, 2, 4, 50, ALL]
@@ -169,7 +169,7 @@ def test_characters_beyond_a_stop_string_are_no_text(repository: Path) -> None:
     assert text(later) == "東"
 
 
-def test_special_tokens_are_text_where_the_header_says_so(repository: Path) -> None:
+def test_triton_model_special_tokens_are_text_where_the_header_says_so(repository: Path) -> None:
     ids = [tokenizer_of("byte_level_bpe").get_vocab()["<s>"], *encode_text("go")]
     model = start(repository)
     assert [text(answer) for answer in execute(model, request(ids, []), request(ids, [], skip=False))] == [
@@ -178,7 +178,7 @@ def test_special_tokens_are_text_where_the_header_says_so(repository: Path) -> N
     ]
 
 
-def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
+def test_triton_model_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
     good = encode_text("good")
     column, secret = table.open()
@@ -218,7 +218,7 @@ def test_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTa
     assert acknowledged(table, column, secret) == 1, "delivered, though it cannot be decoded"
 
 
-def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Path) -> None:
+def test_triton_model_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Path) -> None:
     too_many = [5] * 65
     model = start(repository)
     responses = execute(
@@ -233,7 +233,9 @@ def test_more_ids_than_its_sequences_can_have_are_refused_unread(repository: Pat
     assert len(texts(response)) == 2
 
 
-def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table: AcknowledgementTable) -> None:
+def test_triton_model_a_chunk_is_acknowledged_after_its_text_has_left(
+    repository: Path, table: AcknowledgementTable
+) -> None:
     column, secret = table.open()
     seen = []
 
@@ -248,7 +250,7 @@ def test_a_chunk_is_acknowledged_after_its_text_has_left(repository: Path, table
     assert [*seen, acknowledged(table, column, secret)] == [0, 1]
 
 
-def test_a_client_that_left_is_told_to_the_core(repository: Path, table: AcknowledgementTable) -> None:
+def test_triton_model_a_client_that_left_is_told_to_the_core(repository: Path, table: AcknowledgementTable) -> None:
     column, secret = table.open()
     chunk = request([3], [], stream=(table.table_id, column, secret, 1), is_last=False)
     chunk.sender.client_left = True
@@ -256,7 +258,7 @@ def test_a_client_that_left_is_told_to_the_core(repository: Path, table: Acknowl
     assert acknowledged(table, column, secret) == GONE
 
 
-def test_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_model_an_unforeseen_failure_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = start(repository)
     monkeypatch.setattr(model, "_detokenizer", None)
     (response,) = execute(model, request([1], []))
@@ -276,7 +278,7 @@ class _Breaking(triton.ResponseSender):
         super().send(response, flags)
 
 
-def test_a_stream_whose_text_cannot_be_sent_ends_and_its_neighbour_is_served(
+def test_triton_model_a_stream_whose_text_cannot_be_sent_ends_and_its_neighbour_is_served(
     repository: Path, table: AcknowledgementTable
 ) -> None:
     column, secret = table.open()
@@ -289,7 +291,7 @@ def test_a_stream_whose_text_cannot_be_sent_ends_and_its_neighbour_is_served(
     assert acknowledged(table, column, secret) == GONE, "what follows would have a gap"
 
 
-def test_a_panic_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_model_a_panic_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Panic(BaseException):
         """As libraries written in Rust raise it."""
 
@@ -302,7 +304,7 @@ def test_a_panic_is_answered(repository: Path, monkeypatch: pytest.MonkeyPatch) 
     assert failure(response).code() == triton.TritonError.INTERNAL
 
 
-def test_settings_are_checked_at_load(repository: Path) -> None:
+def test_triton_model_settings_are_checked_at_load(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"parameters\.colour: unknown"):
         start(repository, colour="blue")
     with pytest.raises(ArtifactError, match="other: no version folder"):

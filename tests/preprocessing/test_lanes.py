@@ -41,7 +41,7 @@ def messages(content: str) -> bytes:
 
 
 @pytest.mark.parametrize("taken", Lane)
-def test_a_lane_that_is_full_holds_up_no_other(lanes: Lanes, taken: Lane) -> None:
+def test_lanes_a_lane_that_is_full_holds_up_no_other(lanes: Lanes, taken: Lane) -> None:
     gate, done = threading.Event(), {lane: threading.Event() for lane in Lane}
     for _ in range(50):
         lanes.put(taken, 1, partial(wait, gate))
@@ -53,7 +53,7 @@ def test_a_lane_that_is_full_holds_up_no_other(lanes: Lanes, taken: Lane) -> Non
     assert done[taken].wait(60)
 
 
-def test_large_requests_wait_for_each_other_whatever_they_are(lanes: Lanes) -> None:
+def test_lanes_large_requests_wait_for_each_other_whatever_they_are(lanes: Lanes) -> None:
     gate, done = threading.Event(), threading.Event()
     for lane in (Lane.PROMPTS, Lane.CHATS):
         for _ in range(20):
@@ -64,7 +64,7 @@ def test_large_requests_wait_for_each_other_whatever_they_are(lanes: Lanes) -> N
     gate.set()
 
 
-def test_what_waits_is_bounded_and_given_back(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_what_waits_is_bounded_and_given_back(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes_module, "MAX_BYTES", 1000)
     gate = threading.Event()
     for _ in range(10):
@@ -82,7 +82,7 @@ def test_what_waits_is_bounded_and_given_back(lanes: Lanes, monkeypatch: pytest.
     assert done.wait(60)
 
 
-def test_one_clients_templates_and_giant_prompts_stop_nobody_elses_prompts(tmp_path: Path) -> None:
+def test_lanes_one_clients_templates_and_giant_prompts_stop_nobody_elses_prompts(tmp_path: Path) -> None:
     """With the real tokenizer: each of these alone would hold the model for seconds."""
     make_engine_folder(tmp_path / "core" / "1", "byte_level_bpe", chat_template=SLOW_TEMPLATE, max_seq_len=200_000)
     model = start(tmp_path)
@@ -106,7 +106,7 @@ def test_one_clients_templates_and_giant_prompts_stop_nobody_elses_prompts(tmp_p
     model.finalize()
 
 
-def test_what_is_left_is_answered_at_the_end(tmp_path: Path) -> None:
+def test_lanes_what_is_left_is_answered_at_the_end(tmp_path: Path) -> None:
     make_engine_folder(tmp_path / "core" / "1", "byte_level_bpe")
     model: Any = start(tmp_path)
     asked = [request(text_input=b"a prompt") for _ in range(100)]

@@ -34,35 +34,37 @@ def prompts(family: str, tmp_path: Path) -> PromptTokenizer:
     return load_tokenizer(make_engine_folder(tmp_path, family, max_seq_len=512))
 
 
-def test_prompts_equal_the_tokenizers(family: str, prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_prompts_equal_the_tokenizers(family: str, prompts: PromptTokenizer) -> None:
     for text in TEXTS:
         assert prompts.encode(PromptRequest(text_input=text.encode())) == tokenizer_of(family).encode(text).ids
     if family == "llama_2":
         assert prompts.encode(PromptRequest(text_input=b"a"))[0] == 0, "the beginning of text that the tokenizer adds"
 
 
-def test_messages_equal_the_template(prompts: PromptTokenizer, tmp_path: Path) -> None:
+def test_prompt_tokenizer_messages_equal_the_template(prompts: PromptTokenizer, tmp_path: Path) -> None:
     reference = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     expected = reference.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     assert prompts.encode(PromptRequest(messages=json.dumps(MESSAGES).encode())) == expected
     assert prompts.encode(PromptRequest(messages=json.dumps(MESSAGES, ensure_ascii=False).encode())) == expected
 
 
-def test_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_exactly_one_is_needed(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^text_input: is missing; send text_input, or messages"):
         prompts.encode(PromptRequest())
     with pytest.raises(RequestError, match=r"^text_input: is given together with messages"):
         prompts.encode(PromptRequest(text_input=b"a", messages=b"[]"))
 
 
-def test_bad_text(prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_bad_text(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^text_input: is not valid UTF-8: invalid start byte at byte 2"):
         prompts.encode(PromptRequest(text_input=b"ab\xff"))
     with pytest.raises(RequestError, match=r"^messages: is not valid UTF-8"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "\xe4"}]'))
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_text_where_there_is_one(family: str, prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_an_empty_prompt_is_the_beginning_of_a_text_where_there_is_one(
+    family: str, prompts: PromptTokenizer
+) -> None:
     if beginning := tokenizer_of(family).encode("").ids:
         assert prompts.encode(PromptRequest(text_input=b"")) == beginning
     else:
@@ -72,7 +74,9 @@ def test_an_empty_prompt_is_the_beginning_of_a_text_where_there_is_one(family: s
     assert (family == "llama_2") == bool(beginning)
 
 
-def test_a_prompt_too_long_is_refused_by_the_clients_name(family: str, prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_a_prompt_too_long_is_refused_by_the_clients_name(
+    family: str, prompts: PromptTokenizer
+) -> None:
     """Exactly where the engine has room for no token of output."""
     text = "a b " * 600
     num_tokens = 1
@@ -86,7 +90,7 @@ def test_a_prompt_too_long_is_refused_by_the_clients_name(family: str, prompts: 
         prompts.encode(PromptRequest(messages=messages))
 
 
-def test_a_giant_prompt_is_refused_before_it_is_tokenized(prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_a_giant_prompt_is_refused_before_it_is_tokenized(prompts: PromptTokenizer) -> None:
     limit = prompts.max_text_bytes
     with pytest.raises(RequestError, match=r"^text_input: a prompt of (more than )?\d+ tokens is too long"):
         prompts.encode(PromptRequest(text_input=b"a" * limit))
@@ -98,44 +102,44 @@ def test_a_giant_prompt_is_refused_before_it_is_tokenized(prompts: PromptTokeniz
         prompts.encode(PromptRequest(messages=b" " * 10_000_000))
 
 
-def test_every_prompt_that_fits_in_tokens_fits_in_bytes(family: str, prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_every_prompt_that_fits_in_tokens_fits_in_bytes(family: str, prompts: PromptTokenizer) -> None:
     vocabulary = tokenizer_of(family).get_vocab()
     longest = max(vocabulary, key=len)
     text = tokenizer_of(family).decode([vocabulary[longest]] * 64)
     assert len(text.encode()) <= prompts.max_text_bytes
 
 
-def test_half_a_surrogate_pair(prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_half_a_surrogate_pair(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^messages: half a surrogate pair"):
         prompts.encode(PromptRequest(messages=rb'[{"role": "user", "content": "\ud800"}]'))
 
 
-def test_what_the_template_refuses(prompts: PromptTokenizer) -> None:
+def test_prompt_tokenizer_what_the_template_refuses(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them: no role system"):
         prompts.encode(PromptRequest(messages=b'[{"role": "system", "content": "a"}]'))
 
 
 @pytest.mark.parametrize("template", ["{{ messages[5].content }}", "{{ messages + 1 }}", "{{ 1 // 0 }}", "{% if %}"])
-def test_a_template_that_breaks(template: str, tmp_path: Path) -> None:
+def test_prompt_tokenizer_a_template_that_breaks(template: str, tmp_path: Path) -> None:
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=template))
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
-def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+def test_prompt_tokenizer_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=template))
     with pytest.raises(RequestError, match=r"^messages: the checkpoint's chat template refuses them"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
-def test_without_a_template(tmp_path: Path) -> None:
+def test_prompt_tokenizer_without_a_template(tmp_path: Path) -> None:
     prompts = load_tokenizer(make_engine_folder(tmp_path, "byte_level_bpe", chat_template=None))
     with pytest.raises(RequestError, match=r"^messages: the served checkpoint has no chat template; send text_input"):
         prompts.encode(PromptRequest(messages=b'[{"role": "user", "content": "a"}]'))
 
 
-def test_damaged_engine_folders(tmp_path: Path) -> None:
+def test_prompt_tokenizer_damaged_engine_folders(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"engine\.json is missing"):
         load_tokenizer(tmp_path)
     write_small_manifest(tmp_path, 8)
@@ -150,7 +154,7 @@ def test_damaged_engine_folders(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_prompt_tokenizer_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
     folder = make_engine_folder(tmp_path, "byte_level_bpe") / "tokenizer"
     witness = tmp_path / "ran"
     (folder / "custom.py").write_text(f"open({str(witness)!r}, 'w')\nclass Custom: pass\n")
@@ -162,7 +166,7 @@ def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
-def test_json_is_bounded_before_it_is_read(tmp_path: Path) -> None:
+def test_prompt_tokenizer_json_is_bounded_before_it_is_read(tmp_path: Path) -> None:
     """Six times the longest prompt, for escapes; but no more than 8 MiB, or that prompt, whichever is more."""
     for max_seq_len, limit in ((64, None), (100_000, 1 << 23), (400_000, None)):
         prompts = load_tokenizer(make_engine_folder(tmp_path / str(max_seq_len), "llama_2", max_seq_len=max_seq_len))

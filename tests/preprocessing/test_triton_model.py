@@ -76,7 +76,7 @@ def texts(*values: bytes) -> Any:
     return array
 
 
-def test_every_output_is_always_there(model: Any) -> None:
+def test_triton_model_every_output_is_always_there(model: Any) -> None:
     made = outputs(model, request({"timeout": 5}, text_input="naïve 東京".encode()))
     assert list(made) == [spec.name for spec in tensors.PREPROCESSING_OUTPUTS]
     assert {name: array.dtype for name, array in made.items()} == {
@@ -89,7 +89,7 @@ def test_every_output_is_always_there(model: Any) -> None:
     assert made["flow_control"].tolist() == [[True]]
 
 
-def test_bad_words(model: Any) -> None:
+def test_triton_model_bad_words(model: Any) -> None:
     for none in (texts(b""), texts(), texts(b"", b"")):
         made = outputs(model, request(text_input=b"a", bad_words=none))
         assert made["bad_words_list"].tolist() == [[[-1], [-1]]]
@@ -100,7 +100,7 @@ def test_bad_words(model: Any) -> None:
     assert refusal(model, request(text_input=b"a", bad_words=texts(b"a", b"\xff"))).startswith("bad_words: is not")
 
 
-def test_values_come_in_either_shape(model: Any) -> None:
+def test_triton_model_values_come_in_either_shape(model: Any) -> None:
     text = b"one two three four five"
     both: dict[str, Any] = {"truncate_prompt_tokens": 3, "truncation_side": b"right", "stop": False}
     flat: dict[str, Any] = {
@@ -114,12 +114,12 @@ def test_values_come_in_either_shape(model: Any) -> None:
     assert outputs(model, request(**flat))["input_ids"].tolist() == expected
 
 
-def test_the_longest_prompt_is_the_engines(model: Any) -> None:
+def test_triton_model_the_longest_prompt_is_the_engines(model: Any) -> None:
     asked = request(text_input=b"word " * 90, truncate_prompt_tokens=-1, max_tokens=20)
     assert outputs(model, asked)["input_ids"].shape == (1, 44)
 
 
-def test_a_request_that_ends_another_has_no_prompt(model: Any) -> None:
+def test_triton_model_a_request_that_ends_another_has_no_prompt(model: Any) -> None:
     cases: list[dict[str, Any]] = [{}, {"text_input": b""}, {"text_input": b"a", "bad_words": texts(b"b")}]
     for others in cases:
         made = outputs(model, request(stop=True, **others))
@@ -129,7 +129,7 @@ def test_a_request_that_ends_another_has_no_prompt(model: Any) -> None:
     assert refusal(model, request(stop=False)).startswith("text_input: is missing")
 
 
-def test_chat_options(model: Any) -> None:
+def test_triton_model_chat_options(model: Any) -> None:
     messages = b'[{"role": "user", "content": "hi"}]'
     made = outputs(model, request(messages=messages, add_generation_prompt=False))
     assert tokenizer_of("llama_2").decode(made["input_ids"][0].tolist()).endswith("user: hi")
@@ -139,7 +139,7 @@ def test_chat_options(model: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", [spec for spec in tensors.PREPROCESSING_INPUTS if spec.dims == (1,)])
-def test_two_values_where_one_is_due_are_refused_by_name(model: Any, spec: tensors.TensorSpec) -> None:
+def test_triton_model_two_values_where_one_is_due_are_refused_by_name(model: Any, spec: tensors.TensorSpec) -> None:
     dtype = {"STRING": np.object_, "INT32": np.int32, "BOOL": np.bool_}[spec.dtype]
     for shape in ((1, 2), (1, 0)):
         values: dict[str, Any] = {"text_input": b"a", spec.name: np.zeros(shape, dtype)}
@@ -147,13 +147,13 @@ def test_two_values_where_one_is_due_are_refused_by_name(model: Any, spec: tenso
         assert refusal(model, asked) == f"{spec.name}: must hold one value, not {shape[1]}"
 
 
-def test_messages(model: Any) -> None:
+def test_triton_model_messages(model: Any) -> None:
     (response,) = execute(model, [request(messages=b'[{"role": "user", "content": "hi"}]')])
     text = tokenizer_of("llama_2").decode(response.output_tensors()[0].as_numpy()[0].tolist())
     assert "user: hi" in text
 
 
-def test_bad_requests_harm_no_other(model: Any) -> None:
+def test_triton_model_bad_requests_harm_no_other(model: Any) -> None:
     responses = execute(
         model,
         [
@@ -177,12 +177,12 @@ def test_bad_requests_harm_no_other(model: Any) -> None:
     assert all(response.error().code() == triton.TritonError.INVALID_ARG for response in responses[1:5])
 
 
-def test_an_unforeseen_failure_is_answered(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_model_an_unforeseen_failure_is_answered(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_tokenizer", None)
     (response,) = execute(model, [request(text_input=b"good")])
     assert response.error().code() == triton.TritonError.INTERNAL
 
 
-def test_settings_are_checked_at_load(tmp_path: Path) -> None:
+def test_triton_model_settings_are_checked_at_load(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"parameters\.colour: unknown"):
         start(tmp_path, colour="blue")

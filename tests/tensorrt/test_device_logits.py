@@ -42,7 +42,7 @@ def _logits(vocab_size: int, num_rows: int = 150) -> FloatArray:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_argmax_is_the_lowest_of_equals_and_what_is_no_number_shows(vocab_size: int) -> None:
+def test_device_logits_argmax_is_the_lowest_of_equals_and_what_is_no_number_shows(vocab_size: int) -> None:
     logits = _logits(vocab_size)
     logits[2] = -np.inf
     logits[3] = 1.0
@@ -57,7 +57,7 @@ def test_argmax_is_the_lowest_of_equals_and_what_is_no_number_shows(vocab_size: 
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_exp_sums_are_sums_by_chunk(vocab_size: int) -> None:
+def test_device_logits_exp_sums_are_sums_by_chunk(vocab_size: int) -> None:
     logits, rows = _logits(vocab_size), np.arange(3, 140, 2)
     maxima, temperatures = logits[rows].max(axis=1), np.linspace(0.3, 5, len(rows))
     for floors in (None, np.linspace(-3, 1, len(rows)).astype(np.float32), maxima):
@@ -69,7 +69,7 @@ def test_exp_sums_are_sums_by_chunk(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_the_largest_are_found_in_any_number(vocab_size: int) -> None:
+def test_device_logits_the_largest_are_found_in_any_number(vocab_size: int) -> None:
     logits, rows = _logits(vocab_size), np.array([0, 1, 2, 5, 100])
     for count in {1, 64, 65, 1025, 3841, vocab_size}:
         if count <= vocab_size:
@@ -80,7 +80,7 @@ def test_the_largest_are_found_in_any_number(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_equals_are_the_lowest_ids(vocab_size: int) -> None:
+def test_device_logits_equals_are_the_lowest_ids(vocab_size: int) -> None:
     logits = np.round(_logits(vocab_size) / 8)
     rows, counts = np.arange(0, 150, 3), np.arange(50) * 3 + 1
     values = logits[rows, rows % vocab_size]
@@ -91,7 +91,7 @@ def test_equals_are_the_lowest_ids(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_what_is_written_is_read_and_nothing_else_has_changed(vocab_size: int) -> None:
+def test_device_logits_what_is_written_is_read_and_nothing_else_has_changed(vocab_size: int) -> None:
     rng, expected = np.random.default_rng(0), _logits(vocab_size)
     logits = device_of(vocab_size).logits(expected)
     every_row, every_id = np.arange(len(expected))[:, None], np.arange(vocab_size)
@@ -109,7 +109,7 @@ def test_what_is_written_is_read_and_nothing_else_has_changed(vocab_size: int) -
     np.testing.assert_array_equal(logits.read(every_row, every_id), expected)
 
 
-def test_more_pairs_than_one_run_takes() -> None:
+def test_device_logits_more_pairs_than_one_run_takes() -> None:
     expected = _logits(4096, 40)
     logits = device_of(4096).logits(expected)
     rows, ids = (part.reshape(-1) for part in np.indices((40, 4096)))
@@ -119,7 +119,7 @@ def test_more_pairs_than_one_run_takes() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_masks_ban_what_their_bits_do_not_allow(vocab_size: int) -> None:
+def test_device_logits_masks_ban_what_their_bits_do_not_allow(vocab_size: int) -> None:
     rng, expected = np.random.default_rng(1), _logits(vocab_size)
     logits = device_of(vocab_size).logits(expected)
     for rows in (np.arange(150), np.array([3, 4, 8])):
@@ -133,7 +133,7 @@ def test_masks_ban_what_their_bits_do_not_allow(vocab_size: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32))
-def test_the_sampler_chooses_on_the_device_what_it_chooses_on_the_host(seed: int) -> None:
+def test_device_logits_the_sampler_chooses_on_the_device_what_it_chooses_on_the_host(seed: int) -> None:
     crowd = Crowd(seed)
     if len(crowd.rows) > MAX_ROWS:
         return
@@ -155,7 +155,7 @@ def test_the_sampler_chooses_on_the_device_what_it_chooses_on_the_host(seed: int
             assert found.log_probs[number].top_log_probs == pytest.approx(top_log_probs, abs=1e-5)
 
 
-def test_top_p_among_equals_is_the_hosts() -> None:
+def test_device_logits_top_p_among_equals_is_the_hosts() -> None:
     """More equals than a plan finds, so that the host looks at some rows itself."""
     array = np.zeros((60, VOCAB), np.float32)
     array[::2] = np.round(np.random.default_rng(0).normal(0, 1, (30, VOCAB)))
@@ -164,7 +164,7 @@ def test_top_p_among_equals_is_the_hosts() -> None:
     assert Sampler(VOCAB).choose(device_of(VOCAB).logits(array), rows).token_ids == expected.token_ids
 
 
-def test_a_greedy_step_is_one_run_and_a_row_of_nan_has_no_token() -> None:
+def test_device_logits_a_greedy_step_is_one_run_and_a_row_of_nan_has_no_token() -> None:
     device = SamplingDevice(VOCAB, 100)
     array = np.random.default_rng(0).normal(size=(90, VOCAB)).astype(np.float32)
     array[50] = np.nan
@@ -175,7 +175,7 @@ def test_a_greedy_step_is_one_run_and_a_row_of_nan_has_no_token() -> None:
 
 
 @pytest.mark.parametrize("capability", ["SM80", "SM89"])
-def test_every_network_builds(capability: str) -> None:
+def test_device_logits_every_network_builds(capability: str) -> None:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     for network in sampling_networks(151_936, 512):
         definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -190,7 +190,7 @@ def test_every_network_builds(capability: str) -> None:
         del layers
 
 
-def test_closing_frees_everything() -> None:
+def test_device_logits_closing_frees_everything() -> None:
     device = SamplingDevice(70, 4)
     device.plans.close()
     assert device.device.num_allocations == 1, "the logits' own memory is the engine's"

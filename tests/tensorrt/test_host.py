@@ -155,13 +155,15 @@ def history(engine: Engine, sequence: Callable[..., Sequence], seed: int, num_st
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mixed_steps_give_transformers_logits(engine: Engine, sequence: Callable[..., Sequence], seed: int) -> None:
+def test_host_mixed_steps_give_transformers_logits(
+    engine: Engine, sequence: Callable[..., Sequence], seed: int
+) -> None:
     assert engine.spec.kv_kind is KVKind.SLOTS
     history(engine, sequence, seed)
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
-def test_each_family_runs(family: str, tmp_path: Path) -> None:
+def test_host_each_family_runs(family: str, tmp_path: Path) -> None:
     folder, engine_folder = tmp_path / "checkpoint", tmp_path / "1"
     make_checkpoint(folder, family, head_dim=32)
     build(folder, engine_folder, LIMIT)
@@ -176,7 +178,7 @@ def test_each_family_runs(family: str, tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_slot_is_copied_as_far_as_asked_and_copies_keep_their_order(
+def test_host_a_slot_is_copied_as_far_as_asked_and_copies_keep_their_order(
     engine: Engine, sequence: Callable[..., Sequence]
 ) -> None:
     first = sequence(40, 4)
@@ -199,11 +201,11 @@ def caches() -> list[Floats]:
 
 
 @pytest.mark.usefixtures("engine")
-def test_the_cache_begins_as_numbers() -> None:
+def test_host_the_cache_begins_as_numbers() -> None:
     assert all(np.isfinite(cache).all() for cache in caches())
 
 
-def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence: Callable[..., Sequence]) -> None:
+def test_host_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence: Callable[..., Sequence]) -> None:
     """A request may end in NaN, and a mask does not keep NaN out."""
     kept = sequence(30, 0)
     ruined = [sequence(30, slot) for slot in (2, 3, 4)]
@@ -219,7 +221,7 @@ def test_nothing_is_left_in_a_slot_of_who_had_it_before(engine: Engine, sequence
     step(engine, [(kept, 1), (copied, 1), (new, 1), (others, 1)])
 
 
-def test_nothing_is_left_in_a_slot_where_more_is_copied_than_was_written(
+def test_host_nothing_is_left_in_a_slot_where_more_is_copied_than_was_written(
     engine: Engine, sequence: Callable[..., Sequence]
 ) -> None:
     """A slot that idles writes what it reads behind everything else."""
@@ -233,13 +235,15 @@ def test_nothing_is_left_in_a_slot_where_more_is_copied_than_was_written(
     step(engine, [(copied, 4)], copies=[(0, 2, 12)])
 
 
-def test_a_step_without_wanted_rows_only_writes_the_cache(engine: Engine, sequence: Callable[..., Sequence]) -> None:
+def test_host_a_step_without_wanted_rows_only_writes_the_cache(
+    engine: Engine, sequence: Callable[..., Sequence]
+) -> None:
     one, other = sequence(30, 3), sequence(30, 5)
     assert step(engine, [(one, 10), (other, 1)], wanted=[]).shape == (0, engine.spec.vocab_size)
     step(engine, [(one, 1), (other, 9)])
 
 
-def test_the_longest_slot_is_used_to_its_end(engine: Engine, sequence: Callable[..., Sequence]) -> None:
+def test_host_the_longest_slot_is_used_to_its_end(engine: Engine, sequence: Callable[..., Sequence]) -> None:
     longest, other = sequence(engine.spec.block_size, 0), sequence(40, 1)
     step(engine, [(longest, engine.spec.block_size - 2), (other, 2)])
     step(engine, [(other, 1)])  # the first slot idles: its write must not reach its tokens
@@ -256,7 +260,7 @@ UNCAPTURED = [
 
 
 @pytest.mark.parametrize(("fault", "text"), UNCAPTURED)
-def test_without_graphs_it_says_why_once_and_computes_the_same(
+def test_host_without_graphs_it_says_why_once_and_computes_the_same(
     fault: str, text: str, folder: Path, sequence: Callable[..., Sequence], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, _ = load_engine(folder)
@@ -286,7 +290,7 @@ STEP_CALLS = [
 
 
 @pytest.mark.parametrize(("call", "text"), STEP_CALLS)
-def test_a_call_that_fails_in_a_step_is_named_and_the_next_step_works(
+def test_host_a_call_that_fails_in_a_step_is_named_and_the_next_step_works(
     call: str, text: str, engine: Engine, sequence: Callable[..., Sequence]
 ) -> None:
     first, second = sequence(40, 1), sequence(40, 2)
@@ -299,7 +303,7 @@ def test_a_call_that_fails_in_a_step_is_named_and_the_next_step_works(
 
 
 @pytest.mark.parametrize("call", ["cudaStreamSynchronize", "cudaGraphLaunch"])
-def test_a_lost_gpu_fails_every_step_after_it_and_closing_still_ends(
+def test_host_a_lost_gpu_fails_every_step_after_it_and_closing_still_ends(
     call: str, folder: Path, sequence: Callable[..., Sequence]
 ) -> None:
     engine, _ = load_engine(folder)
@@ -335,7 +339,7 @@ def load_with_fault(folder: Path, call: str, nth: int) -> TridentError | None:
 
 
 @pytest.mark.parametrize("call", LOAD_CALLS)
-def test_whatever_fails_while_loading_is_named_and_everything_is_freed(call: str, folder: Path) -> None:
+def test_host_whatever_fails_while_loading_is_named_and_everything_is_freed(call: str, folder: Path) -> None:
     num_failures = 0
     for nth in range(1, 40):
         error = load_with_fault(folder, call, nth)
@@ -347,7 +351,7 @@ def test_whatever_fails_while_loading_is_named_and_everything_is_freed(call: str
     assert num_failures >= 1
 
 
-def test_too_little_memory_is_refused_with_the_numbers(folder: Path) -> None:
+def test_host_too_little_memory_is_refused_with_the_numbers(folder: Path) -> None:
     load_engine(folder)[0].close()
     whole = GPUS.total_bytes
     GPUS.total_bytes = 2**20
@@ -356,7 +360,9 @@ def test_too_little_memory_is_refused_with_the_numbers(folder: Path) -> None:
     GPUS.total_bytes = whole
 
 
-def test_another_gpu_than_the_first_serves_from_any_thread(folder: Path, sequence: Callable[..., Sequence]) -> None:
+def test_host_another_gpu_than_the_first_serves_from_any_thread(
+    folder: Path, sequence: Callable[..., Sequence]
+) -> None:
     GPUS.num_devices = 2
     engine, _ = load_engine(folder, [1])
     assert {block.device for block in GPUS.blocks} == {1}
@@ -375,12 +381,12 @@ def test_another_gpu_than_the_first_serves_from_any_thread(folder: Path, sequenc
     assert failures == []
 
 
-def test_more_gpus_than_parts_are_refused(folder: Path) -> None:
+def test_host_more_gpus_than_parts_are_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="tensor_parallel: the engine is for 1 GPUs, not 2"):
         load_engine(folder, [0, 1])
 
 
-def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
+def test_host_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"GPU 3 cannot be used: .*cudaSetDevice"):
         load_engine(folder, [3])
 
@@ -400,7 +406,7 @@ BENT: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("text", "part", "fields"), BENT)
-def test_a_manifest_that_does_not_fit_the_plan_is_refused_by_field(
+def test_host_a_manifest_that_does_not_fit_the_plan_is_refused_by_field(
     text: str, part: str, fields: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     manifest = read_manifest(folder)
@@ -410,21 +416,21 @@ def test_a_manifest_that_does_not_fit_the_plan_is_refused_by_field(
         load_engine(tmp_path)
 
 
-def test_a_damaged_plan_is_refused_with_what_tensorrt_says(folder: Path, tmp_path: Path) -> None:
+def test_host_a_damaged_plan_is_refused_with_what_tensorrt_says(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "network.plan").write_bytes(b"no plan at all")
     write_manifest(tmp_path, replace(read_manifest(folder), digests={}))
     with pytest.raises(ArtifactError, match=r"network\.plan: .*cannot read it: Serialization assertion failed"):
         load_engine(tmp_path)
 
 
-def test_a_slot_that_is_not_aligned_is_refused(tmp_path: Path) -> None:
+def test_host_a_slot_that_is_not_aligned_is_refused(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", head_dim=16)
     build(checkpoint, tmp_path / "1", LIMIT)
     with pytest.raises(ArtifactError, match=r"kv_cache\.block_size: a slot of key_cache\.0 has 8320 bytes"):
         load_engine(tmp_path / "1")
 
 
-def test_a_compiler_that_is_not_installed_is_named_with_its_remedy(
+def test_host_a_compiler_that_is_not_installed_is_named_with_its_remedy(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -433,7 +439,7 @@ def test_a_compiler_that_is_not_installed_is_named_with_its_remedy(
         load_engine(folder)
 
 
-def test_memory_that_runs_out_while_loading_says_what_to_change(folder: Path) -> None:
+def test_host_memory_that_runs_out_while_loading_says_what_to_change(folder: Path) -> None:
     faults.order("cudaMalloc", 3, code=OUT_OF_MEMORY)
     with pytest.raises(PlanError, match=r"cudaMalloc failed.*--max-num-seqs"):
         load_engine(folder)

@@ -20,7 +20,7 @@ def device() -> Iterator[Device]:
         yield Device(0)
 
 
-def test_a_result_is_there_after_the_wait_and_not_before(device: Device) -> None:
+def test_host_double_a_result_is_there_after_the_wait_and_not_before(device: Device) -> None:
     address = device.allocate(256)
     source, target = device.pinned(256), device.pinned(256)
     source[...] = 7
@@ -32,7 +32,7 @@ def test_a_result_is_there_after_the_wait_and_not_before(device: Device) -> None
     assert (target == 7).all()
 
 
-def test_pinned_memory_that_is_overwritten_too_soon_is_what_arrives(device: Device) -> None:
+def test_host_double_pinned_memory_that_is_overwritten_too_soon_is_what_arrives(device: Device) -> None:
     address, source, target = device.allocate(256), device.pinned(256), np.zeros(256, np.uint8)
     source[...] = 1
     device.upload(address, source)
@@ -42,7 +42,7 @@ def test_pinned_memory_that_is_overwritten_too_soon_is_what_arrives(device: Devi
     assert (target == 2).all()
 
 
-def test_pageable_memory_is_read_before_the_call_returns(device: Device) -> None:
+def test_host_double_pageable_memory_is_read_before_the_call_returns(device: Device) -> None:
     address, source, target = device.allocate(256), np.ones(256, np.uint8), np.zeros(256, np.uint8)
     device.upload(address, source)
     source[...] = 2
@@ -51,7 +51,7 @@ def test_pageable_memory_is_read_before_the_call_returns(device: Device) -> None
     assert (target == 1).all()
 
 
-def test_fresh_memory_is_not_a_number(device: Device) -> None:
+def test_host_double_fresh_memory_is_not_a_number(device: Device) -> None:
     address, target = device.allocate(256), np.zeros(64, np.float32)
     device.download(target, address)
     device.synchronize()
@@ -69,7 +69,7 @@ FAULTS: dict[str, Wrong] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_memory_that_is_not_there_loses_the_gpu(name: str, device: Device) -> None:
+def test_host_double_memory_that_is_not_there_loses_the_gpu(name: str, device: Device) -> None:
     place = device.allocate(256)
     FAULTS[name](device, place)
     with pytest.raises(EngineError, match="cudaStreamSynchronize failed: IllegalAddress"):
@@ -78,7 +78,7 @@ def test_memory_that_is_not_there_loses_the_gpu(name: str, device: Device) -> No
         device.allocate(1)
 
 
-def test_memory_that_was_freed_is_not_there(device: Device) -> None:
+def test_host_double_memory_that_was_freed_is_not_there(device: Device) -> None:
     place = device.allocate(256)
     graph = device.capture(lambda: device.zero(place, 256))
     device.launch(graph)
@@ -89,7 +89,7 @@ def test_memory_that_was_freed_is_not_there(device: Device) -> None:
         device.synchronize()
 
 
-def test_copies_in_the_wrong_direction_are_refused(device: Device) -> None:
+def test_host_double_copies_in_the_wrong_direction_are_refused(device: Device) -> None:
     place, host = device.allocate(256), device.pinned(256)
     with pytest.raises(EngineError, match="InvalidValue"):
         device.copy(place, host.ctypes.data, 16)
@@ -97,7 +97,7 @@ def test_copies_in_the_wrong_direction_are_refused(device: Device) -> None:
         device.upload(host.ctypes.data, host)
 
 
-def test_what_is_captured_runs_when_it_is_launched_and_as_often(device: Device) -> None:
+def test_host_double_what_is_captured_runs_when_it_is_launched_and_as_often(device: Device) -> None:
     place, counter = device.allocate(256), np.zeros(1, np.int64)
     graph = device.capture(lambda: GPUS.enqueue(device.stream, lambda: counter.put(0, counter[0] + 1)))
     device.synchronize()
@@ -112,7 +112,7 @@ def test_what_is_captured_runs_when_it_is_launched_and_as_often(device: Device) 
     assert GPUS.leaks() == []
 
 
-def test_waiting_spoils_a_capture_and_the_stream_runs_again_after_it(device: Device) -> None:
+def test_host_double_waiting_spoils_a_capture_and_the_stream_runs_again_after_it(device: Device) -> None:
     place, target = device.allocate(256), np.ones(256, np.uint8)
     with pytest.raises(EngineError, match="cudaStreamSynchronize failed: StreamCaptureUnsupported"):
         device.capture(device.synchronize)

@@ -61,7 +61,7 @@ def run(calls: StepCalls) -> tuple[dict[Place, int], dict[int, tuple[int, int, i
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_every_token_is_written_to_its_place_and_every_wanted_row_is_found(seed: int) -> None:
+def test_host_steps_every_token_is_written_to_its_place_and_every_wanted_row_is_found(seed: int) -> None:
     batch = random_batch(np.random.default_rng(seed))
     calls = split(batch, SLOT_LEN, padded)
     cache, buffer = run(calls)
@@ -79,7 +79,7 @@ def test_every_token_is_written_to_its_place_and_every_wanted_row_is_found(seed:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_rows_that_nobody_wants_do_not_make_the_buffer_longer(seed: int) -> None:
+def test_host_steps_rows_that_nobody_wants_do_not_make_the_buffer_longer(seed: int) -> None:
     batch = random_batch(np.random.default_rng(seed))
     calls = split(batch, SLOT_LEN, padded)
     assert sorted(calls.buffer_rows.tolist()) == list(range(len(batch.logit_rows)))
@@ -88,7 +88,7 @@ def test_rows_that_nobody_wants_do_not_make_the_buffer_longer(seed: int) -> None
     assert last <= max(len(batch.token_ids), NUM_SLOTS) + 1
 
 
-def test_a_slot_that_is_not_in_the_step_writes_to_scratch_and_reads_one_key() -> None:
+def test_host_steps_a_slot_that_is_not_in_the_step_writes_to_scratch_and_reads_one_key() -> None:
     batch = StepBatch(
         token_ids=np.array([7], np.int32),
         position_ids=np.array([5], np.int32),
@@ -108,7 +108,7 @@ def test_a_slot_that_is_not_in_the_step_writes_to_scratch_and_reads_one_key() ->
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 5, 8, 9, 256])
-def test_few_sizes_are_captured_and_none_wastes_more_than_seven_sequences(num_slots: int) -> None:
+def test_host_steps_few_sizes_are_captured_and_none_wastes_more_than_seven_sequences(num_slots: int) -> None:
     sizes = captured_sizes(num_slots)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == num_slots

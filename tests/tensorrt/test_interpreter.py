@@ -13,7 +13,7 @@ from tests.tensorrt.small_networks import FLOATS, KINDS, bits, close, constant, 
 
 
 @pytest.mark.parametrize(("kind", "torch_kind"), KINDS)
-def test_every_result_has_the_precision_of_its_tensor(kind: Any, torch_kind: torch.dtype) -> None:
+def test_interpreter_every_result_has_the_precision_of_its_tensor(kind: Any, torch_kind: torch.dtype) -> None:
     def write(net: Any, a: Any, b: Any) -> Any:
         total = net.add_elementwise(a, b, trt.ElementWiseOperation.SUM).get_output(0)
         return net.add_elementwise(total, b, trt.ElementWiseOperation.PROD).get_output(0)
@@ -38,7 +38,7 @@ _BINARY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("operation", _BINARY)
-def test_elementwise_layers_broadcast_as_torch_does(operation: str) -> None:
+def test_interpreter_elementwise_layers_broadcast_as_torch_does(operation: str) -> None:
     def write(net: Any, a: Any, b: Any) -> Any:
         return net.add_elementwise(a, b, getattr(trt.ElementWiseOperation, operation)).get_output(0)
 
@@ -48,7 +48,7 @@ def test_elementwise_layers_broadcast_as_torch_does(operation: str) -> None:
     np.testing.assert_allclose(run(write, a=a, b=b), expected, rtol=1e-6)
 
 
-def test_integers_are_exact_and_divided_towards_zero() -> None:
+def test_interpreter_integers_are_exact_and_divided_towards_zero() -> None:
     def write(net: Any, a: Any, b: Any) -> Any:
         return net.add_elementwise(a, b, trt.ElementWiseOperation.DIV).get_output(0)
 
@@ -60,7 +60,7 @@ def test_integers_are_exact_and_divided_towards_zero() -> None:
 @pytest.mark.parametrize(
     ("operation", "expected"), [("AND", [0, 0, 0, 1]), ("OR", [0, 1, 1, 1]), ("XOR", [0, 1, 1, 0])]
 )
-def test_booleans_are_joined(operation: str, expected: list[int]) -> None:
+def test_interpreter_booleans_are_joined(operation: str, expected: list[int]) -> None:
     def write(net: Any, a: Any, b: Any) -> Any:
         return net.add_elementwise(a, b, getattr(trt.ElementWiseOperation, operation)).get_output(0)
 
@@ -86,7 +86,7 @@ _UNARY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("operation", _UNARY)
-def test_unary_layers_are_torchs(operation: str) -> None:
+def test_interpreter_unary_layers_are_torchs(operation: str) -> None:
     def write(net: Any, x: Any) -> Any:
         return net.add_unary(x, getattr(trt.UnaryOperation, operation)).get_output(0)
 
@@ -105,7 +105,7 @@ def test_unary_layers_are_torchs(operation: str) -> None:
         ("GELU_TANH", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
     ],
 )
-def test_activations_are_torchs(kind: str, function: Any) -> None:
+def test_interpreter_activations_are_torchs(kind: str, function: Any) -> None:
     def write(net: Any, x: Any) -> Any:
         return net.add_activation(x, getattr(trt.ActivationType, kind)).get_output(0)
 
@@ -117,7 +117,7 @@ def test_activations_are_torchs(kind: str, function: Any) -> None:
     ("operation", "function"), [("SUM", torch.sum), ("AVG", torch.mean), ("MAX", torch.amax), ("MIN", torch.amin)]
 )
 @pytest.mark.parametrize(("axes", "keep"), [((1,), True), ((0, 2), False)])
-def test_reductions_are_torchs(operation: str, function: Any, axes: tuple[int, ...], keep: bool) -> None:
+def test_interpreter_reductions_are_torchs(operation: str, function: Any, axes: tuple[int, ...], keep: bool) -> None:
     def write(net: Any, x: Any) -> Any:
         return net.add_reduce(
             x, getattr(trt.ReduceOperation, operation), sum(1 << axis for axis in axes), keep
@@ -129,7 +129,7 @@ def test_reductions_are_torchs(operation: str, function: Any, axes: tuple[int, .
 
 
 @pytest.mark.parametrize("axis", [0, 2])
-def test_softmax_is_torchs(axis: int) -> None:
+def test_interpreter_softmax_is_torchs(axis: int) -> None:
     def write(net: Any, x: Any) -> Any:
         layer = net.add_softmax(x)
         layer.axes = 1 << axis
@@ -140,7 +140,7 @@ def test_softmax_is_torchs(axis: int) -> None:
 
 
 @pytest.mark.parametrize("is_largest", [True, False])
-def test_topk_is_torchs_and_takes_its_count_from_a_tensor(is_largest: bool) -> None:
+def test_interpreter_topk_is_torchs_and_takes_its_count_from_a_tensor(is_largest: bool) -> None:
     operation = trt.TopKOperation.MAX if is_largest else trt.TopKOperation.MIN
 
     def write(net: Any, x: Any, k: Any) -> Any:
@@ -158,7 +158,7 @@ def test_topk_is_torchs_and_takes_its_count_from_a_tensor(is_largest: bool) -> N
         assert results[f"out{number + 1}"].dtype == np.int32
 
 
-def test_of_equals_topk_takes_the_first() -> None:
+def test_interpreter_of_equals_topk_takes_the_first() -> None:
     def write(net: Any, x: Any) -> Any:
         return net.add_topk(x, trt.TopKOperation.MAX, 3, 2).get_output(1)
 
@@ -169,7 +169,7 @@ def test_of_equals_topk_takes_the_first() -> None:
 
 @pytest.mark.parametrize(("kind", "torch_kind", "tolerance"), FLOATS)
 @pytest.mark.parametrize(("first", "second"), [("NONE", "TRANSPOSE"), ("TRANSPOSE", "NONE"), ("NONE", "VECTOR")])
-def test_products_of_matrices_are_torchs(
+def test_interpreter_products_of_matrices_are_torchs(
     kind: Any, torch_kind: torch.dtype, tolerance: float, first: str, second: str
 ) -> None:
     def write(net: Any, a: Any, b: Any) -> Any:
@@ -185,7 +185,7 @@ def test_products_of_matrices_are_torchs(
     close(evaluate(program, {"a": bits(a), "b": bits(b)})["out0"], expected, tolerance, kind.name)
 
 
-def test_casts_go_towards_zero_and_round_to_nearest() -> None:
+def test_interpreter_casts_go_towards_zero_and_round_to_nearest() -> None:
     def write(net: Any, x: Any) -> Any:
         whole = net.add_cast(x, trt.int32).get_output(0)
         return whole, *(net.add_cast(x, kind).get_output(0) for kind in (trt.float16, trt.bfloat16, trt.bool))
@@ -197,7 +197,7 @@ def test_casts_go_towards_zero_and_round_to_nearest() -> None:
         np.testing.assert_array_equal(results[f"out{number}"], bits(tensor.to(kind)))
 
 
-def test_select_takes_by_condition() -> None:
+def test_interpreter_select_takes_by_condition() -> None:
     def write(net: Any, c: Any, a: Any, b: Any) -> Any:
         return net.add_select(c, a, b).get_output(0)
 
@@ -206,7 +206,7 @@ def test_select_takes_by_condition() -> None:
     np.testing.assert_array_equal(run(write, c=c, a=a, b=b), expected)
 
 
-def test_running_sums_are_torchs() -> None:
+def test_interpreter_running_sums_are_torchs() -> None:
     def write(net: Any, x: Any) -> Any:
         axis = constant(net, np.array(1, np.int32))
         ways = ((False, False), (True, False), (False, True), (True, True))

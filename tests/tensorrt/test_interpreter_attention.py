@@ -17,7 +17,9 @@ from trident_ensemble.contract.errors import EngineError
 
 
 @pytest.mark.parametrize(("kind", "torch_kind", "tolerance"), FLOATS)
-def test_rotary_embedding_is_transformers(kind: Any, torch_kind: torch.dtype, tolerance: float) -> None:
+def test_interpreter_attention_rotary_embedding_is_transformers(
+    kind: Any, torch_kind: torch.dtype, tolerance: float
+) -> None:
     batch, heads, tokens, width, limit = 2, 3, 4, 8, 50
     angles = torch.outer(torch.arange(limit).float(), 10000.0 ** (-torch.arange(0, width, 2).float() / width))
     cosines, sines = angles.cos().to(torch_kind), angles.sin().to(torch_kind)
@@ -56,7 +58,7 @@ def attention_program(kind: Any, causal: str, heads: int, kv_heads: int, width: 
 
 @pytest.mark.parametrize(("kind", "torch_kind", "tolerance"), FLOATS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_causal_attention_ends_at_each_sequences_own_length(
+def test_interpreter_attention_causal_attention_ends_at_each_sequences_own_length(
     kind: Any, torch_kind: torch.dtype, tolerance: float, heads: int, kv_heads: int
 ) -> None:
     lengths, num_queries, size, width = [9, 3, 12], 3, 12, 16
@@ -83,7 +85,7 @@ def test_causal_attention_ends_at_each_sequences_own_length(
         close(result[number], expected, tolerance, kind.name)
 
 
-def test_attention_obeys_masks() -> None:
+def test_interpreter_attention_attention_obeys_masks() -> None:
     q, k, v = (normal(2, heads, rows, 16, seed=rows) for heads, rows in ((4, 3), (2, 8), (2, 8)))
     seen = np.random.default_rng(3).random((2, 1, 3, 8)) < 0.5
     seen[..., 0], seen[..., 6:] = True, False
@@ -112,7 +114,7 @@ def cache_program(kind: Any, form: str = "PADDED_BHND") -> Program:
 
 
 @pytest.mark.parametrize(("kind", "torch_kind"), KINDS)
-def test_caches_are_written_in_place_and_nowhere_else(kind: Any, torch_kind: torch.dtype) -> None:
+def test_interpreter_attention_caches_are_written_in_place_and_nowhere_else(kind: Any, torch_kind: torch.dtype) -> None:
     cache, update = (torch.from_numpy(normal(3, 2, rows, 4, seed=rows)).to(torch_kind) for rows in (10, 2))
     expected = cache.clone()
     starts = [0, 8, 3]
@@ -130,7 +132,7 @@ def test_caches_are_written_in_place_and_nowhere_else(kind: Any, torch_kind: tor
         evaluate(cache_program(kind), arrays, {"out0": memory.copy()})
 
 
-def test_packed_updates_of_caches_are_divided_by_their_lengths() -> None:
+def test_interpreter_attention_packed_updates_of_caches_are_divided_by_their_lengths() -> None:
     cache, update = normal(2, 2, 10, 4), normal(5, 2, 4, seed=1)
     expected = cache.copy()
     expected[0, :, 7:10] = update[:3].swapaxes(0, 1)
@@ -141,7 +143,7 @@ def test_packed_updates_of_caches_are_divided_by_their_lengths() -> None:
 
 
 @pytest.mark.parametrize("operation", ["ALL_REDUCE", "ALL_GATHER", "REDUCE_SCATTER"])
-def test_collectives_are_handed_out(operation: str) -> None:
+def test_interpreter_attention_collectives_are_handed_out(operation: str) -> None:
     reduction = trt.ReduceOperation.NONE if operation == "ALL_GATHER" else trt.ReduceOperation.SUM
 
     def write(net: Any, x: Any) -> Any:

@@ -13,7 +13,7 @@ from tests.tensorrt.small_networks import constant, ints, normal, recorded, run,
 from trident_ensemble.contract.errors import EngineError
 
 
-def test_shuffles_transpose_reshape_and_transpose() -> None:
+def test_interpreter_movement_shuffles_transpose_reshape_and_transpose() -> None:
     def write(net: Any, x: Any) -> Any:
         layer = net.add_shuffle(x)
         layer.first_transpose = trt.Permutation((1, 0, 2))
@@ -26,7 +26,7 @@ def test_shuffles_transpose_reshape_and_transpose() -> None:
     np.testing.assert_array_equal(run(write, x=x), expected)
 
 
-def test_shapes_are_computed_from_shapes_also_of_layers_that_were_added_later() -> None:
+def test_interpreter_movement_shapes_are_computed_from_shapes_also_of_layers_that_were_added_later() -> None:
     def write(net: Any, x: Any, y: Any) -> Any:
         layer = net.add_shuffle(x)
         sizes = net.add_concatenation([net.add_shape(y).get_output(0), ints(net, 2, -1)]).get_output(0)
@@ -38,7 +38,7 @@ def test_shapes_are_computed_from_shapes_also_of_layers_that_were_added_later() 
         np.testing.assert_array_equal(run(write, x=x, y=normal(rows, columns)), x.reshape(rows, columns, 2, 7))
 
 
-def test_slices_have_static_and_dynamic_places() -> None:
+def test_interpreter_movement_slices_have_static_and_dynamic_places() -> None:
     def write(net: Any, x: Any, start: Any, size: Any) -> Any:
         static = net.add_slice(x, (1, 6), (2, 3), (1, -2))
         dynamic = net.add_slice(x, (0, 0), (0, 0), (1, 2))
@@ -60,7 +60,7 @@ def test_slices_have_static_and_dynamic_places() -> None:
             evaluate(program, {"x": x, "start": np.array(start), "size": np.array([2, 2])})
 
 
-def test_gathers_pick_rows_places_and_elements() -> None:
+def test_interpreter_movement_gathers_pick_rows_places_and_elements() -> None:
     def write(net: Any, x: Any, i: Any) -> Any:
         rows = net.add_gather(x, i, 1)
         places = net.add_gather_v2(x, i, trt.GatherMode.ND)
@@ -79,7 +79,7 @@ def test_gathers_pick_rows_places_and_elements() -> None:
             evaluate(program, {"x": x.numpy(), "i": i.numpy() + np.int32(wrong)})
 
 
-def test_grouped_gathers_pick_in_each_row_its_own_places() -> None:
+def test_interpreter_movement_grouped_gathers_pick_in_each_row_its_own_places() -> None:
     def write(net: Any, x: Any, i: Any) -> Any:
         layer = net.add_gather_v2(x, i, trt.GatherMode.ND)
         layer.num_elementwise_dims = 1
@@ -91,7 +91,7 @@ def test_grouped_gathers_pick_in_each_row_its_own_places() -> None:
     np.testing.assert_array_equal(result, np.take_along_axis(x, i.astype(np.int64), 1))
 
 
-def test_scatters_write_places_and_elements() -> None:
+def test_interpreter_movement_scatters_write_places_and_elements() -> None:
     def write(net: Any, x: Any, i: Any, u: Any) -> Any:
         places = net.add_scatter(x, net.add_identity(i).get_output(0), u, trt.ScatterMode.ND)
         return places.get_output(0)
@@ -113,7 +113,7 @@ def test_scatters_write_places_and_elements() -> None:
     np.testing.assert_array_equal(run(by_element, x=x, i=i, u=u), expected.numpy())
 
 
-def test_fills_count_from_alpha_by_beta() -> None:
+def test_interpreter_movement_fills_count_from_alpha_by_beta() -> None:
     def write(net: Any, size: Any) -> Any:
         fixed = net.add_fill((2, 3), trt.FillOperation.LINSPACE, trt.float32)
         fixed.set_input(1, constant(net, np.array(1.0, np.float32)))
@@ -129,7 +129,7 @@ def test_fills_count_from_alpha_by_beta() -> None:
     np.testing.assert_array_equal(results["out1"], np.arange(4, dtype=np.int32))
 
 
-def test_one_hot_and_axes_of_one_are_torchs() -> None:
+def test_interpreter_movement_one_hot_and_axes_of_one_are_torchs() -> None:
     def write(net: Any, i: Any) -> Any:
         values, depth = constant(net, np.array([0, 1], np.float32)), constant(net, np.array(5, np.int32))
         hot = net.add_one_hot(i, values, depth, -1).get_output(0)

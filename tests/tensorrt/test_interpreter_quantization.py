@@ -13,7 +13,7 @@ from tests.tensorrt.small_networks import KINDS, bits, constant, normal, recorde
 
 
 @pytest.mark.parametrize(("kind", "torch_kind"), KINDS)
-def test_int8_is_dequantized_by_channel(kind: Any, torch_kind: torch.dtype) -> None:
+def test_interpreter_quantization_int8_is_dequantized_by_channel(kind: Any, torch_kind: torch.dtype) -> None:
     values = np.random.default_rng(0).integers(-128, 128, (6, 4), np.int8)
     scales = torch.from_numpy(np.abs(normal(6)) + 0.01).to(torch_kind)
 
@@ -26,7 +26,7 @@ def test_int8_is_dequantized_by_channel(kind: Any, torch_kind: torch.dtype) -> N
     np.testing.assert_array_equal(evaluate(recorded(write, {}), {})["out0"], bits(expected))
 
 
-def test_int4_is_dequantized_in_blocks_that_follow_from_the_scales() -> None:
+def test_interpreter_quantization_int4_is_dequantized_in_blocks_that_follow_from_the_scales() -> None:
     values = np.random.default_rng(0).integers(-8, 8, (4, 64)).astype(np.int8)
     halves = values.reshape(-1, 2).astype(np.uint8) & 15
     packed = halves[:, 0] | halves[:, 1] << 4
@@ -40,7 +40,7 @@ def test_int4_is_dequantized_in_blocks_that_follow_from_the_scales() -> None:
     np.testing.assert_array_equal(evaluate(recorded(write, {}), {})["out0"], expected.reshape(4, 64))
 
 
-def test_float8_is_quantized_and_dequantized() -> None:
+def test_interpreter_quantization_float8_is_quantized_and_dequantized() -> None:
     def write(net: Any, x: Any) -> Any:
         scale = constant(net, np.array(0.5, np.float32))
         quantized = net.add_quantize(x, scale, trt.fp8).get_output(0)
@@ -51,7 +51,7 @@ def test_float8_is_quantized_and_dequantized() -> None:
     np.testing.assert_array_equal(run(write, x=x), eighths.float().numpy() / 2)
 
 
-def test_float8_constants_are_read_from_their_bits_and_dequantized_by_channel() -> None:
+def test_interpreter_quantization_float8_constants_are_read_from_their_bits_and_dequantized_by_channel() -> None:
     weights = torch.from_numpy(normal(3, 4)).to(torch.float8_e4m3fn)
     codes, scales = weights.view(torch.uint8).numpy(), np.array([0.5, 3.0, 2.0], np.float32)
 
@@ -64,7 +64,7 @@ def test_float8_constants_are_read_from_their_bits_and_dequantized_by_channel() 
     np.testing.assert_array_equal(evaluate(recorded(write, {}), {})["out0"], expected)
 
 
-def test_int8_is_quantized_as_torch_does() -> None:
+def test_interpreter_quantization_int8_is_quantized_as_torch_does() -> None:
     def write(net: Any, x: Any) -> Any:
         scale = constant(net, np.array(0.5, np.float32))
         quantized = net.add_quantize(x, scale, trt.int8).get_output(0)

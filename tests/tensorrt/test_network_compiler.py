@@ -35,7 +35,9 @@ def chain(compiler: NetworkCompiler, length: int) -> tuple[Any, dict[str, ShapeR
     return network, {"x": ShapeRange((1, 64), (8, 64), (8, 64))}, arrays
 
 
-def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_compiler_ctrl_c_ends_a_build_at_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     steps: list[str] = []
 
@@ -71,7 +73,7 @@ def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, monkeypa
     assert len(kept) == 40
 
 
-def test_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+def test_network_compiler_what_tensorrt_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     network, profile, _ = chain(compiler, 1)
     with pytest.raises(BuildError, match=r"TensorRT .*profile"):
@@ -93,7 +95,7 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1 << 14])
-def test_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_bytes: int) -> None:
+def test_network_compiler_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_bytes: int) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     network, profile, kept = chain(compiler, 4)
     with (
@@ -106,7 +108,7 @@ def test_a_plan_that_does_not_fit_on_the_disk_is_no_plan(tmp_path: Path, num_byt
     assert len(kept) == 4
 
 
-def test_a_plan_in_no_folder_is_refused(tmp_path: Path) -> None:
+def test_network_compiler_a_plan_in_no_folder_is_refused(tmp_path: Path) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
     network, profile, kept = chain(compiler, 1)
     with pytest.raises(BuildError, match=r"^x\.plan: cannot be written: .*No such file"):
@@ -134,7 +136,7 @@ class Flawed:
 
 
 @pytest.mark.parametrize(("fails", "words"), [("write", "No space left"), ("close", "Input/output"), ("", "0 of its")])
-def test_a_failed_write_is_never_taken_for_success(
+def test_network_compiler_a_failed_write_is_never_taken_for_success(
     tmp_path: Path, fails: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = NetworkCompiler(trt, ADA, None)
@@ -148,13 +150,13 @@ def test_a_failed_write_is_never_taken_for_success(
     assert len(kept) == 1
 
 
-def test_plans_may_be_captured_in_graphs() -> None:
+def test_network_compiler_plans_may_be_captured_in_graphs() -> None:
     """TensorRT-RTX refuses to capture what allocates memory of its own."""
     config = NetworkCompiler(trt, AMPERE, None)._config([])
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
-def test_what_tensorrt_speaks_to_outlives_every_compiler() -> None:
+def test_network_compiler_what_tensorrt_speaks_to_outlives_every_compiler() -> None:
     """It keeps the first logger of a process, and does not keep recorders of errors alive."""
     one, other = NetworkCompiler(trt, ADA, None), NetworkCompiler(trt, AMPERE, None)
     assert one._logger is other._logger

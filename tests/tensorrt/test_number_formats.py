@@ -9,7 +9,7 @@ from tests.tensorrt.number_formats import decode, encode, rounded
 from tests.tensorrt.small_networks import bits, normal
 
 
-def test_bfloat16_rounds_as_torch_does() -> None:
+def test_number_formats_bfloat16_rounds_as_torch_does() -> None:
     values = np.concatenate(
         [normal(2000) * 10.0**e for e in range(-40, 38, 6)] + [np.array([np.inf, -np.inf, np.nan, -0.0, 3.4e38])]
     ).astype(np.float32)
@@ -18,7 +18,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     np.testing.assert_array_equal(encode(values[:-3], "BF16"), bits(expected)[:-3])
 
 
-def test_float8_is_torchs_and_saturates() -> None:
+def test_number_formats_float8_is_torchs_and_saturates() -> None:
     codes = np.arange(256, dtype=np.uint8)
     table = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
     np.testing.assert_array_equal(decode(codes, "FP8"), table)
@@ -31,6 +31,6 @@ def test_float8_is_torchs_and_saturates() -> None:
     np.testing.assert_array_equal(rounded(np.array([1e9, -460.0], np.float32), "FP8"), [448, -448])
 
 
-def test_int4_is_unpacked_low_half_first() -> None:
+def test_number_formats_int4_is_unpacked_low_half_first() -> None:
     packed = np.array([0x21, 0x8F, 0x07], np.uint8)
     np.testing.assert_array_equal(decode(packed, "INT4", (5,)), [1, 2, -1, -8, 7])

@@ -125,7 +125,9 @@ def a_step() -> StepBatch:
 
 @pytest.mark.parametrize("gpus", [(), (1, 0)])
 @pytest.mark.usefixtures("nothing_leaks")
-def test_two_gpus_generate_what_transformers_does(gpus: tuple[int, ...], folder: Path, checkpoint: Path) -> None:
+def test_parallel_host_two_gpus_generate_what_transformers_does(
+    gpus: tuple[int, ...], folder: Path, checkpoint: Path
+) -> None:
     prompts = [[5, 17, 60, 33, 200, 7, 91], [18, 44], [9] * 11]
     with loaded(folder, gpus) as engine:
         assert ranks_of(os.getpid()) >= set(pids(engine))
@@ -136,7 +138,7 @@ def test_two_gpus_generate_what_transformers_does(gpus: tuple[int, ...], folder:
 
 
 @pytest.mark.usefixtures("nothing_leaks")
-def test_slots_are_copied_on_every_gpu(folder: Path) -> None:
+def test_parallel_host_slots_are_copied_on_every_gpu(folder: Path) -> None:
     with loaded(folder) as engine:
         prefix = Sequence([5, 17, 60, 33, 200, 7], 0)
         limited(lambda: execute(engine, pack([(prefix, 6)])))  # type: ignore[list-item]
@@ -147,7 +149,7 @@ def test_slots_are_copied_on_every_gpu(folder: Path) -> None:
         np.testing.assert_allclose(logits[:2], logits[2:], atol=1e-5)
 
 
-def test_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> None:
+def test_parallel_host_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> None:
     with loaded(folder) as engine:
         (pid,) = pids(engine)
         os.kill(pid, signal.SIGSTOP)  # the leader now waits in a collective for good
@@ -162,7 +164,7 @@ def test_a_rank_killed_in_the_middle_of_a_step_ends_the_step(folder: Path) -> No
         limited(engine.close)  # though the GPU still waits
 
 
-def test_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: Path) -> None:
+def test_parallel_host_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: Path) -> None:
     with loaded(folder) as engine:
         died: list[BaseException] = []
         service = make_service(engine, on_fatal=died.append)
@@ -181,7 +183,7 @@ def test_a_rank_killed_while_serving_is_an_error_to_everybody_and_fatal(folder: 
         limited(service.stop)
 
 
-def test_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> None:
+def test_parallel_host_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> None:
     with loaded(folder) as engine:
         (pid,) = pids(engine)
         os.kill(pid, signal.SIGSTOP)
@@ -193,18 +195,18 @@ def test_a_rank_killed_in_closing_does_not_hold_up_the_leader(folder: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["is_stream_capturable", "cudaStreamBeginCapture", "a captured stream"])
-def test_a_graph_that_one_rank_cannot_capture_ends_the_loading(fault: str, folder: Path) -> None:
+def test_parallel_host_a_graph_that_one_rank_cannot_capture_ends_the_loading(fault: str, folder: Path) -> None:
     faults.order(fault)  # on the leader's GPU alone
     with pytest.raises(EngineError, match="no CUDA graph for 6 sequences, where all GPUs need one"):
         limited(lambda: load_engine(folder))
 
 
-def test_how_many_graphs_were_captured_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parallel_host_how_many_graphs_were_captured_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), loaded(folder):
         assert re.search(r"captured 4 CUDA graphs in \d+\.\d s", caplog.text)  # of 1, 2, 4 and 6 sequences
 
 
-def test_a_gpu_that_fails_in_one_rank_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_host_a_gpu_that_fails_in_one_rank_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOUBLE_GPUS", "1")
     GPUS.num_devices = NUM_RANKS  # the other process sees fewer than the leader
     with pytest.raises(EngineLostError, match=r"rank 1 \(GPU 1\): GPU 1 cannot be used: .*cudaSetDevice"):
@@ -212,11 +214,11 @@ def test_a_gpu_that_fails_in_one_rank_is_named(folder: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("nothing_leaks")
-def test_the_leaders_own_gpu_may_be_missing(folder: Path) -> None:
+def test_parallel_host_the_leaders_own_gpu_may_be_missing(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="GPU 7 cannot be used"):
         limited(lambda: load_engine(folder, (7, 1)))
 
 
-def test_the_number_of_gpus_is_the_manifests(folder: Path) -> None:
+def test_parallel_host_the_number_of_gpus_is_the_manifests(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"tensor_parallel: .* 2 GPUs, not 1"):
         load_engine(folder, (0,))

@@ -41,7 +41,7 @@ def random_batch(random: np.random.Generator) -> StepBatch:
     )
 
 
-def test_steps_arrive_as_they_were_sent() -> None:
+def test_parallel_messages_steps_arrive_as_they_were_sent() -> None:
     random = np.random.default_rng(0)
     for _ in range(300):
         batch = random_batch(random)
@@ -57,13 +57,13 @@ def test_steps_arrive_as_they_were_sent() -> None:
                 assert came.flags.writeable
 
 
-def test_a_step_takes_little_more_than_its_integers() -> None:
+def test_parallel_messages_a_step_takes_little_more_than_its_integers() -> None:
     zeros = np.zeros(256, np.int32)
     step = StepBatch(zeros, zeros, zeros, np.zeros(257, np.int32), zeros, np.zeros(257, np.int32), 9, zeros)
     assert len(pack_batch(step).payload) <= 4 * (5 * 256 + 2 * 257 + 1) + 64
 
 
-def test_messages_keep_their_order_and_their_borders(ends: tuple[socket.socket, Channel]) -> None:
+def test_parallel_messages_messages_keep_their_order_and_their_borders(ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     sent = [Message(Kind(1 + size % 7), bytes([size % 256]) * size) for size in (0, 1, 5, 70_000, 3_000_000, 0)]
 
@@ -83,28 +83,28 @@ def test_messages_keep_their_order_and_their_borders(ends: tuple[socket.socket, 
     "junk",
     [b"GET / HTTP/1.1\r\n", b"TRDR\x00\x00\x00\x00\x00", b"TRDR\x63\x00\x00\x00\x00", b"TRDR\x03\xff\xff\xff\xff"],
 )
-def test_what_is_no_message_is_refused(junk: bytes, ends: tuple[socket.socket, Channel]) -> None:
+def test_parallel_messages_what_is_no_message_is_refused(junk: bytes, ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     ours.sendall(junk)
     with pytest.raises(EngineError, match="no message of this version"):
         channel.receive()
 
 
-def test_a_message_that_breaks_off_is_the_end(ends: tuple[socket.socket, Channel]) -> None:
+def test_parallel_messages_a_message_that_breaks_off_is_the_end(ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     ours.sendall(b"TRDR\x03\x10\x00\x00\x00abc")
     ours.close()
     assert channel.receive() is None
 
 
-def test_to_send_to_nobody_is_an_error(ends: tuple[socket.socket, Channel]) -> None:
+def test_parallel_messages_to_send_to_nobody_is_an_error(ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     ours.close()
     with pytest.raises(EngineError, match="could not be sent"):
         channel.send(Message(Kind.STOP))
 
 
-def test_bytes_that_are_no_step_are_refused() -> None:
+def test_parallel_messages_bytes_that_are_no_step_are_refused() -> None:
     random = np.random.default_rng(1)
     for _ in range(200):
         payload = pack_batch(random_batch(random)).payload

@@ -44,7 +44,7 @@ def serve(ranks: Ranks) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_divided_networks_compute_what_the_whole_one_does(
+def test_parallel_networks_divided_networks_compute_what_the_whole_one_does(
     name: str, num_ranks: int, checkpoints: dict[str, Path]
 ) -> None:
     whole = serve(Ranks(checkpoints[name], 1, "fp32", "fp32"))
@@ -58,7 +58,7 @@ def test_divided_networks_compute_what_the_whole_one_does(
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
-def test_quantized_weights_have_the_same_values_in_parts(weight_format: str, tmp_path: Path) -> None:
+def test_parallel_networks_quantized_weights_have_the_same_values_in_parts(weight_format: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(
         tmp_path / "checkpoint", hidden_size=128, head_dim=64, intermediate_size=256, num_hidden_layers=2
     )
@@ -67,7 +67,7 @@ def test_quantized_weights_have_the_same_values_in_parts(weight_format: str, tmp
     np.testing.assert_allclose(divided, whole, atol=2e-5 * np.abs(whole).max())
 
 
-def test_in_bf16_they_differ_by_the_rounding_of_the_sums(checkpoints: dict[str, Path]) -> None:
+def test_parallel_networks_in_bf16_they_differ_by_the_rounding_of_the_sums(checkpoints: dict[str, Path]) -> None:
     whole = serve(Ranks(checkpoints["qwen3"], 1, "bf16", "bf16"))
     divided = serve(Ranks(checkpoints["qwen3"], 2, "bf16", "bf16"))
     exact = serve(Ranks(checkpoints["qwen3"], 1, "fp32", "bf16"))
@@ -77,7 +77,9 @@ def test_in_bf16_they_differ_by_the_rounding_of_the_sums(checkpoints: dict[str, 
     assert np.abs(divided - exact).mean() < 1.5 * np.abs(whole - exact).mean()
 
 
-def test_each_device_holds_its_heads_and_its_part_of_the_weights(checkpoints: dict[str, Path]) -> None:
+def test_parallel_networks_each_device_holds_its_heads_and_its_part_of_the_weights(
+    checkpoints: dict[str, Path],
+) -> None:
     whole = Ranks(checkpoints["llama"], 1, "bf16", "bf16").programs[0]
     parts = Ranks(checkpoints["llama"], 4, "bf16", "bf16").programs
     for part in parts:
@@ -102,7 +104,7 @@ def test_each_device_holds_its_heads_and_its_part_of_the_weights(checkpoints: di
         (2, {"vocab_size": 401}, "401 rows of lm_head.weight"),
     ],
 )
-def test_what_cannot_be_divided_is_refused_by_name(
+def test_parallel_networks_what_cannot_be_divided_is_refused_by_name(
     num_ranks: int, changes: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     outline = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", **changes)).model.outline

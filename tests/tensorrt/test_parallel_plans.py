@@ -44,7 +44,7 @@ def compiler(num_devices: int, capability: tuple[int, int]) -> TensorRTCompiler:
     ("num_devices", "capability", "weight_format"),
     [(2, (8, 0), "int8"), (2, (8, 9), "int4"), (2, (8, 9), "fp8"), (4, (8, 9), None)],
 )
-def test_each_device_gets_its_plan(
+def test_parallel_plans_each_device_gets_its_plan(
     num_devices: int, capability: tuple[int, int], weight_format: str | None, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     divided = compiler(num_devices, capability)
@@ -69,13 +69,13 @@ def test_each_device_gets_its_plan(
     assert cache.block_bytes == 2 * (4 // num_devices) * (cache.block_size + 1) * 64 * 2
 
 
-def test_heads_that_no_number_of_devices_can_share_are_refused(checkpoint: Checkpoint) -> None:
+def test_parallel_plans_heads_that_no_number_of_devices_can_share_are_refused(checkpoint: Checkpoint) -> None:
     precision = compiler(1, (8, 9)).precision(checkpoint, "bf16", None)
     with pytest.raises(PlanError, match=r"--tensor-parallel: 3 devices cannot share .*16 attention heads"):
         compiler(3, (8, 9)).plan(checkpoint, precision, WANTED)
 
 
-def test_heads_that_are_too_few_for_an_attention_kernel_are_refused(tmp_path: Path) -> None:
+def test_parallel_plans_heads_that_are_too_few_for_an_attention_kernel_are_refused(tmp_path: Path) -> None:
     opened = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", head_dim=64))
     precision = compiler(1, (8, 9)).precision(opened, "bf16", None)
     compiler(1, (8, 9)).plan(opened, precision, WANTED)

@@ -74,7 +74,7 @@ def step(*token_ids: int) -> StepBatch:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_all_ranks_compute_every_step(num_ranks: int, tmp_path: Path) -> None:
+def test_parallel_ranks_all_ranks_compute_every_step(num_ranks: int, tmp_path: Path) -> None:
     with led(tmp_path, num_ranks) as engine:
         factors = num_ranks * (num_ranks + 1) // 2
         for number in range(50):
@@ -93,7 +93,7 @@ def test_all_ranks_compute_every_step(num_ranks: int, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_rank_that_falls_in_a_step_ends_the_engine(
+def test_parallel_ranks_a_rank_that_falls_in_a_step_ends_the_engine(
     conduct: str, problem: str, num_ranks: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with led(tmp_path, num_ranks, conduct) as engine:
@@ -105,7 +105,7 @@ def test_a_rank_that_falls_in_a_step_ends_the_engine(
         assert "rank 1 (GPU 1): my last words" in capfd.readouterr().err
 
 
-def test_a_rank_killed_between_steps_ends_the_engine(tmp_path: Path) -> None:
+def test_parallel_ranks_a_rank_killed_between_steps_ends_the_engine(tmp_path: Path) -> None:
     with led(tmp_path) as engine:
         run(engine, 1)
         os.kill(pids(engine)[0], signal.SIGKILL)
@@ -114,7 +114,9 @@ def test_a_rank_killed_between_steps_ends_the_engine(tmp_path: Path) -> None:
             run(engine, 2)
 
 
-def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_a_leader_that_fails_takes_its_ranks_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise EngineError("cudaMemcpyAsync failed")
 
@@ -127,7 +129,7 @@ def test_a_leader_that_fails_takes_its_ranks_along(tmp_path: Path, monkeypatch: 
         limited(engine.close)  # the communicator would wait for them
 
 
-def test_who_waits_for_a_rank_that_is_gone_hears_of_it_at_once(tmp_path: Path) -> None:
+def test_parallel_ranks_who_waits_for_a_rank_that_is_gone_hears_of_it_at_once(tmp_path: Path) -> None:
     with led(tmp_path, 2, "hangs") as engine:
         waiting = Call(lambda: execute(engine, step(CUE)))
         time.sleep(0.3)
@@ -143,7 +145,9 @@ def test_who_waits_for_a_rank_that_is_gone_hears_of_it_at_once(tmp_path: Path) -
         assert time.monotonic() - began < 30
 
 
-def test_a_process_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_a_process_that_does_not_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wait(_timeout: float) -> int:
         time.sleep(_timeout)
         raise subprocess.TimeoutExpired("a rank", _timeout)
@@ -158,7 +162,7 @@ def test_a_process_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("conduct", ["stops in closing", "dies in closing", "fails in closing"])
-def test_a_rank_that_does_not_close_well_is_not_waited_for(
+def test_parallel_ranks_a_rank_that_does_not_close_well_is_not_waited_for(
     conduct: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "_CLOSE_S", 1.0)
@@ -170,7 +174,9 @@ def test_a_rank_that_does_not_close_well_is_not_waited_for(
         assert not any(map(is_running, pids(engine)))
 
 
-def test_a_rank_imports_nothing_from_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_a_rank_imports_nothing_from_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("numpy", "queue", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger')\n")
     monkeypatch.chdir(tmp_path)
@@ -197,7 +203,9 @@ def test_a_rank_imports_nothing_from_where_it_was_started(tmp_path: Path, monkey
     ],
 )
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_rank_that_cannot_start_is_named(conduct: str, problem: str, num_ranks: int, tmp_path: Path) -> None:
+def test_parallel_ranks_a_rank_that_cannot_start_is_named(
+    conduct: str, problem: str, num_ranks: int, tmp_path: Path
+) -> None:
     with pytest.raises(EngineLostError, match=problem):
         limited(lambda: lead(tmp_path, num_ranks, conduct))
 
@@ -213,7 +221,7 @@ def test_a_rank_that_cannot_start_is_named(conduct: str, problem: str, num_ranks
         (2, "hangs when it is loaded", r"^rank 1 \(GPU 1\) did not become ready for steps within 8 s"),
     ],
 )  # fmt: skip
-def test_a_rank_that_hangs_while_it_loads_is_not_waited_for(
+def test_parallel_ranks_a_rank_that_hangs_while_it_loads_is_not_waited_for(
     num_ranks: int, conduct: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "_LOADING_S", 8.0)
@@ -224,7 +232,9 @@ def test_a_rank_that_hangs_while_it_loads_is_not_waited_for(
     assert not any(map(is_running, ranks_of(os.getpid()) - before))
 
 
-def test_a_leader_that_hangs_while_it_loads_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_a_leader_that_hangs_while_it_loads_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parallel, "_LOADING_S", 1.0)
     monkeypatch.setattr(parallel, "_LOADING_GRACE_S", 0.2)
     manifest = replace(MANIFEST, tensor_parallel=2)
@@ -240,7 +250,7 @@ def test_a_leader_that_hangs_while_it_loads_is_not_waited_for(tmp_path: Path, mo
     over.set()
 
 
-def test_the_time_for_loading_grows_with_the_plans(tmp_path: Path) -> None:
+def test_parallel_ranks_the_time_for_loading_grows_with_the_plans(tmp_path: Path) -> None:
     assert parallel._loading_limit_s(tmp_path, 2) == 300
     for rank in range(2):
         with (tmp_path / layout.plan_file(rank, 2)).open("wb") as plan:
@@ -248,7 +258,9 @@ def test_the_time_for_loading_grows_with_the_plans(tmp_path: Path) -> None:
     assert parallel._loading_limit_s(tmp_path, 2) == 300 + 320
 
 
-def test_a_rank_that_hangs_in_a_step_ends_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_a_rank_that_hangs_in_a_step_ends_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with led(tmp_path, 2, "hangs") as engine:
         run(engine, 1)
         monkeypatch.setattr(parallel, "_STEP_S", 1.0)
@@ -257,7 +269,7 @@ def test_a_rank_that_hangs_in_a_step_ends_the_engine(tmp_path: Path, monkeypatch
         assert until(lambda: not any(map(is_running, pids(engine))), 60)
 
 
-def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> None:
+def test_parallel_ranks_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, tensor_parallel=2)
     write_manifest(tmp_path, manifest)
 
@@ -269,12 +281,12 @@ def test_a_leader_that_cannot_load_says_so_and_leaves_nobody(tmp_path: Path) -> 
         limited(lambda: load_leader(tmp_path, manifest, [0, 1], refuse, command))
 
 
-def test_a_command_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
+def test_parallel_ranks_a_command_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"rank 1 \(GPU 1\) cannot be started"):
         load_leader(tmp_path, replace(MANIFEST, tensor_parallel=2), [0, 1], load_well, ["/nowhere/python"])
 
 
-def test_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
+def test_parallel_ranks_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
     with led(tmp_path, 2, "hangs") as engine:
         waiting = Call(lambda: execute(engine, step(CUE)))
         time.sleep(0.3)
@@ -285,14 +297,14 @@ def test_closing_ends_a_rank_that_hangs(tmp_path: Path) -> None:
             waiting.outcome()
 
 
-def test_missing_bindings_of_nccl_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_missing_bindings_of_nccl_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nccl.core", None)
     for call in (nccl.make_unique_id, lambda: nccl.join(2, 0, bytes(128))):
         with pytest.raises(ArtifactError, match=r"tensor_parallel: .*pip install nccl4py nvidia-nccl-cu13"):
             call()
 
 
-def test_what_nccl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_ranks_what_nccl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("UnhandledCudaError (1): unhandled cuda error")
 
@@ -318,7 +330,7 @@ _LEADER = """
 
 @pytest.mark.parametrize("conduct", ["well", "hangs"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_ranks_never_outlive_their_leader(conduct: str, how: signal.Signals, tmp_path: Path) -> None:
+def test_parallel_ranks_ranks_never_outlive_their_leader(conduct: str, how: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(_LEADER), str(tmp_path), conduct]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as leader:
@@ -334,7 +346,7 @@ def test_ranks_never_outlive_their_leader(conduct: str, how: signal.Signals, tmp
             leader.kill()
 
 
-def test_ctrl_c_is_the_leaders_business(tmp_path: Path) -> None:
+def test_parallel_ranks_ctrl_c_is_the_leaders_business(tmp_path: Path) -> None:
     with led(tmp_path) as engine:
         for which in (signal.SIGINT, signal.SIGTERM):
             os.kill(pids(engine)[0], which)

@@ -24,19 +24,19 @@ def nothing() -> None:
     """All is well."""
 
 
-def test_all_jobs_run_on_the_same_thread(thread: WatchedThread) -> None:
+def test_parallel_thread_all_jobs_run_on_the_same_thread(thread: WatchedThread) -> None:
     idents = {limited(lambda: thread.run(threading.get_ident, nothing)) for _ in range(20)}
     assert len(idents) == 1
     assert threading.get_ident() not in idents
 
 
-def test_what_a_job_raises_is_raised_and_the_next_one_runs(thread: WatchedThread) -> None:
+def test_parallel_thread_what_a_job_raises_is_raised_and_the_next_one_runs(thread: WatchedThread) -> None:
     with pytest.raises(ZeroDivisionError):
         limited(lambda: thread.run(lambda: 1 // 0, nothing))
     assert limited(lambda: thread.run(lambda: 7, nothing)) == 7
 
 
-def test_a_job_is_left_when_it_is_worth_waiting_for_no_more(thread: WatchedThread) -> None:
+def test_parallel_thread_a_job_is_left_when_it_is_worth_waiting_for_no_more(thread: WatchedThread) -> None:
     gate, lost = threading.Event(), threading.Event()
 
     def check() -> None:
@@ -56,7 +56,7 @@ def test_a_job_is_left_when_it_is_worth_waiting_for_no_more(thread: WatchedThrea
     assert limited(lambda: thread.run(lambda: "last", nothing)) == "last"
 
 
-def test_the_thread_ends_when_it_is_told_to() -> None:
+def test_parallel_thread_the_thread_ends_when_it_is_told_to() -> None:
     watched = WatchedThread("one that ends")
     watched.stop()
     for thread in threading.enumerate():

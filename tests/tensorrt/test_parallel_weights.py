@@ -51,7 +51,7 @@ def restored(weight: Weight) -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("weight_format", ["bf16", "int8", "fp8", "int4"])
-def test_parts_put_together_are_the_weight(weight_format: str, checkpoint: Checkpoint) -> None:
+def test_parallel_weights_parts_put_together_are_the_weight(weight_format: str, checkpoint: Checkpoint) -> None:
     sources = [source(checkpoint, weight_format, ShardSpec(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
     whole = source(checkpoint, weight_format)
     rows = [restored(part.matrix(GATE, WIDTH, HIDDEN, Role.COLUMN)) for part in sources]
@@ -69,7 +69,7 @@ def test_parts_put_together_are_the_weight(weight_format: str, checkpoint: Check
     np.testing.assert_array_equal(np.concatenate(head), restored(whole.head(HEAD, 400, HIDDEN)))
 
 
-def test_int4_parts_whose_groups_are_not_cut_are_the_weight(tmp_path: Path) -> None:
+def test_parallel_weights_int4_parts_whose_groups_are_not_cut_are_the_weight(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", intermediate_size=256, num_hidden_layers=1)
     opened = open_checkpoint(folder)
     parts = [
@@ -79,7 +79,7 @@ def test_int4_parts_whose_groups_are_not_cut_are_the_weight(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.concatenate([restored(part) for part in parts], axis=1), restored(whole))
 
 
-def test_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Checkpoint) -> None:
+def test_parallel_weights_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Checkpoint) -> None:
     part = source(checkpoint, "bf16", ShardSpec(1, NUM_RANKS), tied=True)
     table = part.embedding("model.embed_tokens.weight", 400, HIDDEN)
     head = part.head("model.embed_tokens.weight", 400, HIDDEN)
@@ -91,7 +91,7 @@ def test_a_tied_table_is_whole_as_embeddings_and_in_part_as_head(checkpoint: Che
     )
 
 
-def test_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
+def test_parallel_weights_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
     name = "model.norm.weight"
     sources = [source(checkpoint, "bf16", ShardSpec(rank, NUM_RANKS)) for rank in range(NUM_RANKS)]
     parts = [part.vector(name, HIDDEN, Role.COLUMN_BIAS) for part in sources]
@@ -101,7 +101,7 @@ def test_a_bias_goes_with_its_rows(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_estimate_is_of_one_device(tied: bool, tmp_path: Path) -> None:
+def test_parallel_weights_the_estimate_is_of_one_device(tied: bool, tmp_path: Path) -> None:
     opened = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", tie_word_embeddings=tied))
     for num_devices in (1, 2):
         weights = source(opened, "bf16", ShardSpec(0, num_devices), tied=tied)

@@ -210,7 +210,7 @@ def float8_rows(x: torch.Tensor) -> torch.Tensor:
         ("mistral", *["fp32"] * 2, "lengths"),
     ],
 )
-def test_networks_compute_what_transformers_compute(
+def test_parity_networks_compute_what_transformers_compute(
     family: str, compute: str, weight_format: str, attention: str, checkpoints: dict[str, Path]
 ) -> None:
     bound = BOUNDS[compute, weight_format]
@@ -226,7 +226,7 @@ def test_networks_compute_what_transformers_compute(
     assert typical(from_plain) < bound.from_plain
 
 
-def test_bf16_costs_no_more_than_it_costs_transformers(checkpoints: dict[str, Path]) -> None:
+def test_parity_bf16_costs_no_more_than_it_costs_transformers(checkpoints: dict[str, Path]) -> None:
     dialogues = play(write_network(trt, checkpoints["llama"], "bf16", "bf16", SLOT_LEN))
     exact, rough = reference_model(checkpoints["llama"]), reference_model(checkpoints["llama"]).bfloat16()
     cost_of_transformers = typical(differences(recomputed(dialogues, rough), exact))

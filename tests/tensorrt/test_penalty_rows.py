@@ -52,7 +52,7 @@ def _check_step(device: SamplingDevice, edits: LogitsProcessors, rows: list[Row]
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
-def test_any_history_gives_the_hosts_logits(seed: int) -> None:
+def test_penalty_rows_any_history_gives_the_hosts_logits(seed: int) -> None:
     """More sequences than the table has rows, with guesses among them, some of which end and make way for others."""
     rng, edits, device = random.Random(seed), LogitsProcessors(VOCAB), SamplingDevice(VOCAB, NUM_ROWS)  # noqa: S311 (a test's)
     sequences = [_sequence(rng) for _ in range(NUM_ROWS + 3)]
@@ -76,7 +76,7 @@ def _sequence(rng: random.Random) -> Sequence:
     return sequence_of(params, rng.choices(range(VOCAB), k=rng.randint(1, 30)))
 
 
-def test_a_step_sends_what_is_new_however_long_the_prompts_are(
+def test_penalty_rows_a_step_sends_what_is_new_however_long_the_prompts_are(
     device: SamplingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
@@ -110,7 +110,9 @@ def test_a_step_sends_what_is_new_however_long_the_prompts_are(
     assert few == still_few <= small < large
 
 
-def test_after_a_failure_nothing_is_taken_for_granted(device: SamplingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_penalty_rows_after_a_failure_nothing_is_taken_for_granted(
+    device: SamplingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1)
     sequences, edits = [sequence_of(params, [1, 2, 3], [4]) for _ in range(3)], LogitsProcessors(VOCAB)
     rows = [Row(sequence, sequence.num_tokens) for sequence in sequences]
@@ -130,7 +132,7 @@ def test_after_a_failure_nothing_is_taken_for_granted(device: SamplingDevice, mo
     _check_step(device, edits, rows, 2)
 
 
-def test_rows_of_sequences_that_are_gone_are_used_again(device: SamplingDevice) -> None:
+def test_penalty_rows_rows_of_sequences_that_are_gone_are_used_again(device: SamplingDevice) -> None:
     edits, params = LogitsProcessors(VOCAB), SamplingParams(repetition_penalty=1.2)
     for step in range(2 * NUM_ROWS):
         sequences = [sequence_of(params, [step, number]) for number in range(3)]

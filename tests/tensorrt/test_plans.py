@@ -97,7 +97,7 @@ def formats_of(plan: bytes) -> tuple[set[bytes], set[bytes]]:
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral without a window"])
 @pytest.mark.parametrize("capability", TARGETS)
-def test_every_family_is_built_for_every_target(
+def test_plans_every_family_is_built_for_every_target(
     checkpoints: Checkpoints, tmp_path: Path, family: str, capability: tuple[int, int]
 ) -> None:
     checkpoint = checkpoints.get(family, **({"sliding_window": None} if " " in family else {}))
@@ -109,7 +109,7 @@ def test_every_family_is_built_for_every_target(
     ("formats", "bits"),
     [((None, None), 16), (("fp16", "int8"), 8), (("bf16", "int8"), 8), (("fp16", "int4"), 4), ((None, "fp8"), 8)],
 )
-def test_a_plan_grows_with_the_weights_of_its_layers(
+def test_plans_a_plan_grows_with_the_weights_of_its_layers(
     checkpoints: Checkpoints, tmp_path: Path, formats: tuple[str | None, str | None], bits: int
 ) -> None:
     sizes = []
@@ -127,7 +127,7 @@ def test_a_plan_grows_with_the_weights_of_its_layers(
 
 @pytest.mark.parametrize("compute", ["fp16", "bf16"])
 @pytest.mark.parametrize("capability", TARGETS)
-def test_attention_may_be_told_lengths(
+def test_plans_attention_may_be_told_lengths(
     checkpoints: Checkpoints, tmp_path: Path, compute: str, capability: tuple[int, int]
 ) -> None:
     (plan,) = write(compiler_for(capability, by_lengths=True), checkpoints.get("llama"), tmp_path, compute, None)
@@ -138,7 +138,7 @@ def test_attention_may_be_told_lengths(
     "formats", [("fp16", None), ("fp16", "int8"), ("fp16", "int4"), ("bf16", "int8"), ("bf16", "int4")]
 )
 @pytest.mark.parametrize("capability", TARGETS)
-def test_weights_are_kept_in_their_format(
+def test_plans_weights_are_kept_in_their_format(
     checkpoints: Checkpoints, tmp_path: Path, formats: tuple[str, str | None], capability: tuple[int, int]
 ) -> None:
     (plan,) = write(compiler_for(capability), checkpoints.get("llama"), tmp_path, *formats)
@@ -148,7 +148,7 @@ def test_weights_are_kept_in_their_format(
 
 
 @pytest.mark.parametrize("capability", [ADA, BLACKWELL])
-def test_products_in_float8_are_computed_in_float8(
+def test_plans_products_in_float8_are_computed_in_float8(
     checkpoints: Checkpoints, tmp_path: Path, capability: tuple[int, int]
 ) -> None:
     (plan,) = write(compiler_for(capability), checkpoints.get("llama"), tmp_path, None, "fp8")
@@ -158,7 +158,7 @@ def test_products_in_float8_are_computed_in_float8(
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "fp8"])
-def test_tied_embeddings_are_looked_up_where_the_head_is_quantized(
+def test_plans_tied_embeddings_are_looked_up_where_the_head_is_quantized(
     checkpoints: Checkpoints, tmp_path: Path, weights: str
 ) -> None:
     checkpoint = checkpoints.get("qwen2")
@@ -167,7 +167,7 @@ def test_tied_embeddings_are_looked_up_where_the_head_is_quantized(
     assert plan.startswith(MAGIC)
 
 
-def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_plans_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: Path) -> None:
     compiler, checkpoint = compiler_for(TURING), checkpoints.get("llama")
     assert compiler.precision(checkpoint, None, None).compute == "fp16"
     (plan,) = write(compiler, checkpoint, tmp_path)
@@ -187,25 +187,25 @@ def test_gpus_before_ampere_compute_in_fp16(checkpoints: Checkpoints, tmp_path: 
         (ADA, ("bf16", "fp16"), "--weights fp16: .* bf16"),
     ],
 )
-def test_formats_that_a_target_does_not_know_are_refused(
+def test_plans_formats_that_a_target_does_not_know_are_refused(
     checkpoints: Checkpoints, capability: tuple[int, int], formats: tuple[str | None, str | None], words: str
 ) -> None:
     with pytest.raises(BuildError, match=words):
         compiler_for(capability).precision(checkpoints.get("llama"), *formats)
 
 
-def test_half_precision_checkpoints_are_computed_as_they_are(checkpoints: Checkpoints) -> None:
+def test_plans_half_precision_checkpoints_are_computed_as_they_are(checkpoints: Checkpoints) -> None:
     compiler = compiler_for(ADA)
     assert compiler.precision(checkpoints.get("llama half", dtype=torch.float16), None, None).compute == "fp16"
     assert compiler.precision(checkpoints.get("llama"), None, None).compute == "bf16"
 
 
-def test_targets_that_cannot_be_built_for_elsewhere_are_refused_with_those_that_can() -> None:
+def test_plans_targets_that_cannot_be_built_for_elsewhere_are_refused_with_those_that_can() -> None:
     with pytest.raises(BuildError, match=r"builds for .*8\.9.*12\.0.*, not 9\.0"):
         compiler_for((9, 0))
 
 
-def test_attention_without_kernels_is_refused_before_any_weight_is_read(checkpoints: Checkpoints) -> None:
+def test_plans_attention_without_kernels_is_refused_before_any_weight_is_read(checkpoints: Checkpoints) -> None:
     compiler, wide = compiler_for(ADA), checkpoints.get("llama of wide heads", head_dim=512)
     precision = compiler.precision(wide, None, None)
     with pytest.raises(CheckpointError, match=r"head_dim = 512.*sm_89.*not supported by a dedicated kernel"):
@@ -214,7 +214,7 @@ def test_attention_without_kernels_is_refused_before_any_weight_is_read(checkpoi
     compiler.plan(checkpoints.get("llama"), precision, WANTED)
 
 
-def test_attention_is_refused_with_the_heads_of_each_device(checkpoints: Checkpoints) -> None:
+def test_plans_attention_is_refused_with_the_heads_of_each_device(checkpoints: Checkpoints) -> None:
     wide = checkpoints.get("llama of wide heads, 8", head_dim=512, num_attention_heads=8, num_key_value_heads=4)
     compiler = compiler_for(ADA, num_devices=2)
     with pytest.raises(
@@ -224,7 +224,7 @@ def test_attention_is_refused_with_the_heads_of_each_device(checkpoints: Checkpo
         compiler.plan(wide, compiler.precision(wide, None, None), WANTED)
 
 
-def test_another_failure_of_the_probe_is_not_laid_to_the_checkpoint(
+def test_plans_another_failure_of_the_probe_is_not_laid_to_the_checkpoint(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler, checkpoint = compiler_for(ADA), checkpoints.get("llama")
@@ -238,12 +238,12 @@ def test_another_failure_of_the_probe_is_not_laid_to_the_checkpoint(
         compiler.plan(checkpoint, precision, WANTED)
 
 
-def test_devices_that_cannot_share_are_refused() -> None:
+def test_plans_devices_that_cannot_share_are_refused() -> None:
     with pytest.raises(BuildError, match=r"--tensor-parallel 2: sm_75 .* sm_80"):
         compiler_for(TURING, num_devices=2)
 
 
-def test_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> None:
+def test_plans_slots_begin_where_the_gpu_can_read_them(checkpoints: Checkpoints) -> None:
     compiler, checkpoint = compiler_for(ADA), checkpoints.get("llama")
     layers = checkpoint.model.outline.layers
     row_bytes = layers[0].num_kv_heads * layers[0].head_dim * 2
@@ -271,7 +271,7 @@ class Watched:
         self.reports.append(done)
 
 
-def test_a_build_says_how_far_it_is(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_plans_a_build_says_how_far_it_is(checkpoints: Checkpoints, tmp_path: Path) -> None:
     watched = Watched()
     write(compiler_for(ADA), checkpoints.get("llama"), tmp_path, progress=watched)
     (phase,) = watched.phases
@@ -281,7 +281,7 @@ def test_a_build_says_how_far_it_is(checkpoints: Checkpoints, tmp_path: Path) ->
     assert watched.reports[-1] == 1000
 
 
-def test_phases_within_phases_make_one_share() -> None:
+def test_plans_phases_within_phases_make_one_share() -> None:
     shares = NestedShares()
     shares.begin("build", None, 4)
     assert shares.step("build", 1) == 0.25
@@ -297,7 +297,7 @@ def test_phases_within_phases_make_one_share() -> None:
     assert shares.finish("build") == 1
 
 
-def test_each_device_has_a_plan_of_its_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_plans_each_device_has_a_plan_of_its_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoint = checkpoints.get("llama of many heads", num_attention_heads=8, num_key_value_heads=4, head_dim=16)
     first, second = write(compiler_for(ADA, num_devices=2), checkpoint, tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["network.0.plan", "network.1.plan"]

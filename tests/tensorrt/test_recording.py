@@ -30,7 +30,7 @@ def dense_network() -> SimpleNamespace:
     return SimpleNamespace(program=recorded(write, {"x": (trt.float32, (-1, 4))}), weights=values * np.float32(0.5))
 
 
-def test_one_interpreter_takes_any_size_and_folds_constants_once() -> None:
+def test_recording_one_interpreter_takes_any_size_and_folds_constants_once() -> None:
     dense = dense_network()
     interpreter = Interpreter(dense.program)
     assert [prepared.step.operation for prepared in interpreter._steps] == ["MATRIX_MULTIPLY"]
@@ -41,7 +41,7 @@ def test_one_interpreter_takes_any_size_and_folds_constants_once() -> None:
         np.testing.assert_allclose(target, x @ dense.weights.T, rtol=1e-6)
 
 
-def test_a_saved_network_is_the_same_network() -> None:
+def test_recording_a_saved_network_is_the_same_network() -> None:
     blob = dense_network().program.save()
     loaded = Program.load(blob)
     assert loaded.save() == blob
@@ -52,7 +52,7 @@ def test_a_saved_network_is_the_same_network() -> None:
         Program.load(blob[: len(blob) // 2])
 
 
-def test_wrong_inputs_are_named() -> None:
+def test_recording_wrong_inputs_are_named() -> None:
     program = dense_network().program
     for inputs, words in (
         ({}, "input x is missing"),
@@ -65,7 +65,7 @@ def test_wrong_inputs_are_named() -> None:
         evaluate(program, {"x": np.zeros((1, 4), np.float32)}, {"out0": np.zeros((2, 6), np.float32)})
 
 
-def test_unknown_layers_are_named() -> None:
+def test_recording_unknown_layers_are_named() -> None:
     def write(net: Any, x: Any) -> Any:
         layer = net.add_pooling_nd(x, trt.PoolingType.MAX, (2, 2))
         layer.name = "the pool"
@@ -75,7 +75,7 @@ def test_unknown_layers_are_named() -> None:
         recorded(write, {"x": (trt.float32, (1, 1, 4, 4))})
 
 
-def test_constants_that_tensorrt_does_not_give_back_come_from_a_registry() -> None:
+def test_recording_constants_that_tensorrt_does_not_give_back_come_from_a_registry() -> None:
     weights = torch.from_numpy(normal(3, 4)).bfloat16()
     memory = bits(weights)
     real = BUILDER.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

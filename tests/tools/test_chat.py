@@ -99,7 +99,7 @@ def chat(url: str, *lines: str, options: tuple[object, ...] = ()) -> subprocess.
     )  # fmt: skip
 
 
-def test_a_pipe_gets_the_answers_alone(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_a_pipe_gets_the_answers_alone(triton: tuple[FakeTriton, str]) -> None:
     fake, url = triton
     result = chat(url, "one two three", "", "four", options=("--system", "Be brief.", "--max-tokens", 7))
     assert result.returncode == 0, result.stderr
@@ -124,7 +124,7 @@ def test_a_pipe_gets_the_answers_alone(triton: tuple[FakeTriton, str]) -> None:
     assert shapes == {"messages": ("BYTES", [1, 1]), "stream": ("BOOL", [1, 1]), "max_tokens": ("INT32", [1, 1])}
 
 
-def test_reset_forgets_and_exit_leaves(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_reset_forgets_and_exit_leaves(triton: tuple[FakeTriton, str]) -> None:
     fake, url = triton
     result = chat(url, "one", "/reset", "two", "/help", "/exit", "three", options=("--temperature", "0.5"))
     assert result.returncode == 0, result.stderr
@@ -134,7 +134,7 @@ def test_reset_forgets_and_exit_leaves(triton: tuple[FakeTriton, str]) -> None:
     assert "/help: no such command" in result.stderr
 
 
-def test_an_error_is_one_line_and_the_conversation_goes_on(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_an_error_is_one_line_and_the_conversation_goes_on(triton: tuple[FakeTriton, str]) -> None:
     fake, url = triton
     result = chat(url, "fail", "on")
     assert result.returncode == 0
@@ -143,12 +143,12 @@ def test_an_error_is_one_line_and_the_conversation_goes_on(triton: tuple[FakeTri
     assert fake.messages(1) == [{"role": "user", "content": "on"}]
 
 
-def test_control_characters_do_not_reach_the_terminal(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_control_characters_do_not_reach_the_terminal(triton: tuple[FakeTriton, str]) -> None:
     _, url = triton
     assert chat(url, "\x1b[2Jgrüße\x07\x9b1m").stdout == "[2Jgrüße1m \n"
 
 
-def test_ctrl_c_cancels_the_answer_only(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_ctrl_c_cancels_the_answer_only(triton: tuple[FakeTriton, str]) -> None:
     fake, url = triton
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_ctrl_c_cancels_the_answer_only(triton: tuple[FakeTriton, str]) -> None:
         os.close(terminal)
 
 
-def test_no_server_and_no_model_are_said_at_the_start(triton: tuple[FakeTriton, str]) -> None:
+def test_chat_no_server_and_no_model_are_said_at_the_start(triton: tuple[FakeTriton, str]) -> None:
     _, url = triton
     refused = chat("127.0.0.1:1", "hello")
     assert refused.returncode == 1

@@ -36,7 +36,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_setting_has_an_option_with_its_doc_and_default() -> None:
+def test_core_options_every_setting_has_an_option_with_its_doc_and_default() -> None:
     parser = argparse.ArgumentParser()
     add_core_options(parser)
     text = " ".join(parser.format_help().split())
@@ -45,7 +45,7 @@ def test_every_setting_has_an_option_with_its_doc_and_default() -> None:
         assert known.metadata["doc"].split(";")[0].split(":")[0] in text
 
 
-def test_what_is_not_asked_for_is_left_as_it_was() -> None:
+def test_core_options_what_is_not_asked_for_is_left_as_it_was() -> None:
     assert not asks_for_settings(_parse())
     assert core_settings(_parse(), BUILT) == BUILT
     args = _parse(
@@ -60,13 +60,15 @@ def test_what_is_not_asked_for_is_left_as_it_was() -> None:
     )
 
 
-def test_a_bad_value_is_a_wrong_usage_that_says_what_it_must_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_core_options_a_bad_value_is_a_wrong_usage_that_says_what_it_must_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         _parse("--max-queue-size", "0")
     assert "--max-queue-size: must be a whole number of at least 1, not '0'" in capsys.readouterr().err
 
 
-def test_an_overlay_changes_one_file_and_touches_nothing(repository: Path, tmp_path: Path) -> None:
+def test_core_options_an_overlay_changes_one_file_and_touches_nothing(repository: Path, tmp_path: Path) -> None:
     before = {path: path.read_text() for path in repository.rglob("*") if path.is_file()}
     assert served_settings(repository) == BUILT
     folder = tmp_path / "laid over"
@@ -84,7 +86,7 @@ def test_an_overlay_changes_one_file_and_touches_nothing(repository: Path, tmp_p
     assert ours.replace('"64"', '"0"').replace('"1024"', '"7"') == theirs.replace('"30"', '"0"')
 
 
-def test_a_budget_that_the_engine_cannot_keep_is_refused_before_anything_is_built(
+def test_core_options_a_budget_that_the_engine_cannot_keep_is_refused_before_anything_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--engine", "openvino", "--max-num-seqs", "8", "--max-num-tokens", "64", "--token-budget", "65", "--quiet"]

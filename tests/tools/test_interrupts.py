@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_child_can_be_interrupted() -> None:
+def test_interrupts_a_child_can_be_interrupted() -> None:
     program = "import time; print('ready', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         try:
@@ -22,8 +22,8 @@ def test_a_child_can_be_interrupted() -> None:
             child.kill()
 
 
-def test_so_it_can_where_the_tests_are_started_with_interrupts_ignored() -> None:
-    this = f"{Path(__file__).relative_to(ROOT)}::{test_a_child_can_be_interrupted.__name__}"
+def test_interrupts_so_it_can_where_the_tests_are_started_with_interrupts_ignored() -> None:
+    this = f"{Path(__file__).relative_to(ROOT)}::{test_interrupts_a_child_can_be_interrupted.__name__}"
     words = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-m", "pytest", "-q", this]
     outcome = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -46,7 +46,7 @@ sys.exit(main.main(["simulate"]))
 """
 
 
-def test_an_interrupt_in_a_destructor_reaches_the_command() -> None:
+def test_interrupts_an_interrupt_in_a_destructor_reaches_the_command() -> None:
     program = [sys.executable, "-c", _INTERRUPTED_IN_A_DESTRUCTOR]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         try:

@@ -87,7 +87,7 @@ def unmet(requirements: list[str], versions: dict[str, Version], python: str, ex
 
 @EVERY_PYTHON
 @EVERY_SET
-def test_each_requirement_is_locked_at_a_version_that_meets_it(names: tuple[str, ...], python: str) -> None:
+def test_locks_each_requirement_is_locked_at_a_version_that_meets_it(names: tuple[str, ...], python: str) -> None:
     project = PROJECT["project"]
     requirements = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
     for extra in EXTRAS[names]:
@@ -95,12 +95,12 @@ def test_each_requirement_is_locked_at_a_version_that_meets_it(names: tuple[str,
     assert unmet(requirements, locked(names, python), python) == []
 
 
-def test_every_extra_is_locked() -> None:
+def test_locks_every_extra_is_locked() -> None:
     assert {extra for extras in EXTRAS.values() for extra in extras} == set(PROJECT["project"]["optional-dependencies"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.stem)
-def test_each_line_is_one_version_with_hashes_and_no_place(path: Path) -> None:
+def test_locks_each_line_is_one_version_with_hashes_and_no_place(path: Path) -> None:
     assert lines(path.stem)
     for line in lines(path.stem):
         assert re.fullmatch(r"[a-z0-9.-]+==[^ ;]+( ; python_version [^-]+?)?( +--hash=sha256:[0-9a-f]{64})+", line), (
@@ -120,7 +120,7 @@ def needs(name: str) -> tuple[Version, list[str]] | None:
 
 
 @EVERY_SET
-def test_what_locked_packages_need_is_locked_too(names: tuple[str, ...]) -> None:
+def test_locks_what_locked_packages_need_is_locked_too(names: tuple[str, ...]) -> None:
     """As far as the packages at hand tell: those that are installed here in the locked version."""
     python = f"3.{sys.version_info.minor}"
     versions = locked(names, python)
@@ -129,13 +129,13 @@ def test_what_locked_packages_need_is_locked_too(names: tuple[str, ...]) -> None
     assert {name: missing for name, given in known.items() if (missing := unmet(given, versions, python))} == {}
 
 
-def test_both_builds_of_torch_are_of_one_version() -> None:
+def test_locks_both_builds_of_torch_are_of_one_version() -> None:
     (cpu,) = lines("torch-cpu")
     (cuda,) = (line for line in lines("torch-cuda") if line.startswith("torch=="))
     assert cpu.split(" ")[0] == cuda.split(" ")[0] + "+cpu"
 
 
-def test_set_up_and_the_image_install_these_locks_and_nothing_else() -> None:
+def test_locks_set_up_and_the_image_install_these_locks_and_nothing_else() -> None:
     script = (ROOT / "tools" / "setup.sh").read_text(encoding="utf-8")
     sets = dict(re.findall(r"^    (\w+)\) locks=\((.*)\) ;;$", script, re.MULTILINE))
     for name, expected in {"serve": SERVE, "test": TEST, "gpu": GPU}.items():

@@ -23,7 +23,7 @@ def check() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "tools" / "check_python.py"))
 
 
-def test_missing_parts_of_python_are_named(check: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_up_missing_parts_of_python_are_named(check: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(name: str) -> None:
         raise OSError(name)
 
@@ -39,7 +39,9 @@ def test_missing_parts_of_python_are_named(check: dict[str, Any], monkeypatch: p
     assert check["missing_packages"]() == ["python3.13-venv", "g++", "python3.13-dev"]
 
 
-def test_other_machines_are_sent_to_the_container(check: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_up_other_machines_are_sent_to_the_container(
+    check: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
     assert "glibc 2.31: use the Triton container" in check["main"]()
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
@@ -84,7 +86,7 @@ def set_up(checkout: Path, what: str = "serve", **environment: str) -> subproces
     )  # fmt: skip
 
 
-def test_no_python_names_the_packages(checkout: Path) -> None:
+def test_set_up_no_python_names_the_packages(checkout: Path) -> None:
     result = set_up(checkout)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines() == [
@@ -94,7 +96,7 @@ def test_no_python_names_the_packages(checkout: Path) -> None:
     assert "no Python 3.10 to 3.13" in set_up(checkout).stderr
 
 
-def test_chosen_python_must_be_supported_and_fit_the_environment(checkout: Path) -> None:
+def test_set_up_chosen_python_must_be_supported_and_fit_the_environment(checkout: Path) -> None:
     old = fake_python(checkout / "old", "3.9")
     assert f"PYTHON={old} is not a Python 3.10 to 3.13" in set_up(checkout, PYTHON=str(old)).stderr
     (checkout / ".venv" / "bin").mkdir(parents=True)
@@ -114,7 +116,7 @@ def test_chosen_python_must_be_supported_and_fit_the_environment(checkout: Path)
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", False),
     ],
 )
-def test_torch_for_cuda_is_taken_only_where_there_is_none_for_cpus(
+def test_set_up_torch_for_cuda_is_taken_only_where_there_is_none_for_cpus(
     checkout: Path, said: str, is_for_cuda: bool
 ) -> None:
     (checkout / ".venv" / "bin").mkdir(parents=True)
@@ -132,7 +134,7 @@ def test_torch_for_cuda_is_taken_only_where_there_is_none_for_cpus(
     assert is_for_cuda or said in result.stderr
 
 
-def test_finished_set_up_does_nothing_until_something_changes(checkout: Path) -> None:
+def test_set_up_finished_set_up_does_nothing_until_something_changes(checkout: Path) -> None:
     (checkout / ".venv" / "bin").mkdir(parents=True)
     fake_python(checkout / ".venv" / "bin", "3.11").rename(checkout / ".venv" / "bin" / "python")
     assert set_up(checkout).returncode != 0  # the fake cannot install
@@ -150,7 +152,7 @@ def test_finished_set_up_does_nothing_until_something_changes(checkout: Path) ->
     assert set_up(checkout).returncode == 0
 
 
-def test_dockerfile_copies_what_exists_and_calls_what_exists() -> None:
+def test_set_up_dockerfile_copies_what_exists_and_calls_what_exists() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     steps = [step for step in re.sub(r"\\\n", "", text).splitlines() if step and not step.startswith("#")]
     for step in steps:
@@ -169,7 +171,7 @@ def test_dockerfile_copies_what_exists_and_calls_what_exists() -> None:
     assert all(word in help_text for word in words if word.startswith("--"))
 
 
-def test_help_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_up_help_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     assert left.value.code == 0
@@ -181,7 +183,7 @@ def test_help_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_an_error_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_set_up_an_error_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--repository", str(tmp_path / "none")]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -102,7 +102,7 @@ def expected(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
 @pytest.mark.parametrize("policy", BatchSchedulerPolicy)
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("max_draft_tokens", [0, 4])
-def test_scheduling_never_changes_the_output(  # noqa: PLR0917
+def test_core_scheduling_never_changes_the_output(  # noqa: PLR0917
     policy: BatchSchedulerPolicy,
     reuse: bool,
     max_draft_tokens: int,
@@ -137,7 +137,7 @@ def test_scheduling_never_changes_the_output(  # noqa: PLR0917
     assert core.kv_cache.num_used == 0
 
 
-def test_a_core_refuses_draft_tokens_that_its_engine_cannot_verify_together() -> None:
+def test_core_a_core_refuses_draft_tokens_that_its_engine_cannot_verify_together() -> None:
     engine = MockEngine(replace(SPEC, supports_draft_tokens=False))
     with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3"):
         EngineCore(engine, CoreSettings(max_draft_tokens=3), time.monotonic)
@@ -145,7 +145,7 @@ def test_a_core_refuses_draft_tokens_that_its_engine_cannot_verify_together() ->
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_siblings_share_a_prompt_and_nothing_else(
+def test_core_siblings_share_a_prompt_and_nothing_else(
     reuse: bool, checkpoint: Path, prompts: list[list[int]], expected: list[list[int]], engine_of: BuildAndLoad
 ) -> None:
     """Some join when their parent has written further into the block that they share, or has gone."""

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("compute", [BF16, "fp32"])
 @pytest.mark.parametrize("case", CASES)
-def test_fused_nodes(case: str, compute: str, tmp_path: Path) -> None:
+def test_fusion_fused_nodes(case: str, compute: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     checkpoint = open_checkpoint(make_checkpoint(tmp_path / case, family, **changes))
     model = checkpoint.model

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
         ("compiler", "name", "abacus"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(folder: Path, section: str, field: str, value: Any) -> None:
+def test_host_a_manifest_that_lies_is_refused(folder: Path, section: str, field: str, value: Any) -> None:
     manifest = json.loads((folder / "engine.json").read_text())
     manifest[section][field] = value
     (folder / "engine.json").write_text(json.dumps(manifest))
@@ -48,7 +48,7 @@ def test_a_manifest_that_lies_is_refused(folder: Path, section: str, field: str,
         load_engine(folder)
 
 
-def test_another_network_is_refused(folder: Path) -> None:
+def test_host_another_network_is_refused(folder: Path) -> None:
     manifest = json.loads((folder / "engine.json").read_text())
     text = (folder / "network.xml").read_text().replace("trident_attention", "something_else")
     (folder / "network.xml").write_text(text)
@@ -60,7 +60,7 @@ def test_another_network_is_refused(folder: Path) -> None:
         load_engine(folder)
 
 
-def test_a_failed_step_is_an_engine_error(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_host_a_failed_step_is_an_engine_error(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
     driver = Driver(engine)
     batch = driver.batch([(DrivenSequence([5, 6, 7]), 3)])
@@ -70,7 +70,9 @@ def test_a_failed_step_is_an_engine_error(tmp_path: Path, engine_of: BuildAndLoa
     assert driver.whole([5, 6, 7]).shape == (3, 400)
 
 
-def test_logits_may_be_written_to_and_the_next_step_writes_them_anew(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_host_logits_may_be_written_to_and_the_next_step_writes_them_anew(
+    tmp_path: Path, engine_of: BuildAndLoad
+) -> None:
     """The sampler penalises and bans in place, in the network's own output."""
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
     driver = Driver(engine)
@@ -82,7 +84,7 @@ def test_logits_may_be_written_to_and_the_next_step_writes_them_anew(tmp_path: P
     np.testing.assert_array_equal(driver.whole([5, 6, 7]), before)
 
 
-def test_sampling_on_the_networks_own_logits_is_that_on_a_copy(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_host_sampling_on_the_networks_own_logits_is_that_on_a_copy(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1))
     driver = Driver(engine)
     params = [

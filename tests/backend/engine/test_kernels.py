@@ -35,7 +35,7 @@ def _logits(vocab_size: int, num_rows: int = 37) -> FloatArray:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_masses_are_torchs_sums(vocab_size: int) -> None:
+def test_kernels_masses_are_torchs_sums(vocab_size: int) -> None:
     logits = _logits(vocab_size)
     maxima, num_rows = logits.max(axis=1), len(logits)
     inverse = np.linspace(0.2, 3, num_rows).astype(np.float32)
@@ -54,7 +54,7 @@ def test_masses_are_torchs_sums(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", SIZES)
-def test_the_largest_are_torchs(vocab_size: int) -> None:
+def test_kernels_the_largest_are_torchs(vocab_size: int) -> None:
     logits = _logits(vocab_size)
     for count in {1, 2, 20, 51, 257, 1025} | ({vocab_size} if vocab_size < 2000 else set()):
         if count <= vocab_size:
@@ -67,7 +67,7 @@ def test_the_largest_are_torchs(vocab_size: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [257, 50_257])
-def test_what_they_give_for_a_row_depends_on_that_row_alone(vocab_size: int) -> None:
+def test_kernels_what_they_give_for_a_row_depends_on_that_row_alone(vocab_size: int) -> None:
     kernels, logits = OpenVINOKernels(vocab_size), _logits(vocab_size)
     maxima, ones = logits.max(axis=1), np.ones(len(logits), np.float32)
     floors = np.full(len(logits), -2, np.float32)
@@ -87,12 +87,12 @@ def test_what_they_give_for_a_row_depends_on_that_row_alone(vocab_size: int) -> 
 
 
 @pytest.mark.parametrize("params", FILTERS)
-def test_draws_follow_their_distribution(params: SamplingParams) -> None:
+def test_kernels_draws_follow_their_distribution(params: SamplingParams) -> None:
     logits = np.random.default_rng(4).normal(0, 2, 600).astype(np.float32)
     check_distribution(sample_one(logits, params, 6_000, OpenVINOKernels(600)), filtered(logits, params))
 
 
-def test_a_large_flat_vocabulary_is_drawn_from_evenly_to_its_end() -> None:
+def test_kernels_a_large_flat_vocabulary_is_drawn_from_evenly_to_its_end() -> None:
     check_large_vocabulary(OpenVINOKernels(128_256))
 
 
@@ -101,5 +101,5 @@ _CROWD_KERNELS = OpenVINOKernels(VOCAB)
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32))
-def test_a_row_gets_what_it_asks_for_in_any_company(seed: int) -> None:
+def test_kernels_a_row_gets_what_it_asks_for_in_any_company(seed: int) -> None:
     Crowd(seed).check(_CROWD_KERNELS)

@@ -52,7 +52,7 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_packed_steps_equal_transformers(variant: str, tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_packed_steps_equal_transformers(variant: str, tmp_path: Path, engine_of: BuildAndLoad) -> None:
     family, changes = VARIANTS[variant]
     checkpoint = make_checkpoint(tmp_path / variant, family, **changes)
     engine = engine_of(checkpoint)
@@ -77,7 +77,7 @@ def test_packed_steps_equal_transformers(variant: str, tmp_path: Path, engine_of
 
 
 @needs_bf16
-def test_positions_far_out_stay_exact_in_bf16(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_positions_far_out_stay_exact_in_bf16(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama", "llama", num_hidden_layers=1, vocab_size=400)
     tokens = prompt(1000, 1)
     expected = reference_logits(reference_model(checkpoint), tokens)
@@ -89,7 +89,7 @@ def test_positions_far_out_stay_exact_in_bf16(tmp_path: Path, engine_of: BuildAn
 
 @needs_bf16
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_differs_by_what_bf16_allows(family: str, tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_bf16_differs_by_what_bf16_allows(family: str, tmp_path: Path, engine_of: BuildAndLoad) -> None:
     checkpoint = make_checkpoint(tmp_path / family, family)
     tokens = prompt(90, 3)
     expected = reference_logits(reference_model(checkpoint), tokens)
@@ -100,7 +100,7 @@ def test_bf16_differs_by_what_bf16_allows(family: str, tmp_path: Path, engine_of
 
 
 @pytest.mark.parametrize(("weight_format", "mean_error"), [("int8", 0.1), ("int4", 0.6)])
-def test_quantized_weights_stay_close(
+def test_openvino_quantized_weights_stay_close(
     weight_format: str, mean_error: float, tmp_path: Path, engine_of: BuildAndLoad
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama", "llama")
@@ -126,7 +126,7 @@ def restore_int4(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
-def test_quantized_weights_are_those_numbers(
+def test_openvino_quantized_weights_are_those_numbers(
     weight_format: str, tied: bool, tmp_path: Path, engine_of: BuildAndLoad
 ) -> None:
     """Against transformers with each matrix rounded by this test's own arithmetic; what is left is that the plugin
@@ -145,7 +145,7 @@ def test_quantized_weights_are_those_numbers(
     assert (np.abs(logits - expected) / expected.std()).mean() < 0.05
 
 
-def test_chunks_equal_the_whole(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_chunks_equal_the_whole(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama"))
     driver = Driver(engine)
     tokens = prompt(300, 5)
@@ -155,13 +155,13 @@ def test_chunks_equal_the_whole(tmp_path: Path, engine_of: BuildAndLoad) -> None
     np.testing.assert_allclose(np.concatenate(pieces), whole, atol=FP32_TOLERANCE, rtol=0)
 
 
-def test_a_step_that_wants_no_logits(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_a_step_that_wants_no_logits(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama"))
     batch = Driver(engine).batch([(DrivenSequence(prompt(10, 1)), 10)], num_logits=0)
     assert execute(engine, batch).shape == (0, engine.spec.vocab_size)
 
 
-def test_a_step_is_computed_after_submit_has_returned(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_a_step_is_computed_after_submit_has_returned(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     engine = engine_of(make_checkpoint(tmp_path / "llama", "llama", hidden_size=512, num_hidden_layers=4))
     driver = Driver(engine)
     driver.whole(prompt(8, 0))
@@ -175,7 +175,7 @@ def test_a_step_is_computed_after_submit_has_returned(tmp_path: Path, engine_of:
     engine.close()  # waits for the step, which writes to what is freed
 
 
-def test_other_threads_run_during_a_step(tmp_path: Path, engine_of: BuildAndLoad) -> None:
+def test_openvino_other_threads_run_during_a_step(tmp_path: Path, engine_of: BuildAndLoad) -> None:
     checkpoint = make_checkpoint(
         tmp_path / "llama", "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=4
     )

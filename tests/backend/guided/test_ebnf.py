@@ -88,7 +88,7 @@ def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Gr
 @pytest.mark.parametrize("name", GRAMMARS)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_what_is_written_is_of_the_language(
+def test_ebnf_what_is_written_is_of_the_language(
     guides: GrammarCompiler, tokenizer: Tokenizer, name: str, seed: int
 ) -> None:
     grammar, recognizes, _ = GRAMMARS[name]
@@ -101,7 +101,7 @@ def test_what_is_written_is_of_the_language(
 @pytest.mark.parametrize("name", GRAMMARS)
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
+def test_ebnf_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
     guides: GrammarCompiler, tokenizer: Tokenizer, name: str, data: st.DataObject
 ) -> None:
     grammar, recognizes, letters = GRAMMARS[name]
@@ -126,7 +126,7 @@ def test_a_text_is_accepted_if_it_is_of_the_language_and_only_then(
 )  # fmt: skip
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_grammar_without_recursion_is_an_expression(
+def test_ebnf_a_grammar_without_recursion_is_an_expression(
     guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, expression: str, data: st.DataObject
 ) -> None:
     compiled = guides.compile("ebnf_grammar", grammar)
@@ -168,7 +168,7 @@ def test_a_grammar_without_recursion_is_an_expression(
         ),
     ],
 )
-def test_a_text_that_is_no_grammar_is_refused_with_its_place(
+def test_ebnf_a_text_that_is_no_grammar_is_refused_with_its_place(
     guides: GrammarCompiler, grammar: str, problem: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
@@ -188,7 +188,7 @@ ws ::= " "? | "\n" [ \t]{0,20}
 """
 
 
-def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
+def test_ebnf_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     texts = [letter * length for letter in (bytes([code]) for code in range(97, 123)) for length in range(1, 101)]
     tokenizer_info = TokenizerInfo(Vocabulary(len(texts), [*texts, b""], None))
     for grammar in AMBIGUOUS:
@@ -211,13 +211,13 @@ def test_an_ambiguous_grammar_is_given_up_before_its_masks_grow_dear() -> None:
     ],
     ids=["json", "sums", "left-recursive list", "repeated"],
 )
-def test_long_texts_of_ordinary_grammars_are_followed(
+def test_ebnf_long_texts_of_ordinary_grammars_are_followed(
     guides: GrammarCompiler, tokenizer: Tokenizer, grammar: str, text: str
 ) -> None:
     assert accepts(tokenizer, guides.compile("ebnf_grammar", grammar), text)
 
 
-def test_the_work_for_a_grammar_is_proportional_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ebnf_the_work_for_a_grammar_is_proportional_to_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     visited = 0
     references = ebnf._references
 
@@ -232,5 +232,5 @@ def test_the_work_for_a_grammar_is_proportional_to_its_length(monkeypatch: pytes
     assert visited < 5 * 900 * 5
 
 
-def test_rules_that_the_root_does_not_need_are_left_out() -> None:
+def test_ebnf_rules_that_the_root_does_not_need_are_left_out() -> None:
     assert ebnf.lark_rules('root ::= "a" other ::= "b" other') == "start: T0\nT0: /a/"

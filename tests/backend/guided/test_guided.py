@@ -39,7 +39,7 @@ def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Gr
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
-def test_every_token_that_the_expression_allows_is_allowed_and_no_other(
+def test_guided_every_token_that_the_expression_allows_is_allowed_and_no_other(
     guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "[a-z]{1,3}").start(frozenset({NO_TEXT}))
@@ -52,7 +52,9 @@ def test_every_token_that_the_expression_allows_is_allowed_and_no_other(
         left -= 1
 
 
-def test_the_end_is_allowed_exactly_where_the_text_may_end(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_guided_the_end_is_allowed_exactly_where_the_text_may_end(
+    guides: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
     guide = guides.compile("regex", "a(bb)*c?").start(frozenset({NO_TEXT, 1}))
     text = ""
     for token_id in encode(tokenizer, "abbbbc"):
@@ -65,7 +67,7 @@ def test_the_end_is_allowed_exactly_where_the_text_may_end(guides: GrammarCompil
     assert allowed(guide) == [{NO_TEXT, 1}]
 
 
-def test_a_token_of_text_that_ends_the_text_is_allowed_at_the_end_alone(
+def test_guided_a_token_of_text_that_ends_the_text_is_allowed_at_the_end_alone(
     guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     (newline,) = encode(tokenizer, "\n")
@@ -79,7 +81,7 @@ def test_a_token_of_text_that_ends_the_text_is_allowed_at_the_end_alone(
     assert allowed(guide, (newline,))[1] == set()
 
 
-def test_without_end_ids_nothing_ends_the_text(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_guided_without_end_ids_nothing_ends_the_text(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     guide = guides.compile("choice", '["yes", "yes sir"]').start(frozenset())
     assert follow(guide, encode(tokenizer, "yes"))
     assert not guide.is_finished
@@ -88,7 +90,7 @@ def test_without_end_ids_nothing_ends_the_text(guides: GrammarCompiler, tokenize
     assert allowed(guide) == [set()]
 
 
-def test_special_tokens_are_never_allowed_and_added_ones_are_text(
+def test_guided_special_tokens_are_never_allowed_and_added_ones_are_text(
     guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "(?s).*").start(frozenset({NO_TEXT}))
@@ -104,7 +106,7 @@ def test_special_tokens_are_never_allowed_and_added_ones_are_text(
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_guesses_get_the_masks_they_would_get_step_by_step(guides: GrammarCompiler, data: st.DataObject) -> None:
+def test_guided_guesses_get_the_masks_they_would_get_step_by_step(guides: GrammarCompiler, data: st.DataObject) -> None:
     rng = seeded(data.draw(st.integers(0, 10**6)))
     kind, text = data.draw(
         st.sampled_from(
@@ -131,7 +133,7 @@ def test_guesses_get_the_masks_they_would_get_step_by_step(guides: GrammarCompil
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6).filter(any), st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_every_choice_and_nothing_else_can_be_written(
+def test_guided_every_choice_and_nothing_else_can_be_written(
     guides: GrammarCompiler, tokenizer: Tokenizer, choices: list[str], seed: int
 ) -> None:
     grammar = guides.compile("choice", json.dumps(choices))
@@ -155,7 +157,7 @@ EXPRESSIONS = st.recursive(
 
 @given(EXPRESSIONS, st.integers(0, 10**6))
 @settings(max_examples=150, deadline=None)
-def test_what_is_written_matches_the_expression(
+def test_guided_what_is_written_matches_the_expression(
     guides: GrammarCompiler, tokenizer: Tokenizer, expression: str, seed: int
 ) -> None:
     token_ids, has_ended = write(guides.compile("regex", expression).start(frozenset({NO_TEXT})), seeded(seed))
@@ -165,14 +167,14 @@ def test_what_is_written_matches_the_expression(
 
 @given(EXPRESSIONS, st.text("ab1c.x \n/\\é", max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_a_text_is_accepted_if_it_matches_the_expression_and_only_then(
+def test_guided_a_text_is_accepted_if_it_matches_the_expression_and_only_then(
     guides: GrammarCompiler, tokenizer: Tokenizer, expression: str, text: str
 ) -> None:
     grammar = guides.compile("regex", expression)
     assert accepts(tokenizer, grammar, text) == (re.fullmatch(expression, text, re.ASCII) is not None)
 
 
-def test_a_guide_that_was_given_what_it_does_not_allow_allows_nothing_more(
+def test_guided_a_guide_that_was_given_what_it_does_not_allow_allows_nothing_more(
     guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     for wrong in (*encode(tokenizer, "z"), *encode(tokenizer, "<unk>")):
@@ -184,7 +186,7 @@ def test_a_guide_that_was_given_what_it_does_not_allow_allows_nothing_more(
 
 @given(EXPRESSIONS, st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
+def test_guided_a_text_is_finished_where_nothing_may_follow_and_only_there(
     guides: GrammarCompiler, expression: str, seed: int
 ) -> None:
     guide, rng = guides.compile("regex", expression).start(frozenset()), seeded(seed)
@@ -197,7 +199,7 @@ def test_a_text_is_finished_where_nothing_may_follow_and_only_there(
 
 
 @pytest.mark.parametrize("end_ids", [frozenset(), frozenset({2})])
-def test_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
+def test_guided_a_text_is_finished_where_no_token_spells_what_may_follow(end_ids: frozenset[int]) -> None:
     texts = [bytes([code]) if code > 2 else b"" for code in range(128)]
     tokenizer_info = TokenizerInfo(Vocabulary(128, [*texts, b""], None))
     grammar = CompiledGrammar(

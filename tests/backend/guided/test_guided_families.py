@@ -30,7 +30,9 @@ def guides_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, GrammarComp
 @pytest.mark.parametrize("family", GUIDED)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_the_decoded_output_matches(guides_of: dict[str, GrammarCompiler], family: str, seed: int) -> None:
+def test_guided_families_the_decoded_output_matches(
+    guides_of: dict[str, GrammarCompiler], family: str, seed: int
+) -> None:
     guide = guides_of[family].compile("regex", EXPRESSION).start(frozenset({NO_TEXT}))
     token_ids, has_ended = write(guide, seeded(seed), most=100)
     text = tokenizer_of(family).decode(token_ids)
@@ -40,7 +42,7 @@ def test_the_decoded_output_matches(guides_of: dict[str, GrammarCompiler], famil
 @pytest.mark.parametrize("family", GUIDED)
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_the_decoded_output_after_a_prompt_matches(
+def test_guided_families_the_decoded_output_after_a_prompt_matches(
     guides_of: dict[str, GrammarCompiler], family: str, seed: int
 ) -> None:
     tokenizer = tokenizer_of(family)
@@ -52,7 +54,7 @@ def test_the_decoded_output_after_a_prompt_matches(
 
 
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma"])
-def test_a_space_at_the_beginning_is_written_as_it_will_be_decoded(
+def test_guided_families_a_space_at_the_beginning_is_written_as_it_will_be_decoded(
     guides_of: dict[str, GrammarCompiler], family: str
 ) -> None:
     for seed, choice in enumerate(("the", " the") * 3):
@@ -60,7 +62,7 @@ def test_a_space_at_the_beginning_is_written_as_it_will_be_decoded(
         assert tokenizer_of(family).decode(write(guide, seeded(seed))[0]) == choice
 
 
-def test_a_space_that_decoding_would_strip_whatever_is_written_is_refused(
+def test_guided_families_a_space_that_decoding_would_strip_whatever_is_written_is_refused(
     guides_of: dict[str, GrammarCompiler],
 ) -> None:
     with pytest.raises(RequestError, match="allows no text"):
@@ -68,7 +70,9 @@ def test_a_space_that_decoding_would_strip_whatever_is_written_is_refused(
     guides_of["unigram"].compile("choice", '[" the", "the"]')
 
 
-def test_a_token_whose_space_will_be_stripped_may_begin_the_text(guides_of: dict[str, GrammarCompiler]) -> None:
+def test_guided_families_a_token_whose_space_will_be_stripped_may_begin_the_text(
+    guides_of: dict[str, GrammarCompiler],
+) -> None:
     tokenizer = tokenizer_of("llama_2")
     with_space, rest = (tokenizer.token_to_id(token) for token in ("▁th", "e"))
     assert with_space is not None
@@ -86,7 +90,9 @@ def test_a_token_whose_space_will_be_stripped_may_begin_the_text(guides_of: dict
 
 
 @pytest.mark.parametrize("family", ["llama_2", "gemma", "two_spaces", "metaspace_bpe"])
-def test_characters_without_a_token_are_spelt_in_bytes(guides_of: dict[str, GrammarCompiler], family: str) -> None:
+def test_guided_families_characters_without_a_token_are_spelt_in_bytes(
+    guides_of: dict[str, GrammarCompiler], family: str
+) -> None:
     choices = ["😀 naïve", "日本の首都", "\U00020000"]
     for seed, choice in enumerate(choices):
         guide = guides_of[family].compile("choice", json.dumps([choice])).start(frozenset({NO_TEXT}))
@@ -94,7 +100,9 @@ def test_characters_without_a_token_are_spelt_in_bytes(guides_of: dict[str, Gram
 
 
 @pytest.mark.parametrize("family", ["two_spaces", "metaspace_bpe"])
-def test_a_character_that_decoding_replaces_is_never_spelt(guides_of: dict[str, GrammarCompiler], family: str) -> None:
+def test_guided_families_a_character_that_decoding_replaces_is_never_spelt(
+    guides_of: dict[str, GrammarCompiler], family: str
+) -> None:
     with pytest.raises(RequestError, match="allows no text"):
         guides_of[family].compile("choice", '["▁"]')
     guide = guides_of[family].compile("regex", "(?s).{1,9}").start(frozenset({NO_TEXT}))
@@ -102,7 +110,7 @@ def test_a_character_that_decoding_replaces_is_never_spelt(guides_of: dict[str, 
 
 
 @pytest.mark.parametrize("family", GUIDED)
-def test_the_texts_of_tokens_join_to_what_is_decoded(family: str) -> None:
+def test_guided_families_the_texts_of_tokens_join_to_what_is_decoded(family: str) -> None:
     tokenizer = tokenizer_of(family)
     vocabulary = vocabulary_of(tokenizer, VOCAB_SIZE)
     assert not any(b"\xff" in text for text in vocabulary.texts)
@@ -123,7 +131,7 @@ def test_the_texts_of_tokens_join_to_what_is_decoded(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_a_tokenizer_whose_tokens_have_no_text_of_their_own_is_refused(
+def test_guided_families_a_tokenizer_whose_tokens_have_no_text_of_their_own_is_refused(
     guides_of: dict[str, GrammarCompiler], family: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
@@ -132,6 +140,6 @@ def test_a_tokenizer_whose_tokens_have_no_text_of_their_own_is_refused(
     assert "this checkpoint's tokenizer cannot be guided: tokenizer.json: decoder: with" in caught.value.problem
 
 
-def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_guided_families_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         read_vocabulary(tmp_path / "tokenizer.json", VOCAB_SIZE)

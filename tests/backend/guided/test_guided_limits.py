@@ -36,7 +36,7 @@ def guides(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Gr
     return guides_for(tokenizer, tmp_path_factory.mktemp("engine"))
 
 
-def test_the_same_guide_is_compiled_once_while_it_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_guided_limits_the_same_guide_is_compiled_once_while_it_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path, max_grammars=2)
     first = guides.compile("regex", "a")
     assert guides.compile("regex", "a") is first
@@ -47,7 +47,7 @@ def test_the_same_guide_is_compiled_once_while_it_is_kept(tokenizer: Tokenizer, 
     assert guides.compile("regex", "a") is not first
 
 
-def test_any_number_of_threads_may_compile_and_start(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_guided_limits_any_number_of_threads_may_compile_and_start(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path, max_grammars=3)
     wrong: list[str] = []
 
@@ -68,7 +68,7 @@ def test_any_number_of_threads_may_compile_and_start(tokenizer: Tokenizer, tmp_p
     assert not wrong
 
 
-def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
+def test_guided_limits_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler_module, "_MAX_LEXER_STATES", 400)
@@ -100,7 +100,7 @@ def test_sequences_of_one_grammar_do_not_use_up_each_others_bounds(
     assert len(recompiled) == 1
 
 
-def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
+def test_guided_limits_a_guess_that_uses_up_what_is_shared_fails_nobody(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler_module, "_MAX_LEXER_STATES", 150)
@@ -150,7 +150,7 @@ def test_a_guess_that_uses_up_what_is_shared_fails_nobody(
         ("json_schema", '{"type": "integer", "multipleOf": 999983}', "guided_decoding_guide", "at most 20000"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_with_its_reason(
+def test_guided_limits_what_cannot_be_followed_is_refused_with_its_reason(
     guides: GrammarCompiler, kind: str, guide: str, field: str, problem: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
@@ -160,7 +160,7 @@ def test_what_cannot_be_followed_is_refused_with_its_reason(
     assert len(caught.value.problem) < 600
 
 
-def test_a_schema_cannot_turn_its_own_checks_off(guides: GrammarCompiler) -> None:
+def test_guided_limits_a_schema_cannot_turn_its_own_checks_off(guides: GrammarCompiler) -> None:
     with pytest.raises(RequestError, match="uniqueItems"):
         guides.compile("json_schema", '{"type": "array", "uniqueItems": true, "x-guidance": {"lenient": true}}')
 
@@ -184,7 +184,9 @@ def test_a_schema_cannot_turn_its_own_checks_off(guides: GrammarCompiler) -> Non
         ("ebnf_grammar", 'root ::= (("x"{0,10000} "y"){0,10000} root?){0,10000}'),
     ],
 )
-def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GrammarCompiler, kind: str, guide: str) -> None:
+def test_guided_limits_a_hostile_guide_costs_little_and_harms_nobody(
+    guides: GrammarCompiler, kind: str, guide: str
+) -> None:
     try:
         hostile = guides.compile(kind, guide).start(frozenset({NO_TEXT}))
     except RequestError:
@@ -197,7 +199,7 @@ def test_a_hostile_guide_costs_little_and_harms_nobody(guides: GrammarCompiler, 
         hostile.advance(rng.choice(choices))
 
 
-def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
+def test_guided_limits_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
     guides: GrammarCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (letter,), (last,) = encode(tokenizer, "a"), encode(tokenizer, "b")
@@ -219,7 +221,7 @@ def test_a_limit_that_would_be_met_again_ends_the_sequence_without_compiling(
     assert not compiled
 
 
-def test_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
+def test_guided_limits_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
     guides: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     guide = guides.compile("regex", "[^\n]{0,20000}").start(frozenset({NO_TEXT}))
@@ -231,7 +233,7 @@ def test_a_lexer_without_end_is_given_up_before_it_takes_the_memory(
     assert 1000 < num_letters < 8000
 
 
-def test_sixteen_grammars_are_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_guided_limits_sixteen_grammars_are_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path)
     grammars = [guides.compile("regex", f"a{{{number}}}") for number in range(1, 17)]
     assert guides.compile("regex", "a{1}") is grammars[0]

@@ -78,7 +78,7 @@ def allowed(mask: Masks) -> list[int]:
     return places
 
 
-def test_rows_that_choose_for_a_guided_sequence_get_a_mask_and_no_others(worker: MaskWorker) -> None:
+def test_guided_masks_rows_that_choose_for_a_guided_sequence_get_a_mask_and_no_others(worker: MaskWorker) -> None:
     first, second, plain = (sequence(guide) for guide in (GuideDouble(5), GuideDouble(69), None))
     rows = [
         Row(plain, 2), *rows_of(plain, (1, 2)), Row(first, 2), Row(first, 3), *rows_of(first, (33, 34)),
@@ -92,14 +92,14 @@ def test_rows_that_choose_for_a_guided_sequence_get_a_mask_and_no_others(worker:
     assert [allowed(mask) for mask in masks.words] == [[5], [33], [34], [69]]
 
 
-def test_without_guides_there_is_nothing_to_wait_for(worker: MaskWorker) -> None:
+def test_guided_masks_without_guides_there_is_nothing_to_wait_for(worker: MaskWorker) -> None:
     assert worker.begin(rows_of(sequence(None), (1, 2)))() is None
     assert worker.begin([Row(sequence(GuideDouble(1)), 2)])() is None
     assert worker.begin(())() is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("trident-guides")]
 
 
-def test_masks_are_filled_on_the_workers_thread(worker: MaskWorker) -> None:
+def test_guided_masks_masks_are_filled_on_the_workers_thread(worker: MaskWorker) -> None:
     guide = GuideDouble(1)
     worker.begin(rows_of(sequence(guide)))()
     assert guide.threads
@@ -109,7 +109,9 @@ def test_masks_are_filled_on_the_workers_thread(worker: MaskWorker) -> None:
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("out of order"), Panic("out of order")])
-def test_a_guide_that_fails_ends_its_own_sequence_and_harms_no_other(worker: MaskWorker, raised: BaseException) -> None:
+def test_guided_masks_a_guide_that_fails_ends_its_own_sequence_and_harms_no_other(
+    worker: MaskWorker, raised: BaseException
+) -> None:
     failing, well = sequence(FailingGuide(raised)), sequence(GuideDouble(2))
     masks = worker.begin([*rows_of(failing, (3,)), *rows_of(well)])()
     assert masks is not None
@@ -122,7 +124,7 @@ def test_a_guide_that_fails_ends_its_own_sequence_and_harms_no_other(worker: Mas
     assert not worker.late
 
 
-def test_masks_are_filled_while_the_caller_does_something_else(worker: MaskWorker) -> None:
+def test_guided_masks_masks_are_filled_while_the_caller_does_something_else(worker: MaskWorker) -> None:
     may_fill, has_filled = threading.Event(), threading.Event()
 
     class SlowGuide(GuideDouble):
@@ -160,7 +162,7 @@ def ready(worker: MaskWorker) -> list[Sequence]:
     raise AssertionError("no mask came")
 
 
-def test_a_mask_that_is_late_holds_up_nobody_and_is_used_when_it_is_there(worker: MaskWorker) -> None:
+def test_guided_masks_a_mask_that_is_late_holds_up_nobody_and_is_used_when_it_is_there(worker: MaskWorker) -> None:
     slow = GatedGuide(5)
     late, others = sequence(slow), [sequence(GuideDouble(number)) for number in range(1, 4)]
     rows = [*rows_of(late, (7, 8)), *(row for other in others for row in rows_of(other))]
@@ -182,7 +184,7 @@ def test_a_mask_that_is_late_holds_up_nobody_and_is_used_when_it_is_there(worker
     assert len(slow.threads) == 1, "it is not filled twice"
 
 
-def test_a_late_mask_serves_other_guesses_with_none(worker: MaskWorker) -> None:
+def test_guided_masks_a_late_mask_serves_other_guesses_with_none(worker: MaskWorker) -> None:
     slow = GatedGuide(5)
     late = sequence(slow)
     worker.begin([*rows_of(late, (7, 8)), *rows_of(sequence(None))])()
@@ -193,7 +195,7 @@ def test_a_late_mask_serves_other_guesses_with_none(worker: MaskWorker) -> None:
     assert [allowed(mask) for mask in masks.words] == [[5], []]
 
 
-def test_a_late_mask_of_another_place_is_forgotten(worker: MaskWorker) -> None:
+def test_guided_masks_a_late_mask_of_another_place_is_forgotten(worker: MaskWorker) -> None:
     slow = GatedGuide(5)
     late = sequence(slow)
     worker.begin([*rows_of(late), *rows_of(sequence(None))])()
@@ -205,7 +207,7 @@ def test_a_late_mask_of_another_place_is_forgotten(worker: MaskWorker) -> None:
     assert len(slow.threads) == 2
 
 
-def test_a_sequence_that_ends_while_its_mask_is_late_is_forgotten(worker: MaskWorker) -> None:
+def test_guided_masks_a_sequence_that_ends_while_its_mask_is_late_is_forgotten(worker: MaskWorker) -> None:
     slow = GatedGuide(5)
     late = sequence(slow)
     worker.begin([*rows_of(late), *rows_of(sequence(None))])()
@@ -218,7 +220,9 @@ def test_a_sequence_that_ends_while_its_mask_is_late_is_forgotten(worker: MaskWo
 
 
 @pytest.mark.parametrize("ends_before", [True, False])
-def test_a_sequence_that_ends_before_its_late_mask_is_used_is_not_kept(worker: MaskWorker, ends_before: bool) -> None:
+def test_guided_masks_a_sequence_that_ends_before_its_late_mask_is_used_is_not_kept(
+    worker: MaskWorker, ends_before: bool
+) -> None:
     """Nor is its guide, and so the memory of its grammar."""
     slow = GatedGuide(5)
     late = sequence(slow)
@@ -236,7 +240,7 @@ def test_a_sequence_that_ends_before_its_late_mask_is_used_is_not_kept(worker: M
     assert [reference() for reference in kept] == [None, None]
 
 
-def test_a_mask_without_end_ends_its_sequence_with_its_error() -> None:
+def test_guided_masks_a_mask_without_end_ends_its_sequence_with_its_error() -> None:
     worker = MaskWorker(VOCAB_SIZE, limit_s=0.05)
     slow = GatedGuide(5)
     late = sequence(slow)
@@ -253,7 +257,7 @@ def test_a_mask_without_end_ends_its_sequence_with_its_error() -> None:
     worker.close()
 
 
-def test_a_guide_that_is_known_to_be_slow_costs_others_no_grace() -> None:
+def test_guided_masks_a_guide_that_is_known_to_be_slow_costs_others_no_grace() -> None:
     worker = MaskWorker(VOCAB_SIZE, num_threads=1, grace_s=20.0, limit_s=60.0)
     guide = GatedGuide(5)
     slow, quick = sequence(guide), sequence(GuideDouble(1))
@@ -270,7 +274,7 @@ def test_a_guide_that_is_known_to_be_slow_costs_others_no_grace() -> None:
     worker.close()
 
 
-def test_slow_guides_wait_for_each_other_and_hold_up_no_others() -> None:
+def test_guided_masks_slow_guides_wait_for_each_other_and_hold_up_no_others() -> None:
     """All threads could be taken by slow ones, if they did not have one of their own."""
 
     class BusyGuide(GuideDouble):

@@ -29,7 +29,7 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     return tokenizer_of(FAMILY)
 
 
-def test_a_share_is_given_back_when_nobody_holds_it() -> None:
+def test_guided_memory_a_share_is_given_back_when_nobody_holds_it() -> None:
     memory = GuideMemory(10)
     first, second = memory.take(6), memory.take(4)
     with pytest.raises(UnavailableError, match="guided_memory_mb"):
@@ -44,7 +44,7 @@ def test_a_share_is_given_back_when_nobody_holds_it() -> None:
     assert memory.num_bytes == 0
 
 
-def test_room_is_made_as_long_as_it_helps() -> None:
+def test_guided_memory_room_is_made_as_long_as_it_helps() -> None:
     memory = GuideMemory(10)
     kept = [memory.take(3) for _ in range(3)]
 
@@ -59,7 +59,7 @@ def test_room_is_made_as_long_as_it_helps() -> None:
     assert (memory.num_bytes, share is not None) == (7, True)
 
 
-def test_kept_grammars_make_room_and_those_in_use_do_not(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_guided_memory_kept_grammars_make_room_and_those_in_use_do_not(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path, max_bytes=3 * SMALL)
     first = guides.compile("regex", "a")
     used = first.start(frozenset({NO_TEXT}))
@@ -78,7 +78,7 @@ def test_kept_grammars_make_room_and_those_in_use_do_not(tokenizer: Tokenizer, t
     assert guides.memory.num_bytes == 3 * SMALL
 
 
-def test_a_refused_guide_takes_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_guided_memory_a_refused_guide_takes_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path, max_bytes=2 * SMALL)
     for _ in range(20):
         with pytest.raises(RequestError):
@@ -87,7 +87,7 @@ def test_a_refused_guide_takes_nothing(tokenizer: Tokenizer, tmp_path: Path) -> 
     assert guides.memory.num_bytes == 0
 
 
-def test_a_sequence_that_needs_more_than_there_is_ends_with_its_error_and_no_other_does(
+def test_guided_memory_a_sequence_that_needs_more_than_there_is_ends_with_its_error_and_no_other_does(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     letters = [encode(tokenizer, letter)[0] for letter in "abc"]
@@ -107,7 +107,7 @@ def test_a_sequence_that_needs_more_than_there_is_ends_with_its_error_and_no_oth
     assert set(letters) <= allowed(modest)[0]
 
 
-def test_a_sequence_that_uses_up_the_most_that_one_may_have_is_the_requests_fault(
+def test_guided_memory_a_sequence_that_uses_up_the_most_that_one_may_have_is_the_requests_fault(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     letters = [encode(tokenizer, letter)[0] for letter in "abc"]
@@ -124,7 +124,7 @@ def test_a_sequence_that_uses_up_the_most_that_one_may_have_is_the_requests_faul
     assert "too many states" in greedy.failure.problem
 
 
-def test_what_is_followed_is_the_same_on_few_states_and_on_many(
+def test_guided_memory_what_is_followed_is_the_same_on_few_states_and_on_many(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moving to a larger automaton in the middle of a text changes no mask."""

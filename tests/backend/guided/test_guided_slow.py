@@ -76,7 +76,9 @@ def failed(core: EngineCore, sequence: Sequence) -> TridentError:
         (SamplingParams(bad_words=((7,),), min_tokens=3), ["bad_words", "min_tokens"]),
     ],
 )
-def test_bans_that_leave_nothing_of_a_guide_are_the_requests_fault(sampling: SamplingParams, named: list[str]) -> None:
+def test_guided_slow_bans_that_leave_nothing_of_a_guide_are_the_requests_fault(
+    sampling: SamplingParams, named: list[str]
+) -> None:
     core, _ = make_core()
     guided = make_sequence(1, [4], 9, guide=Allows(7, 8), sampling=sampling, end_ids=frozenset({8}))
     error = failed(core, guided)
@@ -85,7 +87,7 @@ def test_bans_that_leave_nothing_of_a_guide_are_the_requests_fault(sampling: Sam
     assert error.problem == f"allows no token at token 1 of the output that {' and '.join(named)} leave"
 
 
-def test_a_guide_that_allows_nothing_is_the_requests_fault() -> None:
+def test_guided_slow_a_guide_that_allows_nothing_is_the_requests_fault() -> None:
     error = failed(make_core()[0], make_sequence(1, [4], 9, guide=Allows()))
     assert str(error) == "guided_decoding_guide: allows no token at token 1 of the output"
     guide = Allows()
@@ -93,7 +95,7 @@ def test_a_guide_that_allows_nothing_is_the_requests_fault() -> None:
     assert failed(make_core()[0], make_sequence(1, [4], 9, guide=guide)) is guide.failure
 
 
-def test_bans_that_leave_nothing_at_all_are_the_requests_fault() -> None:
+def test_guided_slow_bans_that_leave_nothing_at_all_are_the_requests_fault() -> None:
     words = tuple((token_id,) for token_id in range(SPEC.vocab_size))
     error = failed(make_core()[0], make_sequence(1, [4], 9, sampling=SamplingParams(bad_words=words)))
     assert str(error) == "bad_words: bans every token at token 1 of the output"
@@ -101,7 +103,7 @@ def test_bans_that_leave_nothing_at_all_are_the_requests_fault() -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("guide", [None, Allows(7, 8)])
-def test_logits_that_are_no_numbers_are_the_engines_fault(number: float, guide: Allows | None) -> None:
+def test_guided_slow_logits_that_are_no_numbers_are_the_engines_fault(number: float, guide: Allows | None) -> None:
     class Broken(MockEngine):
         def collect(self) -> HostLogits:
             logits = super().collect()
@@ -118,7 +120,7 @@ def test_logits_that_are_no_numbers_are_the_engines_fault(number: float, guide: 
         assert "not finite numbers" in str(sequence.error)
 
 
-def test_others_get_their_tokens_while_a_guide_takes_its_time() -> None:
+def test_guided_slow_others_get_their_tokens_while_a_guide_takes_its_time() -> None:
     core, _ = make_core()
     slow = Allows(*range(SPEC.vocab_size))
     slow.gate.clear()
@@ -138,7 +140,7 @@ def test_others_get_their_tokens_while_a_guide_takes_its_time() -> None:
     assert guided.token_ids[2:] == expected_output(make_sequence(1, [4, 5], 6)) == slow.seen
 
 
-def test_a_guide_without_end_ends_its_own_request() -> None:
+def test_guided_slow_a_guide_without_end_ends_its_own_request() -> None:
     core, _ = make_core()
     core._masks.close()
     core._masks = MaskWorker(SPEC.vocab_size, limit_s=0.05)
@@ -163,7 +165,7 @@ def failed_while(core: EngineCore, stuck: Allows) -> TridentError | None:
     return guided.error
 
 
-def test_an_adversarial_grammar_costs_its_own_request_and_not_everybodys_steps(tmp_path: Path) -> None:
+def test_guided_slow_an_adversarial_grammar_costs_its_own_request_and_not_everybodys_steps(tmp_path: Path) -> None:
     """A mask of this grammar, and even following one token, takes tens of milliseconds after some hundred tokens."""
     tokenizer = tokenizer_of(FAMILY)
     (letter,) = encode(tokenizer, "a")
@@ -192,7 +194,7 @@ def test_an_adversarial_grammar_costs_its_own_request_and_not_everybodys_steps(t
     ]
 
 
-def test_a_guide_that_is_complete_is_found_out_while_its_mask_is_filled() -> None:
+def test_guided_slow_a_guide_that_is_complete_is_found_out_while_its_mask_is_filled() -> None:
     """As one does that follows its tokens there, because that takes long."""
 
     class Lazy(Allows):

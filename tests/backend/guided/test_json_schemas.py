@@ -118,7 +118,7 @@ def read(text: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
-def test_every_output_is_valid_and_every_cut_one_can_be_completed(
+def test_json_schemas_every_output_is_valid_and_every_cut_one_can_be_completed(
     guides: GrammarCompiler, tokenizer: Tokenizer, closers: frozenset[int], part: int
 ) -> None:
     num_ended = 0
@@ -137,7 +137,7 @@ def test_every_output_is_valid_and_every_cut_one_can_be_completed(
     assert num_ended >= NUM_SCHEMAS // 20, "too few came to their end by themselves"
 
 
-def test_what_is_valid_is_accepted(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_json_schemas_what_is_valid_is_accepted(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 4}, "tags": {"items": {"enum": ["é", 1, None]}}},
@@ -155,7 +155,7 @@ def test_what_is_valid_is_accepted(guides: GrammarCompiler, tokenizer: Tokenizer
         assert not accepts(tokenizer, grammar, json.dumps(value, ensure_ascii=False))
 
 
-def test_any_json_is_an_object_or_an_array(
+def test_json_schemas_any_json_is_an_object_or_an_array(
     guides: GrammarCompiler, tokenizer: Tokenizer, closers: frozenset[int]
 ) -> None:
     grammar = guides.compile("json", "")
@@ -170,7 +170,7 @@ def test_any_json_is_an_object_or_an_array(
         assert not has_ended or isinstance(json.loads(tokenizer.decode(token_ids)), dict | list)
 
 
-def test_blanks_between_parts_come_to_an_end(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_json_schemas_blanks_between_parts_come_to_an_end(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     guide = guides.compile("json", "").start(frozenset())
     blank = encode(tokenizer, " ")[0]
     guide.advance(encode(tokenizer, "[")[0])
@@ -198,20 +198,24 @@ def test_blanks_between_parts_come_to_an_end(guides: GrammarCompiler, tokenizer:
         ({"items": [{"multipleOf": 997}, {"allOf": [{"multipleOf": 101}]}]}, "multipleOf"),
     ],
 )
-def test_what_would_allow_too_much_is_refused(guides: GrammarCompiler, schema: dict[str, Any], problem: str) -> None:
+def test_json_schemas_what_would_allow_too_much_is_refused(
+    guides: GrammarCompiler, schema: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(RequestError, match=re.escape(problem)):
         guides.compile("json_schema", json.dumps(schema))
 
 
 @pytest.mark.slow
-def test_as_many_optional_names_as_are_taken_can_be_written(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_json_schemas_as_many_optional_names_as_are_taken_can_be_written(
+    guides: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
     names = [f"property_{number}" for number in range(1000)]
     schema = {"properties": {name: {"type": "string"} for name in names}, "required": names[400:]}
     grammar = guides.compile("json_schema", json.dumps({**schema, "type": "object", "additionalProperties": False}))
     assert accepts(tokenizer, grammar, json.dumps(dict.fromkeys(names[::50][:8] + names[400:], "x y")))
 
 
-def test_values_in_a_schema_are_left_as_they_are(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_json_schemas_values_in_a_schema_are_left_as_they_are(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     value = {"exclusiveMaximum": 5, "multipleOf": 99991}
     schema = {"properties": {"const": {"const": value}}, "required": ["const"], "additionalProperties": False}
     grammar = guides.compile("json_schema", json.dumps(schema))
@@ -237,7 +241,7 @@ ANY = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": [
     ],
 )
 @pytest.mark.parametrize("kind", ["json", "json_schema"])
-def test_openais_wrappers_are_taken_for_their_schema(
+def test_json_schemas_openais_wrappers_are_taken_for_their_schema(
     guides: GrammarCompiler, tokenizer: Tokenizer, kind: str, wrapper: dict[str, Any]
 ) -> None:
     grammar = guides.compile(kind, json.dumps(wrapper))
@@ -266,7 +270,7 @@ def test_openais_wrappers_are_taken_for_their_schema(
     ],
 )
 @pytest.mark.parametrize("kind", ["json", "json_schema"])
-def test_what_is_no_schema_is_refused_and_never_allows_everything(
+def test_json_schemas_what_is_no_schema_is_refused_and_never_allows_everything(
     guides: GrammarCompiler, kind: str, value: Any, problem: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(problem)) as caught:
@@ -274,7 +278,7 @@ def test_what_is_no_schema_is_refused_and_never_allows_everything(
     assert caught.value.field == "guided_decoding_guide"
 
 
-def test_json_with_a_schema_follows_it(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
+def test_json_schemas_json_with_a_schema_follows_it(guides: GrammarCompiler, tokenizer: Tokenizer) -> None:
     grammar = guides.compile("json", '{"type": "object", "required": ["x"]}')
     assert accepts(tokenizer, grammar, '{"x": [1]}')
     assert not accepts(tokenizer, grammar, "{}")
@@ -318,7 +322,7 @@ SAMPLES: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("kind", "keywords"), NEUTRAL)
-def test_what_changes_nothing_passes(
+def test_json_schemas_what_changes_nothing_passes(
     guides: GrammarCompiler, tokenizer: Tokenizer, kind: str, keywords: dict[str, Any]
 ) -> None:
     inner = {"type": kind, **keywords}
@@ -355,13 +359,15 @@ def test_what_changes_nothing_passes(
         ({"items": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "#/items: oneOf constraints"),
     ],
 )
-def test_errors_name_the_place_in_the_schema(guides: GrammarCompiler, schema: dict[str, Any], problem: str) -> None:
+def test_json_schemas_errors_name_the_place_in_the_schema(
+    guides: GrammarCompiler, schema: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(RequestError) as caught:
         guides.compile("json_schema", json.dumps(schema))
     assert caught.value.problem.startswith(problem), caught.value.problem
 
 
-def test_a_place_deep_down_is_said_in_short(guides: GrammarCompiler) -> None:
+def test_json_schemas_a_place_deep_down_is_said_in_short(guides: GrammarCompiler) -> None:
     schema: dict[str, Any] = {"not": {}}
     for _ in range(300):
         schema = {"properties": {"name": schema}}

@@ -40,12 +40,12 @@ def _num_found(blocks: BlockManager, prompt: list[int], **fields: Any) -> int | 
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 96])
-def test_fits(num_tokens: int) -> None:
+def test_blocks_fits(num_tokens: int) -> None:
     assert BlockManager(24, 4).fits(num_tokens)
     assert not BlockManager(24, 4).fits(97)
 
 
-def test_a_promise_is_kept_when_others_would_take_the_blocks() -> None:
+def test_blocks_a_promise_is_kept_when_others_would_take_the_blocks() -> None:
     blocks = BlockManager(num_blocks=10, block_size=4)
     first, second = make_sequence(0, [1] * 4, 20), make_sequence(1, [1] * 4, 20)
     assert blocks.admit(first, 24) == 0
@@ -63,7 +63,7 @@ def test_a_promise_is_kept_when_others_would_take_the_blocks() -> None:
 
 
 @pytest.mark.parametrize(("num_computed", "num_shared"), [(0, 0), (8, 0), (10, 0), (11, 10), (12, 10)])
-def test_a_prompt_is_shared_with_a_sibling_once_it_is_computed(num_computed: int, num_shared: int) -> None:
+def test_blocks_a_prompt_is_shared_with_a_sibling_once_it_is_computed(num_computed: int, num_shared: int) -> None:
     blocks = BlockManager(num_blocks=12, block_size=4, reuse=False)
     parent = make_sequence(0, A[:11], 4)
     assert blocks.admit(parent, 15) == 0
@@ -75,7 +75,7 @@ def test_a_prompt_is_shared_with_a_sibling_once_it_is_computed(num_computed: int
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), reuse=st.booleans())
-def test_growth_within_a_promise_never_fails(data: st.DataObject, reuse: bool) -> None:
+def test_blocks_growth_within_a_promise_never_fails(data: st.DataObject, reuse: bool) -> None:
     blocks = BlockManager(num_blocks=12, block_size=4, reuse=reuse)
     running: list[tuple[Sequence, int]] = []
     for number in range(40):
@@ -117,7 +117,7 @@ def _end_step(blocks: BlockManager, running: list[tuple[Sequence, int]]) -> None
     blocks.check_integrity([sequence for sequence, _ in running])
 
 
-def test_a_block_to_copy_is_given_to_nobody_before() -> None:
+def test_blocks_a_block_to_copy_is_given_to_nobody_before() -> None:
     """Its owner goes in the very step in which the last of those that share it writes."""
     blocks = BlockManager(num_blocks=6, block_size=4, reuse=False)
     parent = _compute(blocks, A[:7], max_tokens=1)
@@ -138,7 +138,7 @@ def test_a_block_to_copy_is_given_to_nobody_before() -> None:
     assert blocks.num_free == 1
 
 
-def test_an_equal_beginning_is_shared_and_counted_once() -> None:
+def test_blocks_an_equal_beginning_is_shared_and_counted_once() -> None:
     blocks = BlockManager(num_blocks=12, block_size=4)
     first = _compute(blocks, [*A, 1])
     assert blocks.num_used == 4
@@ -158,14 +158,14 @@ def test_an_equal_beginning_is_shared_and_counted_once() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "num_found"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (12, 8), (13, 12)])
-def test_the_last_token_is_computed_in_any_case(num_tokens: int, num_found: int) -> None:
+def test_blocks_the_last_token_is_computed_in_any_case(num_tokens: int, num_found: int) -> None:
     """So a prompt of exactly k blocks finds k - 1 of them: the logits after its last token are wanted."""
     blocks = BlockManager(num_blocks=8, block_size=4)
     _use(blocks, [*A, 1])
     assert _num_found(blocks, [*A, 1][:num_tokens]) == num_found
 
 
-def test_only_computed_blocks_are_found() -> None:
+def test_blocks_only_computed_blocks_are_found() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     sequence = make_sequence(0, A, 4)
     assert blocks.admit(sequence, 16) == 0
@@ -177,7 +177,7 @@ def test_only_computed_blocks_are_found() -> None:
     assert _num_found(blocks, [*A, 1]) == 4
 
 
-def test_no_more_of_a_prompt_is_hashed_than_can_be_known() -> None:
+def test_blocks_no_more_of_a_prompt_is_hashed_than_can_be_known() -> None:
     """A long prompt that nobody has computed costs the loop one block's digest, not all of them."""
     blocks = BlockManager(num_blocks=24, block_size=4)
     _use(blocks, [*A, 1])
@@ -187,7 +187,7 @@ def test_no_more_of_a_prompt_is_hashed_than_can_be_known() -> None:
         assert len(sequence.block_digests) == num_hashed
 
 
-def test_the_least_recently_used_goes_first_and_tails_before_heads() -> None:
+def test_blocks_the_least_recently_used_goes_first_and_tails_before_heads() -> None:
     blocks = BlockManager(num_blocks=7, block_size=4)
     _use(blocks, [*A, 1])
     _use(blocks, [*B, 1])
@@ -199,7 +199,7 @@ def test_the_least_recently_used_goes_first_and_tails_before_heads() -> None:
     assert left == [(12, 12), (8, 12), (4, 12), (0, 12), (0, 8), (0, 4), (0, 0)]
 
 
-def test_use_makes_recent() -> None:
+def test_blocks_use_makes_recent() -> None:
     blocks = BlockManager(num_blocks=7, block_size=4)
     _use(blocks, [*A, 1])
     _use(blocks, [*B, 1])
@@ -208,7 +208,7 @@ def test_use_makes_recent() -> None:
     assert (_num_found(blocks, [*A, 1]), _num_found(blocks, [*B, 1])) == (8, 0)
 
 
-def test_a_block_in_use_is_never_taken() -> None:
+def test_blocks_a_block_in_use_is_never_taken() -> None:
     blocks = BlockManager(num_blocks=6, block_size=4)
     _use(blocks, [*A, 1])
     reader = _compute(blocks, [*A[:8], 7])
@@ -222,7 +222,7 @@ def test_a_block_in_use_is_never_taken() -> None:
     blocks.check_integrity([reader, taker])
 
 
-def test_a_block_that_is_revived_is_no_room_for_the_rest() -> None:
+def test_blocks_a_block_that_is_revived_is_no_room_for_the_rest() -> None:
     blocks = BlockManager(num_blocks=4, block_size=4)
     _use(blocks, [*A, 1])
     holder = _compute(blocks, [5], reuse_cache=False)
@@ -231,7 +231,7 @@ def test_a_block_that_is_revived_is_no_room_for_the_rest() -> None:
     blocks.check_integrity([holder])
 
 
-def test_whoever_opts_out_neither_reads_nor_leaves() -> None:
+def test_blocks_whoever_opts_out_neither_reads_nor_leaves() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     _use(blocks, [*A, 1], reuse_cache=False)
     assert _num_found(blocks, [*A, 1]) == 0
@@ -240,13 +240,13 @@ def test_whoever_opts_out_neither_reads_nor_leaves() -> None:
     assert _num_found(blocks, [*A, 1], reuse_cache=False) == 0
 
 
-def test_salts_never_share() -> None:
+def test_blocks_salts_never_share() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     _use(blocks, [*A, 1], cache_salt="one")
     assert [_num_found(blocks, [*A, 1], cache_salt=salt) for salt in ("one", "two", "")] == [12, 0, 0]
 
 
-def test_without_reuse_nothing_is_shared_or_kept() -> None:
+def test_blocks_without_reuse_nothing_is_shared_or_kept() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4, reuse=False)
     first, second = _compute(blocks, [*A, 1]), _compute(blocks, [*A, 1])
     assert set(first.block_table).isdisjoint(second.block_table)
@@ -254,7 +254,7 @@ def test_without_reuse_nothing_is_shared_or_kept() -> None:
     assert _num_found(blocks, [*A, 1]) == 0
 
 
-def test_a_sequence_that_lost_its_room_finds_its_own_blocks_again() -> None:
+def test_blocks_a_sequence_that_lost_its_room_finds_its_own_blocks_again() -> None:
     blocks = BlockManager(num_blocks=8, block_size=4)
     sequence = _compute(blocks, A[:6], max_tokens=10)
     for token_id in range(5):
@@ -273,7 +273,7 @@ def test_a_sequence_that_lost_its_room_finds_its_own_blocks_again() -> None:
     texts=st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=2, max_size=2),
     salts=st.lists(st.sampled_from(["", "a", "b"]), min_size=2, max_size=2),
 )
-def test_digests_are_equal_exactly_where_salt_and_all_tokens_before_are(
+def test_blocks_digests_are_equal_exactly_where_salt_and_all_tokens_before_are(
     texts: list[list[int]], salts: list[str]
 ) -> None:
     one, two = (

@@ -66,7 +66,7 @@ def _num_found(slots: SlotManager, prompt: list[int], **fields: Any) -> int | No
 
 @pytest.mark.parametrize(("kind", "longest"), [(KVKind.SLOTS, 64), (KVKind.BLOCKS, 3 * 64)])
 @pytest.mark.parametrize("reuse", [True, False])
-def test_an_engine_gets_the_cache_that_it_has(kind: KVKind, longest: int, reuse: bool) -> None:
+def test_slots_an_engine_gets_the_cache_that_it_has(kind: KVKind, longest: int, reuse: bool) -> None:
     spec = EngineSpec(97, 2, 64, 64, block_size=64, num_blocks=3, kv_kind=kind)
     cache = make_kv_cache(spec, reuse=reuse)
     assert (cache.num_blocks, cache.block_size, cache.num_free, cache.num_used, cache.num_reused) == (3, 64, 3, 0, 0)
@@ -81,7 +81,7 @@ def test_an_engine_gets_the_cache_that_it_has(kind: KVKind, longest: int, reuse:
     assert cache.num_cached(make_sequence(1, [7] * 40, 1)) == (32 if reuse and kind is KVKind.SLOTS else 0)
 
 
-def test_a_slot_is_a_slot() -> None:
+def test_slots_a_slot_is_a_slot() -> None:
     """Whatever is promised, each has one, to its end."""
     slots = _slots(2)
     small, large = _admit(slots, [1]), _admit(slots, [2] * 22)
@@ -99,7 +99,7 @@ def test_a_slot_is_a_slot() -> None:
     slots.check_integrity([large, another])
 
 
-def test_the_lowest_free_slot_goes_first_whatever_is_in_it() -> None:
+def test_slots_the_lowest_free_slot_goes_first_whatever_is_in_it() -> None:
     slots = _slots(5)
     running = [_run(slots, [number] * 5, reuse_cache=number % 2 == 0) for number in range(5)]
     for number in (3, 0, 4, 1):
@@ -107,13 +107,13 @@ def test_the_lowest_free_slot_goes_first_whatever_is_in_it() -> None:
     assert [_admit(slots, A).block_table for _ in range(4)] == [[0], [1], [3], [4]]
 
 
-def test_a_lone_stream_stays_in_the_lowest_slot_and_what_it_finds_there_makes_way() -> None:
+def test_slots_a_lone_stream_stays_in_the_lowest_slot_and_what_it_finds_there_makes_way() -> None:
     slots = _slots()
     assert [_use(slots, prompt) for prompt in (A, B, C)] == [0, 0, 0]
     assert [_num_found(slots, [*prompt, 1]) for prompt in (A, B, C)] == [12, 12, 12]
 
 
-def test_what_comes_again_goes_on_in_the_lowest_slot_and_leaves_the_one_it_had() -> None:
+def test_slots_what_comes_again_goes_on_in_the_lowest_slot_and_leaves_the_one_it_had() -> None:
     slots = _slots()
     _use(slots, A)
     _use(slots, B)
@@ -128,7 +128,7 @@ def test_what_comes_again_goes_on_in_the_lowest_slot_and_leaves_the_one_it_had()
     assert [_num_found(slots, [*prompt, 1]) for prompt in (A, B, C)] == [12, 12, 12]
 
 
-def test_what_goes_on_in_its_own_slot_is_not_copied() -> None:
+def test_slots_what_goes_on_in_its_own_slot_is_not_copied() -> None:
     slots = _slots()
     _use(slots, A)
     sequence = _admit(slots, [*A, 1])
@@ -139,7 +139,7 @@ def test_what_goes_on_in_its_own_slot_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(("num_kept", "moves"), [(4, False), (8, False), (12, True), (20, True)])
-def test_the_rest_of_what_begins_alike_moves_if_it_is_most(num_kept: int, moves: bool) -> None:
+def test_slots_the_rest_of_what_begins_alike_moves_if_it_is_most(num_kept: int, moves: bool) -> None:
     slots = _slots()
     _use(slots, [*A, *B][:num_kept])
     sequence = _admit(slots, [*A[:4], 7, 7])
@@ -150,7 +150,9 @@ def test_the_rest_of_what_begins_alike_moves_if_it_is_most(num_kept: int, moves:
 
 
 @pytest.mark.parametrize(("num_kept", "is_left"), [(4, False), (8, False), (12, True), (20, True)])
-def test_a_slot_that_was_copied_from_is_left_if_most_of_it_is_something_else(num_kept: int, is_left: bool) -> None:
+def test_slots_a_slot_that_was_copied_from_is_left_if_most_of_it_is_something_else(
+    num_kept: int, is_left: bool
+) -> None:
     slots = _slots()
     _use(slots, [*A, *B][:num_kept])
     _use(slots, C)
@@ -160,7 +162,7 @@ def test_a_slot_that_was_copied_from_is_left_if_most_of_it_is_something_else(num
     assert slots.num_cached(make_sequence(1, [*A, *B], 1)) == (num_kept if is_left else 4)
 
 
-def test_a_slot_that_holds_something_else_by_now_is_not_left() -> None:
+def test_slots_a_slot_that_holds_something_else_by_now_is_not_left() -> None:
     slots = _slots(3)
     _use(slots, A)
     _use(slots, B)
@@ -177,7 +179,7 @@ def test_a_slot_that_holds_something_else_by_now_is_not_left() -> None:
     slots.check_integrity([reader])
 
 
-def test_who_was_running_is_left_what_it_has_when_it_goes_before_its_reader_has_computed() -> None:
+def test_slots_who_was_running_is_left_what_it_has_when_it_goes_before_its_reader_has_computed() -> None:
     slots = _slots()
     owner = _run(slots, A)
     reader = _admit(slots, [*A[:8], 7])
@@ -186,7 +188,7 @@ def test_who_was_running_is_left_what_it_has_when_it_goes_before_its_reader_has_
     assert slots.num_cached(make_sequence(1, [*A, 1], 1)) == 12
 
 
-def test_what_has_nowhere_to_go_is_lost_but_its_beginning_is_used() -> None:
+def test_slots_what_has_nowhere_to_go_is_lost_but_its_beginning_is_used() -> None:
     slots = _slots(2)
     _use(slots, [*A[:4], *B])
     holder = _run(slots, C)
@@ -198,7 +200,7 @@ def test_what_has_nowhere_to_go_is_lost_but_its_beginning_is_used() -> None:
     slots.check_integrity([holder, sequence])
 
 
-def test_of_equals_the_one_with_least_besides_is_copied_from() -> None:
+def test_slots_of_equals_the_one_with_least_besides_is_copied_from() -> None:
     slots = _slots(5)
     first, second, third = _run(slots, C), _run(slots, A), _run(slots, A[:4])
     slots.release(second)
@@ -209,7 +211,7 @@ def test_of_equals_the_one_with_least_besides_is_copied_from() -> None:
     slots.check_integrity([sequence])
 
 
-def test_a_free_slot_is_copied_from_though_a_running_sequence_has_less_besides() -> None:
+def test_slots_a_free_slot_is_copied_from_though_a_running_sequence_has_less_besides() -> None:
     """So that it can be left."""
     slots = _slots()
     running, other = _run(slots, A[:4]), _run(slots, B)
@@ -222,7 +224,7 @@ def test_a_free_slot_is_copied_from_though_a_running_sequence_has_less_besides()
     slots.check_integrity([running, sequence])
 
 
-def test_what_another_slot_holds_too_makes_no_way() -> None:
+def test_slots_what_another_slot_holds_too_makes_no_way() -> None:
     slots = _slots()
     twins = [_run(slots, A), _run(slots, A)]
     for twin in twins:
@@ -231,7 +233,7 @@ def test_what_another_slot_holds_too_makes_no_way() -> None:
     assert _num_found(slots, [*A, 1]) == 12
 
 
-def test_what_is_about_to_be_kept_elsewhere_makes_no_way() -> None:
+def test_slots_what_is_about_to_be_kept_elsewhere_makes_no_way() -> None:
     """Two come back in one step, and the second gets the slot that the first is copied from."""
     slots = _slots()
     kept = [_run(slots, prompt) for prompt in (B, A)]
@@ -245,7 +247,7 @@ def test_what_is_about_to_be_kept_elsewhere_makes_no_way() -> None:
     assert slots.take_copies() == ((0, 3, 12), (1, 0, 12))
 
 
-def test_what_moves_is_known_once_the_step_has_computed() -> None:
+def test_slots_what_moves_is_known_once_the_step_has_computed() -> None:
     slots = _slots()
     _use(slots, A)
     sequence = _admit(slots, B)
@@ -261,7 +263,7 @@ def test_what_moves_is_known_once_the_step_has_computed() -> None:
 
 
 @pytest.mark.parametrize("grows", [True, False])
-def test_what_moves_for_a_sequence_that_never_computes_is_lost(grows: bool) -> None:
+def test_slots_what_moves_for_a_sequence_that_never_computes_is_lost(grows: bool) -> None:
     slots = _slots()
     _use(slots, A)
     sequence = _admit(slots, B)
@@ -275,7 +277,7 @@ def test_what_moves_for_a_sequence_that_never_computes_is_lost(grows: bool) -> N
     assert slots.take_copies() == ()
 
 
-def test_a_spare_slot_is_given_to_whoever_comes_and_what_moves_there_is_sent_on_or_lost() -> None:
+def test_slots_a_spare_slot_is_given_to_whoever_comes_and_what_moves_there_is_sent_on_or_lost() -> None:
     slots = _slots(3)
     _use(slots, A)
     movers = [_admit(slots, B), _admit(slots, C)]
@@ -291,7 +293,7 @@ def test_a_spare_slot_is_given_to_whoever_comes_and_what_moves_there_is_sent_on_
 
 
 @pytest.mark.parametrize("grows_first", [True, False])
-def test_what_is_sent_on_is_copied_from_where_it_is_then(grows_first: bool) -> None:
+def test_slots_what_is_sent_on_is_copied_from_where_it_is_then(grows_first: bool) -> None:
     slots = _slots(4)
     everyone = [_run(slots, prompt) for prompt in (C, A, B, [7] * 8)]
     for number in (1, 2, 0):
@@ -315,7 +317,7 @@ def test_what_is_sent_on_is_copied_from_where_it_is_then(grows_first: bool) -> N
     slots.check_integrity([everyone[3], first, second])
 
 
-def test_a_running_sequence_is_copied_from_as_far_as_it_is_committed() -> None:
+def test_slots_a_running_sequence_is_copied_from_as_far_as_it_is_committed() -> None:
     slots = _slots()
     running = _admit(slots, A)
     assert slots.grow(running, 12)
@@ -333,13 +335,13 @@ def test_a_running_sequence_is_copied_from_as_far_as_it_is_committed() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "num_found"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (12, 8), (13, 12)])
-def test_the_last_token_is_computed_in_any_case(num_tokens: int, num_found: int) -> None:
+def test_slots_the_last_token_is_computed_in_any_case(num_tokens: int, num_found: int) -> None:
     slots = _slots()
     _use(slots, [*A, 1])
     assert _num_found(slots, [*A, 1][:num_tokens]) == num_found
 
 
-def test_of_a_prompt_that_is_scored_only_what_has_been_scored_is_found() -> None:
+def test_slots_of_a_prompt_that_is_scored_only_what_has_been_scored_is_found() -> None:
     slots = _slots()
     _use(slots, A)
     sequence = make_sequence(1, [*A, 1], 2, sampling=SamplingParams(prompt_log_probs=True))
@@ -348,7 +350,7 @@ def test_of_a_prompt_that_is_scored_only_what_has_been_scored_is_found() -> None
     assert slots.num_cached(sequence) == 8
 
 
-def test_blank_slots_are_filled_before_kept_ones_and_those_by_their_last_use() -> None:
+def test_slots_blank_slots_are_filled_before_kept_ones_and_those_by_their_last_use() -> None:
     slots = _slots(4)
     for prompt in (A, B, C, [*A, 1]):
         _use(slots, prompt)
@@ -362,7 +364,7 @@ def test_blank_slots_are_filled_before_kept_ones_and_those_by_their_last_use() -
     assert left == [[12, 12, 12], [12, 0, 12], [12, 0, 0], [0, 0, 0]]
 
 
-def test_to_be_copied_from_is_use() -> None:
+def test_slots_to_be_copied_from_is_use() -> None:
     slots = _slots(3)
     _use(slots, [*A, *A[:4]])
     _use(slots, B)
@@ -371,7 +373,7 @@ def test_to_be_copied_from_is_use() -> None:
     assert (_num_found(slots, [*A, 1]), _num_found(slots, [*B, 1])) == (12, 0)
 
 
-def test_to_move_is_no_use() -> None:
+def test_slots_to_move_is_no_use() -> None:
     """What was used first goes first, wherever it has been since."""
     slots = _slots(4)
     first, second = _run(slots, A), _run(slots, B)
@@ -385,7 +387,7 @@ def test_to_move_is_no_use() -> None:
     slots.check_integrity([blocker, *others])
 
 
-def test_what_is_to_be_copied_is_given_to_nobody_before() -> None:
+def test_slots_what_is_to_be_copied_is_given_to_nobody_before() -> None:
     """Its owner goes on, and then goes, before the one that reads it first grows."""
     slots = _slots(3)
     owner = _run(slots, A)
@@ -405,7 +407,7 @@ def test_what_is_to_be_copied_is_given_to_nobody_before() -> None:
     assert _admit(slots, C).block_table == [0]
 
 
-def test_one_that_leaves_before_it_has_grown_has_left_nothing_and_lets_its_source_go() -> None:
+def test_slots_one_that_leaves_before_it_has_grown_has_left_nothing_and_lets_its_source_go() -> None:
     slots = _slots(2)
     owner = _run(slots, A)
     reader = _admit(slots, [*A[:8], 7])
@@ -419,7 +421,7 @@ def test_one_that_leaves_before_it_has_grown_has_left_nothing_and_lets_its_sourc
     assert _num_found(slots, [*A, 1]) == 12
 
 
-def test_what_a_failed_step_was_to_copy_is_not_known() -> None:
+def test_slots_what_a_failed_step_was_to_copy_is_not_known() -> None:
     slots = _slots(3)
     owner = _run(slots, A)
     reader = _admit(slots, [*A, 7])
@@ -431,7 +433,7 @@ def test_what_a_failed_step_was_to_copy_is_not_known() -> None:
     assert _compute(slots, _admit(slots, B)) == ((0, 2, 12),), "the others are blank"
 
 
-def test_what_a_failed_step_did_not_touch_is_known_on() -> None:
+def test_slots_what_a_failed_step_did_not_touch_is_known_on() -> None:
     slots = _slots(1)
     _use(slots, A)
     sequence = _admit(slots, [*A, 7])
@@ -441,7 +443,7 @@ def test_what_a_failed_step_did_not_touch_is_known_on() -> None:
     slots.check_integrity([])
 
 
-def test_tokens_that_turned_out_to_be_no_numbers_are_not_known() -> None:
+def test_slots_tokens_that_turned_out_to_be_no_numbers_are_not_known() -> None:
     slots = _slots(2)
     sequence = _run(slots, A[:8])
     sequence.token_ids.extend(A[8:])
@@ -451,7 +453,7 @@ def test_tokens_that_turned_out_to_be_no_numbers_are_not_known() -> None:
     assert _num_found(slots, [*A, 1]) == 8
 
 
-def test_whoever_opts_out_neither_reads_nor_leaves() -> None:
+def test_slots_whoever_opts_out_neither_reads_nor_leaves() -> None:
     slots = _slots()
     _use(slots, A, reuse_cache=False)
     assert _num_found(slots, [*A, 1]) == 0
@@ -460,13 +462,13 @@ def test_whoever_opts_out_neither_reads_nor_leaves() -> None:
     assert _num_found(slots, [*A, 1], reuse_cache=False) == 0
 
 
-def test_salts_never_share() -> None:
+def test_slots_salts_never_share() -> None:
     slots = _slots()
     _use(slots, A, cache_salt="one")
     assert [_num_found(slots, [*A, 1], cache_salt=salt) for salt in ("one", "two", "")] == [12, 0, 0]
 
 
-def test_without_reuse_nothing_is_found_but_siblings_share() -> None:
+def test_slots_without_reuse_nothing_is_found_but_siblings_share() -> None:
     slots = _slots(reuse=False)
     parent = _run(slots, A)
     assert _num_found(slots, [*A, 1]) == 0
@@ -481,7 +483,9 @@ def test_without_reuse_nothing_is_found_but_siblings_share() -> None:
 
 
 @pytest.mark.parametrize(("num_computed", "num_shared"), [(0, 0), (8, 8), (10, 8), (11, 10), (12, 10)])
-def test_a_prompt_is_shared_with_a_sibling_to_the_token_once_it_is_computed(num_computed: int, num_shared: int) -> None:
+def test_slots_a_prompt_is_shared_with_a_sibling_to_the_token_once_it_is_computed(
+    num_computed: int, num_shared: int
+) -> None:
     slots = _slots()
     parent = _admit(slots, A[:11])
     assert slots.grow(parent, 12)
@@ -493,7 +497,7 @@ def test_a_prompt_is_shared_with_a_sibling_to_the_token_once_it_is_computed(num_
     slots.check_integrity([parent, sibling])
 
 
-def test_a_prompt_of_one_token_leaves_nothing_to_copy() -> None:
+def test_slots_a_prompt_of_one_token_leaves_nothing_to_copy() -> None:
     slots = _slots()
     parent = _run(slots, [5])
     sibling = _admit(slots, [5], parent=parent)
@@ -502,7 +506,7 @@ def test_a_prompt_of_one_token_leaves_nothing_to_copy() -> None:
     assert slots.num_reused == 0
 
 
-def test_a_parent_that_is_still_to_be_copied_itself_shares_nothing() -> None:
+def test_slots_a_parent_that_is_still_to_be_copied_itself_shares_nothing() -> None:
     """It has lost its slot, found its prompt in another's and has not computed since."""
     slots = _slots(4)
     _run(slots, [*A, *B[:8]])
@@ -517,7 +521,7 @@ def test_a_parent_that_is_still_to_be_copied_itself_shares_nothing() -> None:
     assert _compute(slots, later := _admit(slots, A, parent=parent)) == ((1, later.block_table[0], 11),)
 
 
-def test_a_sequence_that_lost_its_slot_finds_its_output_again() -> None:
+def test_slots_a_sequence_that_lost_its_slot_finds_its_output_again() -> None:
     slots = _slots(2)
     sequence = _run(slots, A[:6])
     sequence.token_ids.extend(B[:5])
@@ -528,7 +532,7 @@ def test_a_sequence_that_lost_its_slot_finds_its_output_again() -> None:
     assert sequence.block_table == [0]
 
 
-def test_copies_come_in_the_order_in_which_sequences_grew() -> None:
+def test_slots_copies_come_in_the_order_in_which_sequences_grew() -> None:
     """A slot is read, let go, given away and filled from another, all before the step computes."""
     slots = _slots(3)
     first, other = _run(slots, A), _run(slots, B)

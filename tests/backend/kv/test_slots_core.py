@@ -57,7 +57,7 @@ def _checked_step(core: EngineCore) -> SchedulerOutput:
 
 @pytest.mark.parametrize("num_prompt_tokens", [1, 2, 4, 5, 11, 16])
 @pytest.mark.parametrize("reuse", [True, False])
-def test_siblings_compute_the_last_token_of_their_prompt_alone(reuse: bool, num_prompt_tokens: int) -> None:
+def test_slots_core_siblings_compute_the_last_token_of_their_prompt_alone(reuse: bool, num_prompt_tokens: int) -> None:
     core = _core(CoreSettings(enable_kv_cache_reuse=reuse))
     family = _family(list(range(num_prompt_tokens)), 6, 3)
     add(core, *family)
@@ -74,7 +74,9 @@ def test_siblings_compute_the_last_token_of_their_prompt_alone(reuse: bool, num_
 
 
 @pytest.mark.parametrize("policy", BatchSchedulerPolicy)
-def test_every_policy_admits_as_many_as_there_are_slots_and_takes_nothing_back(policy: BatchSchedulerPolicy) -> None:
+def test_slots_core_every_policy_admits_as_many_as_there_are_slots_and_takes_nothing_back(
+    policy: BatchSchedulerPolicy,
+) -> None:
     core = _core(CoreSettings(batch_scheduler_policy=policy), num_slots=3)
     short, long = [make_sequence(i, [i], 3) for i in range(3)], [make_sequence(3 + i, [i] * 4, 60) for i in range(4)]
     add(core, *short, *long)
@@ -88,7 +90,7 @@ def test_every_policy_admits_as_many_as_there_are_slots_and_takes_nothing_back(p
     assert all(_is_right(sequence) for sequence in [*short, *long])
 
 
-def test_a_conversation_goes_on_in_its_slot_and_computes_only_what_is_new() -> None:
+def test_slots_core_a_conversation_goes_on_in_its_slot_and_computes_only_what_is_new() -> None:
     core = _core()
     token_ids = list(range(10))
     num_tokens = []
@@ -104,7 +106,7 @@ def test_a_conversation_goes_on_in_its_slot_and_computes_only_what_is_new() -> N
     assert num_tokens == [10, 17 - 12, 24 - 20, 31 - 24]
 
 
-def test_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_would(
+def test_slots_core_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To swap two slots takes a third, so of as many conversations as slots the one that was used first may be lost:
@@ -146,7 +148,7 @@ def test_a_lone_stream_keeps_to_the_lowest_slot_and_finds_what_an_ideal_cache_wo
     assert slots_of_steps == [[0]] * len(slots_of_steps)
 
 
-def test_a_slot_is_reported_as_found_if_any_of_its_tokens_were() -> None:
+def test_slots_core_a_slot_is_reported_as_found_if_any_of_its_tokens_were() -> None:
     with serving(MockEngine(SLOTS)) as service:
         for num_cached in (0, 8):
             client = Client()
@@ -160,7 +162,7 @@ def test_a_slot_is_reported_as_found_if_any_of_its_tokens_were() -> None:
             assert outputs["kv_cache_alloc_total_blocks"] == [1]
 
 
-def test_a_step_is_packed_with_one_slot_for_each_sequence() -> None:
+def test_slots_core_a_step_is_packed_with_one_slot_for_each_sequence() -> None:
     core = _core()
     family = _family(list(range(9)), 6, 2)
     add(core, *family, make_sequence(9, [5] * 3, 6))
@@ -173,7 +175,7 @@ def test_a_step_is_packed_with_one_slot_for_each_sequence() -> None:
     assert len(packed.block_copies) == 2
 
 
-def test_whoever_is_paused_before_its_first_step_reads_what_was_there() -> None:
+def test_slots_core_whoever_is_paused_before_its_first_step_reads_what_was_there() -> None:
     core = _core(num_slots=3)
     owner = make_sequence(0, list(range(12)), 6)
     add(core, owner)
@@ -195,7 +197,7 @@ def test_whoever_is_paused_before_its_first_step_reads_what_was_there() -> None:
     assert _is_right(reader)
 
 
-def test_a_failed_step_leaves_nothing_that_others_read() -> None:
+def test_slots_core_a_failed_step_leaves_nothing_that_others_read() -> None:
     core = _core()
     owner = make_sequence(0, list(range(14)), 20)
     add(core, owner)
@@ -215,7 +217,7 @@ def test_a_failed_step_leaves_nothing_that_others_read() -> None:
     assert all(_is_right(sequence) and sequence.num_cached_tokens == 12 for sequence in readers[1:])
 
 
-def test_a_crowd_of_every_kind_meets_moves_copies_and_siblings() -> None:
+def test_slots_core_a_crowd_of_every_kind_meets_moves_copies_and_siblings() -> None:
     """One seeded history, so that the random ones cannot pass by never meeting any."""
     settings = CoreSettings(max_draft_tokens=3, batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION)
     core = _core(settings, num_slots=10, max_num_seqs=8)

@@ -283,7 +283,7 @@ WITH_REUSE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("num_slots", [1, 5, 12])
-def test_everybody_reads_what_is_theirs_and_as_much_as_there_is(num_slots: int, reuse: bool) -> None:
+def test_slots_random_everybody_reads_what_is_theirs_and_as_much_as_there_is(num_slots: int, reuse: bool) -> None:
     model = Model(num_slots, reuse=reuse)
     actions = [model.admit, model.admit, model.grow, model.grow, model.grow, model.leave]
     for _ in range(1500):

@@ -42,7 +42,7 @@ def _check_histogram(page: Page, family: str, bounds: Sequence[float], values: S
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_bulk_histogram_has_the_series_of_its_values(seed: int) -> None:
+def test_metrics_a_bulk_histogram_has_the_series_of_its_values(seed: int) -> None:
     rng = np.random.default_rng(seed)
     bounds = (0.0, 0.5, 1.0, 2.5)
     page, values = Page(), []
@@ -56,7 +56,7 @@ def test_a_bulk_histogram_has_the_series_of_its_values(seed: int) -> None:
     _check_histogram(page, "h", bounds, values)
 
 
-def test_a_bulk_histogram_is_never_seen_with_a_bucket_fuller_than_a_wider_one() -> None:
+def test_metrics_a_bulk_histogram_is_never_seen_with_a_bucket_fuller_than_a_wider_one() -> None:
     page = Page()
     histogram = BulkHistogram(page, "h", "d", LABELS, SECONDS)
     seen: list[list[float]] = []
@@ -68,7 +68,7 @@ def test_a_bulk_histogram_is_never_seen_with_a_bucket_fuller_than_a_wider_one() 
     assert all(buckets == sorted(buckets) for buckets in seen)
 
 
-def test_nothing_is_sent_twice_or_without_need() -> None:
+def test_metrics_nothing_is_sent_twice_or_without_need() -> None:
     sent: list[float] = []
     gauge, total = Gauge(sent.append), Sum(sent.append)
     for value in (0.0, 0.0, 2.0, 2.0, 0.0):
@@ -82,7 +82,7 @@ def test_nothing_is_sent_twice_or_without_need() -> None:
     assert sent[3:] == [7.0]
 
 
-def test_a_sum_never_shrinks() -> None:
+def test_metrics_a_sum_never_shrinks() -> None:
     with pytest.raises(AssertionError):
         Sum(lambda _: None).add(-1e-9)
 
@@ -122,7 +122,7 @@ def _random_records(rng: random.Random) -> Records:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_records_add_up_however_they_come(seed: int) -> None:
+def test_metrics_records_add_up_however_they_come(seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311 (a test's choice)
     records = _random_records(rng)
     steps = [record for record in records if isinstance(record, StepRecord)]
@@ -173,7 +173,7 @@ def test_records_add_up_however_they_come(seed: int) -> None:
     }
 
 
-def test_every_end_and_every_bucket_is_there_before_anything_happens() -> None:
+def test_metrics_every_end_and_every_bucket_is_there_before_anything_happens() -> None:
     page = Page()
     CoreMetrics(SPEC, LABELS, page).show(LoopStats(), [])
     assert {page.value("nv_llm_requests_total", finish_reason=reason.value) for reason in FinishReason} == {0.0}
@@ -188,7 +188,7 @@ STATS = LoopStats(
 )  # fmt: skip
 
 
-def test_each_gauge_shows_what_its_name_says() -> None:
+def test_metrics_each_gauge_shows_what_its_name_says() -> None:
     page = Page()
     metrics = CoreMetrics(SPEC, LABELS, page)
     metrics.show(STATS, [StepRecord(0.1, 12, 10, 0, ()), StepRecord(0.1, 11, 8, 0, ())])
@@ -212,7 +212,7 @@ def test_each_gauge_shows_what_its_name_says() -> None:
     assert page.value("nv_trt_llm_general_metrics", general_type="timestamp") == pytest.approx(time.time(), abs=5)
 
 
-def test_prompt_tokens_of_the_last_step_are_forgotten_when_the_core_is_idle() -> None:
+def test_metrics_prompt_tokens_of_the_last_step_are_forgotten_when_the_core_is_idle() -> None:
     page = Page()
     metrics = CoreMetrics(SPEC, LABELS, page)
 
@@ -229,7 +229,7 @@ def test_prompt_tokens_of_the_last_step_are_forgotten_when_the_core_is_idle() ->
     assert shown() == 0
 
 
-def test_an_idle_core_sends_nothing() -> None:
+def test_metrics_an_idle_core_sends_nothing() -> None:
     page = Page()
     metrics = CoreMetrics(SPEC, LABELS, page)
     metrics.show(STATS, [])

@@ -54,7 +54,7 @@ class Onlooker:
         return [record for record in self.records if isinstance(record, RequestRecord)]
 
 
-def test_one_request_alone_is_measured_exactly() -> None:
+def test_records_one_request_alone_is_measured_exactly() -> None:
     """20 tokens at 16 a step, then 5 at one a step."""
     onlooker = Onlooker(CoreSettings())
     onlooker.run([make_sequence(1, list(range(20)), 5)])
@@ -70,7 +70,7 @@ def test_one_request_alone_is_measured_exactly() -> None:
     assert [step.gaps for step in onlooker.steps] == [(), ()] + [((pytest.approx(STEP), 1),)] * 4
 
 
-def test_gaps_are_the_intervals_between_token_events() -> None:
+def test_records_gaps_are_the_intervals_between_token_events() -> None:
     """With preemptions and draft tokens, so that gaps are long, and several tokens come at once; equals count once."""
     settings = CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, max_draft_tokens=3)
     onlooker = Onlooker(settings, vocab_size=3)
@@ -101,7 +101,7 @@ def test_gaps_are_the_intervals_between_token_events() -> None:
     assert sum(number for step in onlooker.steps for _, number in step.gaps) == 12 * 57
 
 
-def test_every_end_has_one_record() -> None:
+def test_records_every_end_has_one_record() -> None:
     onlooker = Onlooker(CoreSettings())
     whole, late, refused = make_sequence(1, [1], 9), make_sequence(2, [2], 50, deadline=0.2), make_sequence(3, [3], 9)
     refused.deadline = -1.0
@@ -119,7 +119,7 @@ def test_every_end_has_one_record() -> None:
     assert all(r.queue_seconds is None for r in onlooker.requests if not r.num_output_tokens)
 
 
-def test_one_record_for_each_request_of_the_service_whatever_its_end() -> None:
+def test_records_one_record_for_each_request_of_the_service_whatever_its_end() -> None:
     engine = MockEngine(SPEC, step_seconds=0.02)
     with serving(engine) as service:
         clients = [Client() for _ in range(12)]

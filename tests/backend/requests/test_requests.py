@@ -125,7 +125,7 @@ NAN, INF = float("nan"), float("inf")
         ({"cache_salt": b"a\xc3"}, "cache_salt", "at byte 1"),
     ],
 )
-def test_a_bad_field_is_named_with_its_limit(fields: dict[str, Any], field: str, limit: str) -> None:
+def test_requests_a_bad_field_is_named_with_its_limit(fields: dict[str, Any], field: str, limit: str) -> None:
     with pytest.raises(RequestError) as caught:
         _parse(**fields)
     assert caught.value.field == field
@@ -147,11 +147,11 @@ def test_a_bad_field_is_named_with_its_limit(fields: dict[str, Any], field: str,
         {"timeout_ms": 1, "priority": 100, "tenant": b"t" * 256, "seed": 2**64 - 1},
     ],
 )
-def test_what_is_just_within_bounds_is_taken(fields: dict[str, Any]) -> None:
+def test_requests_what_is_just_within_bounds_is_taken(fields: dict[str, Any]) -> None:
     _parse(**fields)
 
 
-def test_the_checkpoints_defaults_hold_until_the_request_says_otherwise() -> None:
+def test_requests_the_checkpoints_defaults_hold_until_the_request_says_otherwise() -> None:
     own = SamplingParams(0.7, 20, 0.8, 0.05, 1.1, bad_words=((4,), (5, 6)), min_tokens=6, seed=7)
     assert _first(SAMPLING, max_tokens=9, seed=7).sampling == own
     asked: dict[str, Any] = {
@@ -168,25 +168,25 @@ def test_the_checkpoints_defaults_hold_until_the_request_says_otherwise() -> Non
     )
 
 
-def test_the_checkpoints_fewest_tokens_yield_to_the_requests_most() -> None:
+def test_requests_the_checkpoints_fewest_tokens_yield_to_the_requests_most() -> None:
     assert _first(SAMPLING, max_tokens=2).sampling.min_tokens == 2
 
 
 @pytest.mark.parametrize("field", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
-def test_asking_a_greedy_checkpoint_for_a_filter_samples(field: dict[str, Any]) -> None:
+def test_requests_asking_a_greedy_checkpoint_for_a_filter_samples(field: dict[str, Any]) -> None:
     assert _first(**field).sampling.temperature == 1.0
     assert _first(**field, temperature=0.0).sampling.temperature == 0.0
     assert _first(SAMPLING, **field).sampling.temperature == 0.7
 
 
-def test_no_mass_at_all_is_the_likeliest_token_or_what_the_requests_top_k_keeps() -> None:
+def test_requests_no_mass_at_all_is_the_likeliest_token_or_what_the_requests_top_k_keeps() -> None:
     for defaults in (GREEDY, SAMPLING):
         alone, with_top_k = _first(defaults, top_p=0.0).sampling, _first(defaults, top_p=0.0, top_k=7).sampling
         assert (alone.top_k, alone.top_p) == (1, 1.0)
         assert (with_top_k.top_k, with_top_k.top_p) == (7, 1.0)
 
 
-def test_a_field_may_be_given_under_its_other_name() -> None:
+def test_requests_a_field_may_be_given_under_its_other_name() -> None:
     other: dict[str, Any] = {
         "random_seed": 5, "runtime_top_k": 3, "runtime_top_p": 0.5, "len_penalty": 1.0, "input_lengths": 3,
     }  # fmt: skip
@@ -196,7 +196,7 @@ def test_a_field_may_be_given_under_its_other_name() -> None:
         _first(random_seed=5, seed=6)
 
 
-def test_end_ids_are_a_set_that_a_request_may_widen_or_ignore() -> None:
+def test_requests_end_ids_are_a_set_that_a_request_may_widen_or_ignore() -> None:
     assert _first(end_id=9).end_ids == {2, 3, 9}
     assert _first(end_id=-1, ignore_eos=True).end_ids == frozenset()
     assert _first(stop_token_ids=[7, 8]).stop_ids == {7, 8}
@@ -208,7 +208,7 @@ def _matches(sequence: Sequence, token_ids: list[int]) -> str | None:
     return next((word for token_id in token_ids if (word := sequence.stop_strings.append(token_id)) is not None), None)
 
 
-def test_stop_words_are_the_requests_and_the_checkpoints() -> None:
+def test_requests_stop_words_are_the_requests_and_the_checkpoints() -> None:
     chatty = replace(GREEDY, stop_strings=(spell(9),))
     assert _first().stop_strings is None
     assert _first(stop_words=[b"", b""]).stop_strings is None, "documented clients send one empty word"
@@ -220,7 +220,7 @@ def test_stop_words_are_the_requests_and_the_checkpoints() -> None:
     assert _matches(_first(chatty, ignore_eos=True, stop_words=[spell(8).encode()]), [9, 8]) == spell(8)
 
 
-def test_stop_words_know_of_min_tokens_and_the_echoed_prompt() -> None:
+def test_requests_stop_words_know_of_min_tokens_and_the_echoed_prompt() -> None:
     words = [spell(9).encode()]
     late = _first(stop_words=words, min_tokens=2)
     assert _matches(late, [9, 1]) is None
@@ -237,7 +237,7 @@ def test_stop_words_know_of_min_tokens_and_the_echoed_prompt() -> None:
     assert inclusive.stop_strings.num_characters == len("aaa" * 2)
 
 
-def test_siblings_share_all_but_what_they_write() -> None:
+def test_requests_siblings_share_all_but_what_they_write() -> None:
     request = _parse(num_return_sequences=3, stop_words=[b"x"], seed=5, return_prompt_log_probs=True, tenant=b"t")
     first, *others = request.sequences
     assert [sequence.sequence_id for sequence in request.sequences] == [1, 2, 3]
@@ -256,7 +256,7 @@ def test_siblings_share_all_but_what_they_write() -> None:
                 assert getattr(other, name) == value
 
 
-def test_a_prompt_with_log_probs_is_computed_anew() -> None:
+def test_requests_a_prompt_with_log_probs_is_computed_anew() -> None:
     assert not _first(return_prompt_log_probs=True, reuse_cache=True).reuse_cache
     assert _first(return_log_probs=True).reuse_cache
 
@@ -273,26 +273,26 @@ def test_a_prompt_with_log_probs_is_computed_anew() -> None:
         ({"num_top_log_probs": 3, "return_log_probs": False}, False, False),
     ],
 )
-def test_which_log_probs_are_wanted(fields: dict[str, Any], output: bool, prompt: bool) -> None:
+def test_requests_which_log_probs_are_wanted(fields: dict[str, Any], output: bool, prompt: bool) -> None:
     sampling = _first(**fields).sampling
     assert (sampling.log_probs, sampling.prompt_log_probs) == (output, prompt)
 
 
-def test_how_the_answer_is_wanted() -> None:
+def test_requests_how_the_answer_is_wanted() -> None:
     assert _parse().output == OutputOptions()
     asked: dict[str, Any] = {"stream": True, "flow_control": True, "echo": True, "skip_special_tokens": False}
     asked |= {"return_perf_metrics": True, "return_num_input_tokens": False, "return_num_output_tokens": False}
     assert _parse(**asked).output == OutputOptions(True, True, True, False, True, False, False)
 
 
-def test_the_input_that_is_not_excluded_is_echoed_unless_it_streams() -> None:
+def test_requests_the_input_that_is_not_excluded_is_echoed_unless_it_streams() -> None:
     assert _parse(exclude_input_in_output=False).output.echo
     assert not _parse(exclude_input_in_output=False, stream=True).output.echo
     assert not _parse(exclude_input_in_output=True).output.echo
     assert _parse(echo=True, stream=True).output.echo
 
 
-def test_guides_are_a_type_and_a_text() -> None:
+def test_requests_guides_are_a_type_and_a_text() -> None:
     assert _parse().guide is None
     asked: dict[str, Any] = {"guided_decoding_guide_type": b"regex", "guided_decoding_guide": b"a+"}
     assert _parse(**asked).guide == ("regex", "a+")
@@ -300,7 +300,7 @@ def test_guides_are_a_type_and_a_text() -> None:
     assert _parse(guided_decoding_guide_type=b"", guided_decoding_guide=b"").guide is None
 
 
-def test_what_scheduling_goes_by_is_carried_over() -> None:
+def test_requests_what_scheduling_goes_by_is_carried_over() -> None:
     plain = _parse(now=5.0).first
     assert (plain.arrived_at, plain.deadline, plain.priority, plain.tenant) == (5.0, math.inf, 0, "")
     assert (plain.cache_salt, plain.reuse_cache) == ("", True)
@@ -310,18 +310,20 @@ def test_what_scheduling_goes_by_is_carried_over() -> None:
     assert (rich.cache_salt, rich.reuse_cache) == ("pepper", False)
 
 
-def test_seeds_are_drawn_when_unset() -> None:
+def test_requests_seeds_are_drawn_when_unset() -> None:
     assert len({_first().sampling.seed for _ in range(8)}) == 8
     assert _first(seed=0).sampling.seed == 0
 
 
 @given(st.dictionaries(st.integers(0, 96), st.floats(-100, 100), max_size=50))
-def test_any_biases_are_read_as_they_are(biases: dict[int, float]) -> None:
+def test_requests_any_biases_are_read_as_they_are(biases: dict[int, float]) -> None:
     assert dict(parse_logit_bias(json.dumps(biases), 97)) == biases
 
 
 @given(st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=4), max_size=8), st.integers(0, 3), st.data())
-def test_bad_words_are_read_from_their_rows(words: list[list[int]], num_fill: int, data: st.DataObject) -> None:
+def test_requests_bad_words_are_read_from_their_rows(
+    words: list[list[int]], num_fill: int, data: st.DataObject
+) -> None:
     token_ids = [token_id for word in words for token_id in word]
     ends = list(itertools.accumulate(map(len, words)))
     width = max(len(token_ids), len(ends)) + num_fill
@@ -331,12 +333,12 @@ def test_bad_words_are_read_from_their_rows(words: list[list[int]], num_fill: in
     assert [list(word) for word in parsed] == words
 
 
-def test_bad_words_of_request_and_checkpoint_add_up() -> None:
+def test_requests_bad_words_of_request_and_checkpoint_add_up() -> None:
     assert _first(SAMPLING, bad_words_list=[5, 6, 8, 2, 3, -1]).sampling.bad_words == ((4,), (5, 6), (8,))
     assert _first(bad_words_list=[-1, -1]).sampling.bad_words == (), "how none are said"
 
 
-def test_an_unknown_parameter_is_named() -> None:
+def test_requests_an_unknown_parameter_is_named() -> None:
     check_parameters({"id": "x", "timeout": 3}, tensors.CORE_INPUTS)
     with pytest.raises(RequestError, match="max_tokns"):
         check_parameters({"max_tokns": 3}, tensors.CORE_INPUTS)
@@ -352,7 +354,7 @@ def test_an_unknown_parameter_is_named() -> None:
         ({"input_ids": [1] * 64}, "text_input"),
     ],
 )
-def test_errors_name_what_the_client_sent(fields: dict[str, Any], name: str) -> None:
+def test_requests_errors_name_what_the_client_sent(fields: dict[str, Any], name: str) -> None:
     """What has come through preprocessing is called by its input's name; what clients send themselves, by its own."""
     given = {"input_ids": [1], "max_tokens": 4, **fields}
     for flow_control, named in ((True, name), (False, next(iter(fields)))):

@@ -40,7 +40,7 @@ def _apply(rows: list[Row], masks: RowMasks | None = None, edits: LogitsProcesso
     return changed
 
 
-def test_penalties_follow_a_growing_sequence() -> None:
+def test_logits_processors_penalties_follow_a_growing_sequence() -> None:
     params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.3, frequency_penalty=0.2)
     sequences = [sequence_of(params, [1, 2, 3, 2]), sequence_of(SamplingParams(), [1]), sequence_of(params, [9])]
     rng, edits = np.random.default_rng(0), LogitsProcessors(VOCAB)
@@ -51,7 +51,7 @@ def test_penalties_follow_a_growing_sequence() -> None:
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.6])
-def test_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) -> None:
+def test_logits_processors_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) -> None:
     """Whatever the logit's sign, at both zeros, and where it is banned already."""
     rng = np.random.default_rng(0)
     prompt, output = rng.integers(0, VOCAB, 40).tolist(), rng.integers(0, VOCAB, 20).tolist()
@@ -63,7 +63,7 @@ def test_the_repetition_penalty_is_transformers_to_the_last_bit(penalty: float) 
     np.testing.assert_array_equal(logits.view(np.int32), expected.numpy().view(np.int32))
 
 
-def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
+def test_logits_processors_a_step_does_no_python_work_for_tokens_seen_before() -> None:
     """Neither calls nor lines grow with the prompts: 100 tokens in each or 5000."""
     params = SamplingParams(repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1)
     costs = []
@@ -79,7 +79,7 @@ def test_a_step_does_no_python_work_for_tokens_seen_before() -> None:
     assert costs[0] == costs[1]
 
 
-def test_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
+def test_logits_processors_without_a_repetition_penalty_prompts_are_not_looked_at() -> None:
     sequence = sequence_of(SamplingParams(frequency_penalty=0.5), list(range(60)), [61, 61])
     looked_at: list[RowPenalties] = []
 
@@ -127,7 +127,7 @@ def _num_events(work: Callable[[], object]) -> int:
         ((5, 5), [5, 1], False),
     ],
 )
-def test_a_bad_word_is_banned_where_only_its_last_token_is_missing(
+def test_logits_processors_a_bad_word_is_banned_where_only_its_last_token_is_missing(
     word: tuple[int, ...], tokens: list[int], is_banned: bool
 ) -> None:
     params = SamplingParams(bad_words=(word, (60, 61)))
@@ -140,7 +140,7 @@ def test_a_bad_word_is_banned_where_only_its_last_token_is_missing(
             assert np.isneginf(changed[0]).tolist() == [is_banned and token_id == 5 for token_id in range(VOCAB)]
 
 
-def test_ends_are_banned_until_the_output_is_long_enough() -> None:
+def test_logits_processors_ends_are_banned_until_the_output_is_long_enough() -> None:
     ends = {"end_ids": frozenset({2, 1000}), "stop_ids": frozenset({3, VOCAB})}
     for num_output_tokens, num_drafts, is_banned in (
         (0, 0, True),
@@ -157,7 +157,7 @@ def test_ends_are_banned_until_the_output_is_long_enough() -> None:
         assert np.flatnonzero(np.isneginf(logits[0])).tolist() == ([2, 3] if is_banned else [])
 
 
-def test_masks_of_some_rows_ban_what_their_bits_do_not_allow() -> None:
+def test_logits_processors_masks_of_some_rows_ban_what_their_bits_do_not_allow() -> None:
     rng = np.random.default_rng(1)
     rows = [next_row(sequence_of(SamplingParams(logit_bias=((1, 2.0),)), [1])) for _ in range(8)]
     for numbers in ([0], [7], [0, 1, 2], [1, 2, 5, 7], list(range(8)), []):
@@ -165,7 +165,7 @@ def test_masks_of_some_rows_ban_what_their_bits_do_not_allow() -> None:
         _apply(rows, RowMasks(np.array(numbers, np.intp), words))
 
 
-def test_rows_that_score_are_left_as_they_are() -> None:
+def test_logits_processors_rows_that_score_are_left_as_they_are() -> None:
     params = SamplingParams(repetition_penalty=2.0, logit_bias=((1, 5.0),), bad_words=((2,),), min_tokens=9)
     sequence = sequence_of(params, [1, 2, 3])
     logits = np.ones((3, VOCAB), np.float32)
@@ -175,7 +175,7 @@ def test_rows_that_score_are_left_as_they_are() -> None:
     assert not (logits[2] == 1).all()
 
 
-def test_what_is_known_of_a_sequence_goes_with_it() -> None:
+def test_logits_processors_what_is_known_of_a_sequence_goes_with_it() -> None:
     edits = LogitsProcessors(VOCAB)
     rows = [next_row(sequence_of(SamplingParams(bad_words=((2,),)), [1]))]
     edits.apply(HostLogits(np.zeros((1, VOCAB), np.float32), NumpyKernels()), rows, row_traits(rows), None)

@@ -12,7 +12,7 @@ WORDS = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**
 
 
 @given(st.lists(st.tuples(WORDS, WORDS, st.integers(0, 2**40)), min_size=1, max_size=9), st.integers(0, 50))
-def test_they_are_those_of_numpys_philox(rows: list[tuple[int, int, int]], attempt: int) -> None:
+def test_philox_they_are_those_of_numpys_philox(rows: list[tuple[int, int, int]], attempt: int) -> None:
     expected = []
     for seed, index, place in rows:
         key, counter = np.array([seed, index], np.uint64), np.array([place, attempt, 0, 0], np.uint64)

@@ -70,7 +70,7 @@ FILTERS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["smooth", "with equals", "all equal"])
 @pytest.mark.parametrize("params", FILTERS)
-def test_draws_follow_their_distribution(params: SamplingParams, shape: str) -> None:
+def test_sampling_draws_follow_their_distribution(params: SamplingParams, shape: str) -> None:
     logits = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)
     if shape == "with equals":
         logits = np.round(logits)
@@ -99,11 +99,11 @@ def check_large_vocabulary(kernels: VocabularyKernels) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_flat_vocabulary_is_drawn_from_evenly_to_its_end() -> None:
+def test_sampling_a_large_flat_vocabulary_is_drawn_from_evenly_to_its_end() -> None:
     check_large_vocabulary(NumpyKernels())
 
 
-def test_greedy_is_argmax_and_top_k_one_is_greedy() -> None:
+def test_sampling_greedy_is_argmax_and_top_k_one_is_greedy() -> None:
     logits = np.random.default_rng(0).normal(size=(8, VOCAB)).astype(np.float32)
     greedy = [sequence_of(SamplingParams(), [1]) for _ in range(8)]
     narrow = [sequence_of(SamplingParams(1.0, top_k=1, seed=seed), [1]) for seed in range(8)]
@@ -111,7 +111,7 @@ def test_greedy_is_argmax_and_top_k_one_is_greedy() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-3])
-def test_near_zero_temperature_is_greedy_but_among_equals(temperature: float) -> None:
+def test_sampling_near_zero_temperature_is_greedy_but_among_equals(temperature: float) -> None:
     logits = np.random.default_rng(0).normal(size=(40, VOCAB)).astype(np.float32)
     logits[20:, [5, 300, 599]] = 9.0
     tokens = sample(logits, [sequence_of(SamplingParams(temperature, seed=seed), [1]) for seed in range(40)])
@@ -119,14 +119,14 @@ def test_near_zero_temperature_is_greedy_but_among_equals(temperature: float) ->
     assert set(tokens[20:]) == {5, 300, 599}
 
 
-def test_an_endless_temperature_draws_from_all_that_is_allowed() -> None:
+def test_sampling_an_endless_temperature_draws_from_all_that_is_allowed() -> None:
     logits = np.random.default_rng(0).normal(size=(1, VOCAB)).astype(np.float32)
     logits[0, 10:] = -np.inf
     counts = sample_one(logits[0], SamplingParams(1e300), 5000)
     check_distribution(counts, np.where(np.arange(VOCAB) < 10, 0.1, 0))
 
 
-def test_a_draw_depends_on_seed_index_and_place_alone() -> None:
+def test_sampling_a_draw_depends_on_seed_index_and_place_alone() -> None:
     logits = np.random.default_rng(1).normal(size=VOCAB).astype(np.float32)
     one = sequence_of(SamplingParams(1.0, seed=2**64 - 1), [1] * 9)
     alone = sample(logits[None], [one])
@@ -139,7 +139,7 @@ def test_a_draw_depends_on_seed_index_and_place_alone() -> None:
     assert len(set(sample(np.tile(logits, (39, 1)), indices))) > 20, "every sequence of a request draws anew"
 
 
-def test_a_row_that_allows_nothing_or_is_no_number_leaves_its_neighbours_alone() -> None:
+def test_sampling_a_row_that_allows_nothing_or_is_no_number_leaves_its_neighbours_alone() -> None:
     logits = np.random.default_rng(2).normal(size=(8, VOCAB)).astype(np.float32)
     params = [
         SamplingParams(temperature, top_k, top_p)
@@ -156,7 +156,7 @@ def test_a_row_that_allows_nothing_or_is_no_number_leaves_its_neighbours_alone()
             assert tokens[::2] == sample(logits, sequences)[::2]
 
 
-def test_choose_samples_after_draft_tokens_as_if_the_sequence_had_come_there() -> None:
+def test_sampling_choose_samples_after_draft_tokens_as_if_the_sequence_had_come_there() -> None:
     """Draft tokens ask for several positions of one sequence at once; each must be what a step of its own gives."""
     logits = np.random.default_rng(2).normal(size=(4, VOCAB)).astype(np.float32)
     params = SamplingParams(

@@ -146,5 +146,5 @@ class ContraryKernels(NumpyKernels):
 @pytest.mark.parametrize("kernels", [NumpyKernels(), ContraryKernels()])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_a_row_gets_what_it_asks_for_in_any_company(kernels: VocabularyKernels, seed: int) -> None:
+def test_sampling_crowds_a_row_gets_what_it_asks_for_in_any_company(kernels: VocabularyKernels, seed: int) -> None:
     Crowd(seed).check(kernels)

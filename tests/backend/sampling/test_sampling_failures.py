@@ -28,7 +28,7 @@ class Forgetful(MockEngine):
         return LostLogits(logits.array, NumpyKernels()) if self.num_steps == 3 else logits
 
 
-def test_a_step_whose_logits_are_lost_is_a_failed_step() -> None:
+def test_sampling_failures_a_step_whose_logits_are_lost_is_a_failed_step() -> None:
     core = EngineCore(Forgetful(SPEC), CoreSettings(), Clock())
     first, second = make_sequence(1, [5, 6], 8), make_sequence(2, [7], 8)
     add(core, first)

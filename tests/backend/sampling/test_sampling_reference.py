@@ -87,7 +87,7 @@ def filtered(logits: FloatArray, params: SamplingParams) -> npt.NDArray[np.float
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_reference_filters_as_transformers_does(seed: int) -> None:
+def test_sampling_reference_the_reference_filters_as_transformers_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, 600).astype(np.float32)
     params = SamplingParams(
@@ -107,7 +107,7 @@ def test_the_reference_filters_as_transformers_does(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_reference_edits_as_transformers_does(seed: int) -> None:
+def test_sampling_reference_the_reference_edits_as_transformers_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     prompt, output = rng.integers(0, 40, 20).tolist(), rng.integers(0, 40, 10).tolist()
     words = ((3,), (7, 9), (*output[-2:], 11), (output[-1], 12), (1, output[-1], 13))
@@ -129,7 +129,7 @@ def test_the_reference_edits_as_transformers_does(seed: int) -> None:
     assert np.isfinite(edited(logits, row)[[2, 4]]).all()
 
 
-def test_the_reference_penalises_as_openai_describes() -> None:
+def test_sampling_reference_the_reference_penalises_as_openai_describes() -> None:
     """`mu[j] - c[j] * frequency - (c[j] > 0) * presence`, over the output alone."""
     rng = np.random.default_rng(0)
     logits, output = rng.normal(0, 3, 50).astype(np.float32), rng.integers(0, 9, 30).tolist()

@@ -26,7 +26,7 @@ def _due(sequence_id: int, seconds: float, clock: Clock, prompt: list[int], max_
     return make_sequence(sequence_id, prompt, max_tokens, arrived_at=clock(), deadline=clock() + seconds)
 
 
-def test_a_running_one_expires_frees_its_room_and_says_how_far_it_came() -> None:
+def test_deadlines_a_running_one_expires_frees_its_room_and_says_how_far_it_came() -> None:
     core, clock = make_core()
     late, other = _due(0, 0.055, clock, [1] * 8), make_sequence(1, [2] * 8, 30)
     add(core, late, other)
@@ -40,7 +40,7 @@ def test_a_running_one_expires_frees_its_room_and_says_how_far_it_came() -> None
     assert core.kv_cache.num_used == 0
 
 
-def test_a_waiting_one_expires_without_having_run() -> None:
+def test_deadlines_a_waiting_one_expires_without_having_run() -> None:
     core, clock = make_core()
     holders = [make_sequence(i, [i] * 8, 32) for i in range(2)]
     late = _due(9, 0.1, clock, [1] * 8, 40)
@@ -54,7 +54,7 @@ def test_a_waiting_one_expires_without_having_run() -> None:
     assert behind.first_scheduled_at == pytest.approx(0.1, abs=0.011), "it no longer waits behind the one that has gone"
 
 
-def test_a_preempted_or_paused_one_expires_too() -> None:
+def test_deadlines_a_preempted_or_paused_one_expires_too() -> None:
     core, clock = make_core(CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION))
     old = make_sequence(0, [1] * 4, 58)
     young = make_sequence(1, [2] * 4, 58, deadline=0.5)
@@ -72,7 +72,7 @@ def test_a_preempted_or_paused_one_expires_too() -> None:
     assert core.kv_cache.num_used == 0
 
 
-def test_one_that_ends_in_time_has_its_whole_answer() -> None:
+def test_deadlines_one_that_ends_in_time_has_its_whole_answer() -> None:
     core, clock = make_core()
     in_time = _due(0, 0.05, clock, [1], 5)
     add(core, in_time)
@@ -93,7 +93,7 @@ def _taught() -> tuple[EngineCore, Clock]:
     return core, clock
 
 
-def test_what_cannot_be_met_is_refused_at_once() -> None:
+def test_deadlines_what_cannot_be_met_is_refused_at_once() -> None:
     """40 tokens at 16 a step take 65 ms at least, and 70 where the last step is not full."""
     core, clock = _taught()
     busy = make_sequence(9, [3], 1, arrived_at=clock())
@@ -107,7 +107,7 @@ def test_what_cannot_be_met_is_refused_at_once() -> None:
     assert tight.finish_reason is FinishReason.LENGTH
 
 
-def test_what_is_usually_found_in_the_cache_does_not_count() -> None:
+def test_deadlines_what_is_usually_found_in_the_cache_does_not_count() -> None:
     core, clock = make_core(seconds=linear(0.01, 0.001))
     common = [7] * 36
     for number in range(80):
@@ -119,7 +119,7 @@ def test_what_is_usually_found_in_the_cache_does_not_count() -> None:
     assert (quick.finish_reason, quick.error) == (FinishReason.LENGTH, None)
 
 
-def test_what_waits_before_it_counts_but_not_what_goes_after_it() -> None:
+def test_deadlines_what_waits_before_it_counts_but_not_what_goes_after_it() -> None:
     core, clock = _taught()
     crowd = [make_sequence(20 + i, [i] * 40, 4, arrived_at=clock()) for i in range(10)]
     add(core, *crowd)
@@ -133,7 +133,7 @@ def test_what_waits_before_it_counts_but_not_what_goes_after_it() -> None:
     assert (other.error, urgent.error) == (None, None)
 
 
-def test_before_speeds_are_known_nothing_is_refused() -> None:
+def test_deadlines_before_speeds_are_known_nothing_is_refused() -> None:
     core, clock = make_core(seconds=linear(1.0, 1.0))
     hopeful = _due(0, 0.001, clock, [1] * 40)
     add(core, hopeful)
@@ -143,7 +143,7 @@ def test_before_speeds_are_known_nothing_is_refused() -> None:
     assert str(hopeful.error) == "timeout_ms: 1 ms have passed, waiting"
 
 
-def test_the_nearest_is_next_and_what_has_ended_is_not_kept() -> None:
+def test_deadlines_the_nearest_is_next_and_what_has_ended_is_not_kept() -> None:
     """A client that asks with a timeout of a day must not have each of its requests remembered for a day."""
     deadlines = Deadlines()
     assert deadlines.next == math.inf
@@ -170,7 +170,7 @@ def test_the_nearest_is_next_and_what_has_ended_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["waiting for room", "paused"])
-def test_an_idle_loop_wakes_by_itself(paused: bool) -> None:
+def test_deadlines_an_idle_loop_wakes_by_itself(paused: bool) -> None:
     """Nothing runs and nobody asks for anything, so that only the deadline can wake it."""
     events: list[TokenEvent] = []
     died: list[BaseException] = []
@@ -197,7 +197,7 @@ def test_an_idle_loop_wakes_by_itself(paused: bool) -> None:
     assert not isinstance(late.error, CancelledError)
 
 
-def test_a_slow_hour_is_not_held_against_the_engine_for_ever() -> None:
+def test_deadlines_a_slow_hour_is_not_held_against_the_engine_for_ever() -> None:
     slowness = [1.0]
     core, clock = make_core(CoreSettings(), seconds=lambda size: slowness[0] * (0.01 + 0.0005 * size.num_tokens))
     numbers = itertools.count()
@@ -220,7 +220,7 @@ def test_a_slow_hour_is_not_held_against_the_engine_for_ever() -> None:
     assert num_served(50, 0.5) == 50
 
 
-def test_what_the_cache_has_of_a_prompt_takes_no_time() -> None:
+def test_deadlines_what_the_cache_has_of_a_prompt_takes_no_time() -> None:
     spec = replace(SPEC, max_seq_len=256, num_blocks=256)
     core, clock = make_core(CoreSettings(), spec, linear(0.001, 0.001))
     for number in range(30):

@@ -37,7 +37,7 @@ def _computed(core: EngineCore, num_steps: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("lengths", [(8, 8), (30, 6), (6, 30)], ids=str)
-def test_backlogged_tenants_get_tokens_by_their_weights(lengths: tuple[int, int]) -> None:
+def test_fair_queue_backlogged_tenants_get_tokens_by_their_weights(lengths: tuple[int, int]) -> None:
     """Three to one, whatever the sizes of their requests."""
     spec = replace(SPEC, max_num_seqs=8, num_blocks=96)
     core, _ = make_core(CoreSettings(tenant_weights=(("rich", 3.0),), enable_kv_cache_reuse=False), spec)
@@ -52,7 +52,7 @@ def test_backlogged_tenants_get_tokens_by_their_weights(lengths: tuple[int, int]
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s.batch_scheduler_policy.value)
 @pytest.mark.parametrize("name", ["a", "z"])
-def test_a_flood_delays_another_tenants_first_token_by_one_place(settings: CoreSettings, name: str) -> None:
+def test_fair_queue_a_flood_delays_another_tenants_first_token_by_one_place(settings: CoreSettings, name: str) -> None:
     """The bound: what is left of the flood's request that ends next (nobody is interrupted), and one step of its own.
 
     200 requests of 12 steps each run four at a time, their ends a few steps apart.
@@ -76,7 +76,7 @@ def test_a_flood_delays_another_tenants_first_token_by_one_place(settings: CoreS
     assert first_token(200) <= (12 + 2) * step, "200 requests before it, of its own tenant, would be some 600 steps"
 
 
-def test_an_idle_tenant_earns_no_credit() -> None:
+def test_fair_queue_an_idle_tenant_earns_no_credit() -> None:
     core, _ = make_core(replace(POLICIES[0], enable_kv_cache_reuse=False), replace(SPEC, max_num_seqs=8, num_blocks=96))
     add(core, make_sequence(0, [1] * 8, 4, tenant="sleeper"))
     for number in range(1, 1000):
@@ -88,7 +88,7 @@ def test_an_idle_tenant_earns_no_credit() -> None:
     assert counts["sleeper"] / counts["busy"] == pytest.approx(1.0, rel=0.15)
 
 
-def test_coming_and_going_does_not_wipe_out_what_was_served() -> None:
+def test_fair_queue_coming_and_going_does_not_wipe_out_what_was_served() -> None:
     """One who sends its requests one by one gets no more than one who sends all at once."""
     core, _ = make_core(replace(POLICIES[0], enable_kv_cache_reuse=False), replace(SPEC, max_num_seqs=8, num_blocks=96))
     for number in range(1000):
@@ -104,7 +104,7 @@ def test_coming_and_going_does_not_wipe_out_what_was_served() -> None:
     assert served["comes-and-goes"] <= served["steady"] * 1.1
 
 
-def test_what_a_tenant_had_beyond_the_others_is_remembered_until_they_have_had_as_much() -> None:
+def test_fair_queue_what_a_tenant_had_beyond_the_others_is_remembered_until_they_have_had_as_much() -> None:
     queue = FairQueue({"half": 0.5}, aging_seconds=1.0)
     steady, guest = make_sequence(0, [1], 1, tenant="steady"), make_sequence(1, [1], 1, tenant="half")
     queue.enter(steady)
@@ -121,7 +121,7 @@ def test_what_a_tenant_had_beyond_the_others_is_remembered_until_they_have_had_a
 
 
 @pytest.mark.parametrize("policy", BatchSchedulerPolicy)
-def test_newcomers_do_not_pass_who_has_been_served_before(policy: BatchSchedulerPolicy) -> None:
+def test_fair_queue_newcomers_do_not_pass_who_has_been_served_before(policy: BatchSchedulerPolicy) -> None:
     core, clock = make_core(CoreSettings(batch_scheduler_policy=policy))
     numbers = itertools.count(1)
 
@@ -147,7 +147,7 @@ def test_newcomers_do_not_pass_who_has_been_served_before(policy: BatchScheduler
     assert not core.scheduler.waiting.tenants()
 
 
-def test_priority_orders_the_requests_of_a_tenant() -> None:
+def test_fair_queue_priority_orders_the_requests_of_a_tenant() -> None:
     core, _ = make_core(CoreSettings(priority_aging_ms=60_000), replace(SPEC, max_num_seqs=1))
     sequences = [make_sequence(i, [i], 3, priority=(0, 5, -5, 0, 1)[i], arrived_at=i * 0.001) for i in range(5)]
     add(core, *sequences)
@@ -157,7 +157,7 @@ def test_priority_orders_the_requests_of_a_tenant() -> None:
 
 
 @pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s.batch_scheduler_policy.value)
-def test_waiting_makes_up_for_priority(settings: CoreSettings) -> None:
+def test_fair_queue_waiting_makes_up_for_priority(settings: CoreSettings) -> None:
     """Level 5 is overtaken by what comes within 5 * 100 ms of it, and by nothing that comes later."""
     core, clock = make_core(replace(settings, priority_aging_ms=100), replace(SPEC, max_num_seqs=1))
     humble = make_sequence(0, [1], 4, priority=5)
@@ -181,7 +181,7 @@ def test_waiting_makes_up_for_priority(settings: CoreSettings) -> None:
 
 
 @pytest.mark.parametrize("settings", POLICIES, ids=lambda s: s.batch_scheduler_policy.value)
-def test_new_tenants_without_end_starve_nobody(settings: CoreSettings) -> None:
+def test_fair_queue_new_tenants_without_end_starve_nobody(settings: CoreSettings) -> None:
     """Whoever may choose a tenant's name must not get past others by choosing a new one for each request."""
     core, clock = make_core(settings)
     patient = make_sequence(0, [1] * 8, 8, tenant="z")
@@ -197,7 +197,7 @@ def test_new_tenants_without_end_starve_nobody(settings: CoreSettings) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_tenants_that_came_and_went_are_forgotten() -> None:
+def test_fair_queue_a_thousand_tenants_that_came_and_went_are_forgotten() -> None:
     core, clock = make_core()
     steady = make_sequence(0, [1], 60, tenant="steady", arrived_at=clock())
     add(core, steady)
@@ -230,7 +230,7 @@ class _Unseen(dict[str, Any]):
         return iter(self)
 
 
-def test_tenants_that_neither_come_nor_go_nor_can_run_are_not_looked_at() -> None:
+def test_fair_queue_tenants_that_neither_come_nor_go_nor_can_run_are_not_looked_at() -> None:
     """Their names come from clients, so there may be any number of them."""
     core, clock = make_core()
     add(core, *(make_sequence(i, [i], 12, tenant="holder", arrived_at=clock()) for i in range(4)))
@@ -248,7 +248,7 @@ def test_tenants_that_neither_come_nor_go_nor_can_run_are_not_looked_at() -> Non
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 40)), max_size=120))
-def test_who_is_forgotten_is_found_as_by_looking_at_all(steps: list[tuple[str, int]]) -> None:
+def test_fair_queue_who_is_forgotten_is_found_as_by_looking_at_all(steps: list[tuple[str, int]]) -> None:
     """Tenants come, are served and go; an idle one is remembered as long as it is ahead of the clock."""
     queue = FairQueue({"a": 3.0, "b": 0.1}, 1.0)
     opened: dict[str, Sequence] = {}
@@ -276,7 +276,7 @@ def _num_remembered(queue: FairQueue, names: list[str]) -> int:
     return remembered
 
 
-def test_requests_given_up_while_others_wait_leave_nothing_behind() -> None:
+def test_fair_queue_requests_given_up_while_others_wait_leave_nothing_behind() -> None:
     """Clients that come, wait and go, for as long as one request of theirs cannot start."""
     core, clock = make_core()
     holder, stuck = make_sequence(0, [1] * 30, 34), make_sequence(1, [2] * 30, 34)
@@ -297,7 +297,7 @@ def test_requests_given_up_while_others_wait_leave_nothing_behind() -> None:
     assert sum(reference() is not None for reference in gone) < 100
 
 
-def test_tokens_ahead_are_those_that_wait_before_one_of_the_same_tenant() -> None:
+def test_fair_queue_tokens_ahead_are_those_that_wait_before_one_of_the_same_tenant() -> None:
     queue = FairQueue({}, aging_seconds=1.0)
     waiting = [make_sequence(i, [1] * (10 + i), 4, arrived_at=float(i), tenant="a") for i in range(3)]
     for sequence in waiting:

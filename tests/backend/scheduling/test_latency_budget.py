@@ -72,7 +72,7 @@ def _prompts(count: int) -> list[Sequence]:
     return [make_sequence(i, [i % 97] * 5000, 1, reuse_cache=False) for i in range(count)]
 
 
-def test_streams_keep_their_pace_and_prompts_get_all_the_rest() -> None:
+def test_latency_budget_streams_keep_their_pace_and_prompts_get_all_the_rest() -> None:
     core, _ = make_core(CoreSettings(target_itl_ms=TARGET_MS), SPEC, _noisy(0.03))
     steps = _beside_streams(core, _prompts(5))
     assert len(steps) > 40
@@ -84,7 +84,7 @@ def test_streams_keep_their_pace_and_prompts_get_all_the_rest() -> None:
     assert max(step.seconds for step in learned) <= TARGET_MS / 1000 * 1.2
 
 
-def test_without_noise_every_step_is_in_time_and_nearly_full() -> None:
+def test_latency_budget_without_noise_every_step_is_in_time_and_nearly_full() -> None:
     core, _ = make_core(CoreSettings(target_itl_ms=TARGET_MS), SPEC, TRUTH.seconds)
     steps = _beside_streams(core, _prompts(3))
     learned = steps[len(steps) // 3 :]
@@ -92,20 +92,20 @@ def test_without_noise_every_step_is_in_time_and_nearly_full() -> None:
     assert min(step.num_prompt_tokens / step.best for step in learned) >= 0.9
 
 
-def test_without_a_target_a_prompt_fills_the_token_budget() -> None:
+def test_latency_budget_without_a_target_a_prompt_fills_the_token_budget() -> None:
     core, _ = make_core(CoreSettings(), SPEC, TRUTH.seconds)
     steps = _beside_streams(core, _prompts(2))
     assert {step.num_prompt_tokens for step in steps} == {SPEC.max_num_tokens - NUM_STREAMS}
 
 
-def test_with_nobody_to_wait_for_it_a_prompt_fills_the_token_budget() -> None:
+def test_latency_budget_with_nobody_to_wait_for_it_a_prompt_fills_the_token_budget() -> None:
     core, _ = make_core(CoreSettings(target_itl_ms=TARGET_MS), SPEC, TRUTH.seconds)
     alone = make_sequence(0, [1] * 5000, 1)
     add(core, alone)
     assert [core.step().output.num_tokens for _ in range(3)] == [2048, 2048, 904]
 
 
-def test_a_target_that_cannot_be_kept_does_not_starve_a_prompt() -> None:
+def test_latency_budget_a_target_that_cannot_be_kept_does_not_starve_a_prompt() -> None:
     core, _ = make_core(CoreSettings(target_itl_ms=1), SPEC, TRUTH.seconds)
     prompt = make_sequence(0, [1] * 160, 1, reuse_cache=False)
     steps = _beside_streams(core, [prompt])
@@ -113,7 +113,7 @@ def test_a_target_that_cannot_be_kept_does_not_starve_a_prompt() -> None:
     assert prompt.token_ids[160:] == expected_output(prompt)
 
 
-def test_a_machine_that_slows_down_is_followed() -> None:
+def test_latency_budget_a_machine_that_slows_down_is_followed() -> None:
     core, _ = make_core(CoreSettings(target_itl_ms=TARGET_MS), SPEC, TRUTH.seconds)
     _beside_streams(core, _prompts(2))
     engine = core._engine
@@ -139,7 +139,7 @@ def test_a_machine_that_slows_down_is_followed() -> None:
         (StepSize(94, 940, 94), StepSize(94, 940, 94), 6),
     ],
 )
-def test_room_before_anything_is_known(size: StepSize, streams: StepSize | None, room: int) -> None:
+def test_latency_budget_room_before_anything_is_known(size: StepSize, streams: StepSize | None, room: int) -> None:
     """All of the token budget without streams; beside them 16 prompt tokens a step, whatever has been taken of them."""
     assert StepBudget(100, 0.04, StepTimeModel()).room(size, streams, 0) == room
     assert StepBudget(100, 0.0, StepTimeModel()).room(size, streams, 0) == 100 - size.num_tokens

@@ -30,7 +30,7 @@ def _most_at_once(core: EngineCore) -> int:
     return most
 
 
-def test_guaranteed_runs_what_it_can_finish_and_never_interrupts() -> None:
+def test_policies_guaranteed_runs_what_it_can_finish_and_never_interrupts() -> None:
     core, _ = make_core(GUARANTEED)
     sequences = _crowd()
     add(core, *sequences)
@@ -38,7 +38,7 @@ def test_guaranteed_runs_what_it_can_finish_and_never_interrupts() -> None:
     assert all(s.num_preemptions == 0 and s.token_ids[2:] == expected_output(s) for s in sequences)
 
 
-def test_utilizing_runs_more_at_once_and_loses_no_token() -> None:
+def test_policies_utilizing_runs_more_at_once_and_loses_no_token() -> None:
     core, _ = make_core(UTILIZING)
     sequences = _crowd()
     add(core, *sequences)
@@ -48,7 +48,7 @@ def test_utilizing_runs_more_at_once_and_loses_no_token() -> None:
     assert core.kv_cache.num_used == 0
 
 
-def test_the_youngest_gives_way_and_comes_back_before_those_who_never_ran() -> None:
+def test_policies_the_youngest_gives_way_and_comes_back_before_those_who_never_ran() -> None:
     core, _ = make_core(UTILIZING)
     old, young, never = [make_sequence(i, [i] * 4, 58, arrived_at=float(i)) for i in range(3)]
     add(core, old, young, never)
@@ -70,7 +70,7 @@ def test_the_youngest_gives_way_and_comes_back_before_those_who_never_ran() -> N
     assert [s.token_ids[4:] for s in (old, young, never)] == [expected_output(s) for s in (old, young, never)]
 
 
-def test_what_was_computed_before_a_preemption_is_found_again() -> None:
+def test_policies_what_was_computed_before_a_preemption_is_found_again() -> None:
     """On a pool with room to keep it: the youngest waits for the blocks that the oldest gives back."""
     core, _ = make_core(UTILIZING)
     old, young = make_sequence(0, [1] * 4, 58), make_sequence(1, [2] * 4, 58)
@@ -81,7 +81,7 @@ def test_what_was_computed_before_a_preemption_is_found_again() -> None:
     assert young.token_ids[4:] == expected_output(young)
 
 
-def test_a_step_that_only_preempts_lets_in_who_fits() -> None:
+def test_policies_a_step_that_only_preempts_lets_in_who_fits() -> None:
     """Else nothing would run, and nobody would ask again until something comes in from outside."""
     core, clock = make_core(UTILIZING)
     held, stream = make_sequence(0, [1] * 4, 58, tenant="other"), make_sequence(1, [2] * 4, 58)
@@ -102,7 +102,7 @@ def test_a_step_that_only_preempts_lets_in_who_fits() -> None:
 
 @pytest.mark.parametrize("tenant", ["", "other"])
 @pytest.mark.parametrize("settings", [GUARANTEED, UTILIZING], ids=lambda s: s.batch_scheduler_policy.value)
-def test_a_large_request_is_not_overtaken_for_ever_by_small_ones(settings: CoreSettings, tenant: str) -> None:
+def test_policies_a_large_request_is_not_overtaken_for_ever_by_small_ones(settings: CoreSettings, tenant: str) -> None:
     """It needs two thirds of the pool, while small ones of its own or of another tenant keep coming."""
     core, clock = make_core(settings)
     for number in range(1, 5):
@@ -121,7 +121,7 @@ def test_a_large_request_is_not_overtaken_for_ever_by_small_ones(settings: CoreS
 
 
 @pytest.mark.slow
-def test_each_mechanism_really_happens() -> None:
+def test_policies_each_mechanism_really_happens() -> None:
     """One seeded history through all of them, so that the random ones cannot pass by never meeting any."""
     settings = CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, max_draft_tokens=3)
     core, clock = make_core(settings, replace(SPEC, vocab_size=3), linear(0.01, 1e-5))
@@ -143,7 +143,7 @@ def test_each_mechanism_really_happens() -> None:
 
 
 @pytest.mark.parametrize("priority", [0, -100])
-def test_priority_does_not_save_the_youngest_from_preemption(priority: int) -> None:
+def test_policies_priority_does_not_save_the_youngest_from_preemption(priority: int) -> None:
     spec = replace(SPEC, max_num_seqs=4, num_blocks=44)
     core, clock = make_core(CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION), spec)
     older = [make_sequence(i, [i] * 8, 50, tenant="older") for i in range(2)]

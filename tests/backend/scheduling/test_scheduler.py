@@ -25,7 +25,7 @@ def _scheduler(num_blocks: int = 8, max_num_seqs: int = 2, max_num_tokens: int =
     return Scheduler(BlockManager(num_blocks, 4), max_num_seqs, max_num_tokens, CoreSettings(), StepTimeModel())
 
 
-def test_admission_is_in_order_of_arrival() -> None:
+def test_scheduler_admission_is_in_order_of_arrival() -> None:
     core, _ = make_core()
     rng = random.Random(7)  # noqa: S311 (a test's choice)
     sequences = [make_sequence(i, [1] * rng.randint(1, 40), rng.randint(1, 20)) for i in range(60)]
@@ -38,7 +38,7 @@ def test_admission_is_in_order_of_arrival() -> None:
     assert all(sequence.finish_reason is FinishReason.LENGTH for sequence in sequences)
 
 
-def test_a_long_prompt_is_computed_in_chunks_beside_a_running_stream() -> None:
+def test_scheduler_a_long_prompt_is_computed_in_chunks_beside_a_running_stream() -> None:
     core, _ = make_core()
     stream, long = make_sequence(0, [5], 20), make_sequence(1, list(range(40)), 2)
     add(core, stream)
@@ -51,7 +51,7 @@ def test_a_long_prompt_is_computed_in_chunks_beside_a_running_stream() -> None:
     assert progress == [(2, 15), (3, 30), (4, 40)]
 
 
-def test_the_setting_lowers_the_token_budget_within_the_engines_bounds() -> None:
+def test_scheduler_the_setting_lowers_the_token_budget_within_the_engines_bounds() -> None:
     core, _ = make_core(CoreSettings(token_budget=5))
     add(core, make_sequence(0, [1] * 12, 1))
     assert [core.step().output.num_tokens for _ in range(3)] == [5, 5, 2]
@@ -60,7 +60,9 @@ def test_the_setting_lowers_the_token_budget_within_the_engines_bounds() -> None
             make_core(CoreSettings(token_budget=num_tokens))
 
 
-def test_schedule_and_update_ask_the_kv_cache_only_at_the_ends_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduler_schedule_and_update_ask_the_kv_cache_only_at_the_ends_of_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scheduler, calls = _scheduler(), Counter[str]()
     for name in ("grow", "commit"):
         monkeypatch.setattr(BlockManager, name, _counting(name, getattr(BlockManager, name), calls))
@@ -88,7 +90,7 @@ def _counting(name: str, method: Callable[..., Any], calls: Counter[str]) -> Cal
     return counting
 
 
-def test_nothing_is_committed_before_update() -> None:
+def test_scheduler_nothing_is_committed_before_update() -> None:
     scheduler = _scheduler()
     sequence = make_sequence(0, [1, 2, 3], 4)
     scheduler.add(sequence, 0.0)
@@ -100,7 +102,7 @@ def test_nothing_is_committed_before_update() -> None:
     assert (sequence.first_scheduled_at, sequence.first_token_at, sequence.last_token_at) == (0.5, 2.0, 5.0)
 
 
-def test_end_ids_end_and_are_part_of_the_output() -> None:
+def test_scheduler_end_ids_end_and_are_part_of_the_output() -> None:
     sequence = make_sequence(0, [1], 9, end_ids=frozenset({4, 6}))
     scheduler = _scheduler(max_num_seqs=1, max_num_tokens=4)
     scheduler.add(sequence, 0.0)
@@ -110,7 +112,7 @@ def test_end_ids_end_and_are_part_of_the_output() -> None:
     assert sequence.token_ids == [1, 5, 6]
 
 
-def test_ending_twice_changes_nothing() -> None:
+def test_scheduler_ending_twice_changes_nothing() -> None:
     scheduler = _scheduler()
     running, waiting = make_sequence(0, [1] * 9, 20), make_sequence(1, [1] * 9, 20)
     scheduler.add(running, 0.0)
@@ -129,7 +131,7 @@ def test_ending_twice_changes_nothing() -> None:
     assert not scheduler.waiting
 
 
-def test_a_paused_stream_keeps_its_place_and_costs_nothing() -> None:
+def test_scheduler_a_paused_stream_keeps_its_place_and_costs_nothing() -> None:
     core, _ = make_core()
     paused, other = make_sequence(0, [1, 2], 9), make_sequence(1, [3, 4], 9)
     add(core, paused, other)
@@ -142,7 +144,7 @@ def test_a_paused_stream_keeps_its_place_and_costs_nothing() -> None:
     assert paused.finish_reason is other.finish_reason is FinishReason.LENGTH
 
 
-def test_a_prompt_is_shared_as_soon_as_it_is_computed() -> None:
+def test_scheduler_a_prompt_is_shared_as_soon_as_it_is_computed() -> None:
     core, _ = make_core()
     first, second = make_sequence(0, list(range(14)), 20), make_sequence(1, [*range(14), 9], 20)
     add(core, first)
@@ -153,7 +155,7 @@ def test_a_prompt_is_shared_as_soon_as_it_is_computed() -> None:
     assert second.block_table[:3] == first.block_table[:3]
 
 
-def test_pack_matches_a_plain_reading_of_the_step() -> None:
+def test_scheduler_pack_matches_a_plain_reading_of_the_step() -> None:
     core, _ = make_core()
     first, second = make_sequence(0, [11, 12, 13, 14, 15], 8), make_sequence(1, list(range(20, 40)), 8)
     add(core, first)

@@ -60,7 +60,9 @@ def _checked_run(core: EngineCore) -> list[SchedulerOutput]:
 
 @pytest.mark.parametrize("num_prompt_tokens", range(1, 14))
 @pytest.mark.parametrize("settings", [NO_REUSE, CoreSettings()], ids=["no reuse", "reuse"])
-def test_siblings_compute_the_last_token_of_their_prompt_alone(settings: CoreSettings, num_prompt_tokens: int) -> None:
+def test_shared_prompts_siblings_compute_the_last_token_of_their_prompt_alone(
+    settings: CoreSettings, num_prompt_tokens: int
+) -> None:
     core = _core(settings)
     family = _family(list(range(num_prompt_tokens)), 6, 3)
     add(core, *family)
@@ -80,7 +82,7 @@ def test_siblings_compute_the_last_token_of_their_prompt_alone(settings: CoreSet
 
 
 @ON_BOTH_KINDS
-def test_siblings_that_wait_for_their_parent_are_passed_over(kind: KVKind) -> None:
+def test_shared_prompts_siblings_that_wait_for_their_parent_are_passed_over(kind: KVKind) -> None:
     core = _core(kind=kind)
     family = _family(list(range(40)), 4, 2)
     other = make_sequence(9, [1, 2, 3], 4)
@@ -96,7 +98,7 @@ def test_siblings_that_wait_for_their_parent_are_passed_over(kind: KVKind) -> No
     assert all(_is_right(sequence) for sequence in [*family, other])
 
 
-def test_a_sibling_that_waits_for_room_is_waited_for() -> None:
+def test_shared_prompts_a_sibling_that_waits_for_room_is_waited_for() -> None:
     """Only its parent's prompt is no reason to let others go first."""
     core = _core(num_blocks=9)
     family = _family(list(range(10)), 14, 1)
@@ -113,7 +115,7 @@ def test_a_sibling_that_waits_for_room_is_waited_for() -> None:
 
 
 @ON_BOTH_KINDS
-def test_without_its_parent_a_sibling_computes_the_prompt_itself(kind: KVKind) -> None:
+def test_shared_prompts_without_its_parent_a_sibling_computes_the_prompt_itself(kind: KVKind) -> None:
     core = _core(kind=kind)
     family = _family(list(range(10)), 1, 2)
     add(core, *family)
@@ -125,7 +127,7 @@ def test_without_its_parent_a_sibling_computes_the_prompt_itself(kind: KVKind) -
 
 
 @ON_BOTH_KINDS
-def test_a_sibling_does_not_wait_for_a_parent_that_ended_early(kind: KVKind) -> None:
+def test_shared_prompts_a_sibling_does_not_wait_for_a_parent_that_ended_early(kind: KVKind) -> None:
     core = _core(kind=kind)
     family = _family(list(range(30)), 4, 2)
     add(core, *family)
@@ -138,7 +140,7 @@ def test_a_sibling_does_not_wait_for_a_parent_that_ended_early(kind: KVKind) -> 
 
 
 @ON_BOTH_KINDS
-def test_a_family_that_is_cancelled_while_it_waits_leaves_nothing_behind(kind: KVKind) -> None:
+def test_shared_prompts_a_family_that_is_cancelled_while_it_waits_leaves_nothing_behind(kind: KVKind) -> None:
     core = _core(kind=kind)
     family = _family(list(range(30)), 4, 2, tenant="a")
     add(core, *family)
@@ -151,7 +153,7 @@ def test_a_family_that_is_cancelled_while_it_waits_leaves_nothing_behind(kind: K
     assert not core.scheduler.waiting._held
 
 
-def test_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None:
+def test_shared_prompts_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None:
     core = _core(num_blocks=12)
     parent, sibling = family = _family(list(range(10)), 6, 1)
     sibling.paused = True
@@ -180,7 +182,7 @@ def test_what_is_lent_stays_when_its_owner_has_gone_until_it_is_copied() -> None
 
 
 @ON_BOTH_KINDS
-def test_a_failed_step_ends_those_whose_copies_it_held_and_no_others(kind: KVKind) -> None:
+def test_shared_prompts_a_failed_step_ends_those_whose_copies_it_held_and_no_others(kind: KVKind) -> None:
     core = _core(kind=kind)
     family = _family(list(range(10)), 6, 2)
     family[2].paused = True
@@ -197,7 +199,7 @@ def test_a_failed_step_ends_those_whose_copies_it_held_and_no_others(kind: KVKin
     assert _is_right(family[2])
 
 
-def test_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None:
+def test_shared_prompts_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None:
     settings = replace(NO_REUSE, batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION)
     core = _core(settings, max_num_seqs=3, num_blocks=30)
     old = make_sequence(0, [9] * 4, 58)
@@ -228,7 +230,7 @@ def test_siblings_of_a_preempted_parent_go_on_and_new_ones_wait_for_it() -> None
 
 
 @ON_BOTH_KINDS
-def test_a_tenant_is_charged_for_what_is_computed(kind: KVKind) -> None:
+def test_shared_prompts_a_tenant_is_charged_for_what_is_computed(kind: KVKind) -> None:
     core = _core(kind=kind, max_num_seqs=8, num_blocks=96)
     add(core, make_sequence(90, [5], 60, tenant="a"), make_sequence(91, [6], 60, tenant="b"))
     core.step()
@@ -240,7 +242,7 @@ def test_a_tenant_is_charged_for_what_is_computed(kind: KVKind) -> None:
     assert after - before == 10 + 2 * 1 + 3 * 1, "the prompt once, its last token twice more, a token of output each"
 
 
-def test_a_sibling_is_not_refused_for_a_prompt_that_it_need_not_compute() -> None:
+def test_shared_prompts_a_sibling_is_not_refused_for_a_prompt_that_it_need_not_compute() -> None:
     core, clock = make_core(NO_REUSE, replace(SPEC, num_blocks=96), linear(0.0, 0.01))
     # A stream keeps the engine busy, and its speed is learned.
     add(core, make_sequence(90, [1, 2], 62))
@@ -269,7 +271,7 @@ def test_shared_prompts_are_no_reason_to_expect_hits_in_the_cache() -> None:
     assert estimate.seconds(second, waiting) < 0.4
 
 
-def test_copies_happen_in_a_crowd_of_every_kind() -> None:
+def test_shared_prompts_copies_happen_in_a_crowd_of_every_kind() -> None:
     """One seeded history, so that the random ones cannot pass by never meeting any copy."""
     settings = CoreSettings(batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, max_draft_tokens=3)
     core = _core(settings, max_num_seqs=8, num_blocks=40)

@@ -63,7 +63,7 @@ def _request(max_tokens: int = 6, words: tuple[str, ...] = (), length: int = 0, 
         ({"length": 6}, [5, 7], [5, 7], EOS, "", 1),
     ],
 )
-def test_why_it_ends(  # noqa: PLR0917
+def test_stopping_why_it_ends(  # noqa: PLR0917
     fields: dict[str, Any],
     chosen: list[int],
     output: list[int],
@@ -81,7 +81,7 @@ def test_why_it_ends(  # noqa: PLR0917
     assert not scheduler.running, "its room is free at once"
 
 
-def test_a_token_that_ends_the_text_is_shown_to_nobody() -> None:
+def test_stopping_a_token_that_ends_the_text_is_shown_to_nobody() -> None:
     for end in (7, 8):
         sequence = _request(words=("99",), length=6)
         _generate(sequence, [5, 6, end])
@@ -89,7 +89,7 @@ def test_a_token_that_ends_the_text_is_shown_to_nobody() -> None:
         assert [follower.seen for follower in followers] == [[5, 6], [5, 6]]
 
 
-def test_without_a_token_to_choose_it_fails_and_keeps_what_it_has() -> None:
+def test_stopping_without_a_token_to_choose_it_fails_and_keeps_what_it_has() -> None:
     sequence = _request()
     scheduler = _generate(sequence, [5, NO_TOKEN])
     assert (sequence.token_ids, sequence.finish_reason) == ([1, 5], FinishReason.ERROR)
@@ -98,7 +98,7 @@ def test_without_a_token_to_choose_it_fails_and_keeps_what_it_has() -> None:
     assert scheduler.take_ended() == [sequence]
 
 
-def test_nothing_is_kept_for_others_of_what_may_be_no_number() -> None:
+def test_stopping_nothing_is_kept_for_others_of_what_may_be_no_number() -> None:
     scheduler = _scheduler()
     for number, num_cached in ((0, 0), (1, 0), (2, 4)):
         sequence = make_sequence(number, [1, 2, 3, 4, 5], 2)
@@ -125,7 +125,7 @@ def test_nothing_is_kept_for_others_of_what_may_be_no_number() -> None:
         ({}, (5, 6), [NO_TOKEN, 6, 9], [], FinishReason.ERROR),
     ],
 )
-def test_accept_takes_draft_tokens_as_if_chosen_one_by_one(
+def test_stopping_accept_takes_draft_tokens_as_if_chosen_one_by_one(
     fields: dict[str, Any], draft_ids: tuple[int, ...], chosen: list[int], output: list[int], reason: FinishReason
 ) -> None:
     scheduler, sequence = _scheduler(), _request(**fields)
@@ -145,7 +145,7 @@ def test_accept_takes_draft_tokens_as_if_chosen_one_by_one(
         assert follower is None or follower.seen == output
 
 
-def test_a_sequence_asked_to_stop_gives_what_had_been_held_back() -> None:
+def test_stopping_a_sequence_asked_to_stop_gives_what_had_been_held_back() -> None:
     for error in (None, CancelledError("its client is gone")):
         sequence = _request(words=("99",))
         scheduler = _generate(sequence, [5, 9])
@@ -155,7 +155,7 @@ def test_a_sequence_asked_to_stop_gives_what_had_been_held_back() -> None:
         assert sequence.stop_strings.num_safe_tokens == (0 if error else 2)
 
 
-def test_a_stop_string_in_what_had_been_held_back_is_why_it_stops() -> None:
+def test_stopping_a_stop_string_in_what_had_been_held_back_is_why_it_stops() -> None:
     sequence = _request(words=("4",))
     _generate(sequence, [5, 4]).finish(sequence, FinishReason.CANCELLED)
     assert (sequence.finish_reason, sequence.stop_reason) == (STOP, "4")

@@ -26,7 +26,7 @@ CHANGES = st.one_of(
 
 
 @given(st.lists(CHANGES, max_size=20))
-def test_a_table_is_a_list_of_numbers_in_one_piece_of_memory(changes: list[tuple[str, object]]) -> None:
+def test_block_table_a_table_is_a_list_of_numbers_in_one_piece_of_memory(changes: list[tuple[str, object]]) -> None:
     table, expected = BlockTable(), list[object]()
     for name, value in changes:
         if name == "append":
@@ -54,7 +54,7 @@ def test_a_table_is_a_list_of_numbers_in_one_piece_of_memory(changes: list[tuple
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=6))
-def test_a_step_is_packed_with_as_many_blocks_as_it_reads(shapes: list[tuple[int, int]]) -> None:
+def test_block_table_a_step_is_packed_with_as_many_blocks_as_it_reads(shapes: list[tuple[int, int]]) -> None:
     """A table may hold more: of draft tokens that were not accepted."""
     rng, chunks, expected = np.random.default_rng(0), [], list[list[int]]()
     for number, (num_tokens, num_spare) in enumerate(shapes):
@@ -77,7 +77,7 @@ def test_a_step_is_packed_with_as_many_blocks_as_it_reads(shapes: list[tuple[int
     np.testing.assert_array_equal(packed.block_indices, before)
 
 
-def test_packing_copies_bytes_and_makes_no_list_of_blocks() -> None:
+def test_block_table_packing_copies_bytes_and_makes_no_list_of_blocks() -> None:
     """By what is allocated: 4 bytes a block; a list of them would have been 8 more."""
     num_blocks, chunks = 20_000, []
     for number in range(4):

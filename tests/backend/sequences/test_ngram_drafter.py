@@ -58,7 +58,7 @@ def _crowd() -> list[Sequence]:
     ]
 
 
-def test_draft_tokens_change_no_output_greedy_or_sampled() -> None:
+def test_ngram_drafter_draft_tokens_change_no_output_greedy_or_sampled() -> None:
     core = _core()
     sequences = _crowd()
     add(core, *sequences)
@@ -80,7 +80,7 @@ def _periodic_run(core: EngineCore) -> tuple[int, Sequence]:
 
 
 @pytest.mark.usefixtures("periodic")
-def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
+def test_ngram_drafter_a_text_that_repeats_itself_takes_fewer_steps() -> None:
     plain, without = _periodic_run(_core(num_drafts=0))
     fewer, drafted = _periodic_run(_core())
     assert drafted.token_ids == without.token_ids == ([0, 1, 2, 2, 1, 0, 0] * 9)[:57]
@@ -93,7 +93,7 @@ def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
 
 
 @pytest.mark.usefixtures("periodic")
-def test_draft_tokens_are_rare_where_every_token_costs_its_share() -> None:
+def test_ngram_drafter_draft_tokens_are_rare_where_every_token_costs_its_share() -> None:
     """One step in 32 has one all the same, or it would never be learned that they have become cheap."""
     core = _core(TOKEN_BOUND)
     num_steps, sequence = _periodic_run(core)
@@ -109,7 +109,7 @@ def test_draft_tokens_are_rare_where_every_token_costs_its_share() -> None:
     assert sequences[-1].num_accepted_tokens > 15
 
 
-def test_a_text_without_repetition_gets_no_draft_tokens() -> None:
+def test_ngram_drafter_a_text_without_repetition_gets_no_draft_tokens() -> None:
     core, _ = make_core(CoreSettings(max_draft_tokens=3), SPEC, BASE_BOUND)
     sequence = make_sequence(0, list(range(20)), 40)
     add(core, sequence)
@@ -119,7 +119,7 @@ def test_a_text_without_repetition_gets_no_draft_tokens() -> None:
     assert sequence.num_draft_tokens <= 3 * repeated
 
 
-def test_acceptance_is_what_an_onlooker_counts() -> None:
+def test_ngram_drafter_acceptance_is_what_an_onlooker_counts() -> None:
     core = _core()
     sequences = _crowd()
     add(core, *sequences)
@@ -139,7 +139,7 @@ def test_acceptance_is_what_an_onlooker_counts() -> None:
     assert sum(right.values()) > 50
 
 
-def test_draft_tokens_keep_to_the_token_budget_and_to_max_tokens() -> None:
+def test_ngram_drafter_draft_tokens_keep_to_the_token_budget_and_to_max_tokens() -> None:
     core, _ = make_core(CoreSettings(max_draft_tokens=9), replace(NARROW, max_num_tokens=6), BASE_BOUND)
     sequences = _crowd()
     add(core, *sequences)
@@ -166,7 +166,7 @@ def _by_search(text: list[int], num_tokens: int, first: int = 0) -> list[int]:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 6), st.lists(st.tuples(st.integers(0, 40), PIECES)))
-def test_propose_continues_the_last_earlier_occurrence(
+def test_ngram_drafter_propose_continues_the_last_earlier_occurrence(
     text: list[int], num_tokens: int, growth: list[tuple[int, int]]
 ) -> None:
     """However the text has grown, and in whatever pieces it was indexed."""
@@ -180,7 +180,7 @@ def test_propose_continues_the_last_earlier_occurrence(
     assert drafter.propose(text, num_tokens) == _by_search(text, num_tokens)
 
 
-def test_propose_gives_nothing_before_all_of_a_text_is_indexed() -> None:
+def test_ngram_drafter_propose_gives_nothing_before_all_of_a_text_is_indexed() -> None:
     text, drafter = [1, 2, 3, 4] * 10, NgramDrafter()
     drafter.index(text, len(text) - 3 - 1)
     assert drafter.propose(text, 2) == []
@@ -190,7 +190,7 @@ def test_propose_gives_nothing_before_all_of_a_text_is_indexed() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=200), st.integers(1, 12), PIECES)
-def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, piece: int) -> None:
+def test_ngram_drafter_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, piece: int) -> None:
     """All of the last `max_half` n-grams at least, never more than twice as many."""
     room = IndexRoom(num_ngrams=1000, max_half=max_half)
     drafter = NgramDrafter(room)
@@ -204,7 +204,9 @@ def test_of_a_long_text_the_last_part_is_known(text: list[int], max_half: int, p
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30), PIECES), max_size=60))
-def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tuple[int, int, int]]) -> None:
+def test_ngram_drafter_sequences_share_room_and_give_it_back(
+    num_ngrams: int, history: list[tuple[int, int, int]]
+) -> None:
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     room = IndexRoom(num_ngrams, max_half=20)
     drafters = [NgramDrafter(room) for _ in range(4)]
@@ -226,7 +228,7 @@ def test_sequences_share_room_and_give_it_back(num_ngrams: int, history: list[tu
     assert room.num_left == num_ngrams
 
 
-def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ngram_drafter_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is computed in few steps beside streams that go on with draft tokens, and takes many to be indexed."""
     monkeypatch.setattr("trident_backend.scheduling.speculation.MAX_INDEXED", 10)
     indexed: dict[NgramDrafter, list[int]] = {}
@@ -265,7 +267,7 @@ def test_a_step_indexes_a_piece_of_a_long_prompt_at_most(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_what_a_long_text_takes_is_bounded() -> None:
+def test_ngram_drafter_what_a_long_text_takes_is_bounded() -> None:
     """By what is allocated: 64k n-grams at most are kept, of a text of any length."""
     rng = random.Random(0)  # noqa: S311 (a test's choice)
     text = [rng.randrange(100_000) for _ in range(200_000)]
@@ -280,7 +282,7 @@ def test_what_a_long_text_takes_is_bounded() -> None:
     assert peak < 12 << 20
 
 
-def test_acceptance_follows_what_is_seen_and_decays_without_draft_tokens() -> None:
+def test_ngram_drafter_acceptance_follows_what_is_seen_and_decays_without_draft_tokens() -> None:
     drafter = NgramDrafter()
     rng = random.Random(1)  # noqa: S311 (a test's choice)
     estimates = []
@@ -302,7 +304,9 @@ def test_acceptance_follows_what_is_seen_and_decays_without_draft_tokens() -> No
 
 @settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 8))
-def test_worthwhile_is_how_far_draft_tokens_earn_their_cost(acceptance: float, threshold: float, most: int) -> None:
+def test_ngram_drafter_worthwhile_is_how_far_draft_tokens_earn_their_cost(
+    acceptance: float, threshold: float, most: int
+) -> None:
     """Brute force: the longest run of draft tokens all accepted with a probability above the threshold."""
     count = worthwhile(acceptance, threshold, most)
     by_hand = max([0, *(k for k in range(1, most + 1) if acceptance**k > threshold)])

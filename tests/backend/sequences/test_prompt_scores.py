@@ -54,7 +54,7 @@ def _run(core: EngineCore) -> list[SchedulerOutput]:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, MAX_ROWS, MAX_ROWS + 1, MAX_ROWS + 2, 200])
-def test_each_token_but_the_first_is_scored_once_in_small_chunks(length: int) -> None:
+def test_prompt_scores_each_token_but_the_first_is_scored_once_in_small_chunks(length: int) -> None:
     core = _core()
     sequence = make_sequence(0, _prompt(length), 3, sampling=SCORED)
     add(core, sequence)
@@ -68,7 +68,7 @@ def test_each_token_but_the_first_is_scored_once_in_small_chunks(length: int) ->
     assert sequence.log_probs == []
 
 
-def test_a_step_counts_and_names_its_rows() -> None:
+def test_prompt_scores_a_step_counts_and_names_its_rows() -> None:
     core = _core()
     sequence, stream = make_sequence(0, [10, 11, 12, 13], 2, sampling=SCORED), make_sequence(1, [5], 9)
     add(core, stream)
@@ -86,7 +86,7 @@ def test_a_step_counts_and_names_its_rows() -> None:
     assert packed.token_ids[1:].tolist() == [10, 11, 12, 13]
 
 
-def test_only_as_many_rows_score_as_a_step_may_have_and_other_prompts_go_on() -> None:
+def test_prompt_scores_only_as_many_rows_score_as_a_step_may_have_and_other_prompts_go_on() -> None:
     core = _core()
     stream = make_sequence(0, [3], 30)
     add(core, stream)
@@ -103,7 +103,7 @@ def test_only_as_many_rows_score_as_a_step_may_have_and_other_prompts_go_on() ->
     assert all(any(chunk.sequence is stream for chunk in step.chunks) for step in steps[:8])
 
 
-def test_what_is_in_the_cache_is_computed_again_to_be_scored() -> None:
+def test_prompt_scores_what_is_in_the_cache_is_computed_again_to_be_scored() -> None:
     core = _core()
     first, second = (make_sequence(i, _prompt(40), 2, sampling=SamplingParams() if i == 0 else SCORED) for i in (0, 1))
     add(core, first)
@@ -116,7 +116,7 @@ def test_what_is_in_the_cache_is_computed_again_to_be_scored() -> None:
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_after_a_preemption_nothing_is_scored_twice(reuse: bool) -> None:
+def test_prompt_scores_after_a_preemption_nothing_is_scored_twice(reuse: bool) -> None:
     """An old stream takes the room of a prompt that is half scored."""
     settings = CoreSettings(
         batch_scheduler_policy=BatchSchedulerPolicy.MAX_UTILIZATION, token_budget=4, enable_kv_cache_reuse=reuse
@@ -140,7 +140,7 @@ def test_after_a_preemption_nothing_is_scored_twice(reuse: bool) -> None:
     assert young.finish_reason is old.finish_reason is FinishReason.LENGTH
 
 
-def test_streams_keep_their_pace_beside_a_prompt_that_is_scored() -> None:
+def test_prompt_scores_streams_keep_their_pace_beside_a_prompt_that_is_scored() -> None:
     truth = StepTime(base=0.005, per_token=1e-4, per_pair=0.0, per_row=1e-3)
     core = EngineCore(TimedEngine(ROOMY, clock := Clock(), truth.seconds), CoreSettings(target_itl_ms=40), clock)
     core._sampler = ScoringSampler(core._sampler, SPEC.vocab_size)  # type: ignore[assignment]
@@ -163,7 +163,9 @@ def test_streams_keep_their_pace_beside_a_prompt_that_is_scored() -> None:
     past_len=st.integers(0, 500),
     seconds=st.floats(0.001, 0.2),
 )
-def test_the_latency_budget_counts_the_rows_that_score(seconds: float, past_len: int, **prices: Any) -> None:
+def test_prompt_scores_the_latency_budget_counts_the_rows_that_score(
+    seconds: float, past_len: int, **prices: Any
+) -> None:
     step_time = StepTime(base=0.005, **prices)
     size = StepSize(8, 800, 8)
     chunk = step_time.largest_chunk(size, past_len, seconds, rows_per_token=1)

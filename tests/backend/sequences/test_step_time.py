@@ -39,13 +39,13 @@ def _worst_error(model: StepTimeModel, truth: StepTime, sizes: list[StepSize]) -
     return max(abs(model.fitted.seconds(size) / truth.seconds(size) - 1) for size in sizes)
 
 
-def test_the_size_of_a_step_counts_every_pair() -> None:
+def test_step_time_the_size_of_a_step_counts_every_pair() -> None:
     size = StepSize().with_chunk(3, 10, 0).with_chunk(1, 6, 1)
     assert size == StepSize(num_tokens=4, num_pairs=11 + 12 + 13 + 7, num_rows=1)
     assert TRUTH.seconds(size) == pytest.approx(0.02 + 4 * 3e-4 + 43 * 2e-8 + 1e-4)
 
 
-def test_nothing_is_believed_before_there_is_something_to_go_by() -> None:
+def test_step_time_nothing_is_believed_before_there_is_something_to_go_by() -> None:
     model = StepTimeModel()
     assert (model.fitted, model.slack) == (None, 1.0)
     for _ in range(7):
@@ -55,7 +55,7 @@ def test_nothing_is_believed_before_there_is_something_to_go_by() -> None:
     assert model.fitted is not None
 
 
-def test_an_exact_law_is_found() -> None:
+def test_step_time_an_exact_law_is_found() -> None:
     rng = np.random.default_rng(0)
     sizes = _sizes(rng, 400)
     model = _taught(TRUTH, sizes, np.ones(400))
@@ -68,7 +68,7 @@ def test_an_exact_law_is_found() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_and_outliers_do_not_carry_it_away(seed: int) -> None:
+def test_step_time_noise_and_outliers_do_not_carry_it_away(seed: int) -> None:
     """5 % of noise, and every twentieth step is interrupted for ten times as long."""
     rng = np.random.default_rng(seed)
     sizes = _sizes(rng, 400)
@@ -78,7 +78,7 @@ def test_noise_and_outliers_do_not_carry_it_away(seed: int) -> None:
     assert 1.02 < model.slack < 1.35
 
 
-def test_slack_is_the_ninetieth_percentile() -> None:
+def test_step_time_slack_is_the_ninetieth_percentile() -> None:
     rng = np.random.default_rng(1)
     noise = rng.uniform(0.8, 1.2, 2000)
     model = _taught(TRUTH, _sizes(rng, 2000), noise)
@@ -96,7 +96,7 @@ def test_slack_is_the_ninetieth_percentile() -> None:
         max_size=60,
     )
 )
-def test_no_observations_give_a_negative_or_infinite_cost(rows: list[tuple[int, int, int, float]]) -> None:
+def test_step_time_no_observations_give_a_negative_or_infinite_cost(rows: list[tuple[int, int, int, float]]) -> None:
     sizes = np.array([(1, tokens, pairs, num_rows) for tokens, pairs, num_rows, _ in rows], np.float64)
     seconds = np.array([row[3] for row in rows])
     coefficients = fit(sizes, seconds)
@@ -106,7 +106,7 @@ def test_no_observations_give_a_negative_or_infinite_cost(rows: list[tuple[int, 
     assert coefficients.any()
 
 
-def test_a_fit_is_no_worse_than_any_of_a_grid() -> None:
+def test_step_time_a_fit_is_no_worse_than_any_of_a_grid() -> None:
     """Least relative error without negative coefficients, where the free optimum would have one: searched by hand."""
     tokens = np.array([1.0, 2, 4, 8, 16, 32])
     seconds = np.array([1.0, 1.1, 1.6, 3.1, 6.2, 13.0])
@@ -122,7 +122,7 @@ def test_a_fit_is_no_worse_than_any_of_a_grid() -> None:
     assert loss(fitted[0], fitted[1]) < grid + 0.1
 
 
-def test_steps_of_one_size_are_predicted_and_no_other_is_absurd() -> None:
+def test_step_time_steps_of_one_size_are_predicted_and_no_other_is_absurd() -> None:
     """One stream alone: nothing tells base from tokens, pairs and rows, and nothing may blow up."""
     model = StepTimeModel()
     for place in range(200):
@@ -135,7 +135,7 @@ def test_steps_of_one_size_are_predicted_and_no_other_is_absurd() -> None:
     assert model.fitted.seconds(StepSize(8, 800, 8)) == pytest.approx(0.05, rel=0.05)
 
 
-def test_it_follows_a_machine_that_becomes_half_as_fast() -> None:
+def test_step_time_it_follows_a_machine_that_becomes_half_as_fast() -> None:
     rng = np.random.default_rng(2)
     model = _taught(TRUTH, _sizes(rng, 300), rng.normal(1, 0.03, 300))
     slow = StepTime(*(2 * value for value in (TRUTH.base, TRUTH.per_token, TRUTH.per_pair, TRUTH.per_row)))
@@ -150,7 +150,7 @@ def test_it_follows_a_machine_that_becomes_half_as_fast() -> None:
         assert np.percentile(assured, 10) > 0.8
 
 
-def test_many_small_steps_do_not_make_it_forget_a_large_one() -> None:
+def test_step_time_many_small_steps_do_not_make_it_forget_a_large_one() -> None:
     model = StepTimeModel()
     large = StepSize(2048, 2048 * 1024, 1)
     for _ in range(24):
@@ -175,7 +175,7 @@ def test_many_small_steps_do_not_make_it_forget_a_large_one() -> None:
     past_len=st.integers(0, 30_000),
     seconds=st.floats(0, 0.5),
 )
-def test_the_largest_chunk_is_what_brute_force_finds(
+def test_step_time_the_largest_chunk_is_what_brute_force_finds(
     step_time: StepTime, size: StepSize, past_len: int, seconds: float
 ) -> None:
     chunk = step_time.largest_chunk(size, past_len, seconds)
@@ -186,7 +186,7 @@ def test_the_largest_chunk_is_what_brute_force_finds(
     assert step_time.seconds(size.with_chunk(chunk + 1, past_len, 0)) > seconds * (1 - 1e-9)
 
 
-def test_where_tokens_cost_nothing_any_chunk_is_in_time() -> None:
+def test_step_time_where_tokens_cost_nothing_any_chunk_is_in_time() -> None:
     free = StepTime(0.01, 0.0, 0.0, 0.0)
     assert free.largest_chunk(StepSize(), 0, 0.02) > 10**6
     assert free.largest_chunk(StepSize(), 0, 0.01) == 0

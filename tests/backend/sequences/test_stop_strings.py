@@ -309,7 +309,9 @@ def cases(draw: st.DrawFn, family: str) -> Case:
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_the_text_ends_at_the_first_stop_string_and_not_a_token_later(family: str, data: st.DataObject) -> None:
+def test_stop_strings_the_text_ends_at_the_first_stop_string_and_not_a_token_later(
+    family: str, data: st.DataObject
+) -> None:
     check(data.draw(cases(family)), data.draw(st.lists(st.booleans(), min_size=1, max_size=8)))
 
 
@@ -345,20 +347,20 @@ def cases_with_special(draw: st.DrawFn, family: str) -> Case:
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_hidden_special_tokens_are_found_by_their_text(family: str, data: st.DataObject) -> None:
+def test_stop_strings_hidden_special_tokens_are_found_by_their_text(family: str, data: st.DataObject) -> None:
     """Among other text, as they would be if they were not hidden."""
     check(data.draw(cases_with_special(family)), data.draw(st.lists(st.booleans(), min_size=1, max_size=8)))
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_a_stop_string_that_begins_and_ends_inside_of_tokens(family: str) -> None:
+def test_stop_strings_a_stop_string_that_begins_and_ends_inside_of_tokens(family: str) -> None:
     ids = encode(family, "The trident has three prongs")
     text = Case(family, ids, ()).decode(ids)
     word = text[text.index("dent") : text.index("prongs") + 2]
     assert check(Case(family, ids, (word,)), [True]) == word
 
 
-def test_of_several_the_first_to_end_counts_and_of_these_the_longest() -> None:
+def test_stop_strings_of_several_the_first_to_end_counts_and_of_these_the_longest() -> None:
     ids = encode("byte_level_bpe", "abcdefg")
     for words, expected in [
         (("abcdef", "cd"), "cd"),
@@ -369,7 +371,7 @@ def test_of_several_the_first_to_end_counts_and_of_these_the_longest() -> None:
         assert check(Case("byte_level_bpe", ids, words), [True]) == expected
 
 
-def test_what_could_be_a_beginning_waits_and_leaves_when_it_is_none() -> None:
+def test_stop_strings_what_could_be_a_beginning_waits_and_leaves_when_it_is_none() -> None:
     ids = spell("aab.aabb")
     stop_strings = Case("byte_level_bytes", ids, ("aabb",)).make()
     held = []
@@ -381,28 +383,28 @@ def test_what_could_be_a_beginning_waits_and_leaves_when_it_is_none() -> None:
     assert stop_strings.num_characters == 4
 
 
-def test_a_character_in_pieces_is_no_text_until_it_is_whole() -> None:
+def test_stop_strings_a_character_in_pieces_is_no_text_until_it_is_whole() -> None:
     ids = spell("x😀")
     stop_strings = Case("byte_level_bytes", ids, ("😀",)).make()
     assert [stop_strings.append(token_id) for token_id in ids] == [None, None, None, None, "😀"]
     assert stop_strings.num_characters == 1
 
 
-def test_the_replacement_character_is_found_when_the_output_ends() -> None:
+def test_stop_strings_the_replacement_character_is_found_when_the_output_ends() -> None:
     ids = spell("x😀")[:-1]
     stop_strings = Case("byte_level_bytes", ids, ("\ufffd",)).make()
     assert [stop_strings.append(token_id) for token_id in ids] == [None] * 4
     assert stop_strings.finish() == "\ufffd"
 
 
-def test_a_stop_string_in_the_echoed_prompt_or_across_its_end_does_not_count() -> None:
+def test_stop_strings_a_stop_string_in_the_echoed_prompt_or_across_its_end_does_not_count() -> None:
     prompt, output = (spell(text) for text in ("Q: ab", "babA:ab"))
     case = Case("byte_level_bytes", output, ("ab",), echoed_ids=tuple(prompt))
     assert check(case, [True]) == "ab"
     assert case.expected() == ("ab", 3, "Q: abb")
 
 
-def test_a_stop_string_that_is_complete_too_early_is_text() -> None:
+def test_stop_strings_a_stop_string_that_is_complete_too_early_is_text() -> None:
     ids = spell("xAByAB")
     assert Case("byte_level_bytes", ids, ("AB",), min_tokens=3).expected() == ("AB", 6, "xABy")
     assert check(Case("byte_level_bytes", ids, ("AB",), min_tokens=3), [True]) == "AB"
@@ -410,7 +412,7 @@ def test_a_stop_string_that_is_complete_too_early_is_text() -> None:
     assert check(Case("byte_level_bytes", ids, ("AB",), min_tokens=2), [True]) == "AB"
 
 
-def test_special_tokens_are_matched_only_where_they_are_text() -> None:
+def test_stop_strings_special_tokens_are_matched_only_where_they_are_text() -> None:
     ids = [*encode("gemma", "one"), tokenizer_of("gemma").get_vocab()["<|late|>"], *encode("gemma", "two")]
     assert check(Case("gemma", ids, ("|late",), skip=False), [True]) == "|late"
     assert check(Case("gemma", ids, ("|late",), skip=True), [True]) is None
@@ -433,7 +435,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("family", ["byte_level_bytes", "byte_level_bpe", "llama_2", "wordpiece"])
-def test_a_token_costs_what_it_adds_not_what_was_said(family: str) -> None:
+def test_stop_strings_a_token_costs_what_it_adds_not_what_was_said(family: str) -> None:
     """A run of byte tokens is decoded once, when it ends; a byte that continues no character is not kept for ever."""
     streams = [encode(family, (SCRIPTS["tibetan"] + SCRIPTS["han"] + "the prongs ") * 20)]
     if family == "byte_level_bytes":
@@ -447,7 +449,7 @@ def test_a_token_costs_what_it_adds_not_what_was_said(family: str) -> None:
         assert detokenizer.num_decoded <= 4 * len(ids)
 
 
-def test_forks_know_nothing_of_each_other() -> None:
+def test_stop_strings_forks_know_nothing_of_each_other() -> None:
     """Two outputs of one prompt, token by token in turn, as each alone."""
     family = "byte_level_bytes"
     detokenizer, anchors = parts(family)

@@ -89,7 +89,7 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
 @pytest.mark.parametrize("family", ZOO)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_it_stops_as_its_id_does(family: str, data: st.DataObject) -> None:
+def test_stop_words_of_special_tokens_it_stops_as_its_id_does(family: str, data: st.DataObject) -> None:
     special = special_of(family)
     token_id = data.draw(st.sampled_from(sorted(special.by_id)))
     word = special.by_id[token_id].content
@@ -115,7 +115,7 @@ def test_it_stops_as_its_id_does(family: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_every_special_token_is_found_by_its_name(family: str) -> None:
+def test_stop_words_of_special_tokens_every_special_token_is_found_by_its_name(family: str) -> None:
     for token in HIDDEN:
         token_id = _id_of(family, token)
         output_ids = [*encode(family, "the trident "), token_id, *encode(family, "prongs")]
@@ -126,7 +126,7 @@ def test_every_special_token_is_found_by_its_name(family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_the_special_tokens_of_real_tokenizers_are_found_by_their_names(name: str) -> None:
+def test_stop_words_of_special_tokens_the_special_tokens_of_real_tokenizers_are_found_by_their_names(name: str) -> None:
     tokenizer = REAL[name]().tokenizer
     special = special_tokens_of(tokenizer)
     assert {"<s>", "</s>", "[INST]", "[/INST]"} <= {token.content for token in special.by_id.values()}
@@ -136,7 +136,7 @@ def test_the_special_tokens_of_real_tokenizers_are_found_by_their_names(name: st
         assert not special.is_part_of(token.content)
 
 
-def test_the_longest_of_those_that_end_with_the_token_counts() -> None:
+def test_stop_words_of_special_tokens_the_longest_of_those_that_end_with_the_token_counts() -> None:
     output_ids = [*encode("gemma", "one\n"), _id_of("gemma", "<|late|>")]
     for words, expected in [
         (["<|late|>", "\n<|late|>"], ("\n<|late|>", "one")),
@@ -148,35 +148,37 @@ def test_the_longest_of_those_that_end_with_the_token_counts() -> None:
         assert (ending.stop_reason, ending.text) == expected
 
 
-def test_the_checkpoints_stop_strings_may_be_special_tokens_too() -> None:
+def test_stop_words_of_special_tokens_the_checkpoints_stop_strings_may_be_special_tokens_too() -> None:
     defaults = replace(NO_DEFAULTS, stop_strings=("<|late|>",))
     token_id = _id_of("llama_2", "<|late|>")
     assert parse("llama_2", defaults).first.stop_ids == {token_id}
     assert parse("llama_2", defaults, ignore_eos=True).first.stop_ids == frozenset()
 
 
-def test_an_id_that_is_named_both_ways_is_reported_as_an_id() -> None:
+def test_stop_words_of_special_tokens_an_id_that_is_named_both_ways_is_reported_as_an_id() -> None:
     token_id = _id_of("llama_2", "<|late|>")
     request = parse("llama_2", stop_words=[b"<|late|>"], stop_token_ids=[token_id])
     (ending,) = generate("llama_2", request, [token_id], [1])
     assert (ending.reason, ending.stop_reason) == ("stop", str(token_id))
 
 
-def test_it_is_banned_until_there_are_so_many_tokens_as_must_come() -> None:
+def test_stop_words_of_special_tokens_it_is_banned_until_there_are_so_many_tokens_as_must_come() -> None:
     sequence = parse("llama_2", stop_words=[b"<|late|>"], min_tokens=2).first
     edits = RequestLogitBias(sequence, tokenizer_of("llama_2").get_vocab_size())
     token_id = _id_of("llama_2", "<|late|>")
     assert [token_id in edits.banned_ids(Row(sequence, place)) for place in (1, 2, 3)] == [True, True, False]
 
 
-def test_what_is_no_more_than_a_part_of_its_text_does_not_name_it() -> None:
+def test_stop_words_of_special_tokens_what_is_no_more_than_a_part_of_its_text_does_not_name_it() -> None:
     for family in ZOO:
         special = special_of(family)
         for word in ("<|late|", "|late|>", "<|late|>x", "<think>", " <|late|>", "<|late|>\n", ""):
             assert special.ids_of(word) == ()
 
 
-def test_spaces_that_the_tokenizer_takes_for_a_part_of_a_token_may_be_named_with_it() -> None:
+def test_stop_words_of_special_tokens_spaces_that_the_tokenizer_takes_for_a_part_of_a_token_may_be_named_with_it() -> (
+    None
+):
     """As of Phi 3's, behind which a line's end never comes, because prompts lose it."""
     tokenizer = Tokenizer.from_str(tokenizer_of("llama_2").to_str())
     tokenizer.add_special_tokens([AddedToken("<|end|>", rstrip=True), AddedToken("<|begin|>", lstrip=True)])

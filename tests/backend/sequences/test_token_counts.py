@@ -15,7 +15,9 @@ TOKENS = st.lists(st.integers(0, 12), max_size=12)
 
 
 @given(TOKENS, st.lists(st.tuples(TOKENS, TOKENS), max_size=6))
-def test_at_every_time_they_are_those_of_the_whole(prompt: list[int], steps: list[tuple[list[int], list[int]]]) -> None:
+def test_token_counts_at_every_time_they_are_those_of_the_whole(
+    prompt: list[int], steps: list[tuple[list[int], list[int]]]
+) -> None:
     counts, token_ids = TokenCounts(prompt, 1.5, 0.25, 2.0), list(prompt)
     for output, drafts in steps:
         token_ids += output
@@ -31,7 +33,7 @@ def test_at_every_time_they_are_those_of_the_whole(prompt: list[int], steps: lis
 
 
 @pytest.mark.parametrize(("repetition", "frequency"), [(1.5, 0.0), (1.0, 0.5)])
-def test_tokens_that_are_not_penalised_are_not_named(repetition: float, frequency: float) -> None:
+def test_token_counts_tokens_that_are_not_penalised_are_not_named(repetition: float, frequency: float) -> None:
     counts = TokenCounts([1, 2], repetition, 0.0, frequency)
     counts.follow([1, 2, 3])
     for drafts in ((), (3, 4)):
@@ -41,7 +43,7 @@ def test_tokens_that_are_not_penalised_are_not_named(repetition: float, frequenc
         assert history is (None if drafts else counts)
 
 
-def test_many_tokens_are_counted_in_arrays_that_grow() -> None:
+def test_token_counts_many_tokens_are_counted_in_arrays_that_grow() -> None:
     token_ids = [index % 700 for index in range(5000)]
     counts = TokenCounts(token_ids[:3], 2.0, 0.0, 1.0)
     for end in range(4, len(token_ids) + 1):
@@ -51,7 +53,7 @@ def test_many_tokens_are_counted_in_arrays_that_grow() -> None:
     assert dict(zip(counted_ids.tolist(), offsets.tolist(), strict=True)) == Counter(token_ids[3:])
 
 
-def test_a_token_costs_the_same_however_long_the_prompt_is() -> None:
+def test_token_counts_a_token_costs_the_same_however_long_the_prompt_is() -> None:
     """By what is allocated, as time says little: a copy of what was known before would be 8 bytes a token."""
     token_ids = list(range(50_000))
     counts = TokenCounts(token_ids, 1.1, 0.1, 0.1)

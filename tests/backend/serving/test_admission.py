@@ -23,7 +23,7 @@ from trident_ensemble.contract.settings import CoreSettings
 MAX_TOKENS = 96 + 50
 
 
-def test_as_many_requests_as_run_and_wait() -> None:
+def test_admission_as_many_requests_as_run_and_wait() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_size=3))
     for _ in range(4 + 3):
         admission.enter(1)
@@ -35,7 +35,7 @@ def test_as_many_requests_as_run_and_wait() -> None:
     admission.enter(1)
 
 
-def test_as_many_tokens_as_the_cache_holds_and_may_wait() -> None:
+def test_admission_as_many_tokens_as_the_cache_holds_and_may_wait() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_tokens=50))
     admission.enter(60)
     admission.enter(60)
@@ -49,7 +49,7 @@ def test_as_many_tokens_as_the_cache_holds_and_may_wait() -> None:
     admission.enter(60)
 
 
-def test_a_request_for_several_answers_counts_as_so_many_with_one_prompt() -> None:
+def test_admission_a_request_for_several_answers_counts_as_so_many_with_one_prompt() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_size=3))
     admission.enter(10, "", 4)
     admission.enter(10, "", 2)
@@ -62,11 +62,11 @@ def test_a_request_for_several_answers_counts_as_so_many_with_one_prompt() -> No
     assert (admission.num_requests, admission.num_tokens) == (0, 0)
 
 
-def test_as_many_answers_as_can_run_are_always_taken_by_an_idle_core() -> None:
+def test_admission_as_many_answers_as_can_run_are_always_taken_by_an_idle_core() -> None:
     Admission(SPEC, CoreSettings(max_queue_size=0)).enter(1, "", SPEC.max_num_seqs)
 
 
-def test_the_longest_prompt_fits_when_nothing_else_is_there() -> None:
+def test_admission_the_longest_prompt_fits_when_nothing_else_is_there() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_tokens=1))
     admission.enter(SPEC.max_seq_len - 1)
 
@@ -83,7 +83,7 @@ class Slow(int):
         return int(other) - int(self)
 
 
-def test_threads_together_never_exceed_the_bounds() -> None:
+def test_admission_threads_together_never_exceed_the_bounds() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_size=2, max_queue_tokens=50))
     exceeded: list[tuple[int, int]] = []
     held: list[Slow] = []
@@ -116,7 +116,7 @@ def test_threads_together_never_exceed_the_bounds() -> None:
     assert (admission.num_requests, admission.num_tokens) == (len(held), sum(int(number) for number in held))
 
 
-def test_a_flood_does_not_shut_other_tenants_out() -> None:
+def test_admission_a_flood_does_not_shut_other_tenants_out() -> None:
     admission = Admission(SPEC, CoreSettings(max_queue_size=36, max_queue_tokens=704))
     for _ in range(40):
         admission.enter(20, "flood")
@@ -133,7 +133,7 @@ def test_a_flood_does_not_shut_other_tenants_out() -> None:
     admission.enter(1, "third")
 
 
-def test_a_request_that_cannot_enter_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_a_request_that_cannot_enter_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """To read it may take a copy of its prompt for each of its answers."""
     engine = MockEngine(SPEC)
     with serving(engine, CoreSettings(max_queue_size=1)) as service:

@@ -77,7 +77,7 @@ class Open:
         assert all(client.num_finals == 1 for client in self.clients)
 
 
-def test_those_of_whom_nothing_is_heard_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answering_those_of_whom_nothing_is_heard_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Open(monkeypatch, stream=True, flow_control=True)
     opened.say(*opened.requests[:2])
     until(lambda: all(client.chunks for client in opened.clients[:2]))
@@ -89,7 +89,7 @@ def test_those_of_whom_nothing_is_heard_are_not_looked_at(monkeypatch: pytest.Mo
     assert num_looks <= 8, "when something was heard of them"
 
 
-def test_whoever_comes_through_the_ensemble_is_never_asked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answering_whoever_comes_through_the_ensemble_is_never_asked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     for streaming in (False, True):
         opened = Open(monkeypatch, stream=streaming, flow_control=True)
         opened.say(opened.requests[0])
@@ -98,7 +98,7 @@ def test_whoever_comes_through_the_ensemble_is_never_asked_after(monkeypatch: py
         assert BuildRequest.num_questions == 0
 
 
-def test_whoever_calls_the_core_itself_is_asked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answering_whoever_calls_the_core_itself_is_asked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Open(monkeypatch, stream=True)
     until(lambda: BuildRequest.num_questions >= 2 * _NUM_OPEN)
     opened.close()

@@ -32,7 +32,7 @@ def anchors(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @hypothesis_settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text("aé你🙂", min_size=1, max_size=8), data=st.data(), echo=st.booleans())
-def test_chunks_of_a_prompt_cut_within_a_character_decode_as_the_output_alone(
+def test_answers_chunks_of_a_prompt_cut_within_a_character_decode_as_the_output_alone(
     anchors: bytes, text: str, data: st.DataObject, *, echo: bool
 ) -> None:
     tokenizer = tokenizer_of("byte_level_bpe")
@@ -60,7 +60,7 @@ def test_chunks_of_a_prompt_cut_within_a_character_decode_as_the_output_alone(
     assert whole == tokenizer.decode(sent)
 
 
-def test_nothing_is_taken_that_no_event_has_told_of() -> None:
+def test_answers_nothing_is_taken_that_no_event_has_told_of() -> None:
     """The engine loop appends to the sequence's ids at any time."""
     fields: dict[str, Any] = {"input_ids": [1, 2], "max_tokens": 40, "stream": True}
     request = parse_request(itertools.count(1), fields, context(), 0.0)

@@ -226,13 +226,13 @@ class Deployment:
 
 @pytest.mark.parametrize("kind", [RuntimeError, Panic])
 @pytest.mark.parametrize("point", POINTS)
-def test_a_fault_at_any_point_leaves_nobody_without_an_answer(point: str, kind: type[BaseException]) -> None:
+def test_faults_a_fault_at_any_point_leaves_nobody_without_an_answer(point: str, kind: type[BaseException]) -> None:
     Deployment(Fault(point, 2, kind)).run()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_a_lasting_fault_at_any_point_leaves_nobody_without_an_answer(point: str) -> None:
+def test_faults_a_lasting_fault_at_any_point_leaves_nobody_without_an_answer(point: str) -> None:
     Deployment(Fault(point, 1, KeyError, lasting=True)).run()
 
 
@@ -254,7 +254,7 @@ def test_faults_anywhere_together_leave_nobody_without_an_answer(faults: list[Fa
 
 
 @pytest.mark.parametrize("point", ["advance", "append", "finish", "fill", "send", "is_cancelled", "compile", "start"])
-def test_a_fault_in_what_belongs_to_one_request_ends_that_one_alone(point: str) -> None:
+def test_faults_a_fault_in_what_belongs_to_one_request_ends_that_one_alone(point: str) -> None:
     """With its own error; all others are served whole, and the core goes on."""
     deployment = Deployment(Fault(point, 1, ValueError if point == "fill" else Panic))
     deployment.run()
@@ -269,14 +269,14 @@ def test_a_fault_in_what_belongs_to_one_request_ends_that_one_alone(point: str) 
     assert all(client.outputs["finish_reason"] for client in whole)
 
 
-def test_a_reporter_that_fails_for_one_request_ends_that_one_alone() -> None:
+def test_faults_a_reporter_that_fails_for_one_request_ends_that_one_alone() -> None:
     deployment = Deployment(Fault("_answering._pump._builder.outputs", 3))
     deployment.run()
     assert not deployment.died.is_set()
     assert sum(bool(client.errors) for client in deployment.clients) == 1
 
 
-def test_a_loop_whose_clean_up_fails_as_well_says_that_it_cannot_go_on() -> None:
+def test_faults_a_loop_whose_clean_up_fails_as_well_says_that_it_cannot_go_on() -> None:
     """What broke a step may break whatever would put the sequences away."""
     faults = [Fault(point, 1, KeyError, lasting=True) for point in ("_core.scheduler.update", "_core.kv_cache.release")]
     deployment = Deployment(*faults, Fault("_core.scheduler.finish", 1, KeyError, lasting=True))
@@ -285,7 +285,7 @@ def test_a_loop_whose_clean_up_fails_as_well_says_that_it_cannot_go_on() -> None
     assert not deployment.service._loop._thread.is_alive()
 
 
-def test_a_client_that_blocks_does_not_keep_a_dead_loop_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_a_client_that_blocks_does_not_keep_a_dead_loop_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton may not take a response for as long as its memory is full."""
     monkeypatch.setattr("trident_backend.serving.service._ANSWER_S", 0.2)
     released = threading.Event()
@@ -303,7 +303,7 @@ def test_a_client_that_blocks_does_not_keep_a_dead_loop_alive(monkeypatch: pytes
     released.set()
 
 
-def test_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -> None:
+def test_faults_who_ends_the_process_waits_for_the_others_who_still_refuse_requests() -> None:
     """The engine's thread and the one that answers may fail at the same time."""
     guides = Guides()
     guides.gate.clear()

@@ -20,7 +20,7 @@ from trident_ensemble.contract.errors import (
 GUIDED = {"input_ids": [4], "max_tokens": 40, "guided_decoding_guide_type": b"regex"}
 
 
-def test_a_guide_is_compiled_while_others_are_served() -> None:
+def test_grammar_jobs_a_guide_is_compiled_while_others_are_served() -> None:
     guides = Guides()
     with serving(MockEngine(SPEC), guides=guides) as service:
         guides.gate.clear()
@@ -36,7 +36,7 @@ def test_a_guide_is_compiled_while_others_are_served() -> None:
     assert guided.reasons == {0: "stop", 1: "stop"}
 
 
-def test_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None:
+def test_grammar_jobs_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None:
     with serving(MockEngine(SPEC)) as service:
         for guide, kind in ((b"x", RequestError), (b"crash", TridentError)):
             client = Client()
@@ -48,7 +48,7 @@ def test_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None
         assert [record.finish_reason for record in records] == [FinishReason.REFUSED] * 2
 
 
-def test_a_request_is_stopped_while_its_guide_is_compiled() -> None:
+def test_grammar_jobs_a_request_is_stopped_while_its_guide_is_compiled() -> None:
     guides = Guides()
     with serving(MockEngine(SPEC), guides=guides) as service:
         guides.gate.clear()
@@ -65,7 +65,7 @@ def test_a_request_is_stopped_while_its_guide_is_compiled() -> None:
     assert guided.reasons == {0: "cancelled", 1: "cancelled"}
 
 
-def test_the_end_of_the_server_finds_those_whose_guide_is_compiled() -> None:
+def test_grammar_jobs_the_end_of_the_server_finds_those_whose_guide_is_compiled() -> None:
     guides = Guides()
     guides.gate.clear()
     with serving(MockEngine(SPEC), guides=guides) as service:
@@ -79,7 +79,7 @@ def test_the_end_of_the_server_finds_those_whose_guide_is_compiled() -> None:
     assert all(client.num_finals == 1 for client in clients)
 
 
-def test_stopped_requests_leave_the_queue_of_guides() -> None:
+def test_grammar_jobs_stopped_requests_leave_the_queue_of_guides() -> None:
     """So that nobody makes others wait by asking and stopping."""
     guides = Guides()
     with serving(MockEngine(SPEC), guides=guides) as service:
@@ -99,7 +99,7 @@ def test_stopped_requests_leave_the_queue_of_guides() -> None:
         assert guides.num_begun == num_begun + 1
 
 
-def test_a_timeout_counts_while_a_guide_waits_to_be_compiled() -> None:
+def test_grammar_jobs_a_timeout_counts_while_a_guide_waits_to_be_compiled() -> None:
     guides = Guides()
     with serving(MockEngine(SPEC), guides=guides) as service:
         guides.gate.clear()

@@ -110,7 +110,7 @@ class Run:
         assert not self.died
 
 
-def test_events_of_a_step_leave_while_the_engine_computes_the_next() -> None:
+def test_loop_events_of_a_step_leave_while_the_engine_computes_the_next() -> None:
     run = Run()
     run.play(make_sequence(1, [5, 6], 3))
     first, second, third = expected_tokens([5, 6], 3)
@@ -123,7 +123,7 @@ def test_events_of_a_step_leave_while_the_engine_computes_the_next() -> None:
     assert [isinstance(record, StepRecord) for record in run.records] == [True, True, True, False]
 
 
-def test_a_sequence_is_added_while_the_engine_computes() -> None:
+def test_loop_a_sequence_is_added_while_the_engine_computes() -> None:
     second = make_sequence(2, [9], 4)
     waiting: list[bool] = []
 
@@ -141,7 +141,9 @@ def test_a_sequence_is_added_while_the_engine_computes() -> None:
     assert second.token_ids[1:] == expected_tokens([9], 4)
 
 
-def test_what_comes_when_there_is_no_step_to_compute_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_what_comes_when_there_is_no_step_to_compute_is_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A sequence, then the wish to end, each between the loop's look for work and its wait for messages."""
     run = Run()
     first, second = make_sequence(1, [5, 6], 3), make_sequence(2, [7], 3)
@@ -167,7 +169,7 @@ def test_what_comes_when_there_is_no_step_to_compute_is_not_waited_for_again(mon
 
 
 @pytest.mark.parametrize("command", [Command.ABORT, Command.STOP])
-def test_an_end_that_is_asked_for_while_the_engine_computes_waits_for_the_step(command: Command) -> None:
+def test_loop_an_end_that_is_asked_for_while_the_engine_computes_waits_for_the_step(command: Command) -> None:
     """The engine writes to the sequence's blocks, which nobody else may get meanwhile."""
     sequence = make_sequence(1, [5, 6], 9)
     seen: list[tuple[FinishReason | None, int]] = []
@@ -196,7 +198,7 @@ _COMMANDS = st.tuples(st.integers(1, 25), st.booleans(), st.sampled_from(_LATER)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(_COMMANDS, max_size=25), st.sampled_from(BatchSchedulerPolicy), st.integers(0, 3))
-def test_commands_at_any_time_leave_each_sequence_with_one_end_and_its_own_tokens(
+def test_loop_commands_at_any_time_leave_each_sequence_with_one_end_and_its_own_tokens(
     commands: list[tuple[int, bool, Command, int]], policy: BatchSchedulerPolicy, max_draft_tokens: int
 ) -> None:
     sequences = [make_sequence(number, [number, 3], 12 + number) for number in range(7)]
@@ -223,7 +225,7 @@ def test_commands_at_any_time_leave_each_sequence_with_one_end_and_its_own_token
         assert (len(told) == sequence.max_tokens) or sequence.finish_reason is FinishReason.CANCELLED
 
 
-def test_a_step_that_cannot_begin_ends_its_sequences_alone() -> None:
+def test_loop_a_step_that_cannot_begin_ends_its_sequences_alone() -> None:
     def submitted(number: int) -> None:
         if number == 2:
             run.engine.close()  # as if nothing had been submitted
@@ -243,7 +245,7 @@ def test_a_step_that_cannot_begin_ends_its_sequences_alone() -> None:
     assert second.token_ids[1:] == expected_tokens([7], 4)
 
 
-def test_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
+def test_loop_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
     sequence = make_sequence(1, [5, 6], 50)
 
     def collect(number: int) -> None:
@@ -267,7 +269,7 @@ def test_a_loop_that_is_stopped_emits_its_last_step_and_ends_the_rest() -> None:
     assert run.loop.stats().num_steps == 4
 
 
-def test_statistics_are_counted_when_asked_for_and_not_by_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_statistics_are_counted_when_asked_for_and_not_by_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     num_looks = 0
     look = EngineLoop._look
 
@@ -286,7 +288,7 @@ def test_statistics_are_counted_when_asked_for_and_not_by_the_step(monkeypatch: 
     assert service.stats.num_free_blocks == SPEC.num_blocks
 
 
-def test_statistics_are_answered_while_the_engine_computes() -> None:
+def test_loop_statistics_are_answered_while_the_engine_computes() -> None:
     stats: list[int] = []
     asked = threading.Event()
 
@@ -310,7 +312,7 @@ def test_statistics_are_answered_while_the_engine_computes() -> None:
     assert stats == [1]
 
 
-def test_statistics_of_a_loop_that_does_not_answer_are_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_statistics_of_a_loop_that_does_not_answer_are_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trident_backend.serving.loop._STATS_S", 0.05)
     is_stuck, may_go_on = threading.Event(), threading.Event()
 

@@ -68,7 +68,7 @@ def _outputs(request: Request, *spans: ResponseSlice, is_last: bool = True) -> d
     return named
 
 
-def test_what_a_last_response_always_says() -> None:
+def test_output_tensors_what_a_last_response_always_says() -> None:
     request = _request(seed=2**64 - 1)
     request.first.num_cached_tokens = 4
     outputs = _outputs(request)
@@ -96,16 +96,16 @@ def test_what_a_last_response_always_says() -> None:
         ({"return_perf_metrics": True}, PERF, set()),
     ],
 )
-def test_what_is_asked_for_is_said(fields: dict[str, Any], more: set[str], less: set[str]) -> None:
+def test_output_tensors_what_is_asked_for_is_said(fields: dict[str, Any], more: set[str], less: set[str]) -> None:
     assert set(_outputs(_request(**fields))) == (ALWAYS | more) - less
 
 
-def test_a_token_of_a_plain_stream_comes_alone() -> None:
+def test_output_tensors_a_token_of_a_plain_stream_comes_alone() -> None:
     request = _request(stream=True, return_perf_metrics=True, return_prompt_log_probs=True)
     assert _outputs(request, ResponseSlice(request.first, 1, 1, 2), is_last=False) == {}
 
 
-def test_streamed_log_probs_are_of_the_tokens_beside_them() -> None:
+def test_output_tensors_streamed_log_probs_are_of_the_tokens_beside_them() -> None:
     request = _request((4,), stream=True, num_top_log_probs=2)
     outputs = _outputs(request, ResponseSlice(request.first, 2, 1, 3), is_last=False)
     assert set(outputs) == {"output_log_probs", "top_log_probs", "top_log_prob_ids"}
@@ -114,7 +114,7 @@ def test_streamed_log_probs_are_of_the_tokens_beside_them() -> None:
     np.testing.assert_array_equal(outputs["top_log_prob_ids"], [[0, 1], [0, 1]])
 
 
-def test_sequences_of_different_lengths_are_filled_up_with_zeros() -> None:
+def test_output_tensors_sequences_of_different_lengths_are_filled_up_with_zeros() -> None:
     outputs = _outputs(_request((1, 3, 0), num_top_log_probs=1))
     np.testing.assert_array_equal(
         outputs["output_log_probs"], [[0.0, 0.0, 0.0], [-1.0, -1.125, -1.25], [0.0, 0.0, 0.0]]
@@ -126,7 +126,7 @@ def test_sequences_of_different_lengths_are_filled_up_with_zeros() -> None:
     assert outputs["finish_reason"].tolist() == [b"length"] * 3
 
 
-def test_many_small_log_probs_are_summed_without_loss() -> None:
+def test_output_tensors_many_small_log_probs_are_summed_without_loss() -> None:
     request = _request((1,), return_log_probs=True)
     rng = np.random.default_rng(1)
     values = -np.concatenate([[1e8], rng.random(4000)])
@@ -134,7 +134,7 @@ def test_many_small_log_probs_are_summed_without_loss() -> None:
     assert _outputs(request)["cum_log_probs"][0] == np.float32(values.astype(np.longdouble).sum())
 
 
-def test_an_echoed_prompt_has_ids_but_no_log_probs() -> None:
+def test_output_tensors_an_echoed_prompt_has_ids_but_no_log_probs() -> None:
     request = _request((2,), echo=True, num_top_log_probs=1)
     outputs = _outputs(request, ResponseSlice(request.first, 7, 0, 2))
     assert outputs["sequence_length"].tolist() == [7]
@@ -142,14 +142,14 @@ def test_an_echoed_prompt_has_ids_but_no_log_probs() -> None:
     assert outputs["top_log_probs"].shape == (2, 1)
 
 
-def test_log_probs_of_the_prompt_begin_with_its_second_token() -> None:
+def test_output_tensors_log_probs_of_the_prompt_begin_with_its_second_token() -> None:
     outputs = _outputs(_request((1, 1), num_top_log_probs=3, return_prompt_log_probs=True))
     assert outputs["prompt_log_probs"].tolist() == [0, -1, -2, -3, -4]
     assert outputs["prompt_top_log_probs"].shape == outputs["prompt_top_log_prob_ids"].shape == (4, 3)
     assert outputs["prompt_top_log_probs"][2].tolist() == [-3, -4, -5]
 
 
-def test_a_prompt_of_one_token_has_a_log_prob_of_nothing() -> None:
+def test_output_tensors_a_prompt_of_one_token_has_a_log_prob_of_nothing() -> None:
     request = _request((1,), input_ids=[7], num_top_log_probs=3, return_prompt_log_probs=True)
     request.first.prompt_log_probs.clear()
     outputs = _outputs(request)
@@ -157,7 +157,7 @@ def test_a_prompt_of_one_token_has_a_log_prob_of_nothing() -> None:
     assert outputs["prompt_top_log_probs"].shape == (0, 3)
 
 
-def test_each_stream_of_a_request_reports_its_own_end() -> None:
+def test_output_tensors_each_stream_of_a_request_reports_its_own_end() -> None:
     request = _request((2, 3), stream=True, return_prompt_log_probs=True, return_perf_metrics=True)
     first, second = request.sequences
     first.stop_reason, first.finish_reason = "END", FinishReason.STOP
@@ -176,7 +176,7 @@ def test_each_stream_of_a_request_reports_its_own_end() -> None:
     assert "prompt_log_probs" not in of_second
 
 
-def test_times_are_of_the_calendar_and_blocks_of_the_first_sequence() -> None:
+def test_output_tensors_times_are_of_the_calendar_and_blocks_of_the_first_sequence() -> None:
     request = _request((6, 2), return_perf_metrics=True)
     first = request.first
     first.first_scheduled_at, first.first_token_at, first.last_token_at = 100.25, 101.5, 102.0
@@ -195,7 +195,7 @@ def test_times_are_of_the_calendar_and_blocks_of_the_first_sequence() -> None:
     assert outputs["acceptance_rate"] == [0.25, 0]
 
 
-def test_a_whole_core_reports_what_happened() -> None:
+def test_output_tensors_a_whole_core_reports_what_happened() -> None:
     began = time.time_ns()
     with serving(MockEngine(SPEC)) as service:
         for num_cached in (0, 8):

@@ -82,7 +82,7 @@ def _expected(fields: dict[str, Any]) -> tuple[list[int], str, str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_random_crowd_gets_the_text_of_each_alone(seed: int) -> None:
+def test_responses_a_random_crowd_gets_the_text_of_each_alone(seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311 (a test's choice)
     settings = CoreSettings(max_queue_size=1000, pause_after_ms=20, abandon_after_ms=20_000)
     with serving(MockEngine(SPEC), settings) as service:
@@ -132,7 +132,7 @@ def test_a_random_crowd_gets_the_text_of_each_alone(seed: int) -> None:
     assert all(reader.num_finals == 1 and not reader.asked_after_final for reader, _, _ in asked)
 
 
-def test_what_may_begin_a_stop_string_waits_and_nothing_else() -> None:
+def test_responses_what_may_begin_a_stop_string_waits_and_nothing_else() -> None:
     prompt = [1, 2, 3]
     output = expected_tokens(prompt, 12)
     texts = [spell(token_id) for token_id in output]
@@ -156,7 +156,7 @@ def alike(token_ids: list[int], num_sequences: int) -> dict[int, list[int]]:
     return dict.fromkeys(range(num_sequences), token_ids)
 
 
-def test_answers_that_do_not_stream_come_together() -> None:
+def test_responses_answers_that_do_not_stream_come_together() -> None:
     with serving(MockEngine(SPEC)) as service:
         reader = Reader()
         fields = {"input_ids": [4, 5], "max_tokens": 6, "num_return_sequences": 3, "echo": True}
@@ -168,7 +168,7 @@ def test_answers_that_do_not_stream_come_together() -> None:
     assert reader.outputs["num_output_tokens"] == [6, 6, 6]
 
 
-def test_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
+def test_responses_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.001)) as service:
         reader = Reader()
         service.submit({"input_ids": [4], "max_tokens": 9, "num_return_sequences": 4, "stream": True}, reader)
@@ -180,7 +180,7 @@ def test_of_streams_of_one_request_only_the_last_one_ends_it() -> None:
     assert all("sequence_index" in {spec.name for spec, _ in chunk.outputs} for chunk in reader.chunks)
 
 
-def test_one_failed_sequence_fails_its_request_once_and_frees_the_others() -> None:
+def test_responses_one_failed_sequence_fails_its_request_once_and_frees_the_others() -> None:
     engine = MockEngine(SPEC, step_seconds=0.05)
     with serving(engine) as service:
         for streaming in (False, True):
@@ -198,7 +198,7 @@ def test_one_failed_sequence_fails_its_request_once_and_frees_the_others() -> No
     assert reader.num_finals == 1
 
 
-def test_a_client_that_leaves_frees_all_its_sequences() -> None:
+def test_responses_a_client_that_leaves_frees_all_its_sequences() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.1)) as service:
         reader = Reader()
         service.submit({"input_ids": [4], "max_tokens": 23, "num_return_sequences": 4, "stream": True}, reader)
@@ -221,7 +221,7 @@ def stop(service: CoreService, request_id: str, **fields: Any) -> Client:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) -> None:
+def test_responses_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) -> None:
     engine = HeldEngine(SPEC, 10)
     with serving(engine) as service:
         stopped, other = Reader(), Reader()
@@ -247,14 +247,14 @@ def test_a_request_is_stopped_by_its_id_and_gets_what_there_is(streaming: bool) 
     }
 
 
-def test_stopping_an_unknown_request_is_answered_and_one_without_an_id_refused() -> None:
+def test_responses_stopping_an_unknown_request_is_answered_and_one_without_an_id_refused() -> None:
     with serving(MockEngine(SPEC)) as service:
         stop(service, "nobody's")
         with pytest.raises(RequestError, match=r"^stop: needs the request id"):
             service.submit({"input_ids": [0], "stop": True}, Client())
 
 
-def test_a_tenant_stops_its_own_requests_alone_and_all_of_one_name() -> None:
+def test_responses_a_tenant_stops_its_own_requests_alone_and_all_of_one_name() -> None:
     engine = HeldEngine(SPEC, 3)
     with serving(engine) as service:
         readers = [Reader() for _ in range(3)]
@@ -271,7 +271,7 @@ def test_a_tenant_stops_its_own_requests_alone_and_all_of_one_name() -> None:
         assert readers[2].reasons == {0: "length"}
 
 
-def test_an_id_can_be_used_again() -> None:
+def test_responses_an_id_can_be_used_again() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.002)) as service:
         for _ in range(3):
             reader = Reader()
@@ -281,7 +281,7 @@ def test_an_id_can_be_used_again() -> None:
         stop(service, "again")
 
 
-def test_every_refusal_is_counted() -> None:
+def test_responses_every_refusal_is_counted() -> None:
     with serving(MockEngine(SPEC), CoreSettings(max_queue_size=0)) as service:
         with pytest.raises(RequestError):
             service.submit({"input_ids": [1], "max_tokens": 0}, Client())
@@ -291,7 +291,7 @@ def test_every_refusal_is_counted() -> None:
     assert [record.finish_reason for record in records if isinstance(record, RequestRecord)] == ["refused"] * 2
 
 
-def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
+def test_responses_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
     """The sequence has ended before; what is left of it can never be sent."""
     settings = CoreSettings(pause_after_ms=300, abandon_after_ms=300)
     # Slow enough for a first chunk to leave before the last token is there.
@@ -305,7 +305,7 @@ def test_an_ended_answer_whose_reader_is_gone_is_closed() -> None:
     assert client.num_finals == 1
 
 
-def test_of_several_sequences_one_chunk_is_on_its_way_at_a_time() -> None:
+def test_responses_of_several_sequences_one_chunk_is_on_its_way_at_a_time() -> None:
     """tritonserver mixes up the outputs of one ensemble request's responses that are on their way together."""
     settings = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000)
     with serving(MockEngine(SPEC), settings) as service:

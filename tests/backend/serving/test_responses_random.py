@@ -138,7 +138,7 @@ def _scripted() -> tuple[ScriptedLoop, AnsweringThread]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_failure_of_one_sequence_is_told_at_once_and_ends_the_others(streaming: bool) -> None:
+def test_responses_random_a_failure_of_one_sequence_is_told_at_once_and_ends_the_others(streaming: bool) -> None:
     loop, streams = _scripted()
     fields = {"input_ids": [1], "max_tokens": 9, "num_return_sequences": 3, "stream": streaming}
     request = parse_request(itertools.count(1), fields, context(), 0.0)
@@ -157,7 +157,7 @@ def test_a_failure_of_one_sequence_is_told_at_once_and_ends_the_others(streaming
     assert not loop.died
 
 
-def test_log_probs_of_a_stream_stand_beside_their_tokens_also_behind_an_echo() -> None:
+def test_responses_random_log_probs_of_a_stream_stand_beside_their_tokens_also_behind_an_echo() -> None:
     loop, streams = _scripted()
     fields = {"input_ids": [1, 2, 3, 4], "max_tokens": 9, "stream": True, "echo": True, "return_log_probs": True}
     request = parse_request(itertools.count(1), fields, context(), 0.0)
@@ -176,7 +176,7 @@ def test_log_probs_of_a_stream_stand_beside_their_tokens_also_behind_an_echo() -
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_asked(), min_size=1, max_size=4), st.randoms(use_true_random=False))
-def test_every_history_ends_once_and_whole(
+def test_responses_random_every_history_ends_once_and_whole(
     asked: list[tuple[dict[str, Any], list[Script], MoodyReader]], rng: Any
 ) -> None:
     loop, streams = _scripted()

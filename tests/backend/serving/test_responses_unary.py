@@ -67,13 +67,13 @@ def _answer(sender: fake_triton.ResponseSender) -> fake_triton.InferenceResponse
     return response
 
 
-def test_outputs_are_those_that_came_with_all_their_rows(front: Any, core: list[Any]) -> None:
+def test_responses_unary_outputs_are_those_that_came_with_all_their_rows(front: Any, core: list[Any]) -> None:
     core.append(lambda _: [_response(output_ids=[1, 2], chunk=[0], finish_reason=[1, 1]), _response()])
     outputs = {tensor.name(): tensor.as_numpy().tolist() for tensor in _answer(_ask(front)).output_tensors()}
     assert outputs == {"text_output": [[7, 8]], "output_ids": [[1, 2]], "finish_reason": [[1, 1]]}
 
 
-def test_a_refusal_keeps_its_code(front: Any, core: list[Any]) -> None:
+def test_responses_unary_a_refusal_keeps_its_code(front: Any, core: list[Any]) -> None:
     refusal = fake_triton.TritonError(wire_message(QueueFullError("the queue is full")))
     core.append(lambda _: [fake_triton.InferenceResponse(error=refusal)])
     error = _answer(_ask(front)).error()
@@ -81,20 +81,20 @@ def test_a_refusal_keeps_its_code(front: Any, core: list[Any]) -> None:
     assert error.code() == fake_triton.ErrorCode.UNAVAILABLE
 
 
-def test_a_core_that_says_nothing_is_an_error(front: Any, core: list[Any]) -> None:
+def test_responses_unary_a_core_that_says_nothing_is_an_error(front: Any, core: list[Any]) -> None:
     core.append(lambda _: [_response()])
     error = _answer(_ask(front)).error()
     assert error is not None
     assert "[INTERNAL] the core gave no answer" in error.message()
 
 
-def test_a_stream_is_refused(front: Any) -> None:
+def test_responses_unary_a_stream_is_refused(front: Any) -> None:
     error = _answer(_ask(front, stream=True)).error()
     assert error is not None
     assert "[INVALID_ARG] stream: " in error.message()
 
 
-def test_a_full_house_can_be_stopped(front: Any, core: list[Any]) -> None:
+def test_responses_unary_a_full_house_can_be_stopped(front: Any, core: list[Any]) -> None:
     stopped = {request_id: threading.Event() for request_id in ("1", "2")}
 
     def serve(request: fake_triton.InferenceRequest) -> Answers:

@@ -35,7 +35,7 @@ from trident_ensemble.draining import DrainNotice
 
 
 @pytest.mark.slow
-def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
+def test_service_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
     rng = random.Random(11)  # noqa: S311 (a test's choice)
     with serving(MockEngine(SPEC)) as service:
         asked = []
@@ -62,7 +62,7 @@ def test_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
     assert all(client.num_finals == 1 and not client.asked_after_final for client, _, _ in asked)
 
 
-def test_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
+def test_service_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
     settings, engine = CoreSettings(max_queue_size=2), HeldEngine(SPEC)
     with serving(engine, settings) as service:
         clients = [Client() for _ in range(SPEC.max_num_seqs + 2)]
@@ -77,7 +77,9 @@ def test_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
         assert late.done.wait(60)
 
 
-def test_a_full_queue_is_found_out_before_anything_is_made_for_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_a_full_queue_is_found_out_before_anything_is_made_for_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = HeldEngine(SPEC)
     with serving(engine, CoreSettings(max_queue_size=1)) as service:
         clients = [Client() for _ in range(SPEC.max_num_seqs + 1)]
@@ -93,7 +95,7 @@ def test_a_full_queue_is_found_out_before_anything_is_made_for_the_request(monke
         engine.release()
 
 
-def test_a_timeout_reaches_the_client_once_and_in_time() -> None:
+def test_service_a_timeout_reaches_the_client_once_and_in_time() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.01)) as service:
         late, streaming, other = Client(), Client(), Client()
         fields = {"max_tokens": 30, "timeout_ms": 120}
@@ -113,7 +115,7 @@ def test_a_timeout_reaches_the_client_once_and_in_time() -> None:
     assert other.output_ids == expected_tokens([3], 30)
 
 
-def test_more_tokens_than_may_wait_are_refused_by_the_settings_name() -> None:
+def test_service_more_tokens_than_may_wait_are_refused_by_the_settings_name() -> None:
     num_tokens = SPEC.num_blocks * SPEC.block_size
     engine = HeldEngine(SPEC)
     with serving(engine, CoreSettings(max_queue_tokens=10)) as service:
@@ -128,7 +130,7 @@ def test_more_tokens_than_may_wait_are_refused_by_the_settings_name() -> None:
         service.submit({"input_ids": [1] * 11, "max_tokens": 4}, Client())
 
 
-def test_a_bad_request_disturbs_nobody() -> None:
+def test_service_a_bad_request_disturbs_nobody() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.002)) as service:
         good = Client()
         service.submit({"input_ids": [3, 4], "max_tokens": 30, "stream": True}, good)
@@ -139,7 +141,7 @@ def test_a_bad_request_disturbs_nobody() -> None:
         assert good.output_ids == expected_tokens([3, 4], 30)
 
 
-def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
+def test_service_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
     engine = MockEngine(SPEC, step_seconds=0.005)
     with serving(engine) as service:
         first, second = Client(), Client()
@@ -153,7 +155,7 @@ def test_a_failed_step_ends_its_sequences_and_the_core_goes_on() -> None:
         assert second.output_ids == expected_tokens([1], 5)
 
 
-def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
+def test_service_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     class Broken(MockEngine):
         def collect(self) -> HostLogits:
             raise RuntimeError("out of the blue")
@@ -170,7 +172,7 @@ def test_a_broken_engine_answers_everybody_and_is_fatal() -> None:
     assert all(client.done.is_set() and client.num_finals == 1 for client in clients)
 
 
-def test_an_abort_that_overtakes_its_addition_harms_nobody() -> None:
+def test_service_an_abort_that_overtakes_its_addition_harms_nobody() -> None:
     events: list[TokenEvent] = []
     died: list[BaseException] = []
     core = EngineCore(MockEngine(SPEC), CoreSettings(), time.monotonic)
@@ -203,7 +205,7 @@ class _Undecided:
         return "word"
 
 
-def test_who_is_asked_to_stop_looks_once_more_for_a_stop_string() -> None:
+def test_service_who_is_asked_to_stop_looks_once_more_for_a_stop_string() -> None:
     events: list[TokenEvent] = []
     loop = EngineLoop(
         EngineCore(MockEngine(SPEC), CoreSettings(), time.monotonic), events.extend, lambda _: None, lambda _: None
@@ -220,7 +222,7 @@ def test_who_is_asked_to_stop_looks_once_more_for_a_stop_string() -> None:
     assert (plain.error, found.error, found.stop_reason) == (None, None, "word")
 
 
-def test_shutdown_answers_everybody() -> None:
+def test_service_shutdown_answers_everybody() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.1)) as service:
         clients = [Client() for _ in range(9)]
         for client in clients:
@@ -228,7 +230,7 @@ def test_shutdown_answers_everybody() -> None:
     assert all(client.num_finals == 1 and isinstance(client.errors[0], DrainingError) for client in clients)
 
 
-def test_a_draining_core_finishes_what_it_has_and_takes_nothing_new(tmp_path: Path) -> None:
+def test_service_a_draining_core_finishes_what_it_has_and_takes_nothing_new(tmp_path: Path) -> None:
     notice = DrainNotice(tmp_path / "notice")
     with serving(MockEngine(SPEC, step_seconds=0.005), notice=notice) as service:
         client = Client()
@@ -265,7 +267,7 @@ class Acknowledging(Client):
             self.alive = False
 
 
-def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
+def test_service_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_flows() -> None:
     settings = CoreSettings(pause_after_ms=60, abandon_after_ms=2000, stream_interval_ms=0)
     engine = HeldEngine(SPEC, 8, step_seconds=0.002)
     with serving(engine, settings) as service:
@@ -287,7 +289,7 @@ def test_an_unread_stream_pauses_and_then_frees_its_blocks_while_its_neighbour_f
         until(lambda: service.stats.num_used_blocks == 0)
 
 
-def test_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
+def test_service_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.001)) as service:
         slow = Acknowledging(delay=0.02)
         service.submit({"input_ids": [5], "max_tokens": 60, "stream": True, "flow_control": True}, slow)
@@ -296,7 +298,7 @@ def test_a_slow_reader_gets_everything_in_fewer_chunks() -> None:
         assert len(slow.chunks) < 60
 
 
-def test_a_client_reported_gone_ends_at_once() -> None:
+def test_service_a_client_reported_gone_ends_at_once() -> None:
     engine = HeldEngine(SPEC, 8)
     with serving(engine, CoreSettings(abandon_after_ms=600_000, stream_interval_ms=0)) as service:
         gone = Acknowledging()
@@ -312,7 +314,7 @@ def test_a_client_reported_gone_ends_at_once() -> None:
         until(lambda: service.stats.num_used_blocks == 0)
 
 
-def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
+def test_service_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
     settings = CoreSettings(pause_after_ms=600_000, abandon_after_ms=600_000, stream_interval_ms=0)
     with serving(MockEngine(SPEC), settings) as service:
         client = Acknowledging()
@@ -326,7 +328,7 @@ def test_one_chunk_of_a_stream_is_on_its_way_at_a_time() -> None:
         assert client.output_ids == expected_tokens([1], 40)
 
 
-def test_flow_control_by_the_clock() -> None:
+def test_service_flow_control_by_the_clock() -> None:
     flow = FlowControl(CoreSettings(pause_after_ms=100, abandon_after_ms=1000, stream_interval_ms=0))
     assert flow.may_send
     flow.sent(10.0)

@@ -136,7 +136,7 @@ def pumping(**settings: int) -> Iterator[Pumping]:
         table.close()
 
 
-def test_tokens_that_come_within_the_interval_leave_together() -> None:
+def test_stream_interval_tokens_that_come_within_the_interval_leave_together() -> None:
     with pumping(stream_interval_ms=20) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader).first
@@ -149,7 +149,7 @@ def test_tokens_that_come_within_the_interval_leave_together() -> None:
     assert reader.ids[0] == [7] * 11
 
 
-def test_a_stream_slower_than_its_interval_sends_each_token_at_once() -> None:
+def test_stream_interval_a_stream_slower_than_its_interval_sends_each_token_at_once() -> None:
     with pumping(stream_interval_ms=20) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader).first
@@ -159,7 +159,7 @@ def test_a_stream_slower_than_its_interval_sends_each_token_at_once() -> None:
     assert reader.times[0] == [0, 33, 66, 99, 132]
 
 
-def test_a_request_s_own_interval_counts() -> None:
+def test_stream_interval_a_request_s_own_interval_counts() -> None:
     with pumping(stream_interval_ms=20) as run:
         at_once, slow = TimedReader(run.clock), TimedReader(run.clock)
         sequences = run.open(at_once, stream_interval_ms=0).first, run.open(slow, stream_interval_ms=45).first
@@ -171,7 +171,7 @@ def test_a_request_s_own_interval_counts() -> None:
     assert slow.times[0] == [0, 45, 90]
 
 
-def test_an_end_leaves_at_once() -> None:
+def test_stream_interval_an_end_leaves_at_once() -> None:
     with pumping(stream_interval_ms=1000) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader, stop_words=[spell(9).encode()]).first
@@ -185,7 +185,7 @@ def test_an_end_leaves_at_once() -> None:
         assert reader.texts[0] == spell(7) + spell(8)
 
 
-def test_what_a_stop_string_held_back_leaves_as_soon_as_it_is_refuted() -> None:
+def test_stream_interval_what_a_stop_string_held_back_leaves_as_soon_as_it_is_refuted() -> None:
     with pumping(stream_interval_ms=1000) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader, stop_words=[(spell(9) + "!").encode()]).first
@@ -201,7 +201,7 @@ def test_what_a_stop_string_held_back_leaves_as_soon_as_it_is_refuted() -> None:
         assert reader.ids[0] == [7, 8, 9, 31]
 
 
-def test_a_stream_that_was_paused_sends_as_soon_as_its_reader_is_back() -> None:
+def test_stream_interval_a_stream_that_was_paused_sends_as_soon_as_its_reader_is_back() -> None:
     with pumping(stream_interval_ms=1000, pause_after_ms=100, abandon_after_ms=60_000) as run:
         reader = TimedReader(run.clock, acknowledges=False)
         sequence = run.open(reader, flow_control=True).first
@@ -217,7 +217,7 @@ def test_a_stream_that_was_paused_sends_as_soon_as_its_reader_is_back() -> None:
         assert reader.times[0][1] <= 230
 
 
-def test_an_acknowledgement_that_came_meanwhile_costs_no_further_time() -> None:
+def test_stream_interval_an_acknowledgement_that_came_meanwhile_costs_no_further_time() -> None:
     with pumping(stream_interval_ms=20) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader, flow_control=True).first
@@ -227,7 +227,7 @@ def test_an_acknowledgement_that_came_meanwhile_costs_no_further_time() -> None:
     assert reader.times[0] == [0, 20, 40]
 
 
-def test_sequences_of_one_request_each_have_their_interval() -> None:
+def test_stream_interval_sequences_of_one_request_each_have_their_interval() -> None:
     with pumping(stream_interval_ms=18) as run:
         reader = TimedReader(run.clock)
         first, second = run.open(reader, num_return_sequences=2).sequences
@@ -239,7 +239,7 @@ def test_sequences_of_one_request_each_have_their_interval() -> None:
     assert reader.times == {0: [0, 18, 36, 54], 1: [5, 23, 41, 59]}
 
 
-def test_an_answer_that_does_not_stream_has_no_timers() -> None:
+def test_stream_interval_an_answer_that_does_not_stream_has_no_timers() -> None:
     with pumping(stream_interval_ms=20) as run:
         reader = TimedReader(run.clock)
         sequence = run.open(reader, stream=False).first
@@ -251,7 +251,7 @@ def test_an_answer_that_does_not_stream_has_no_timers() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1001])
-def test_an_interval_out_of_bounds_is_refused_by_name(value: int) -> None:
+def test_stream_interval_an_interval_out_of_bounds_is_refused_by_name(value: int) -> None:
     fields = {"input_ids": [1], "max_tokens": 4, "stream": True, "stream_interval_ms": value}
     with pytest.raises(RequestError, match=f"stream_interval_ms: must be from 0 to 1000, not {value}"):
         parse_request(itertools.count(1), fields, context(), 0.0)
@@ -282,7 +282,7 @@ def _moves(draw: st.DrawFn) -> list[tuple[str, int, list[int], int]]:
     acknowledges=st.booleans(),
     leaves=st.sampled_from([False] * 5 + [True]),
 )
-def test_no_interval_changes_what_is_sent(
+def test_stream_interval_no_interval_changes_what_is_sent(
     *,
     moves: list[tuple[str, int, list[int], int]],
     interval_ms: int,

@@ -55,7 +55,9 @@ def checkpoint(pristine: Path, tmp_path: Path) -> Path:
         ({"rms_norm_eps": -1}, ["rms_norm_eps", "-1"]),
     ],
 )
-def test_unsupported_configurations_are_refused(checkpoint: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_checkpoint_unsupported_configurations_are_refused(
+    checkpoint: Path, changes: dict[str, Any], words: list[str]
+) -> None:
     edit_json(checkpoint / "config.json", **changes)
     with pytest.raises(CheckpointError) as refusal:
         open_checkpoint(checkpoint)
@@ -63,27 +65,27 @@ def test_unsupported_configurations_are_refused(checkpoint: Path, changes: dict[
 
 
 @pytest.mark.parametrize("name", ["config.json", SINGLE_FILE, "tokenizer.json"])
-def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+def test_checkpoint_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         open_checkpoint(checkpoint)
 
 
-def test_pickles_are_refused_with_advice(checkpoint: Path) -> None:
+def test_checkpoint_pickles_are_refused_with_advice(checkpoint: Path) -> None:
     (checkpoint / SINGLE_FILE).rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle.*convert"):
         open_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "config.json"])
-def test_an_index_cannot_lead_out_of_the_folder(checkpoint: Path, name: str) -> None:
+def test_checkpoint_an_index_cannot_lead_out_of_the_folder(checkpoint: Path, name: str) -> None:
     (checkpoint / SINGLE_FILE).unlink()
     (checkpoint / INDEX_FILE).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     with pytest.raises(CheckpointError, match="weight_map"):
         open_checkpoint(checkpoint)
 
 
-def test_shards_must_hold_what_the_index_says(tmp_path: Path) -> None:
+def test_checkpoint_shards_must_hold_what_the_index_says(tmp_path: Path) -> None:
     save_file({"a": np.zeros(4, np.float32)}, tmp_path / "one.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}
     (tmp_path / INDEX_FILE).write_text(json.dumps(index))
@@ -118,20 +120,20 @@ def entry(dtype: str, shape: Any, begin: int, end: int) -> bytes:
         (b"[" * 100_000, b""),
     ],
 )
-def test_dishonest_headers_are_refused(tmp_path: Path, header: bytes, body: bytes) -> None:
+def test_checkpoint_dishonest_headers_are_refused(tmp_path: Path, header: bytes, body: bytes) -> None:
     write_raw(tmp_path / SINGLE_FILE, header, body)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         TensorFiles(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 2**60) + b"{}"])
-def test_truncated_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_checkpoint_truncated_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SINGLE_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         TensorFiles(tmp_path)
 
 
-def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
+def test_checkpoint_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}, tmp_path / SINGLE_FILE)
     source = WeightSource(TensorFiles(tmp_path), FP32, FP32, tied=False)
     with pytest.raises(CheckpointError, match=r"a: .*shape is \[2, 3\].*\[3, 2\]"):
@@ -164,7 +166,7 @@ def test_wrong_shapes_missing_and_unknown_tensors_are_named(tmp_path: Path) -> N
         ({"stop_strings": ["User:", "\n\n"]}, Generation((0,), 0.0, 0, 1.0, stop_strings=("User:", "\n\n"))),
     ],
 )
-def test_generation_defaults(checkpoint: Path, generation: dict[str, Any], expected: Generation) -> None:
+def test_checkpoint_generation_defaults(checkpoint: Path, generation: dict[str, Any], expected: Generation) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps(generation))
     assert open_checkpoint(checkpoint).generation == expected
 
@@ -182,27 +184,27 @@ def test_generation_defaults(checkpoint: Path, generation: dict[str, Any], expec
         ("repetition_penalty", 0),
     ],
 )
-def test_a_bad_generation_setting_is_named(checkpoint: Path, key: str, value: Any) -> None:
+def test_checkpoint_a_bad_generation_setting_is_named(checkpoint: Path, key: str, value: Any) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, key: value}))
     with pytest.raises(CheckpointError, match=rf"generation_config.json: {key}"):
         open_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("ends", [-1, 400, "2", [1, None]])
-def test_end_ids_must_be_token_ids(checkpoint: Path, ends: Any) -> None:
+def test_checkpoint_end_ids_must_be_token_ids(checkpoint: Path, ends: Any) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id"):
         open_checkpoint(checkpoint)
 
 
-def test_generation_settings_that_are_not_served_are_named(tmp_path: Path) -> None:
+def test_checkpoint_generation_settings_that_are_not_served_are_named(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
     assert open_checkpoint(folder).not_served == ()
     edit_json(folder / "generation_config.json", typical_p=0.9, no_repeat_ngram_size=0, num_beams=4)
     assert open_checkpoint(folder).not_served == ("typical_p = 0.9", "num_beams = 4")
 
 
-def test_named_chat_templates_come_with_the_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_named_chat_templates_come_with_the_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = {"default": "plain", "tool_use": "with {{ tools }}"}
     tokenizer.save_pretrained(checkpoint)

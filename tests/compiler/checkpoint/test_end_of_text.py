@@ -46,7 +46,7 @@ def say(folder: Path, config: Any, generation: Any, tokenizer: Any) -> None:
         (5, None, _OBJECT, (0, 5)),
     ],
 )
-def test_the_union_of_all_files(
+def test_end_of_text_the_union_of_all_files(
     checkpoint: Path, config: Any, generation: Any, tokenizer: Any, expected: tuple[int, ...]
 ) -> None:
     say(checkpoint, config, generation, tokenizer)
@@ -54,21 +54,21 @@ def test_the_union_of_all_files(
     assert opened.end_of_text.ids == opened.generation.end_ids == expected
 
 
-def test_it_holds_whatever_transformers_takes(checkpoint: Path) -> None:
+def test_end_of_text_it_holds_whatever_transformers_takes(checkpoint: Path) -> None:
     say(checkpoint, 5, [7, 6], _OBJECT)
     ids = open_checkpoint(checkpoint).end_of_text.ids
     assert AutoTokenizer.from_pretrained(checkpoint).eos_token_id in ids
     assert set(GenerationConfig.from_pretrained(checkpoint).eos_token_id) <= set(ids)
 
 
-def test_each_is_shown_with_its_text_and_the_files_that_name_it(checkpoint: Path) -> None:
+def test_end_of_text_each_is_shown_with_its_text_and_the_files_that_name_it(checkpoint: Path) -> None:
     say(checkpoint, 0, 1, END)
     end, user = open_checkpoint(checkpoint).end_of_text.tokens
     assert (end.text, end.named_by) == (END, ("config.json", "tokenizer_config.json"))
     assert (user.text, user.named_by) == ("<|user|>", ("generation_config.json",))
 
 
-def test_special_tokens_map_counts_where_transformers_reads_it(checkpoint: Path) -> None:
+def test_end_of_text_special_tokens_map_counts_where_transformers_reads_it(checkpoint: Path) -> None:
     say(checkpoint, None, None, None)
     (checkpoint / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|system|>"}}))
     taken = AutoTokenizer.from_pretrained(checkpoint).eos_token_id
@@ -78,7 +78,7 @@ def test_special_tokens_map_counts_where_transformers_reads_it(checkpoint: Path)
     assert open_checkpoint(checkpoint).end_of_text.ids == ()
 
 
-def test_a_text_that_is_no_token_is_named(checkpoint: Path) -> None:
+def test_end_of_text_a_text_that_is_no_token_is_named(checkpoint: Path) -> None:
     say(checkpoint, 0, None, "</s>")
     ends = open_checkpoint(checkpoint).end_of_text
     assert (ends.ids, ends.unknown) == ((0,), ("tokenizer_config.json: eos_token = '</s>'",))
@@ -96,7 +96,7 @@ def test_a_text_that_is_no_token_is_named(checkpoint: Path) -> None:
         ("tokenizer_config.json", "eos_token", "<|late|>", "id 400 .* ends at 399"),
     ],
 )
-def test_what_cannot_end_a_text_is_refused_by_file_and_key(
+def test_end_of_text_what_cannot_end_a_text_is_refused_by_file_and_key(
     checkpoint: Path, name: str, key: str, value: Any, words: str
 ) -> None:
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())

@@ -50,18 +50,20 @@ def sampling(**settings: Any) -> tuple[float, int, float, float]:
         ({"min_p": 1}, (1.0, 50, 1.0, 1.0)),
     ],
 )
-def test_a_plain_meaning_is_taken(settings: dict[str, Any], expected: tuple[float, int, float, float]) -> None:
+def test_generation_spellings_a_plain_meaning_is_taken(
+    settings: dict[str, Any], expected: tuple[float, int, float, float]
+) -> None:
     assert sampling(**settings) == expected
 
 
-def test_without_sampling_its_settings_are_nothing() -> None:
+def test_generation_spellings_without_sampling_its_settings_are_nothing() -> None:
     for do_sample in (False, None, 0, 0.0):
         read = defaults(do_sample=do_sample, temperature="hot", top_k=-3.5)
         assert (read.temperature, read.top_k, read.top_p, read.min_p) == GREEDY
     assert defaults(do_sample=1).temperature == 1.0
 
 
-def test_the_other_settings() -> None:
+def test_generation_spellings_the_other_settings() -> None:
     read = defaults(
         repetition_penalty=1, min_new_tokens=4.0, bad_words_ids=None, suppress_tokens=[1.0], stop_strings=None
     )
@@ -104,7 +106,7 @@ def test_the_other_settings() -> None:
         ("stop_strings", ["a", None]),
     ],
 )
-def test_anything_else_is_refused_by_name(key: str, value: Any) -> None:
+def test_generation_spellings_anything_else_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=rf"^generation_config.json: {key} = "):
         defaults(**{"do_sample": True, key: value})
 
@@ -119,7 +121,7 @@ KEYS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penal
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
-def test_whatever_is_there_is_read_or_refused(settings: dict[str, Any], sample: bool) -> None:
+def test_generation_spellings_whatever_is_there_is_read_or_refused(settings: dict[str, Any], sample: bool) -> None:
     settings = {"do_sample": sample, **settings}
     not_served(JsonConfig(settings, "generation_config.json"))
     try:
@@ -137,7 +139,7 @@ def test_whatever_is_there_is_read_or_refused(settings: dict[str, Any], sample: 
     assert 0 <= read.min_p <= 1
 
 
-def test_transformers_keeps_the_likeliest_alone_where_top_p_is_0() -> None:
+def test_generation_spellings_transformers_keeps_the_likeliest_alone_where_top_p_is_0() -> None:
     logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     ids = torch.zeros(8, 1, dtype=torch.long)
     of_top_p, of_top_k = TopPLogitsWarper(0.0)(ids, logits), TopKLogitsWarper(1)(ids, logits)
@@ -145,7 +147,7 @@ def test_transformers_keeps_the_likeliest_alone_where_top_p_is_0() -> None:
     assert sampling(top_p=0)[1:3] == (1, 1.0)
 
 
-def test_what_transformers_writes_by_default_is_all_served() -> None:
+def test_generation_spellings_what_transformers_writes_by_default_is_all_served() -> None:
     written = JsonConfig(json.loads(GenerationConfig().to_json_string(use_diff=False)), "generation_config.json")
     assert not_served(written) == ()
     assert read_generation(written, (), VOCAB_SIZE) == Generation((), 0.0, 0, 1.0)

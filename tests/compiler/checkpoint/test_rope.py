@@ -32,7 +32,7 @@ LLAMA3 = {
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3}},
     ],
 )
-def test_frequencies_equal_transformers(keys: dict[str, Any]) -> None:
+def test_rope_frequencies_equal_transformers(keys: dict[str, Any]) -> None:
     config = LlamaConfig(hidden_size=512, num_attention_heads=4, max_position_embeddings=131072, **keys)
     expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
     found = inverse_frequencies(JsonConfig(keys, "config.json"), 128, 131072)

@@ -53,12 +53,12 @@ def written_template(folder: Path) -> Any:
         (None, None),
     ],
 )
-def test_the_template_of_an_older_processor_is_read(folder: Path, saved: Any, expected: Any) -> None:
+def test_tokenizer_files_the_template_of_an_older_processor_is_read(folder: Path, saved: Any, expected: Any) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": saved}))
     assert written_template(folder) == expected
 
 
-def test_the_tokenizers_own_template_comes_first(folder: Path) -> None:
+def test_tokenizer_files_the_tokenizers_own_template_comes_first(folder: Path) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": OTHER}))
     edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     assert written_template(folder) == CHAT_TEMPLATE
@@ -66,7 +66,7 @@ def test_the_tokenizers_own_template_comes_first(folder: Path) -> None:
     assert written_template(folder) == "third"
 
 
-def test_several_templates_in_the_configuration_are_kept(folder: Path) -> None:
+def test_tokenizer_files_several_templates_in_the_configuration_are_kept(folder: Path) -> None:
     templates = {"default": CHAT_TEMPLATE, "tool_use": OTHER}
     listed = [{"name": name, "template": template} for name, template in templates.items()]
     edit_json(folder / "tokenizer_config.json", chat_template=listed)
@@ -76,7 +76,7 @@ def test_several_templates_in_the_configuration_are_kept(folder: Path) -> None:
 @pytest.mark.parametrize(
     "saved", [7, [CHAT_TEMPLATE], {"default": 1}, [{"template": OTHER}], {"../out": OTHER}, {"a/b": OTHER}, {"": OTHER}]
 )
-def test_what_is_no_template_is_refused_by_file_and_key(folder: Path, saved: Any) -> None:
+def test_tokenizer_files_what_is_no_template_is_refused_by_file_and_key(folder: Path, saved: Any) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": saved}))
     with pytest.raises(CheckpointError, match=r"^chat_template.json: chat_template = "):
         read_tokenizer_files(folder)
@@ -107,7 +107,7 @@ def sentencepiece_folder(folder: Path, kind: str, tokenizer_class: str | None = 
 
 
 @pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizer", None])
-def test_a_sentencepiece_model_is_converted(tmp_path: Path, tokenizer_class: str | None) -> None:
+def test_tokenizer_files_a_sentencepiece_model_is_converted(tmp_path: Path, tokenizer_class: str | None) -> None:
     source = sentencepiece_folder(tmp_path / "llama", "bpe", tokenizer_class)
     files = read_tokenizer_files(source)
     files.write(tmp_path / "engine")
@@ -122,7 +122,7 @@ def test_a_sentencepiece_model_is_converted(tmp_path: Path, tokenizer_class: str
     assert served.chat_template == (CHAT_TEMPLATE if tokenizer_class else None)
 
 
-def test_a_byte_level_vocabulary_is_converted(tmp_path: Path) -> None:
+def test_tokenizer_files_a_byte_level_vocabulary_is_converted(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     source = tmp_path / "qwen"
@@ -139,7 +139,7 @@ def test_a_byte_level_vocabulary_is_converted(tmp_path: Path) -> None:
         assert served.decode(served(text)["input_ids"]) == reference.decode(reference(text)["input_ids"])
 
 
-def test_an_unfaithful_conversion_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_files_an_unfaithful_conversion_is_refused(tmp_path: Path) -> None:
     """transformers makes a BPE of every model that its configuration calls Llama's."""
     source = sentencepiece_folder(tmp_path / "unigram", "unigram")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: missing.*tokenizer.model.*other tokens for .*Sentence"):
@@ -153,7 +153,7 @@ def test_an_unfaithful_conversion_is_refused(tmp_path: Path) -> None:
         (b"", {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}),
     ],
 )
-def test_what_cannot_be_converted_is_refused_with_the_command_to_run(
+def test_tokenizer_files_what_cannot_be_converted_is_refused_with_the_command_to_run(
     tmp_path: Path, content: bytes, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
@@ -171,6 +171,6 @@ def test_what_cannot_be_converted_is_refused_with_the_command_to_run(
         read_tokenizer_files(tmp_path)
 
 
-def test_without_any_vocabulary_the_missing_file_is_named(tmp_path: Path) -> None:
+def test_tokenizer_files_without_any_vocabulary_the_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer.json: missing; save the tokenizer with transformers"):
         read_tokenizer_files(tmp_path)

@@ -114,7 +114,7 @@ def test_registry_names_tensors_that_a_family_neither_asks_for_nor_skips(tmp_pat
 
 
 @pytest.mark.parametrize("name", TINY_FAMILIES)
-def test_outline_has_every_tensor_of_a_checkpoint_with_its_shape(name: str, tmp_path: Path) -> None:
+def test_registry_outline_has_every_tensor_of_a_checkpoint_with_its_shape(name: str, tmp_path: Path) -> None:
     """Against what transformers saves."""
     opened = open_checkpoint(make_checkpoint(tmp_path / name, name))
     outline = opened.model.outline

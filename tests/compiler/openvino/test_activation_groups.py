@@ -29,7 +29,7 @@ WINDOW = 512
 
 
 @given(st.lists(st.integers(1, 40), min_size=1), st.sampled_from([1, 32, 64, 128, 256]))
-def test_activation_group_divides_every_group_of_weights(factors: list[int], unit: int) -> None:
+def test_activation_groups_activation_group_divides_every_group_of_weights(factors: list[int], unit: int) -> None:
     widths = [factor * unit for factor in factors]
     uses = [WeightUse(str(width), Role.COLUMN, (8, width)) for width in widths]
     for weights in ("int8", "int4"):
@@ -42,7 +42,7 @@ def test_activation_group_divides_every_group_of_weights(factors: list[int], uni
 
 
 @pytest.mark.parametrize(("hidden_size", "group"), [(128, 128), (192, 64)])
-def test_activation_group_is_in_the_manifest_and_reaches_the_plugin(
+def test_activation_groups_activation_group_is_in_the_manifest_and_reaches_the_plugin(
     hidden_size: int, group: int, tmp_path: Path
 ) -> None:
     sizes: dict[str, Any] = {
@@ -80,7 +80,7 @@ def perplexity(engine: Engine, token_ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize(("weights", "most"), [("int8", 1.02), ("int4", 1.10)])
-def test_quantized_weights_keep_the_perplexity_of_the_demo_within_bounds(
+def test_activation_groups_quantized_weights_keep_the_perplexity_of_the_demo_within_bounds(
     weights: str, most: float, tmp_path: Path
 ) -> None:
     """With the activations as this CPU's plugin quantizes them: in int8 with AVX-512 or VNNI, not at all without."""

@@ -51,7 +51,9 @@ def trials(*factors: float) -> Trials:
         ((1.0, 0.98, 1.4, 1.5, 0.9), "fp32", "more exact, and as fast as bf16 but for noise"),
     ],
 )
-def test_the_faster_by_more_than_noise_or_the_more_exact(factors: tuple[float, ...], compute: str, words: str) -> None:
+def test_precision_trials_the_faster_by_more_than_noise_or_the_more_exact(
+    factors: tuple[float, ...], compute: str, words: str
+) -> None:
     chosen, choice = choose("fp32", "bf16", trials(*factors), CPU)
     assert (chosen, choice.reason, choice.cpu) == (compute, words, CPU)
     assert [trial.compute for trial in choice.trials] == ["fp32", "bf16"]
@@ -59,14 +61,14 @@ def test_the_faster_by_more_than_noise_or_the_more_exact(factors: tuple[float, .
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=5, max_size=15))
-def test_what_is_not_always_faster_never_wins_by_its_luck(factors: list[float]) -> None:
+def test_precision_trials_what_is_not_always_faster_never_wins_by_its_luck(factors: list[float]) -> None:
     measured = trials(*factors)
     slower = sum(factor < 1.04 for factor in factors)
     assert not (measured.other_wins() and slower > len(factors) / 2)
     assert not (measured.other_wins() and measured.exact_wins())
 
 
-def test_a_busy_machine_does_not_decide() -> None:
+def test_precision_trials_a_busy_machine_does_not_decide() -> None:
     """Rounds in which one format met a neighbour more often, and both are as fast at their best."""
     slowed = tuple(Sample(EXACT.prompt_ms * factor, EXACT.decode_ms * factor) for factor in (1, 2, 3, 2, 2, 3, 2))
     for measured in (Trials(slowed, (EXACT,) * 7), Trials((EXACT,) * 7, slowed)):
@@ -74,7 +76,7 @@ def test_a_busy_machine_does_not_decide() -> None:
 
 
 @pytest.mark.parametrize(("round_seconds", "rounds"), [(1.0, 7), (0.04, 11), (0.001, 15)])
-def test_the_formats_take_turns_for_a_bounded_time(round_seconds: float, rounds: int) -> None:
+def test_precision_trials_the_formats_take_turns_for_a_bounded_time(round_seconds: float, rounds: int) -> None:
     order: list[str] = []
     ticks = count()
 
@@ -104,7 +106,7 @@ def compiler(measure: Any, monkeypatch: pytest.MonkeyPatch, *, bf16: bool = True
         (0.7, None, Precision("fp32", "bf16", "f32")),
     ],
 )
-def test_the_default_is_what_was_measured(
+def test_precision_trials_the_default_is_what_was_measured(
     factor: float, weights: str | None, expected: Precision, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -119,7 +121,9 @@ def test_the_default_is_what_was_measured(
     assert asked == [(1, "fp32", weights or "bf16", "bf16", weights or "bf16", "BF16")]
 
 
-def test_nothing_is_measured_where_there_is_no_choice(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_trials_nothing_is_measured_where_there_is_no_choice(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure(*_: Any) -> Trials:
         raise AssertionError
 
@@ -131,7 +135,7 @@ def test_nothing_is_measured_where_there_is_no_choice(checkpoint: Path, monkeypa
     assert (found.compute, found.choice) == ("fp32", PrecisionChoice("this CPU cannot compute in bfloat16"))
 
 
-def test_the_numbers_are_shown_and_kept_in_the_manifest(
+def test_precision_trials_the_numbers_are_shown_and_kept_in_the_manifest(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(openvino_compiler, "computes_bf16", lambda: True)
@@ -162,7 +166,7 @@ def parameters(model: Decoder) -> int:
     return model.outline.size(Role.COLUMN, Role.ROW)
 
 
-def test_a_large_layer_is_cut_and_keeps_its_proportions() -> None:
+def test_precision_trials_a_large_layer_is_cut_and_keeps_its_proportions() -> None:
     cut = probe_model(LARGE)
     assert 2**21 < parameters(cut) <= 2**24
     layer = cut.outline.layers[0]
@@ -172,7 +176,9 @@ def test_a_large_layer_is_cut_and_keeps_its_proportions() -> None:
 
 
 @given(st.integers(1, 96), st.integers(1, 8), st.integers(1, 16384), st.integers(1, 65536), st.integers(1, 100))
-def test_any_shape_has_a_probe(kv_heads: int, group: int, hidden: int, intermediate: int, layers: int) -> None:
+def test_precision_trials_any_shape_has_a_probe(
+    kv_heads: int, group: int, hidden: int, intermediate: int, layers: int
+) -> None:
     config = shape(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -188,7 +194,7 @@ def test_any_shape_has_a_probe(kv_heads: int, group: int, hidden: int, intermedi
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
-def test_probes_of_every_family_run(family: str, weights: str, tmp_path: Path) -> None:
+def test_precision_trials_probes_of_every_family_run(family: str, weights: str, tmp_path: Path) -> None:
     model = open_checkpoint(make_checkpoint(tmp_path / family, family)).model
     fp32 = Precision("fp32", weights, "f32")
     start = time.process_time()

@@ -25,7 +25,7 @@ NEEDS = SlotNeeds(
 SMALL = SlotNeeds(1 << 20, 1 << 20, 1 << 10, 1 << 10, multiple=4, max_position_embeddings=2048)
 
 
-def test_defaults_fill_the_gpu_with_full_slots() -> None:
+def test_slot_plan_defaults_fill_the_gpu_with_full_slots() -> None:
     plan = make_slot_plan(LimitsRequest(), NEEDS, 80 << 30)
     assert (plan.max_seq_len, plan.max_num_tokens, plan.kv_kind) == (8192, 2048, KVKind.SLOTS)
     # One row more than a step has tokens: that of a call from which none is wanted. With each, a mask over a slot.
@@ -36,17 +36,17 @@ def test_defaults_fill_the_gpu_with_full_slots() -> None:
     assert plan.block_bytes == 8193 << 17
 
 
-def test_small_models_have_256_slots_and_no_more() -> None:
+def test_slot_plan_small_models_have_256_slots_and_no_more() -> None:
     plan = make_slot_plan(LimitsRequest(), SMALL, 80 << 30)
     assert (plan.max_num_seqs, plan.num_blocks) == (256, 256)
 
 
-def test_slots_end_at_a_multiple() -> None:
+def test_slot_plan_slots_end_at_a_multiple() -> None:
     plan = make_slot_plan(LimitsRequest(max_num_seqs=3, max_seq_len=100), SMALL, 1 << 30)
     assert (plan.max_seq_len, plan.block_size, plan.block_bytes) == (100, 103, 104 << 10)
 
 
-def test_sequences_are_shortened_for_the_slots_that_were_asked_for_and_not_the_other_way_round() -> None:
+def test_slot_plan_sequences_are_shortened_for_the_slots_that_were_asked_for_and_not_the_other_way_round() -> None:
     plan = make_slot_plan(LimitsRequest(max_num_seqs=16), NEEDS, 24 << 30)
     assert plan.num_blocks == 16
     assert 512 <= plan.max_seq_len < 8192
@@ -57,7 +57,7 @@ def test_sequences_are_shortened_for_the_slots_that_were_asked_for_and_not_the_o
         make_slot_plan(LimitsRequest(max_num_seqs=256), NEEDS, 24 << 30)
 
 
-def test_the_cache_as_asked() -> None:
+def test_slot_plan_the_cache_as_asked() -> None:
     tokens = make_slot_plan(LimitsRequest(cache=CacheSize(num_tokens=2048), max_seq_len=500), SMALL, 1 << 30)
     assert tokens.num_blocks == 4
     shorter = make_slot_plan(LimitsRequest(cache=CacheSize(num_tokens=4000), max_num_seqs=4), SMALL, 1 << 30)
@@ -97,12 +97,12 @@ def test_the_cache_as_asked() -> None:
         (LimitsRequest(max_num_seqs=64, max_num_tokens=32), 24 << 30, "--max-num-tokens: 32 .* 64"),
     ],
 )
-def test_refusals_have_numbers(wanted: LimitsRequest, free: int, words: str) -> None:
+def test_slot_plan_refusals_have_numbers(wanted: LimitsRequest, free: int, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         make_slot_plan(wanted, NEEDS, free)
 
 
-def test_sizes_of_memory() -> None:
+def test_slot_plan_sizes_of_memory() -> None:
     assert parse_bytes("--gpu-memory", "24GiB") == 24 << 30
     with pytest.raises(PlanError, match="--gpu-memory: '24' is not a size"):
         parse_bytes("--gpu-memory", "24")
@@ -124,7 +124,7 @@ wishes = st.builds(LimitsRequest, max_num_seqs=optional, max_num_tokens=optional
 
 
 @given(wishes, st.integers(0, 2**32), st.sampled_from([1, 2, 4, 64]))
-def test_a_plan_never_overdraws(wanted: LimitsRequest, free: int, multiple: int) -> None:
+def test_slot_plan_a_plan_never_overdraws(wanted: LimitsRequest, free: int, multiple: int) -> None:
     needs = replace(SMALL, multiple=multiple)
     try:
         plan = make_slot_plan(wanted, needs, free)

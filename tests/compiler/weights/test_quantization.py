@@ -15,7 +15,7 @@ def random_matrix(out_size: int, in_size: int, seed: int = 0) -> npt.NDArray[np.
     return (random.normal(size=(out_size, in_size)) * random.uniform(0.001, 3, (out_size, 1))).astype(np.float32)
 
 
-def test_bfloat16_rounds_as_torch_does() -> None:
+def test_quantization_bfloat16_rounds_as_torch_does() -> None:
     edges = np.array([0, -0.0, 1e-40, 3.4e38, np.inf, -np.inf, 1.00390625, 1.01171875], np.float32)
     values = np.concatenate([random_matrix(700, 40).reshape(-1), edges])
     expected = torch.from_numpy(values).to(torch.bfloat16)
@@ -25,7 +25,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     assert np.isnan(quantization.to_float32(quantization.to_bfloat16(np.array([np.nan], np.float32)))).all()
 
 
-def test_float16_gives_up_where_a_value_is_too_large() -> None:
+def test_quantization_float16_gives_up_where_a_value_is_too_large() -> None:
     values = random_matrix(30, 40)
     halves = quantization.to_float16(values)
     assert halves is not None
@@ -34,7 +34,7 @@ def test_float16_gives_up_where_a_value_is_too_large() -> None:
     assert quantization.to_float16(values) is None
 
 
-def test_int8_is_off_by_half_a_step_at_most() -> None:
+def test_quantization_int8_is_off_by_half_a_step_at_most() -> None:
     values = random_matrix(300, 4097)
     values[7] = 0
     quantized, scales = quantization.int8_per_channel(values)
@@ -47,7 +47,7 @@ def as_bfloat16(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return torch.from_numpy(scales).to(torch.bfloat16).float().numpy()
 
 
-def test_scales_are_rounded_before_values_are_divided_by_them() -> None:
+def test_quantization_scales_are_rounded_before_values_are_divided_by_them() -> None:
     values = random_matrix(300, 200)
     quantized, scales = quantization.int8_per_channel(values, as_bfloat16)
     np.testing.assert_array_equal(scales, as_bfloat16(scales))
@@ -58,7 +58,7 @@ def test_scales_are_rounded_before_values_are_divided_by_them() -> None:
     assert inner.mean() > 0.98
 
 
-def test_float8_rounds_as_torch_does() -> None:
+def test_quantization_float8_rounds_as_torch_does() -> None:
     random = np.random.default_rng(0)
     edges = [0, -0.0, 448, -448, 2**-9, 2**-10, 3 * 2**-10, 1.5 * 2**-9, 2**-6, 0.999 * 2**-6, 1e-30, 17, 19, 0.9375]
     values = np.append(random.normal(size=50_000) * 10 ** random.uniform(-4, 2, 50_000), edges).astype(np.float32)
@@ -70,7 +70,7 @@ def test_float8_rounds_as_torch_does() -> None:
     assert quantization.to_e4m3(np.array([np.nan], np.float32))[0] & 0x7F == 0x7F
 
 
-def test_float8_has_the_largest_of_a_row_at_the_end_of_its_range() -> None:
+def test_quantization_float8_has_the_largest_of_a_row_at_the_end_of_its_range() -> None:
     values = random_matrix(40, 5000)
     values[7] = 0
     bits, scales = quantization.e4m3_per_channel(values, as_bfloat16)
@@ -84,7 +84,7 @@ def test_float8_has_the_largest_of_a_row_at_the_end_of_its_range() -> None:
 
 
 @pytest.mark.parametrize(("in_size", "size"), [(256, 128), (192, 64), (96, 32)])
-def test_symmetric_int4_is_off_by_half_a_step_at_most(in_size: int, size: int) -> None:
+def test_quantization_symmetric_int4_is_off_by_half_a_step_at_most(in_size: int, size: int) -> None:
     values = random_matrix(50, in_size)
     values[3, :size] = -np.abs(values[3, :size])  # a group of one sign, which has eight steps
     values[4] = 0
@@ -105,7 +105,7 @@ def unpack(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(("in_size", "size"), [(256, 128), (192, 64), (96, 32)])
-def test_int4_is_off_by_a_step_at_most(in_size: int, size: int) -> None:
+def test_quantization_int4_is_off_by_a_step_at_most(in_size: int, size: int) -> None:
     values = random_matrix(50, in_size)
     values[3, :size] = np.abs(values[3, :size])  # a group of one sign
     values[4] = 0
@@ -118,5 +118,5 @@ def test_int4_is_off_by_a_step_at_most(in_size: int, size: int) -> None:
     assert not restored[4].any()
 
 
-def test_rows_that_no_group_divides() -> None:
+def test_quantization_rows_that_no_group_divides() -> None:
     assert quantization.group_size(100) is None

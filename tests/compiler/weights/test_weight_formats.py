@@ -52,7 +52,7 @@ def in_the_plan(source: RememberingSource) -> float:
     ("intermediate_size", "num_devices", "num_wider"),
     [(1024, 1, 0), (1024, 2, 0), (1040, 1, 2), (1056, 1, 0), (1056, 2, 2)],
 )
-def test_int4_that_becomes_int8_is_counted(
+def test_weight_formats_int4_that_becomes_int8_is_counted(
     tmp_path: Path, intermediate_size: int, num_devices: int, num_wider: int
 ) -> None:
     folder = make_checkpoint(
@@ -70,7 +70,7 @@ def test_int4_that_becomes_int8_is_counted(
     ("intermediate_size", "num_devices", "uniform"),
     [(1024, 1, True), (1024, 1, False), (1040, 1, True), (1056, 1, True), (1056, 1, False), (1056, 2, True)],
 )
-def test_the_estimate_knows_groups_and_what_has_none(
+def test_weight_formats_the_estimate_knows_groups_and_what_has_none(
     tmp_path: Path, intermediate_size: int, num_devices: int, uniform: bool
 ) -> None:
     sizes, estimates = [], []
@@ -87,7 +87,7 @@ def test_the_estimate_knows_groups_and_what_has_none(
     assert estimates[1] - estimates[0] - norms == pytest.approx(sizes[1] - sizes[0], rel=0.04)
 
 
-def test_groups_of_a_cut_row_may_be_shorter_than_those_of_the_whole(tmp_path: Path) -> None:
+def test_weight_formats_groups_of_a_cut_row_may_be_shorter_than_those_of_the_whole(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "llama", "llama", intermediate_size=192, num_hidden_layers=1, **HEADS)
     checkpoint = open_checkpoint(folder)
     down = [

@@ -35,20 +35,20 @@ _HEADERS = st.builds(
 
 
 @given(_HEADERS)
-def test_a_header_comes_back_from_its_integers(header: ChunkHeader) -> None:
+def test_chunk_header_a_header_comes_back_from_its_integers(header: ChunkHeader) -> None:
     numbers = header.pack()
     assert all(type(number) is int and number < 2**63 for number in numbers)
     assert unpack(numbers) == header
 
 
-def test_a_part_is_all_text_unless_it_says_otherwise() -> None:
+def test_chunk_header_a_part_is_all_text_unless_it_says_otherwise() -> None:
     numbers = ChunkHeader(7, 1, 5, 2, True, False, (Part(3),), [11, 12]).pack()
     assert numbers == [VERSION, 7, 1, 5, 2, 1, 0, 2, 3, 0, -1, 11, 12]
 
 
 @pytest.mark.parametrize("num_context", [-4, -3, -1, 0, 1, 2, 3, 4, 2**62])
 @pytest.mark.parametrize("size", [8, 9, 10, 12, 13])
-def test_another_number_of_integers_is_not_a_header(size: int, num_context: int) -> None:
+def test_chunk_header_another_number_of_integers_is_not_a_header(size: int, num_context: int) -> None:
     if num_context in (size - 11, size - 14):
         return
     with pytest.raises(RequestError, match=f"chunk: {size} values are not a header: 8, 3 a sequence, and"):
@@ -56,29 +56,29 @@ def test_another_number_of_integers_is_not_a_header(size: int, num_context: int)
 
 
 @pytest.mark.parametrize("numbers", [[], [0], [0] * 11, [VERSION - 1, *[0] * 10]])
-def test_another_version_is_refused(numbers: list[int]) -> None:
+def test_chunk_header_another_version_is_refused(numbers: list[int]) -> None:
     with pytest.raises(RequestError, match="chunk: must begin with its version, 2"):
         unpack(numbers)
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-def test_a_short_header_is_refused(size: int) -> None:
+def test_chunk_header_a_short_header_is_refused(size: int) -> None:
     with pytest.raises(RequestError, match=f"chunk: must hold at least 8 values, not {size}"):
         unpack([VERSION, *[0] * (size - 1)])
 
 
 @pytest.mark.parametrize("token_id", [-1, 2**31, 2**62])
-def test_what_cannot_be_a_token_id_is_not_context(token_id: int) -> None:
+def test_chunk_header_what_cannot_be_a_token_id_is_not_context(token_id: int) -> None:
     with pytest.raises(RequestError, match="chunk: context ids must be from 0 to 2147483647"):
         unpack(ChunkHeader(0, 0, 0, 0, True, True, (Part(1),), [5, token_id]).pack())
 
 
-def test_only_a_response_of_one_sequence_has_context() -> None:
+def test_chunk_header_only_a_response_of_one_sequence_has_context() -> None:
     with pytest.raises(RequestError, match="chunk: must have no context ids"):
         unpack(ChunkHeader(0, 0, 0, 0, True, True, (Part(1), Part(1)), [5]).pack())
 
 
 @pytest.mark.parametrize("part", [(-1, 0, ALL), (2, 3, ALL), (2, -1, ALL), (2, 0, -2)])
-def test_a_part_that_cannot_be_is_refused(part: tuple[int, int, int]) -> None:
+def test_chunk_header_a_part_that_cannot_be_is_refused(part: tuple[int, int, int]) -> None:
     with pytest.raises(RequestError, match="is not a part of a response"):
         unpack([VERSION, 0, 0, 0, 0, 1, 1, 0, 3, 0, ALL, *part])

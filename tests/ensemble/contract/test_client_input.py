@@ -12,7 +12,7 @@ from trident_ensemble.contract.errors import RequestError
 
 
 @given(st.binary(max_size=12))
-def test_decode_text_takes_exactly_what_python_decodes(raw: bytes) -> None:
+def test_client_input_decode_text_takes_exactly_what_python_decodes(raw: bytes) -> None:
     try:
         expected = raw.decode("utf-8", "strict")
     except UnicodeDecodeError as error:
@@ -23,14 +23,14 @@ def test_decode_text_takes_exactly_what_python_decodes(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"12345", b"\xff\xff\xff\xff\xff"])
-def test_decode_text_refuses_a_large_text_before_it_is_decoded(raw: bytes) -> None:
+def test_client_input_decode_text_refuses_a_large_text_before_it_is_decoded(raw: bytes) -> None:
     with pytest.raises(RequestError, match=r"^prompt: 5 bytes are more than a prompt may have; at most 4; shorten it$"):
         decode_text("prompt", raw, 4, "a prompt may have")
     with pytest.raises(RequestError, match="5 bytes are more than this field may have"):
         decode_text("prompt", raw, 4)
 
 
-def test_check_parameters_names_the_unknown_one_and_the_known_fields() -> None:
+def test_client_input_check_parameters_names_the_unknown_one_and_the_known_fields() -> None:
     check_parameters(tensors.KNOWN_PARAMETERS, (tensors.SEED,))
     with pytest.raises(RequestError, match=r"^max_tokns: unknown field; known are seed, top_k$"):
         check_parameters(["max_tokns"], (tensors.SEED, tensors.TOP_K))

@@ -21,7 +21,7 @@ def reference(content: bytes, piece_bytes: int) -> str:
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("num_bytes", [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 7])
-def test_a_digest_is_that_of_the_pieces_digests(num_bytes: int, threads: int, tmp_path: Path) -> None:
+def test_digests_a_digest_is_that_of_the_pieces_digests(num_bytes: int, threads: int, tmp_path: Path) -> None:
     content = bytes(range(251)) * (num_bytes // 251 + 1)
     path, other = tmp_path / "file", tmp_path / "other"
     path.write_bytes(content[:num_bytes])
@@ -31,14 +31,16 @@ def test_a_digest_is_that_of_the_pieces_digests(num_bytes: int, threads: int, tm
     ]  # fmt: skip
 
 
-def test_a_read_shorter_than_a_piece_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_a_read_shorter_than_a_piece_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 40)
     monkeypatch.setattr(digests, "_READ_BYTES", 100)
     assert file_digests([path], piece_bytes=PIECE) == [reference(path.read_bytes(), PIECE)]
 
 
-def test_pieces_of_one_file_are_hashed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_pieces_of_one_file_are_hashed_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(2 * PIECE))
     both = threading.Barrier(2, timeout=60)
@@ -52,10 +54,10 @@ def test_pieces_of_one_file_are_hashed_at_the_same_time(tmp_path: Path, monkeypa
     assert file_digests([path], piece_bytes=PIECE, threads=2) == [reference(bytes(2 * PIECE), PIECE)]
 
 
-def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_digests_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         file_digests([tmp_path / "none"])
 
 
-def test_pieces_are_of_the_size_that_manifests_are_written_with() -> None:
+def test_digests_pieces_are_of_the_size_that_manifests_are_written_with() -> None:
     assert PIECE_BYTES == 64 * 2**20

@@ -50,14 +50,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_read(folder: Path) -> None:
+def test_manifest_what_is_written_is_read(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert replace(manifest, digests={}) == MANIFEST
     assert sorted(manifest.digests) == ["network.xml", "tokenizer/tokenizer.json"]
     verify_files(folder, manifest)
 
 
-def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
+def test_manifest_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="trident build"):
         read_manifest(tmp_path)
 
@@ -83,7 +83,7 @@ def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
         (lambda raw: raw["limits"].update(max_num_seqs=0), "at least 1"),
     ],
 )
-def test_a_bad_field_is_named(folder: Path, change: Callable[[dict[str, Any]], object], field: str) -> None:
+def test_manifest_a_bad_field_is_named(folder: Path, change: Callable[[dict[str, Any]], object], field: str) -> None:
     path = folder / "engine.json"
     raw = json.loads(path.read_text())
     change(raw)
@@ -92,7 +92,7 @@ def test_a_bad_field_is_named(folder: Path, change: Callable[[dict[str, Any]], o
         read_manifest(folder)
 
 
-def test_changed_missing_and_escaping_files_are_named(folder: Path) -> None:
+def test_manifest_changed_missing_and_escaping_files_are_named(folder: Path) -> None:
     manifest = read_manifest(folder)
     with pytest.raises(ArtifactError, match="leads out"):
         verify_files(folder, replace(manifest, digests={"../secret": "0"}))

@@ -48,13 +48,13 @@ def _wrapped(parameters: dict[str, str]) -> dict[str, dict[str, str]]:
     return {key: {"string_value": value} for key, value in parameters.items()}
 
 
-def test_this_file_knows_every_field() -> None:
+def test_settings_this_file_knows_every_field() -> None:
     assert list(OTHER) == [known.name for known in fields(CoreSettings)]
     assert all(value != getattr(CoreSettings(), name) for name, value in OTHER.items())
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_each_field_goes_there_and_back(name: str) -> None:
+def test_settings_each_field_goes_there_and_back(name: str) -> None:
     changed = replace(CoreSettings(), **{name: OTHER[name]})
     rendered = render_parameters(changed)
     assert parse_parameters(CoreSettings, _wrapped(rendered)) == changed
@@ -62,7 +62,7 @@ def test_each_field_goes_there_and_back(name: str) -> None:
     assert parse_parameters(CoreSettings, {}) == CoreSettings()
 
 
-def test_what_is_rendered_is_what_people_write() -> None:
+def test_settings_what_is_rendered_is_what_people_write() -> None:
     assert render_parameters(CoreSettings(**OTHER)) == {
         "batch_scheduler_policy": "max_utilization",
         "token_budget": "512",
@@ -95,7 +95,7 @@ def test_what_is_rendered_is_what_people_write() -> None:
         unique_by=lambda pair: pair[0],
     )
 )
-def test_weights_of_any_tenants_come_back_as_they_were(weights: list[tuple[str, float]]) -> None:
+def test_settings_weights_of_any_tenants_come_back_as_they_were(weights: list[tuple[str, float]]) -> None:
     settings = CoreSettings(tenant_weights=tuple(weights))
     assert parse_parameters(CoreSettings, _wrapped(render_parameters(settings))) == settings
 
@@ -120,7 +120,7 @@ def test_weights_of_any_tenants_come_back_as_they_were(weights: list[tuple[str, 
         ("tenant_weights", "gold=1,gold=3", "name each tenant once"),
     ],
 )
-def test_a_bad_value_names_its_key(name: str, text: str, wanted: str) -> None:
+def test_settings_a_bad_value_names_its_key(name: str, text: str, wanted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_parameters(CoreSettings, _wrapped({"max_queue_size": "5", name: text}))
     assert str(caught.value).startswith(f"parameters.{name}: ")
@@ -128,12 +128,12 @@ def test_a_bad_value_names_its_key(name: str, text: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a/b", "../core", ".hidden"])
-def test_a_model_is_named_plainly(text: str) -> None:
+def test_settings_a_model_is_named_plainly(text: str) -> None:
     with pytest.raises(ConfigError, match=r"parameters\.core_model: must be the plain name"):
         parse_parameters(TextSettings, {"core_model": text})
 
 
-def test_an_unknown_key_names_those_that_are_known() -> None:
+def test_settings_an_unknown_key_names_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match=r"parameters\.max_queue_sise: unknown; known are .*max_queue_size"):
         parse_parameters(CoreSettings, _wrapped({"max_queue_sise": "4"}))
 
@@ -147,7 +147,7 @@ class Limits:
     max_num_tokens: int = 64
 
 
-def test_draft_tokens_are_refused_where_each_sequence_with_them_takes_a_pass_of_its_own() -> None:
+def test_settings_draft_tokens_are_refused_where_each_sequence_with_them_takes_a_pass_of_its_own() -> None:
     check_limits(CoreSettings(max_draft_tokens=3), Limits(supports_draft_tokens=True))
     check_limits(CoreSettings(), Limits(supports_draft_tokens=False))
     with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3: .*slots"):

@@ -35,7 +35,7 @@ def table_of(tokenizer: Tokenizer, folder: Path, vocab_size: int) -> npt.NDArray
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_an_anchor_is_a_visible_token_with_text(family: str, tmp_path: Path) -> None:
+def test_anchors_an_anchor_is_a_visible_token_with_text(family: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(family)
     size = tokenizer.get_vocab_size()
     table = table_of(tokenizer, tmp_path, size + 5)
@@ -62,7 +62,9 @@ def test_an_anchor_is_a_visible_token_with_text(family: str, tmp_path: Path) -> 
         ("strips_replacement_characters", bytes(range(256))),
     ],
 )
-def test_byte_tokens_are_anchors_but_for_what_may_be_stripped(family: str, open_bytes: bytes, tmp_path: Path) -> None:
+def test_anchors_byte_tokens_are_anchors_but_for_what_may_be_stripped(
+    family: str, open_bytes: bytes, tmp_path: Path
+) -> None:
     tokenizer = tokenizer_of(family)
     table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
     for byte in range(256):
@@ -71,7 +73,7 @@ def test_byte_tokens_are_anchors_but_for_what_may_be_stripped(family: str, open_
 
 
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
-def test_a_special_token_is_marked_and_has_a_kind_for_where_it_is_text(family: str, tmp_path: Path) -> None:
+def test_anchors_a_special_token_is_marked_and_has_a_kind_for_where_it_is_text(family: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(family)
     table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
     hidden = {tokenizer.token_to_id(token) for token in HIDDEN}
@@ -79,14 +81,14 @@ def test_a_special_token_is_marked_and_has_a_kind_for_where_it_is_text(family: s
     assert {table[token_id] for token_id in hidden} == {SPECIAL + ANCHOR}
 
 
-def test_tokens_that_are_no_text_are_left_out_of_the_context() -> None:
+def test_anchors_tokens_that_are_no_text_are_left_out_of_the_context() -> None:
     table = bytes([ANCHOR, SPECIAL + ANCHOR, NOTHING, OPEN, CONTINUATION])
     token_ids = [0, 1, 2, 3, 1, 4, 2]
     assert context_ids(table, token_ids, 7, skip_special_tokens=True) == [0, 3, 4]
     assert context_ids(table, token_ids, 7, skip_special_tokens=False) == [1, 4]
 
 
-def test_byte_tokens_are_those_of_the_library() -> None:
+def test_anchors_byte_tokens_are_those_of_the_library() -> None:
     decoder = decoders.ByteFallback()
     for token in (
         "<0x41>",
@@ -106,14 +108,14 @@ def test_byte_tokens_are_those_of_the_library() -> None:
         assert byte_of(token) == (None if decoded == token else ord(decoded) if decoded != "\ufffd" else 0xE9), token
 
 
-def test_continuation_bytes_are_told_from_first_bytes(tmp_path: Path) -> None:
+def test_anchors_continuation_bytes_are_told_from_first_bytes(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("byte_level_bytes")
     table = table_of(tokenizer, tmp_path, tokenizer.get_vocab_size())
     for character, byte in BYTE_LEVEL_ALPHABET.items():
         assert table[tokenizer.token_to_id(character)] == (CONTINUATION if 0x80 <= byte < 0xC0 else ANCHOR)
 
 
-def test_the_byte_level_alphabet_is_the_decoders() -> None:
+def test_anchors_the_byte_level_alphabet_is_the_decoders() -> None:
     assert sorted(BYTE_LEVEL_ALPHABET.values()) == list(range(256))
     decoder = decoders.ByteLevel()
     for character, byte in BYTE_LEVEL_ALPHABET.items():
@@ -136,13 +138,13 @@ def test_the_byte_level_alphabet_is_the_decoders() -> None:
         ([1, 2, 2, 2, 2, 2], 3),
     ],
 )
-def test_context_start(kinds: list[int], expected: int) -> None:
+def test_anchors_context_start(kinds: list[int], expected: int) -> None:
     table = bytes(kinds)
     assert context_start(table, [*range(len(kinds)), 0, 0], len(kinds)) == expected
     assert context_start(np.array(kinds, np.uint8), list(range(len(kinds))), len(kinds)) == expected
 
 
-def test_a_damaged_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_anchors_a_damaged_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         anchor_table(tmp_path / "tokenizer.json", 10)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -151,7 +153,7 @@ def test_a_damaged_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_vocabulary_takes_seconds_at_most(tmp_path: Path) -> None:
+def test_anchors_a_large_vocabulary_takes_seconds_at_most(tmp_path: Path) -> None:
     words = {f"▁word{i}": i for i in range(1, 128_000)}
     tokenizer = Tokenizer(models.WordLevel({UNKNOWN: 0, **words}, unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -109,7 +109,7 @@ def text_ids(draw: st.DrawFn, family: str) -> list[int]:
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
-def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataObject) -> None:
+def test_detokenizer_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataObject) -> None:
     token_ids = data.draw(random_ids(family) | text_ids(family) | spelled_ids(family))
     cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
     extra = data.draw(st.sampled_from([0, 0, 1, 5]))
@@ -125,7 +125,7 @@ def test_joined_chunks_are_the_decoding_of_the_whole(family: str, data: st.DataO
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_all_that_can_no_longer_change_has_been_emitted(family: str, data: st.DataObject) -> None:
+def test_detokenizer_all_that_can_no_longer_change_has_been_emitted(family: str, data: st.DataObject) -> None:
     """However the stream was cut; so the core knows what has been without remembering the cuts."""
     token_ids = data.draw(random_ids(family) | text_ids(family) | spelled_ids(family))
     cuts = data.draw(st.lists(st.integers(1, 8), max_size=30))
@@ -138,7 +138,7 @@ def test_all_that_can_no_longer_change_has_been_emitted(family: str, data: st.Da
 
 @pytest.mark.parametrize("family", ZOO)
 @pytest.mark.parametrize("skip", [True, False])
-def test_every_script_in_chunks_of_one_to_eight_tokens(family: str, skip: bool) -> None:
+def test_detokenizer_every_script_in_chunks_of_one_to_eight_tokens(family: str, skip: bool) -> None:
     for text in [*TEXTS, *SCRIPTS.values()]:
         token_ids = tokenizer_of(family).encode(text).ids
         expected = tokenizer_of(family).decode(token_ids, skip_special_tokens=skip)
@@ -147,7 +147,7 @@ def test_every_script_in_chunks_of_one_to_eight_tokens(family: str, skip: bool) 
 
 
 @pytest.mark.parametrize("family", [family for family in ZOO if family.startswith("byte_level")] + ["llama_2", "gemma"])
-def test_text_comes_back_as_it_was_where_a_tokenizer_spells_bytes(family: str) -> None:
+def test_detokenizer_text_comes_back_as_it_was_where_a_tokenizer_spells_bytes(family: str) -> None:
     for text in SCRIPTS.values():
         token_ids = tokenizer_of(family).encode(text).ids
         assert "".join(streamed(family, token_ids, [3] * len(token_ids))) == text
@@ -155,7 +155,7 @@ def test_text_comes_back_as_it_was_where_a_tokenizer_spells_bytes(family: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -> None:
+def test_detokenizer_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -> None:
     real = REAL[name]()
     for text in [*TEXTS, *SCRIPTS.values()]:
         token_ids = real.encode(text)
@@ -169,7 +169,9 @@ def test_a_real_tokenizers_text_is_what_its_authors_library_decodes(name: str) -
 @pytest.mark.parametrize("name", REAL)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_random_ids_of_a_real_tokenizer_are_what_its_authors_library_decodes(name: str, data: st.DataObject) -> None:
+def test_detokenizer_random_ids_of_a_real_tokenizer_are_what_its_authors_library_decodes(
+    name: str, data: st.DataObject
+) -> None:
     real = REAL[name]()
     special = [token_id for token_id in range(1, 40) if token_id in real.plain_ids]
     texts = st.sampled_from(list(SCRIPTS.values())).map(lambda text: real.encode(text)[1:-1])
@@ -181,7 +183,7 @@ def test_random_ids_of_a_real_tokenizer_are_what_its_authors_library_decodes(nam
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_nothing_of_latin_text_waits(family: str) -> None:
+def test_detokenizer_nothing_of_latin_text_waits(family: str) -> None:
     token_ids = tokenizer_of(family).encode("The trident has three prongs").ids
     texts = streamed(family, token_ids, [1] * len(token_ids))
     so_far = ""
@@ -191,7 +193,7 @@ def test_nothing_of_latin_text_waits(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_a_special_token_that_is_text_leaves_at_once(family: str) -> None:
+def test_detokenizer_a_special_token_that_is_text_leaves_at_once(family: str) -> None:
     token_ids = [tokenizer_of(family).get_vocab()["<|late|>"]] * 3
     assert [text.strip() for text in streamed(family, token_ids, [1, 1, 1], skip=False, late=True)] == [
         "<|late|>"
@@ -199,7 +201,7 @@ def test_a_special_token_that_is_text_leaves_at_once(family: str) -> None:
     assert streamed(family, token_ids, [1, 1, 1], skip=True, late=True) == [""] * 4
 
 
-def test_an_incomplete_character_at_the_end_comes_out_with_the_last_chunk() -> None:
+def test_detokenizer_an_incomplete_character_at_the_end_comes_out_with_the_last_chunk() -> None:
     tokenizer = tokenizer_of("byte_level_bytes")
     token_ids = tokenizer.encode("a😀").ids[:-1]
     assert streamed("byte_level_bytes", token_ids, [1] * len(token_ids))[-1] == "\ufffd"
@@ -207,14 +209,14 @@ def test_an_incomplete_character_at_the_end_comes_out_with_the_last_chunk() -> N
     assert detokenizer.text(token_ids, [], is_last=True) == "\ufffd"
 
 
-def test_a_space_that_alone_would_be_stripped_is_kept() -> None:
+def test_detokenizer_a_space_that_alone_would_be_stripped_is_kept() -> None:
     vocabulary = tokenizer_of("two_spaces").get_vocab()
     token_ids = [vocabulary[token] for token in ("a", "▁", "▁", "a")]
     assert streamed("two_spaces", token_ids, [1, 1, 1, 1]) == ["a", " ", " ", "a"]
 
 
 @pytest.mark.parametrize("family", BYTE_FALLBACK)
-def test_a_character_in_byte_tokens_leaves_with_its_last_byte(family: str) -> None:
+def test_detokenizer_a_character_in_byte_tokens_leaves_with_its_last_byte(family: str) -> None:
     vocabulary = tokenizer_of(family).get_vocab()
     text = "東京は日本の首都です。😀é"
     token_ids = [vocabulary["a"], *(vocabulary[f"<0x{byte:02X}>"] for byte in text.encode())]
@@ -225,7 +227,7 @@ def test_a_character_in_byte_tokens_leaves_with_its_last_byte(family: str) -> No
         assert [next(arrived) for _ in range(held + 1)] == [""] * held + [character]
 
 
-def test_of_a_run_only_the_invalid_bytes_are_replaced() -> None:
+def test_detokenizer_of_a_run_only_the_invalid_bytes_are_replaced() -> None:
     """The library makes one U+FFFD of each byte of such a run, so that its first character would wait for its last."""
     vocabulary = tokenizer_of("llama_2").get_vocab()
     run = [vocabulary[f"<0x{byte:02X}>"] for byte in "é".encode() + b"\xff" + "日".encode()[:2]]
@@ -235,7 +237,7 @@ def test_of_a_run_only_the_invalid_bytes_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("family", BYTE_FALLBACK)
-def test_a_hidden_token_inside_of_a_character_is_passed_over(family: str) -> None:
+def test_detokenizer_a_hidden_token_inside_of_a_character_is_passed_over(family: str) -> None:
     """As in the library, which leaves special tokens out before it decodes."""
     vocabulary = tokenizer_of(family).get_vocab()
     first, *rest = (vocabulary[f"<0x{byte:02X}>"] for byte in "東".encode())
@@ -244,7 +246,7 @@ def test_a_hidden_token_inside_of_a_character_is_passed_over(family: str) -> Non
     assert tokenizer_of(family).decode(token_ids) == "a東"
 
 
-def test_context_is_short_on_real_text() -> None:
+def test_detokenizer_context_is_short_on_real_text() -> None:
     for family in ("byte_level_bpe", "byte_level_bytes", "llama_2", "gemma"):
         _, table = parts(family)
         for text in [*TEXTS, *SCRIPTS.values()]:
@@ -253,7 +255,7 @@ def test_context_is_short_on_real_text() -> None:
 
 
 @pytest.mark.parametrize("family", [*ZOO, *ODD])
-def test_hidden_tokens_are_no_part_of_a_context(family: str) -> None:
+def test_detokenizer_hidden_tokens_are_no_part_of_a_context(family: str) -> None:
     """Also if there are thousands, as behind an end of text that is ignored."""
     _, table = parts(family)
     token = table.index(ANCHOR)
@@ -262,7 +264,7 @@ def test_hidden_tokens_are_no_part_of_a_context(family: str) -> None:
     assert len(context_ids(table, token_ids, 5001, skip_special_tokens=False)) == 1
 
 
-def test_clean_up_is_ignored(tmp_path: Path) -> None:
+def test_detokenizer_clean_up_is_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     tokenizer = tokenizer_of("byte_level_bpe")
@@ -272,7 +274,7 @@ def test_clean_up_is_ignored(tmp_path: Path) -> None:
     assert load_detokenizer(tmp_path).text([], token_ids, is_last=True) == "so , it 's"
 
 
-def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+def test_detokenizer_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
         load_detokenizer(tmp_path)
 
@@ -289,14 +291,14 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         (decoders.Sequence([decoders.Replace("A", "B"), decoders.ByteFallback(), decoders.Fuse()]), "ByteFallback"),
     ],
 )
-def test_a_decoder_that_cannot_be_streamed_is_refused(decoder: decoders.Decoder, stage: str) -> None:
+def test_detokenizer_a_decoder_that_cannot_be_streamed_is_refused(decoder: decoders.Decoder, stage: str) -> None:
     tokenizer = Tokenizer.from_str(tokenizer_of("words").to_str())
     tokenizer.decoder = decoder
     with pytest.raises(CheckpointError, match=f"stage {stage} of"):
         make_detokenizer(tokenizer)
 
 
-def test_half_a_surrogate_never_becomes_a_character_and_leaves_at_once() -> None:
+def test_detokenizer_half_a_surrogate_never_becomes_a_character_and_leaves_at_once() -> None:
     tokenizer = tokenizer_of("byte_level_bytes")
     spelled = {byte: tokenizer.get_vocab()[character] for character, byte in BYTE_LEVEL_ALPHABET.items()}
     first, second, third = (spelled[byte] for byte in b"\xed\xbd\x80")

@@ -55,7 +55,7 @@ def expected_ids(template: str, messages: Any, **options: Any) -> list[int]:
 
 @pytest.mark.parametrize("template", [CHATML, HEADERS, TOOLS, "demo"])
 class TestEveryTemplate:
-    def test_asks_for_an_answer_unless_told_otherwise(self, template: str) -> None:
+    def test_chat_asks_for_an_answer_unless_told_otherwise(self, template: str) -> None:
         with_prompt = expected_ids(template, CONVERSATION, add_generation_prompt=True)
         without = expected_ids(template, CONVERSATION, add_generation_prompt=False)
         assert len(without) < len(with_prompt)
@@ -64,31 +64,31 @@ class TestEveryTemplate:
         assert prompt_ids(template, CONVERSATION, add_generation_prompt=False) == without
         assert prompt_ids(template, CONVERSATION, continue_final_message=False) == with_prompt
 
-    def test_goes_on_with_the_last_message(self, template: str) -> None:
+    def test_chat_goes_on_with_the_last_message(self, template: str) -> None:
         messages = CONVERSATION[:2]
         ids = prompt_ids(template, messages, continue_final_message=True)
         assert ids == expected_ids(template, messages, continue_final_message=True)
         assert reference(template).decode(ids).endswith("A city 😀")
         assert prompt_ids(template, messages, continue_final_message=True, add_generation_prompt=False) == ids
 
-    def test_has_one_answer_alone(self, template: str) -> None:
+    def test_chat_has_one_answer_alone(self, template: str) -> None:
         with pytest.raises(RequestError, match=r"^continue_final_message: cannot go with add_generation_prompt"):
             prompt_ids(template, CONVERSATION, continue_final_message=True, add_generation_prompt=True)
 
-    def test_takes_parts_as_one_text(self, template: str) -> None:
+    def test_chat_takes_parts_as_one_text(self, template: str) -> None:
         parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
         ids = prompt_ids(template, [{"role": "user", "content": parts}])
         assert ids == expected_ids(template, [{"role": "user", "content": "one\ntwo"}], add_generation_prompt=True)
 
 
-def test_arguments_reach_the_template() -> None:
+def test_chat_arguments_reach_the_template() -> None:
     for template, kwargs in ((CHATML, {"enable_thinking": False}), (HEADERS, {"language": "Latin", "unknown": [1]})):
         ids = prompt_ids(template, CONVERSATION, chat_template_kwargs=kwargs)
         assert ids == expected_ids(template, CONVERSATION, add_generation_prompt=True, **kwargs)
         assert ids != prompt_ids(template, CONVERSATION)
 
 
-def test_every_argument_of_transformers_own_is_refused() -> None:
+def test_chat_every_argument_of_transformers_own_is_refused() -> None:
     """Whatever the installed version has: a new one would otherwise become the client's to give."""
     names = {
         name
@@ -102,14 +102,14 @@ def test_every_argument_of_transformers_own_is_refused() -> None:
             prompt_ids(CHATML, CONVERSATION, chat_template_kwargs={name: 1})
 
 
-def test_arguments_may_have_any_other_name() -> None:
+def test_chat_arguments_may_have_any_other_name() -> None:
     template = "{{ name }}{{ render }}{{ messages[0].content }}"
     kwargs = {"name": "n", "render": "r", "<s>": "x"}
     ids = prompt_ids(template, CONVERSATION[:1], chat_template_kwargs=kwargs)
     assert reference(template).decode(ids) == f"nr{CONVERSATION[0]['content']}"
 
 
-def test_an_argument_that_a_later_transformers_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_an_argument_that_a_later_transformers_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     applied = PreTrainedTokenizerBase.apply_chat_template
 
     def later(self: Any, conversation: Any, *, run_code: str | None = None, **others: Any) -> Any:
@@ -120,7 +120,7 @@ def test_an_argument_that_a_later_transformers_takes_is_refused(monkeypatch: pyt
         prompt_ids(CHATML, CONVERSATION, chat_template_kwargs={"run_code": "a"})
 
 
-def test_tools_and_tool_calls_reach_the_template() -> None:
+def test_chat_tools_and_tool_calls_reach_the_template() -> None:
     call: dict[str, Any] = {
         "id": "c1",
         "type": "function",
@@ -140,7 +140,7 @@ def test_tools_and_tool_calls_reach_the_template() -> None:
     assert prompt_ids(TOOLS, messages, tools=[]) == prompt_ids(TOOLS, messages)
 
 
-def test_tools_that_a_template_would_leave_out_are_refused() -> None:
+def test_chat_tools_that_a_template_would_leave_out_are_refused() -> None:
     with pytest.raises(RequestError, match=r"^tools: the checkpoint's chat template does not take tools"):
         prompt_ids(CHATML, CONVERSATION, tools=[WEATHER])
 
@@ -175,7 +175,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str,
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(conversations(), st.booleans(), st.lists(st.just(WEATHER), max_size=2))
-def test_random_conversations(
+def test_chat_random_conversations(
     conversation: tuple[list[dict[str, Any]], list[dict[str, Any]]], asks: bool, tools: list[dict[str, Any]]
 ) -> None:
     sent, expected = conversation
@@ -184,7 +184,7 @@ def test_random_conversations(
     assert ids == expected_ids(TOOLS, expected, **options)
 
 
-def test_templates_by_name(tmp_path: Path) -> None:
+def test_chat_templates_by_name(tmp_path: Path) -> None:
     named = {"default": CHATML, "tool_use": TOOLS}
     prompts = load_tokenizer(make_engine_folder(tmp_path, "gemma", chat_template=named, max_seq_len=4096))
     saved = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -207,7 +207,7 @@ def test_templates_by_name(tmp_path: Path) -> None:
         {"continue_final_message": False},
     ],
 )
-def test_what_goes_with_messages_alone(fields: dict[str, Any]) -> None:
+def test_chat_what_goes_with_messages_alone(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=f"^{next(iter(fields))}: only goes with messages"):
         PromptTokenizer(reference(CHATML), 4096).encode(PromptRequest(text_input=b"a", **fields))
 
@@ -220,7 +220,7 @@ def test_chat_inputs_are_texts_of_a_bounded_size(name: str) -> None:
             PromptTokenizer(reference(TOOLS), 64).encode(PromptRequest(**fields))
 
 
-def test_a_templates_own_words_reach_the_client_and_are_short() -> None:
+def test_chat_a_templates_own_words_reach_the_client_and_are_short() -> None:
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: roles must alternate$"):
         prompt_ids(HEADERS, CONVERSATION[:1] * 2)
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: continue_final_message is set but") as caught:
@@ -242,7 +242,7 @@ def test_a_templates_own_words_reach_the_client_and_are_short() -> None:
         "{% for a in range(99999) %}{% set _ = f() %}{% endfor %}",
     ],
 )
-def test_a_template_without_end_is_ended(loop: str) -> None:
+def test_chat_a_template_without_end_is_ended(loop: str) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of("byte_level_bpe"))
     tokenizer.chat_template = "{% if messages[0].content == 'loop' %}" + loop + "{% endif %}{{ messages[0].content }}"
     chat = ChatTemplate(tokenizer, max_render_seconds=1)
@@ -257,7 +257,7 @@ def test_a_template_without_end_is_ended(loop: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_template_that_takes_too_much_is_refused() -> None:
+def test_chat_a_template_that_takes_too_much_is_refused() -> None:
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: MemoryError"):
         prompt_ids("{{ 'a' * 10 ** 14 }}", CONVERSATION)
     with pytest.raises(RequestError, match=r"^messages: .* refuses them: maximum recursion depth"):

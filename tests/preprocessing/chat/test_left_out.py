@@ -62,7 +62,7 @@ HISTORY = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ordinary_conversations_are_served(name: str) -> None:
+def test_left_out_ordinary_conversations_are_served(name: str) -> None:
     nothing: dict[str, Any] = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls")) | {"annotations": []}
     chat = [
         message("user", "What is 東京?", name="ada"),
@@ -79,14 +79,14 @@ def test_ordinary_conversations_are_served(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_with_a_list_of_no_calls_is_an_answer(name: str) -> None:
+def test_left_out_an_answer_with_a_list_of_no_calls_is_an_answer(name: str) -> None:
     answers = message("assistant", "A city", tool_calls=[]), message("assistant", "A city")
     with_list, without = (rendered(name, [HISTORY[0], answer, HISTORY[0]]) for answer in answers)
     assert with_list == without
 
 
 @pytest.mark.parametrize("name", TAKE_CALLS)
-def test_tool_histories_are_served(name: str) -> None:
+def test_left_out_tool_histories_are_served(name: str) -> None:
     prompts = {rendered(name, [HISTORY[0], made, HISTORY[2]]) for made in calls()}
     (prompt,) = prompts
     assert prompt.count("None") == 0
@@ -105,7 +105,7 @@ def calls() -> list[dict[str, Any]]:
     ]
 
 
-def test_a_template_that_concatenates_is_rendered_as_by_jinja_alone() -> None:
+def test_left_out_a_template_that_concatenates_is_rendered_as_by_jinja_alone() -> None:
     """Of transformers' own, `apply_chat_template` drops the null and with it the call."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(templates.R1_DISTILL)
@@ -115,7 +115,7 @@ def test_a_template_that_concatenates_is_rendered_as_by_jinja_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["GEMMA", "PARTS_ALONE"])
-def test_parts_stay_parts(name: str) -> None:
+def test_left_out_parts_stay_parts(name: str) -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     chat = [message("user", parts), message("assistant", parts), message("user", parts)]
     expected = tokenizer(getattr(templates, name)).apply_chat_template(
@@ -126,7 +126,7 @@ def test_parts_stay_parts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_developer_says_is_in_the_prompt(name: str) -> None:
+def test_left_out_what_the_developer_says_is_in_the_prompt(name: str) -> None:
     chat = [message("developer", "Answer BANANA"), message("user", "hi")]
     prompt = rendered(name, chat)
     assert "Answer BANANA" in prompt
@@ -161,20 +161,20 @@ def test_what_the_developer_says_is_in_the_prompt(name: str) -> None:
         ("{% for m in messages[-2:] %}{{ m.content }}{% endfor %}", [message("user", "a")] * 3, "[0].content", "user"),
     ],
 )  # fmt: skip
-def test_what_is_left_out_is_named(name: str, messages: Any, where: str, role: str) -> None:
+def test_left_out_what_is_left_out_is_named(name: str, messages: Any, where: str, role: str) -> None:
     with pytest.raises(RequestError) as caught:
         rendered(name, messages)
     assert str(caught.value) == f"messages: {where}: the checkpoint's chat template leaves it out (role {role!r})"
 
 
-def test_a_template_that_reads_the_first_part_gets_one_text() -> None:
+def test_left_out_a_template_that_reads_the_first_part_gets_one_text() -> None:
     template = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }}{% endfor %}"
     parts = [{"type": "text", "text": text} for text in ("a", "b", " ")]
     assert rendered(template, [message("user", parts)]) == "a\nb\n "
 
 
 @pytest.mark.parametrize("name", TAKE_TOOLS)
-def test_tools_that_are_taken(name: str) -> None:
+def test_left_out_tools_that_are_taken(name: str) -> None:
     prompt = rendered(name, HISTORY[:1], tools=[WEATHER])
     for text in ("weather", "what the sky does", "city"):
         assert text in prompt
@@ -184,7 +184,7 @@ def test_tools_that_are_taken(name: str) -> None:
         assert "now" in rendered(name, HISTORY[:1], tools=[none])
 
 
-def test_tools_that_are_left_out() -> None:
+def test_left_out_tools_that_are_left_out() -> None:
     for name in set(NAMES) - set(TAKE_TOOLS):
         with pytest.raises(
             RequestError, match=r"^tools: the checkpoint's chat template does not take tools; leave them out"
@@ -198,20 +198,20 @@ def test_tools_that_are_left_out() -> None:
         rendered(only_mentions, HISTORY[:1], tools=[WEATHER])
 
 
-def test_what_is_compared_has_its_effect() -> None:
+def test_left_out_what_is_compared_has_its_effect() -> None:
     style = "{% for m in messages %}{{ 'Please ' if m.style == 'polite' }}{{ m.content }}{% endfor %}"
     assert rendered(style, [message("user", "go", style="polite")]) == "Please go"
     with pytest.raises(RequestError, match=r"^messages: \[0\]\.style: "):
         rendered(style, [message("user", "go", style="rude")])
 
 
-def test_what_a_template_changes_has_reached_the_prompt() -> None:
+def test_left_out_what_a_template_changes_has_reached_the_prompt() -> None:
     for change in ("upper", "lower", "title", "trim", "tojson", "urlencode", "replace('<', '')", "e"):
         template = "{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}"
         assert rendered(template, [message("user", ' a "Text" <b> ')])
 
 
-def test_reasoning_of_earlier_answers_may_be_left_out() -> None:
+def test_left_out_reasoning_of_earlier_answers_may_be_left_out() -> None:
     chat = [message("user", "a"), message("assistant", "<think>\nhm\n</think>\n\nb"), message("user", "c")]
     for name in ("QWEN_3", "R1_DISTILL"):
         prompt = rendered(name, chat)
@@ -228,7 +228,7 @@ _ROLES = ("system", "user", "assistant", "tool", "critic")
     st.sets(st.sampled_from(_ROLES), min_size=1),
     st.lists(st.tuples(st.sampled_from(_ROLES), st.text(st.sampled_from("ab \n"), max_size=3)), min_size=1, max_size=6),
 )
-def test_random_conversations(written: set[str], said: list[tuple[str, str]]) -> None:
+def test_left_out_random_conversations(written: set[str], said: list[tuple[str, str]]) -> None:
     """Texts are short and alike, so that one that is left out stands in another that is not."""
     template = "{% for m in messages if m.role in [ROLES] %}{{ m.role ~ m.content | trim }};{% endfor %}"
     template = template.replace("ROLES", ", ".join(map(repr, sorted(written))))

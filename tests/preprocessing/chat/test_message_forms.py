@@ -26,7 +26,7 @@ def content(sent: Any, form: ContentForm) -> Any:
     return conform([{"role": "user", "content": sent}], profile)[0]["content"]
 
 
-def test_content() -> None:
+def test_message_forms_content() -> None:
     assert content(PARTS, ContentForm.TEXT) == "one\ntwo"
     assert content([], ContentForm.TEXT) == ""
     assert content("a", ContentForm.TEXT) == content("a", ContentForm.EITHER) == "a"
@@ -36,7 +36,7 @@ def test_content() -> None:
         assert content([], form) == []
 
 
-def test_each_role_has_a_form_of_its_own() -> None:
+def test_message_forms_each_role_has_a_form_of_its_own() -> None:
     profile = replace(PLAIN, content={**PLAIN.content, "user": ContentForm.EITHER})
     sent = [{"role": role, "content": PARTS} for role in ("system", "user", "judge")]
     assert [message["content"] for message in conform(sent, profile)] == ["one\ntwo", PARTS, PARTS]
@@ -56,7 +56,7 @@ def test_each_role_has_a_form_of_its_own() -> None:
         (None, None, None),
     ],
 )
-def test_arguments_of_tool_calls(sent: Any, as_object: Any, as_text: Any) -> None:
+def test_message_forms_arguments_of_tool_calls(sent: Any, as_object: Any, as_text: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": sent}}
     asked = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     for profile, expected in ((PLAIN, as_object), (replace(PLAIN, arguments_as_text=True), as_text)):
@@ -65,13 +65,13 @@ def test_arguments_of_tool_calls(sent: Any, as_object: Any, as_text: Any) -> Non
     assert call["function"] == {"name": "f", "arguments": sent}, "what was sent has been changed"
 
 
-def test_calls_without_arguments_stay() -> None:
+def test_message_forms_calls_without_arguments_stay() -> None:
     calls: list[dict[str, Any]] = [{"function": {"name": "f"}}, {"type": "other"}, {"function": "f"}]
     assert conform([{"role": "assistant", "tool_calls": calls}], PLAIN)[0]["tool_calls"] == calls
 
 
 @pytest.mark.parametrize("sent", [{}, {"content": None}])
-def test_no_content(sent: dict[str, Any]) -> None:
+def test_message_forms_no_content(sent: dict[str, Any]) -> None:
     calls = [{"type": "other"}]
     asked = [{"role": "assistant", "tool_calls": calls, "name": None, **sent}]
     forms: list[tuple[NullForm, dict[str, Any]]] = [
@@ -85,7 +85,7 @@ def test_no_content(sent: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("blank", ["", " \n", [], None])
-def test_an_empty_text_beside_calls(blank: Any) -> None:
+def test_message_forms_an_empty_text_beside_calls(blank: Any) -> None:
     profile = replace(PLAIN, empty_is_null=True)
     asked = [{"role": "assistant", "content": blank, "tool_calls": [{"type": "other"}]}]
     assert conform(asked, profile)[0]["content"] is None
@@ -94,7 +94,7 @@ def test_an_empty_text_beside_calls(blank: Any) -> None:
         assert conform([{"role": "assistant", "content": blank}], profile)[0]["content"] in ("", " \n")
 
 
-def test_the_developer() -> None:
+def test_message_forms_the_developer() -> None:
     asked = [{"role": "developer", "content": "a"}]
     assert conform(asked, PLAIN) == [{"role": "system", "content": "a"}]
     assert conform(asked, replace(PLAIN, takes_developer=True)) == asked

@@ -16,14 +16,14 @@ def test_messages_keep_what_else_they_have() -> None:
     assert parse_messages(json.dumps(messages)) == messages
 
 
-def test_parts_and_arguments_are_left_as_they_are() -> None:
+def test_messages_parts_and_arguments_are_left_as_they_are() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"city": "Rome"}'}}
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two", "more": 1}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     assert parse_messages(json.dumps(messages)) == messages
 
 
-def test_a_message_without_content_has_tool_calls() -> None:
+def test_messages_a_message_without_content_has_tool_calls() -> None:
     calls = [{"function": {"name": "f"}}, {"type": "other"}]
     assert parse_messages(json.dumps([{"role": "assistant", "tool_calls": calls}]))[0]["tool_calls"] == calls
     for content in ({}, {"content": None}):
@@ -51,7 +51,7 @@ def test_a_message_without_content_has_tool_calls() -> None:
         ('[{"role": "user", "content": {"text": "a"}}]', r"\[0\]\.content must be a text"),
     ],
 )
-def test_what_is_no_list_of_messages(text: str, problem: str) -> None:
+def test_messages_what_is_no_list_of_messages(text: str, problem: str) -> None:
     with pytest.raises(RequestError, match=f"^messages: ({problem})") as caught:
         parse_messages(text)
     assert '[{"role": "user", "content": "..."}, ...]' in str(caught.value)
@@ -73,13 +73,13 @@ def test_what_is_no_list_of_messages(text: str, problem: str) -> None:
         ({"content": "a", "tool_calls": ["f"]}, r"\[0\]\.tool_calls must be a list of objects"),
     ],
 )
-def test_what_is_no_message(message: dict[str, Any], problem: str) -> None:
+def test_messages_what_is_no_message(message: dict[str, Any], problem: str) -> None:
     with pytest.raises(RequestError, match=f"^messages: {problem}") as caught:
         parse_messages(json.dumps([{"role": "user", **message}]))
     assert len(str(caught.value)) < 200
 
 
-def test_tools_are_left_as_they_are() -> None:
+def test_messages_tools_are_left_as_they_are() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}, {"name": "g"}]
     assert parse_tools(json.dumps(tools)) == tools
     assert parse_tools("[]") is None
@@ -89,7 +89,7 @@ def test_tools_are_left_as_they_are() -> None:
             parse_tools(text)
 
 
-def test_template_arguments_take_no_others_place() -> None:
+def test_messages_template_arguments_take_no_others_place() -> None:
     assert parse_template_kwargs('{"enable_thinking": false, "documents": []}', ())["enable_thinking"] is False
     reserved = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
     for name, advice in (

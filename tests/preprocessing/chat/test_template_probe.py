@@ -41,7 +41,7 @@ def profile_of(template: str) -> TemplateProfile:
         ("COMMAND", False, False),
     ],
 )
-def test_families(name: str, as_text: bool, developer: bool) -> None:
+def test_template_probe_families(name: str, as_text: bool, developer: bool) -> None:
     profile = profile_of(getattr(templates, name))
     assert (profile.arguments_as_text, profile.takes_developer) == (as_text, developer)
     if name not in ("CHATML", "HEADERS", "GEMMA", "PHI", "COMMAND"):  # These take no calls.
@@ -50,7 +50,7 @@ def test_families(name: str, as_text: bool, developer: bool) -> None:
     assert forms == ({TEXT} if name != "GEMMA" else {TEXT, EITHER})
 
 
-def test_content_is_found_out_for_each_role() -> None:
+def test_template_probe_content_is_found_out_for_each_role() -> None:
     gemma = profile_of(templates.GEMMA).content
     # Of the system's parts that template reads the first alone, and it has no other roles.
     assert {role for role in ROLES if gemma[role] is EITHER} == {"user", "assistant"}
@@ -58,7 +58,7 @@ def test_content_is_found_out_for_each_role() -> None:
 
 
 @pytest.mark.parametrize("dumped", ["{{ m.content }}", "{{ m.content | tojson }}", "{{ m.content | string | trim }}"])
-def test_a_list_that_is_written_whole_is_not_taken(dumped: str) -> None:
+def test_template_probe_a_list_that_is_written_whole_is_not_taken(dumped: str) -> None:
     forms = profile_of("{% for m in messages %}" + dumped + "{% endfor %}").content
     assert set(forms.values()) == {TEXT}
 
@@ -84,7 +84,7 @@ CALL = (
         ("", False),
     ],
 )
-def test_arguments(written: str, as_text: bool) -> None:
+def test_template_probe_arguments(written: str, as_text: bool) -> None:
     assert profile_of(CALL.replace("ARGUMENTS", written)).arguments_as_text is as_text
 
 
@@ -101,12 +101,12 @@ def test_arguments(written: str, as_text: bool) -> None:
         ("{% if m.content is not string %}{{ raise_exception('no text') }}{% endif %}", NullForm.EMPTY),
     ],
 )
-def test_no_content(written: str, null: NullForm) -> None:
+def test_template_probe_no_content(written: str, null: NullForm) -> None:
     template = CALL.replace("BODY", written).replace("ARGUMENTS", "{{ c.function.arguments | tojson }}")
     assert profile_of(template).null_content is null
 
 
-def test_an_empty_text_that_hides_the_calls() -> None:
+def test_template_probe_an_empty_text_that_hides_the_calls() -> None:
     assert profile_of(templates.R1_DISTILL).empty_is_null
     for name in ("QWEN_2", "QWEN_3", "LLAMA_3", "MISTRAL", "HARMONY", "CHATML", "PARTS_ALONE"):
         assert not profile_of(getattr(templates, name)).empty_is_null
@@ -122,17 +122,17 @@ def test_an_empty_text_that_hides_the_calls() -> None:
         ("{% for m in messages if m.role in ['user', 'developer'] %}{{ m.role }}{{ m.content }}{% endfor %}", True),
     ],
 )
-def test_the_developer(template: str, takes: bool) -> None:
+def test_template_probe_the_developer(template: str, takes: bool) -> None:
     assert profile_of(template).takes_developer is takes
 
 
-def test_tokens_that_are_put_together_are_written_too() -> None:
+def test_template_probe_tokens_that_are_put_together_are_written_too() -> None:
     assert {"<|user|>", "<|assistant|>", "<|end|>"} <= set(profile_of(templates.PHI).written)
     assert "<tool_call>" not in profile_of(templates.PHI).written
     assert {"<tool_call>", "</think>", "<|im_end|>"} <= set(profile_of(templates.QWEN_3).written)
 
 
-def test_a_build_writes_what_serving_reads(tmp_path: Path) -> None:
+def test_template_probe_a_build_writes_what_serving_reads(tmp_path: Path) -> None:
     named = {"default": templates.CHATML, "tool_use": templates.R1_DISTILL}
     for template, names in ((named, set(named)), (None, set())):
         folder = tmp_path / f"{len(names)}"
@@ -155,7 +155,7 @@ def test_a_build_writes_what_serving_reads(tmp_path: Path) -> None:
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s"),
     ],
 )
-def test_a_template_that_renders_nothing_fails_the_build(
+def test_template_probe_a_template_that_renders_nothing_fails_the_build(
     template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_engine_folder(tmp_path, "byte_level_bpe")
@@ -165,7 +165,7 @@ def test_a_template_that_renders_nothing_fails_the_build(
         write_template_profiles(tmp_path)
 
 
-def test_a_tokenizer_that_cannot_be_loaded_fails_the_build(tmp_path: Path) -> None:
+def test_template_probe_a_tokenizer_that_cannot_be_loaded_fails_the_build(tmp_path: Path) -> None:
     folder = make_engine_folder(tmp_path, "byte_level_bpe") / "tokenizer"
     config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "Custom", "auto_map": {"AutoTokenizer": ["custom.Custom", "custom.Custom"]}}

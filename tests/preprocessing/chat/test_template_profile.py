@@ -30,7 +30,7 @@ PROFILE = TemplateProfile(
 
 
 @pytest.mark.parametrize("profiles", [{}, {"default": PROFILE}, {"default": PROFILE, "tool_use": PROFILE}])
-def test_what_is_written_is_read(profiles: dict[str, TemplateProfile], tmp_path: Path) -> None:
+def test_template_profile_what_is_written_is_read(profiles: dict[str, TemplateProfile], tmp_path: Path) -> None:
     write_profiles(tmp_path, profiles)
     assert read_profiles(tmp_path) == profiles
 
@@ -51,7 +51,9 @@ def test_what_is_written_is_read(profiles: dict[str, TemplateProfile], tmp_path:
         (lambda raw: raw.update(content=[]), r"default\.content: must be an object"),
     ],
 )
-def test_a_file_of_another_trident_is_refused_by_name(change: Any, problem: str, tmp_path: Path) -> None:
+def test_template_profile_a_file_of_another_trident_is_refused_by_name(
+    change: Any, problem: str, tmp_path: Path
+) -> None:
     write_profiles(tmp_path, {"default": PROFILE})
     path = tmp_path / layout.TEMPLATE_PROFILES_FILE
     raw = json.loads(path.read_text())
@@ -62,7 +64,7 @@ def test_a_file_of_another_trident_is_refused_by_name(change: Any, problem: str,
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"default": 1}', "[" * 100_000])
-def test_a_file_that_is_none(text: str, tmp_path: Path) -> None:
+def test_template_profile_a_file_that_is_none(text: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"chat_templates\.json.*; build again$"):
         read_profiles(tmp_path)
     (tmp_path / layout.TEMPLATE_PROFILES_FILE).write_text(text)

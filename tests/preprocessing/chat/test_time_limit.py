@@ -41,7 +41,7 @@ def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[Ba
     return thread, outcome
 
 
-def test_what_work_returns_or_raises_is_its_callers() -> None:
+def test_time_limit_what_work_returns_or_raises_is_its_callers() -> None:
     limit = TimeLimit(1)
     assert limit.run(lambda: 7) == 7
 
@@ -52,7 +52,7 @@ def test_what_work_returns_or_raises_is_its_callers() -> None:
         limit.run(fail)
 
 
-def test_work_without_end_is_ended_and_waiting_is_no_work() -> None:
+def test_time_limit_work_without_end_is_ended_and_waiting_is_no_work() -> None:
     threads = set(threading.enumerate())
     limit = TimeLimit(0.2)
     with pytest.raises(TimeLimitError):
@@ -61,7 +61,7 @@ def test_work_without_end_is_ended_and_waiting_is_no_work() -> None:
     limit.run(lambda: time.sleep(0.4))
 
 
-def test_no_more_work_is_slow_than_may_be_and_brief_work_goes_on() -> None:
+def test_time_limit_no_more_work_is_slow_than_may_be_and_brief_work_goes_on() -> None:
     threads = set(threading.enumerate())
     limit = TimeLimit(2, brief_seconds=0.02, max_slow=2)
     slow = [in_background(lambda: limit.run(loop)) for _ in range(2)]
@@ -79,7 +79,7 @@ def test_no_more_work_is_slow_than_may_be_and_brief_work_goes_on() -> None:
     limit.run(lambda: None)
 
 
-def test_work_that_cannot_be_ended_counts_until_it_ends() -> None:
+def test_time_limit_work_that_cannot_be_ended_counts_until_it_ends() -> None:
     """One operation of the interpreter: no exception reaches its thread before it is done."""
     gate = threading.Lock()
     gate.acquire()
@@ -109,7 +109,7 @@ def test_work_that_cannot_be_ended_counts_until_it_ends() -> None:
     assert limit.run(lambda: 1) == 1
 
 
-def test_stuck_work_does_not_keep_the_process_from_its_end() -> None:
+def test_time_limit_stuck_work_does_not_keep_the_process_from_its_end() -> None:
     program = (
         "import threading\n"
         "from trident_preprocessing.chat.time_limit import TimeLimit\n"

@@ -53,13 +53,13 @@ def first_banned(words_ids: list[tuple[int, ...]], ids: list[int]) -> int | None
 
 @pytest.mark.parametrize("family", ZOO)
 @pytest.mark.parametrize("token", HIDDEN)
-def test_the_text_of_a_special_token_bans_its_id(family: str, token: str) -> None:
+def test_bad_words_the_text_of_a_special_token_bans_its_id(family: str, token: str) -> None:
     token_id = tokenizer(family).convert_tokens_to_ids(token)
     assert (token_id,) in bad_words(family).token_ids([token.encode()])
 
 
 @pytest.mark.parametrize("family", SPLIT_FIRST)
-def test_a_word_between_spaces_is_caught_wherever_it_stands(family: str) -> None:
+def test_bad_words_a_word_between_spaces_is_caught_wherever_it_stands(family: str) -> None:
     draw = random.Random(5)  # noqa: S311
     vocabulary = [word for text in TEXTS[:2] for word in text.split()]
     for _ in range(60):
@@ -74,7 +74,7 @@ def test_a_word_between_spaces_is_caught_wherever_it_stands(family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("word", WORDS)
-def test_a_word_as_the_tokenizer_spells_it_is_caught(family: str, word: str) -> None:
+def test_bad_words_a_word_as_the_tokenizer_spells_it_is_caught(family: str, word: str) -> None:
     """With a space before it, without, and behind another word."""
     made = tokenizer(family)
     banned = bad_words(family).token_ids([word.encode()])
@@ -90,7 +90,7 @@ def test_a_word_as_the_tokenizer_spells_it_is_caught(family: str, word: str) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FAMILIES), st.sampled_from(["three", "prongs", "come out", "in", "e"]), st.data())
-def test_nothing_else_is_banned(family: str, word: str, data: st.DataObject) -> None:
+def test_bad_words_nothing_else_is_banned(family: str, word: str, data: st.DataObject) -> None:
     """Where a token is refused, the text that it would have ended in has the word."""
     made = tokenizer(family)
     banned = bad_words(family).token_ids([word.encode()])
@@ -102,13 +102,13 @@ def test_nothing_else_is_banned(family: str, word: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize(("family", "mark"), [("words_split_first", "Ġ"), ("llama_2", "▁"), ("wordpiece", "##")])
-def test_a_word_has_a_form_at_its_beginning_and_one_inside(family: str, mark: str) -> None:
+def test_bad_words_a_word_has_a_form_at_its_beginning_and_one_inside(family: str, mark: str) -> None:
     made = tokenizer(family)
     firsts = [made.convert_ids_to_tokens(form[0]) for form in bad_words(family).token_ids([b"prongs"])]
     assert {first.startswith(mark) for first in firsts} == {True, False}
 
 
-def test_a_form_is_the_whole_word_and_nothing_else() -> None:
+def test_bad_words_a_form_is_the_whole_word_and_nothing_else() -> None:
     """Where a token spans the word's border (xc, a, t), what follows is only a part of it."""
     vocabulary = {token: place for place, token in enumerate(("c", "a", "t", " ", "\n", "x", "0", "xc", "\nc"))}
     made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [("x", "c"), ("\n", "c")])))
@@ -118,7 +118,7 @@ def test_a_form_is_the_whole_word_and_nothing_else() -> None:
     assert not any(begin[0] in form for form in bad_words("llama_2").token_ids([b"three"]))
 
 
-def test_each_form_comes_once_and_empty_words_not_at_all() -> None:
+def test_bad_words_each_form_comes_once_and_empty_words_not_at_all() -> None:
     words = bad_words("words_split_first")
     assert words.token_ids([]) == []
     assert words.token_ids([b""]) == []
@@ -127,7 +127,7 @@ def test_each_form_comes_once_and_empty_words_not_at_all() -> None:
     assert words.token_ids([b"", b"three", b"", b"three"]) == once
 
 
-def test_what_the_vocabulary_cannot_spell_is_not_banned() -> None:
+def test_bad_words_what_the_vocabulary_cannot_spell_is_not_banned() -> None:
     """It is never generated, and its tokens stand for everything else that cannot be spelled."""
     for family in ("words", "wordpiece", "word_end_bpe", "unigram"):
         assert bad_words(family).token_ids(["\U00010190".encode(), "three\U00010190".encode()]) == []
@@ -136,7 +136,7 @@ def test_what_the_vocabulary_cannot_spell_is_not_banned() -> None:
     assert (0,) in BadWords(gpt_2).token_ids([b"<|end|>"]), "its end of text is a token like another"
 
 
-def test_limits() -> None:
+def test_bad_words_limits() -> None:
     words = bad_words("words_split_first")
     assert words.token_ids([b"three"] * 256)
     with pytest.raises(RequestError, match=r"^bad_words: 257 are too many; at most 256"):
@@ -150,7 +150,7 @@ def test_limits() -> None:
         words.token_ids([b"fine", b"a\x00b"])
 
 
-def test_a_tokenizer_that_cuts_or_fills_does_so_no_longer() -> None:
+def test_bad_words_a_tokenizer_that_cuts_or_fills_does_so_no_longer() -> None:
     made = tiny_tokenizer()
     made.backend_tokenizer.enable_truncation(1)
     made.backend_tokenizer.enable_padding(length=9)
@@ -164,13 +164,13 @@ def unpack(packed: np.ndarray[Any, Any]) -> list[tuple[int, ...]]:
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple), max_size=8))
-def test_packing(words: list[tuple[int, ...]]) -> None:
+def test_bad_words_packing(words: list[tuple[int, ...]]) -> None:
     packed = pack_words(words)
     assert packed.dtype == np.int32
     assert packed.shape == (2, max(1, sum(map(len, words))))
     assert unpack(packed) == words
 
 
-def test_the_format_is_that_of_tensorrtllm_backend() -> None:
+def test_bad_words_the_format_is_that_of_tensorrtllm_backend() -> None:
     assert pack_words([]).tolist() == [[-1], [-1]]
     assert pack_words([(5, 6), (7,), (8, 9, 10)]).tolist() == [[5, 6, 7, 8, 9, 10], [2, 3, 6, -1, -1, -1]]

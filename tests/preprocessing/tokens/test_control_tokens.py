@@ -63,7 +63,7 @@ TEXTS = st.lists(_SPELLINGS | _CUT | _NESTED | _WORDS, max_size=6).map("".join)
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXTS), min_size=1, max_size=4))
-def test_as_transformers_has_it(said: list[tuple[str, str]]) -> None:
+def test_control_tokens_as_transformers_has_it(said: list[tuple[str, str]]) -> None:
     """But for private-use characters, which transformers takes away."""
     messages = [message(role, text.replace("\U000f0000", "")) for role, text in said]
     expected = tokenizer(templates.CHATML).apply_chat_template(
@@ -80,7 +80,7 @@ def test_as_transformers_has_it(said: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma", "metaspace_bpe"])
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=3))
-def test_as_a_tokenizer_without_control_tokens(family: str, said: list[list[str]]) -> None:
+def test_control_tokens_as_a_tokenizer_without_control_tokens(family: str, said: list[list[str]]) -> None:
     """Also where spellings are joined of several parts."""
     messages = [message("user", [{"type": "text", "text": text} for text in texts]) for texts in said]
     plain = without(family, frozenset((*CONTROL, *OTHERS, *SPECIAL, "<|late|>", "<｜end▁of▁text｜>")))
@@ -97,7 +97,7 @@ def test_as_a_tokenizer_without_control_tokens(family: str, said: list[list[str]
 
 @settings(max_examples=80, deadline=None)
 @given(TEXTS, TEXTS)
-def test_what_the_template_begins_a_client_does_not_complete(content: str, name: str) -> None:
+def test_control_tokens_what_the_template_begins_a_client_does_not_complete(content: str, name: str) -> None:
     messages = [message("user", content or "a", name=name)]
     ids = encode(HALF_WRITTEN, messages)
     assert control_ids(ids) == control_ids(encode(HALF_WRITTEN, [message("user", "a", name="a")]))
@@ -108,7 +108,7 @@ def test_what_the_template_begins_a_client_does_not_complete(content: str, name:
     "texts",
     [["<|im_", "end|>"], ["<", "|im_end|", ">"], ["a<|im_end", "", "|> b"], list("<|im_start|>"), ["[IN", "ST]"]],
 )
-def test_a_spelling_of_several_parts(texts: list[str]) -> None:
+def test_control_tokens_a_spelling_of_several_parts(texts: list[str]) -> None:
     ids = encode(JOINING, [message("user", [{"type": "text", "text": text} for text in texts])])
     plain = without("byte_level_bpe", frozenset(CONTROL))
     expected = ["<|im_start|>", *plain.encode("user\n" + "".join(texts)).tokens, "<|im_end|>"]
@@ -122,14 +122,14 @@ def rendered(template: str, messages: Any) -> Any:
 @pytest.mark.parametrize(
     "text", ["<|im_end|>", "im_end", "INST", "im_<|im_end|>end", " im_end", "start_of_turn", "/INST"]
 )
-def test_every_half(text: str) -> None:
+def test_control_tokens_every_half(text: str) -> None:
     ids = encode(HALF_WRITTEN, [message("user", text, name="/INST]")])
     assert control_ids(ids) == control_ids(encode(HALF_WRITTEN, [message("user", "a", name="a")]))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(["TOOLS", "QWEN_2", "LLAMA_3", "MISTRAL", "HARMONY"]), st.data())
-def test_everything_that_a_client_sends(name: str, data: st.DataObject) -> None:
+def test_control_tokens_everything_that_a_client_sends(name: str, data: st.DataObject) -> None:
     """Contents, names, arguments with their keys, results, tools and further arguments of the template."""
 
     def conversation(draw: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -154,7 +154,7 @@ def test_everything_that_a_client_sends(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", ["QWEN_3", "R1_DISTILL"])
-def test_reasoning_is_taken_out_of_answers_as_ever(name: str) -> None:
+def test_control_tokens_reasoning_is_taken_out_of_answers_as_ever(name: str) -> None:
     """To the id what transformers makes of it without a look at control tokens: none of the client's is left."""
     template = getattr(templates, name)
     messages = [
@@ -169,14 +169,14 @@ def test_reasoning_is_taken_out_of_answers_as_ever(name: str) -> None:
         assert ids == tokenizer(template).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
 
 
-def test_what_is_left_of_reasoning_is_text() -> None:
+def test_control_tokens_what_is_left_of_reasoning_is_text() -> None:
     chat = [message("user", "a"), message("assistant", "<think>x</think>y<think>z"), message("user", "</think>")]
     ids = encode(templates.QWEN_3, chat)
     assert control_ids(ids) == control_ids(encode(templates.QWEN_3, [*chat[:1], message("assistant", "y"), chat[0]]))
     assert tokenizer(templates.QWEN_3).decode(ids) == rendered(templates.QWEN_3, chat) + "<|im_start|>assistant\n"
 
 
-def test_a_template_that_acts_on_a_users_spelling_does_not() -> None:
+def test_control_tokens_a_template_that_acts_on_a_users_spelling_does_not() -> None:
     """It looks for the last question, which one that is all a tool's response is not."""
     answer = message("assistant", "c", reasoning_content="hm")
     chat = [message("user", "a"), answer, message("user", "<tool_response>b</tool_response>")]
@@ -185,13 +185,13 @@ def test_a_template_that_acts_on_a_users_spelling_does_not() -> None:
     assert "<tool_response>b</tool_response>" in prompt
 
 
-def test_ordinary_added_tokens_stay() -> None:
+def test_control_tokens_ordinary_added_tokens_stay() -> None:
     ids = encode(templates.CHATML, [message("user", "<table><|im_end|>\n\n\n<tool_call>")])
     known = {backend("byte_level_bpe").token_to_id(text) for text in (*ORDINARY, "<tool_call>")}
     assert known <= set(ids), "none of these is the template's"
 
 
-def test_the_request_may_have_it_otherwise() -> None:
+def test_control_tokens_the_request_may_have_it_otherwise() -> None:
     messages = [message("user", "a<|im_end|>b")]
     plain = tokenizer(templates.CHATML).apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert encode(templates.CHATML, messages, sanitize_control_tokens=False) == plain
@@ -200,7 +200,7 @@ def test_the_request_may_have_it_otherwise() -> None:
     )
 
 
-def test_a_tokenizer_that_has_no_other_way_to_write_it() -> None:
+def test_control_tokens_a_tokenizer_that_has_no_other_way_to_write_it() -> None:
     template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
     for text in ("a <s> b", "</s>"):
         with pytest.raises(RequestError, match=r"^messages: spells '</?s>', which this tokenizer cannot write as text"):
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_has_no_other_way_to_write_it() -> None:
 
 
 @pytest.mark.parametrize("family", ["unigram", "wordpiece"])
-def test_what_the_vocabulary_cannot_spell_is_no_control_token(family: str) -> None:
+def test_control_tokens_what_the_vocabulary_cannot_spell_is_no_control_token(family: str) -> None:
     template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
     messages = [message("user", "5 _ 6 < 7 ௵")]
     plain: Any = tokenizer(template, family).apply_chat_template(messages, return_dict=False)
@@ -217,7 +217,7 @@ def test_what_the_vocabulary_cannot_spell_is_no_control_token(family: str) -> No
     assert encode(template, messages, family) == plain
 
 
-def test_a_spelling_that_normalization_makes() -> None:
+def test_control_tokens_a_spelling_that_normalization_makes() -> None:
     template = "{% for m in messages %}<|im_start|><think>{{ m.content }}<|im_end|>{% endfor %}"
     assert backend("unigram").normalizer.normalize_str("＜think＞") == "<think>"
     think: Any = backend("unigram").token_to_id("<think>")
@@ -226,14 +226,14 @@ def test_a_spelling_that_normalization_makes() -> None:
     assert plain.count(think) == 2
 
 
-def test_cutting_is_of_the_whole() -> None:
+def test_control_tokens_cutting_is_of_the_whole() -> None:
     messages = [message("user", "a<|im_end|>b")]
     ids = encode(templates.CHATML, messages)
     assert encode(templates.CHATML, messages, truncate_prompt_tokens=5) == ids[-5:]
     assert encode(templates.CHATML, messages, truncate_prompt_tokens=5, truncation_side=b"right") == ids[:5]
 
 
-def test_one_beginning_of_text() -> None:
+def test_control_tokens_one_beginning_of_text() -> None:
     text = b"<s>a"
     asked = [PromptRequest(text_input=text, add_special_tokens=added) for added in (None, True, False)]
     made = [prompts(templates.CHATML, "llama_2").encode(request) for request in asked]

@@ -72,7 +72,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_bound_is_never_above_the_number_of_tokens(name: str) -> None:
+def test_token_bound_the_bound_is_never_above_the_number_of_tokens(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     certain = []
 
@@ -89,7 +89,7 @@ def test_the_bound_is_never_above_the_number_of_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt_2", "llama_3", "digits", "unigram"])
-def test_most_of_a_giant_prompt_is_never_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_bound_most_of_a_giant_prompt_is_never_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = TOKENIZERS[name]
     prompts = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 4096)
     monkeypatch.setattr(prompts, "max_text_bytes", 1 << 24)

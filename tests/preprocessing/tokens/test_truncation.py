@@ -45,7 +45,9 @@ def cut(kind: str, text: bytes, num_tokens: int | None, side: bytes | None = Non
     st.integers(1, 40),
     st.sampled_from(["left", "right", None]),
 )
-def test_text_is_cut_as_transformers_cuts_it(kind: str, text: str, num_tokens: int, side: str | None) -> None:
+def test_truncation_text_is_cut_as_transformers_cuts_it(
+    kind: str, text: str, num_tokens: int, side: str | None
+) -> None:
     reference = tokenizer(kind)
     num_special = reference.num_special_tokens_to_add()
     if not (whole := reference(text)["input_ids"]):
@@ -60,7 +62,7 @@ def test_text_is_cut_as_transformers_cuts_it(kind: str, text: str, num_tokens: i
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_messages_are_cut_as_they_come(side: str) -> None:
+def test_truncation_messages_are_cut_as_they_come(side: str) -> None:
     reference = tokenizer("both")
     whole = reference.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     for num_tokens in (1, 17, len(whole) - 1, len(whole), len(whole) + 1):
@@ -73,7 +75,7 @@ def test_messages_are_cut_as_they_come(side: str) -> None:
         assert PromptTokenizer(reference, 4096).encode(request) == kept
 
 
-def test_the_longest_prompt_leaves_room_for_the_answer() -> None:
+def test_truncation_the_longest_prompt_leaves_room_for_the_answer() -> None:
     whole = tokenizer("llama_2")(TEXTS[0] * 9)["input_ids"]
     ids = cut("llama_2", (TEXTS[0] * 9).encode(), -1)
     assert ids == [whole[0], *whole[-53:]]
@@ -81,13 +83,13 @@ def test_the_longest_prompt_leaves_room_for_the_answer() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [None, -1, 0, 64, 65])
-def test_the_longest_prompt_needs_max_tokens(max_tokens: int | None) -> None:
+def test_truncation_the_longest_prompt_needs_max_tokens(max_tokens: int | None) -> None:
     request = PromptRequest(text_input=b"a", truncate_prompt_tokens=-1, max_tokens=max_tokens)
     with pytest.raises(RequestError, match=r"^max_tokens: (is missing|must be from 1 to 63 beside a prompt)"):
         PromptTokenizer(tokenizer("llama_2"), 64).encode(request)
 
 
-def test_what_cannot_be_asked_for() -> None:
+def test_truncation_what_cannot_be_asked_for() -> None:
     with pytest.raises(
         RequestError, match=r"^truncation_side: needs truncate_prompt_tokens; without it nothing is cut"
     ):
@@ -101,7 +103,7 @@ def test_what_cannot_be_asked_for() -> None:
         assert len(str(caught.value)) < 250
 
 
-def test_a_text_to_be_cut_may_be_larger_than_what_fits() -> None:
+def test_truncation_a_text_to_be_cut_may_be_larger_than_what_fits() -> None:
     prompts = PromptTokenizer(tokenizer("llama_2"), 64)
     text = b"one two " * (prompts.max_text_bytes // 4)
     with pytest.raises(RequestError, match=r"^text_input: .* more than the engine's longest prompt can have"):
@@ -115,6 +117,6 @@ def test_a_text_to_be_cut_may_be_larger_than_what_fits() -> None:
         prompts.encode(PromptRequest(text_input=b"a" * ((1 << 20) + 1), truncate_prompt_tokens=20))
 
 
-def test_nothing_is_cut_unless_asked() -> None:
+def test_truncation_nothing_is_cut_unless_asked() -> None:
     text = (TEXTS[0] * 2).encode()
     assert cut("llama_2", text, None) == tokenizer("llama_2")(text.decode())["input_ids"]

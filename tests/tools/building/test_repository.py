@@ -25,7 +25,7 @@ def build(target: Path, engine: str, texts: dict[str, str] = TEXTS) -> None:
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_new_repository(tmp_path: Path, exists: bool) -> None:
+def test_repository_a_new_repository(tmp_path: Path, exists: bool) -> None:
     target = tmp_path / "deep" / "repository"
     if exists:
         target.mkdir(parents=True)
@@ -35,7 +35,7 @@ def test_a_new_repository(tmp_path: Path, exists: bool) -> None:
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_second_build_replaces_the_engine_and_leaves_others_alone(
+def test_repository_a_second_build_replaces_the_engine_and_leaves_others_alone(
     tmp_path: Path, atomic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not atomic:  # as on a file system that cannot exchange
@@ -60,7 +60,7 @@ def test_a_second_build_replaces_the_engine_and_leaves_others_alone(
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()])
-def test_a_failure_while_installing_undoes_everything(
+def test_repository_a_failure_while_installing_undoes_everything(
     tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "repository"
@@ -80,7 +80,7 @@ def test_a_failure_while_installing_undoes_everything(
     assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
 
 
-def test_a_failure_while_building_leaves_nothing(tmp_path: Path) -> None:
+def test_repository_a_failure_while_building_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with staging(tmp_path / "repository") as staged:
             (staged / "half").mkdir()
@@ -91,7 +91,7 @@ def test_a_failure_while_building_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_repository_that_is_a_file(tmp_path: Path) -> None:
+def test_repository_a_repository_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "repository").write_text("")
     with pytest.raises(BuildError, match="not a folder"):
         build(tmp_path / "repository", "first")

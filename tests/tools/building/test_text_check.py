@@ -58,7 +58,7 @@ def set_template(folder: Path, template: str | None) -> None:
     path.write_text(template) if template is not None else path.unlink()
 
 
-def test_an_ordinary_checkpoint_has_nothing_to_warn_of(checkpoint: Path) -> None:
+def test_text_check_an_ordinary_checkpoint_has_nothing_to_warn_of(checkpoint: Path) -> None:
     assert check(checkpoint) == {"template": "chat_template.jinja: renders system, user and assistant"}
 
 
@@ -75,7 +75,7 @@ def test_an_ordinary_checkpoint_has_nothing_to_warn_of(checkpoint: Path) -> None
         (None, "none: requests with messages are refused, text_input is served"),
     ],
 )
-def test_what_a_template_cannot_do_is_told(checkpoint: Path, template: str | None, expected: str) -> None:
+def test_text_check_what_a_template_cannot_do_is_told(checkpoint: Path, template: str | None, expected: str) -> None:
     set_template(checkpoint, template)
     lines = check(checkpoint)
     assert expected in lines["template"]
@@ -90,13 +90,15 @@ def test_what_a_template_cannot_do_is_told(checkpoint: Path, template: str | Non
         ("{{ messages[0].nothing.at_all }}", "no attribute 'nothing'"),
     ],
 )
-def test_a_template_that_renders_nothing_is_refused_by_file(checkpoint: Path, template: str, words: str) -> None:
+def test_text_check_a_template_that_renders_nothing_is_refused_by_file(
+    checkpoint: Path, template: str, words: str
+) -> None:
     set_template(checkpoint, template)
     with pytest.raises(CheckpointError, match=rf"^chat_template.jinja: .*{words}.*; mend the template, or remove it"):
         check(checkpoint)
 
 
-def test_a_template_of_the_configuration_is_named_there(checkpoint: Path) -> None:
+def test_text_check_a_template_of_the_configuration_is_named_there(checkpoint: Path) -> None:
     set_template(checkpoint, None)
     edit_json(checkpoint / "tokenizer_config.json", chat_template="{% for %}")
     with pytest.raises(CheckpointError, match=r"^tokenizer_config.json: chat_template: "):
@@ -114,14 +116,14 @@ def test_a_template_of_the_configuration_is_named_there(checkpoint: Path) -> Non
         ("<|end|>", None),
     ],
 )
-def test_the_end_of_a_turn_must_end_the_text(checkpoint: Path, ending: str, words: str | None) -> None:
+def test_text_check_the_end_of_a_turn_must_end_the_text(checkpoint: Path, ending: str, words: str | None) -> None:
     set_template(checkpoint, _BODY.replace("ENDING", ending))
     lines = check(checkpoint)
     assert ("warning" in lines) == (words is not None)
     assert re.search(words or "", lines.get("warning", ""))
 
 
-def test_the_end_of_a_turn_is_a_warning_until_a_file_names_it(checkpoint: Path) -> None:
+def test_text_check_the_end_of_a_turn_is_a_warning_until_a_file_names_it(checkpoint: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         edit_json(checkpoint / name, eos_token_id=1)
     edit_json(checkpoint / "tokenizer_config.json", eos_token="<|user|>")  # noqa: S106
@@ -131,7 +133,7 @@ def test_the_end_of_a_turn_is_a_warning_until_a_file_names_it(checkpoint: Path) 
     assert "warning" not in check(checkpoint)
 
 
-def test_a_template_that_ends_a_turn_in_words_is_told(checkpoint: Path) -> None:
+def test_text_check_a_template_that_ends_a_turn_in_words_is_told(checkpoint: Path) -> None:
     set_template(checkpoint, "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}")
     assert r"ends an answer with '\n\nuser: ', which is not a token" in check(checkpoint)["warning"]
 
@@ -144,7 +146,9 @@ def test_a_template_that_ends_a_turn_in_words_is_told(checkpoint: Path) -> None:
         ({"added_tokens_decoder": {"1": "x"}}, "repair the tokenizer's files.*added_tokens_decoder"),
     ],
 )
-def test_a_tokenizer_that_serving_cannot_load_is_refused(checkpoint: Path, config: dict[str, Any], words: str) -> None:
+def test_text_check_a_tokenizer_that_serving_cannot_load_is_refused(
+    checkpoint: Path, config: dict[str, Any], words: str
+) -> None:
     (checkpoint / "own.py").write_text("raise SystemExit('the code of the checkpoint ran')")
     set_template(checkpoint, None)
     edit_json(checkpoint / "tokenizer_config.json", **config)
@@ -153,7 +157,7 @@ def test_a_tokenizer_that_serving_cannot_load_is_refused(checkpoint: Path, confi
     assert str(checkpoint.parent / "engine") not in str(refusal.value)
 
 
-def test_another_models_tokenizer_is_refused(checkpoint: Path) -> None:
+def test_text_check_another_models_tokenizer_is_refused(checkpoint: Path) -> None:
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["zzz"] = 400
     (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -162,14 +166,14 @@ def test_another_models_tokenizer_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [{"additional_special_tokens": ["<|more|>"]}, {"pad_token": "<|more|>"}])
-def test_added_tokens_beyond_the_network_are_told(checkpoint: Path, config: dict[str, Any]) -> None:
+def test_text_check_added_tokens_beyond_the_network_are_told(checkpoint: Path, config: dict[str, Any]) -> None:
     edit_json(checkpoint / "tokenizer_config.json", **config)
     added = AutoTokenizer.from_pretrained(checkpoint).convert_tokens_to_ids("<|more|>")
     assert added == 400
     assert "beyond the network's vocabulary of 400: 400 '<|more|>'" in check(checkpoint)["warning"]
 
 
-def test_a_class_that_splits_by_its_own_rules_is_told(checkpoint: Path) -> None:
+def test_text_check_a_class_that_splits_by_its_own_rules_is_told(checkpoint: Path) -> None:
     edit_json(checkpoint / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
     text = "cafe\u0301"
     as_stored = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text, add_special_tokens=False).ids
@@ -177,7 +181,7 @@ def test_a_class_that_splits_by_its_own_rules_is_told(checkpoint: Path) -> None:
     assert "tokenizer_class 'Qwen2Tokenizer' splits" in check(checkpoint)["warning"]
 
 
-def test_a_tokenizer_without_guides_is_told(checkpoint: Path) -> None:
+def test_text_check_a_tokenizer_without_guides_is_told(checkpoint: Path) -> None:
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
     tokenizer["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": False}
     (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -190,7 +194,9 @@ def trident_build(*options: str | Path) -> int:
     return build.run(parser.parse_args([str(option) for option in options]))
 
 
-def test_the_check_comes_before_the_compiler(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_check_the_check_comes_before_the_compiler(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write(*_: Any, **__: Any) -> None:
         raise AssertionError
 
@@ -201,7 +207,7 @@ def test_the_check_comes_before_the_compiler(checkpoint: Path, tmp_path: Path, m
     assert not (tmp_path / "repository").exists()
 
 
-def test_what_passes_is_what_serving_loads(
+def test_text_check_what_passes_is_what_serving_loads(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without a tokenizer_config.json, and with a processor's template."""

@@ -41,7 +41,7 @@ def record(
     return ClientRequestRecord(scheduled_at, sent, tuple(chunk_times), counts, 5, total, "length", error)
 
 
-def test_one_request_by_hand() -> None:
+def test_bench_figures_one_request_by_hand() -> None:
     one = record(10.0, [10.5, 10.6, 11.0], [1, 2, 2], sent_at=10.25)
     assert one.time_to_first_token == pytest.approx(0.5), "from the scheduled moment, not from the sending"
     assert one.request_latency == pytest.approx(1.0)
@@ -49,16 +49,16 @@ def test_one_request_by_hand() -> None:
     assert one.inter_chunk_latencies == pytest.approx([0.1, 0.4])
 
 
-def test_a_single_token_has_no_token_latency() -> None:
+def test_bench_figures_a_single_token_has_no_token_latency() -> None:
     assert record(0.0, [1.0], [1]).inter_token_latency is None
     assert record(0.0, [1.0, 2.0], None).inter_token_latency is None, "nor has an unknown number"
 
 
-def test_tokens_of_chunks_that_do_not_say_are_shared_out() -> None:
+def test_bench_figures_tokens_of_chunks_that_do_not_say_are_shared_out() -> None:
     assert record(0.0, [1.0, 2.0], num_output_tokens=5).tokens_of_chunks() == [2.5, 2.5]
 
 
-def test_percentiles_are_numpys() -> None:
+def test_bench_figures_percentiles_are_numpys() -> None:
     random = np.random.default_rng(3)
     first, gaps = random.uniform(0.1, 2.0, 237), random.uniform(0.01, 0.1, (237, 9))
     records = [
@@ -83,7 +83,7 @@ def test_percentiles_are_numpys() -> None:
     same("input_sequence_length", np.full(237, 5.0))
 
 
-def test_what_counts() -> None:
+def test_bench_figures_what_counts() -> None:
     """Requests by when they were scheduled; tokens and ends by when they came."""
     records = [
         record(1.0, [9.0, 10.5], [1, 3]),  # of the ramp: only its tokens and its end within the window count
@@ -107,7 +107,7 @@ def test_what_counts() -> None:
     assert figures.timeline[10] == pytest.approx(3)
 
 
-def test_goodput_needs_every_objective() -> None:
+def test_bench_figures_goodput_needs_every_objective() -> None:
     records = [
         record(0.0, [0.1, 0.2], [1, 1]),
         record(0.0, [0.6, 0.7], [1, 1]),  # late first token
@@ -121,22 +121,22 @@ def test_goodput_needs_every_objective() -> None:
 
 
 @pytest.mark.parametrize("text", ["time_to_first_token", "time_to_first_token:0", "ttft:5", "request_latency:x"])
-def test_objectives_that_say_nothing(text: str) -> None:
+def test_bench_figures_objectives_that_say_nothing(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parse_objective(text)
 
 
-def test_nothing_happened() -> None:
+def test_bench_figures_nothing_happened() -> None:
     figures = measure([], 0.0, MeasuredWindow(5, 5), [])
     assert (figures.output_token_throughput, figures.summaries, figures.timeline[:4]) == (0, {}, (0, 0, 0, 0))
 
 
-def test_equal_errors_count_together() -> None:
+def test_bench_figures_equal_errors_count_together() -> None:
     assert error_kind("waited 12.5 ms,\nlimit 10") == error_kind("waited 7 ms, limit 99") == "waited N ms, limit N"
     assert error_kind("[503] [UNAVAILABLE] 17 wait") == "[503] [UNAVAILABLE] N wait"
 
 
-def test_progress_of_the_last_seconds() -> None:
+def test_bench_figures_progress_of_the_last_seconds() -> None:
     slow, quick, old = ClientStream(0.0, 0.0), ClientStream(8.0, 8.0), ClientStream(0.0, 0.0)
     for moment in (1.0, 6.0, 9.0):
         slow.received(moment, 1)
@@ -150,14 +150,14 @@ def test_progress_of_the_last_seconds() -> None:
 
 
 @pytest.mark.parametrize("highest", [0.003, 0.99, 1.0, 7.0, 99.0, 1234.5, 5e6])
-def test_axes_reach_the_data(highest: float) -> None:
+def test_bench_figures_axes_reach_the_data(highest: float) -> None:
     ticks = steps(highest)
     assert 3 <= len(ticks) <= 6
     assert ticks[0] == 0
     assert ticks[-2] < highest <= ticks[-1] * (1 + 1e-9)
 
 
-def test_a_chart_is_to_scale() -> None:
+def test_bench_figures_a_chart_is_to_scale() -> None:
     chart = make_chart("t", "x", "y", [Line("a", ((0.0, 0.0), (50.0, 100.0), (100.0, 50.0)))])
     assert chart is not None
     numbers = [tuple(map(float, pair.split(","))) for pair in chart.lines[0].path[1:].split(" L")]
@@ -180,7 +180,7 @@ def outcome() -> Outcome:
     return Outcome({"users": [2, 4], "prompts": None, "field": {"tenant": "a"}}, "ensemble", ("a note",), tuple(stages))
 
 
-def test_the_json_holds_the_figures() -> None:
+def test_bench_figures_the_json_holds_the_figures() -> None:
     parsed = json.loads(render_json(outcome(), with_records=True))
     stage = parsed["stages"][2]
     assert (parsed["format"], stage["load"], stage["requests"]) == (1, {"rate": 1.5}, 3)
@@ -219,7 +219,7 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_stands_alone() -> None:
+def test_bench_figures_the_page_stands_alone() -> None:
     html = render_page(outcome())
     page = _Page()
     page.feed(html)
@@ -233,7 +233,7 @@ def test_the_page_stands_alone() -> None:
     assert "tenant=a" in page.text
 
 
-def test_the_tables_say_it_all() -> None:
+def test_bench_figures_the_tables_say_it_all() -> None:
     console = Console(file=io.StringIO(), width=140)
     stages = outcome().stages
     console.print(stage_table(*stages[0]), summary_table(stages))
@@ -243,7 +243,7 @@ def test_the_tables_say_it_all() -> None:
         assert words in text, words
 
 
-def test_figures_are_frozen() -> None:
+def test_bench_figures_figures_are_frozen() -> None:
     figures: StageFigures = outcome().stages[0][1]
     with pytest.raises(AttributeError):
         figures.num_requests = 3  # type: ignore[misc]

@@ -31,14 +31,14 @@ DEMO = Path(__file__).parents[3] / "tools" / "demo" / "checkpoint"
         ("lognormal:300:150", 300, 150),
     ],
 )
-def test_lengths_are_as_asked(text: str, mean: float, deviation: float) -> None:
+def test_bench_prompts_lengths_are_as_asked(text: str, mean: float, deviation: float) -> None:
     lengths = parse_distribution(text).sample(np.random.default_rng(1), 20000)
     assert lengths.mean() == pytest.approx(mean, rel=0.02)
     assert lengths.std() == pytest.approx(deviation, rel=0.05, abs=1e-9)
     assert str(parse_distribution(text)) == text
 
 
-def test_no_length_is_below_one() -> None:
+def test_bench_prompts_no_length_is_below_one() -> None:
     assert parse_distribution("normal:2:50").sample(np.random.default_rng(1), 1000).min() == 1
     both_ends = parse_distribution("uniform:3:4").sample(np.random.default_rng(1), 100)
     assert set(both_ends.tolist()) == {3, 4}
@@ -47,7 +47,7 @@ def test_no_length_is_below_one() -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "1.5", "-3", "nan", "normal:5", "normal:0:1", "normal:5:-1", "uniform:9:3", "gamma:1:2", "a:b:c"]
 )
-def test_distributions_that_are_none(text: str) -> None:
+def test_bench_prompts_distributions_that_are_none(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"distribution|must|numbers"):
         parse_distribution(text)
 
@@ -57,7 +57,7 @@ def _tokenizer(name: str) -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", ["demo", "byte_level_bpe", "llama_2", "unigram"])
-def test_texts_have_exactly_the_tokens(name: str) -> None:
+def test_bench_prompts_texts_have_exactly_the_tokens(name: str) -> None:
     """Also for tokenizers that add a beginning of text, and that merge across words."""
     tokenizer, random = _tokenizer(name), np.random.default_rng(7)
     texts = TextMaker(tokenizer)
@@ -68,7 +68,7 @@ def test_texts_have_exactly_the_tokens(name: str) -> None:
         assert len(tokenizer.encode(text).ids) == num_tokens
 
 
-def test_a_length_that_no_text_has() -> None:
+def test_bench_prompts_a_length_that_no_text_has() -> None:
     with pytest.raises(ServerError, match="--tokenizer"):
         TextMaker(_tokenizer("llama_2")).text(np.random.default_rng(1), 0)
 
@@ -82,7 +82,7 @@ def _take(plan: PromptPlan, count: int) -> list[Prompt]:
     return list(itertools.islice(make_prompts(plan, TextMaker(_tokenizer("demo"))), count))
 
 
-def test_prompts_are_of_the_seed_and_never_repeat() -> None:
+def test_bench_prompts_prompts_are_of_the_seed_and_never_repeat() -> None:
     first = _take(plan(), 50)
     assert first == _take(plan(), 50)
     assert first != _take(plan(seed=6), 50)
@@ -90,7 +90,7 @@ def test_prompts_are_of_the_seed_and_never_repeat() -> None:
     assert {prompt.max_tokens for prompt in first} == {9}
 
 
-def test_a_shared_prefix_comes_on_top() -> None:
+def test_bench_prompts_a_shared_prefix_comes_on_top() -> None:
     texts = [prompt.text for prompt in _take(plan(shared_prefix=64), 20)]
     count = TextMaker(_tokenizer("demo")).count
     assert all(text is not None and count(text) == 84 for text in texts)
@@ -98,7 +98,7 @@ def test_a_shared_prefix_comes_on_top() -> None:
     assert shared.index(False) > 64
 
 
-def test_prompts_of_a_file(tmp_path: Path) -> None:
+def test_bench_prompts_prompts_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     message = {"role": "user", "content": "Hi"}
     file.write_text('{"text_input": "one", "max_tokens": 3}\n\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
@@ -116,14 +116,14 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     "line", ["{", "[]", "{}", '{"text_input": 3}', '{"messages": []}', '{"text_input": "a", "max_tokens": 0}',
              '{"text_input": "a", "messages": [{}]}', '{"text_input": "a", "temperature": 1}'],
 )  # fmt: skip
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+def test_bench_prompts_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"text_input": "good"}}\n{line}\n')
     with pytest.raises(argparse.ArgumentTypeError, match="line 2"):
         read_prompts(str(file))
 
 
-def test_values_of_options() -> None:
+def test_bench_prompts_values_of_options() -> None:
     assert list_of(whole_number(1))("1,20") == [1, 20]
     assert field("temperature=0.7") == ("temperature", 0.7)
     assert field("tenant=a=b") == ("tenant", "a=b")
@@ -132,7 +132,7 @@ def test_values_of_options() -> None:
             parse(text)
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_bench_prompts_a_file_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text("old")
     with pytest.raises(UnicodeEncodeError):
@@ -169,7 +169,7 @@ nv_inference_count 3
 """
 
 
-def test_the_difference_of_two_metrics_pages() -> None:
+def test_bench_prompts_the_difference_of_two_metrics_pages() -> None:
     after = (
         BEFORE.replace('"eos",model="core"} 5', '"eos",model="core"} 8')
         .replace('"length",model="core"} 40', '"length",model="core"} 2')
@@ -190,7 +190,7 @@ def test_the_difference_of_two_metrics_pages() -> None:
     }
 
 
-def test_words_that_the_tokenizer_does_not_know_are_not_used() -> None:
+def test_bench_prompts_words_that_the_tokenizer_does_not_know_are_not_used() -> None:
     """They would all be one token, and every prompt the same."""
     vocabulary = {"[UNK]": 0, **{f"w{number}": number for number in range(1, 40)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106

@@ -16,7 +16,7 @@ from trident_tools.load.tensor_values import raw_bytes, tensor_of
     ("dtype", "value"),
     [("INT32", 5), ("INT32", [1, -2]), ("UINT64", 2**64 - 1), ("FP32", 0.5), ("BOOL", True), ("BOOL", [True, False])],
 )
-def test_tensor_of_numbers_is_read_back(dtype: str, value: Any) -> None:
+def test_tensor_values_tensor_of_numbers_is_read_back(dtype: str, value: Any) -> None:
     array = tensor_of(dtype, value)
     values = value if isinstance(value, list) else [value]
     assert array.shape == (1, len(values))
@@ -24,7 +24,7 @@ def test_tensor_of_numbers_is_read_back(dtype: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["h\u00e9llo", ["a", ""], {"role": "user"}, [{"a": 1}, "b"]])
-def test_tensor_of_bytes_is_read_back(value: Any) -> None:
+def test_tensor_values_tensor_of_bytes_is_read_back(value: Any) -> None:
     array = tensor_of("BYTES", value)
     values = value if isinstance(value, list) else [value]
     texts = [each if isinstance(each, str) else json.dumps(each) for each in values]
@@ -33,6 +33,6 @@ def test_tensor_of_bytes_is_read_back(value: Any) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("INT32", "many"), ("FP32", {"a": 1}), ("INT32", [None])])
-def test_tensor_of_refuses_a_value_of_another_type(dtype: str, value: Any) -> None:
+def test_tensor_values_tensor_of_refuses_a_value_of_another_type(dtype: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError, OverflowError)):
         tensor_of(dtype, value)

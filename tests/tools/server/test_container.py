@@ -12,7 +12,7 @@ from trident_tools.server.memory_kills import MemoryKills
 
 
 @pytest.mark.parametrize("mark", [".dockerenv", "run/.containerenv"])
-def test_a_file_of_the_container_engine(mark: str, tmp_path: Path) -> None:
+def test_container_a_file_of_the_container_engine(mark: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert not runs_in_container({}, tmp_path)
     (tmp_path / mark).touch()
@@ -20,7 +20,7 @@ def test_a_file_of_the_container_engine(mark: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["KUBERNETES_SERVICE_HOST", "container"])
-def test_a_variable_of_the_container_engine(name: str, tmp_path: Path) -> None:
+def test_container_a_variable_of_the_container_engine(name: str, tmp_path: Path) -> None:
     assert runs_in_container({name: "podman"}, tmp_path)
     assert not runs_in_container({name: ""}, tmp_path)
 
@@ -35,7 +35,7 @@ def test_a_variable_of_the_container_engine(name: str, tmp_path: Path) -> None:
         (False, True, False, False),
     ],
 )
-def test_restarts_are_on_at_a_terminal_outside_containers(
+def test_container_restarts_are_on_at_a_terminal_outside_containers(
     asked: bool | None, at_terminal: bool, in_container: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: at_terminal)
@@ -54,7 +54,7 @@ def test_restarts_are_on_at_a_terminal_outside_containers(
         ("5:memory:/docker/abc\n0::/\n", "memory/memory.oom_control"),
     ],
 )
-def test_ends_for_lack_of_memory_are_found_in_either_version_of_control_groups(
+def test_container_ends_for_lack_of_memory_are_found_in_either_version_of_control_groups(
     groups: str, file: str, tmp_path: Path
 ) -> None:
     (tmp_path / "groups").write_text(groups)
@@ -67,7 +67,7 @@ def test_ends_for_lack_of_memory_are_found_in_either_version_of_control_groups(
     assert kills.have_happened()
 
 
-def test_nothing_is_said_where_the_kernel_does_not_count(tmp_path: Path) -> None:
+def test_container_nothing_is_said_where_the_kernel_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "groups").write_text("1:cpu:/\n0::/\n")
     assert not MemoryKills(tmp_path / "groups", tmp_path).have_happened()
     assert not MemoryKills(tmp_path / "none", tmp_path).have_happened()

@@ -13,7 +13,7 @@ from trident_tools.server.model_control import ModelControl
 from trident_tools.server.triton_server import Listen
 
 
-def test_the_models_are_loaded_and_only_this_command_controls_them(tmp_path: Path) -> None:
+def test_model_control_the_models_are_loaded_and_only_this_command_controls_them(tmp_path: Path) -> None:
     one, other = (ModelControl(tmp_path / name, Listen("127.0.0.1", 1, 2, 3)) for name in ("one", "other"))
     options = one.options(["core", "ensemble"])
     assert [word for word in options if "load-model" in word] == ["--load-model=core", "--load-model=ensemble"]
@@ -28,7 +28,7 @@ def test_the_models_are_loaded_and_only_this_command_controls_them(tmp_path: Pat
     assert f"--load-model={model.name}" not in options
 
 
-def test_what_security_advises_can_stand_beside_it(tmp_path: Path) -> None:
+def test_model_control_what_security_advises_can_stand_beside_it(tmp_path: Path) -> None:
     """tritonserver does not start where two restrictions name the same kind of call."""
     page = Path(__file__).parents[3] / "docs" / "security.md"
     options = ModelControl(tmp_path, Listen("127.0.0.1", 1, 2, 3)).options([])
@@ -41,7 +41,7 @@ def test_what_security_advises_can_stand_beside_it(tmp_path: Path) -> None:
         assert sorted(kinds) == ["logging", "model-repository", "shared-memory", "trace"]
 
 
-def test_the_server_is_asked_for_the_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_model_control_the_server_is_asked_for_the_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     asked: list[tuple[str, str | None]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def test_the_server_is_asked_for_the_model_that_cannot_be_loaded(tmp_path: Path)
     assert asked == [(f"/v2/repository/models/{model.name}/load", control.headers["trident-control"])]
 
 
-def test_a_server_that_does_not_answer_is_an_os_error(tmp_path: Path) -> None:
+def test_model_control_a_server_that_does_not_answer_is_an_os_error(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         port = server.server_port
     with pytest.raises(OSError, match="refused"):

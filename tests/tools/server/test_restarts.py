@@ -24,7 +24,7 @@ def delays(restarts: Restarts, *failures: Failure) -> list[float | None]:
 
 
 @given(st.booleans(), st.lists(FAILURES, max_size=40))
-def test_every_history(is_enabled: bool, history: list[Failure]) -> None:
+def test_restarts_every_history(is_enabled: bool, history: list[Failure]) -> None:
     restarts = Restarts(is_enabled=is_enabled)
     num_failed, has_served, last = 0, False, 0.0
     for failure in history:
@@ -44,13 +44,13 @@ def test_every_history(is_enabled: bool, history: list[Failure]) -> None:
         last = delay
 
 
-def test_the_delay_doubles_up_to_a_minute_and_begins_anew_after_a_healthy_while() -> None:
+def test_restarts_the_delay_doubles_up_to_a_minute_and_begins_anew_after_a_healthy_while() -> None:
     restarts = Restarts(is_enabled=True)
     assert delays(restarts, *[DIED_SOON] * 8) == [1, 2, 4, 8, 16, 32, 60, 60]
     assert delays(restarts, Failure(ready_s=HEALTHY_S), DIED_SOON) == [1, 2]
 
 
-def test_a_server_that_dies_while_loading_again_and_again_is_given_up() -> None:
+def test_restarts_a_server_that_dies_while_loading_again_and_again_is_given_up() -> None:
     restarts = Restarts(is_enabled=True)
     assert delays(restarts, *[CRASHED] * MAX_FAILED_STARTS) == [1, 2, 4, 8, None]
     assert restarts.num_failed_starts == MAX_FAILED_STARTS
@@ -58,16 +58,16 @@ def test_a_server_that_dies_while_loading_again_and_again_is_given_up() -> None:
     assert delays(restarts, DIED_SOON, *[REFUSED] * MAX_FAILED_STARTS) == [1, 2, 4, 8, 16, None]
 
 
-def test_a_server_that_refuses_to_start_is_not_started_again() -> None:
+def test_restarts_a_server_that_refuses_to_start_is_not_started_again() -> None:
     assert delays(Restarts(is_enabled=True), REFUSED) == [None]
 
 
-def test_a_start_that_failed_by_chance_is_tried_once_more_whatever_is_asked_for() -> None:
+def test_restarts_a_start_that_failed_by_chance_is_tried_once_more_whatever_is_asked_for() -> None:
     for is_enabled in (False, True):
         assert delays(Restarts(is_enabled=is_enabled), TRANSIENT, TRANSIENT) == [1, None]
     assert delays(Restarts(is_enabled=False), TRANSIENT, DIED_SOON) == [1, None]
 
 
-def test_a_death_is_the_end_where_restarts_are_off() -> None:
+def test_restarts_a_death_is_the_end_where_restarts_are_off() -> None:
     assert delays(Restarts(is_enabled=False), DIED_SOON) == [None]
     assert delays(Restarts(is_enabled=False), CRASHED) == [None]

@@ -107,7 +107,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-def test_a_server_that_died_is_cleaned_up_after_and_started_again(stage: Stage) -> None:
+def test_serving_a_server_that_died_is_cleaned_up_after_and_started_again(stage: Stage) -> None:
     assert stage.serve((CONFIG, died()), ("", died()), ("", None)) == 0
     assert stage.starts == [0, 1, 3]
     assert stage.events == [
@@ -127,13 +127,13 @@ def test_a_server_that_died_is_cleaned_up_after_and_started_again(stage: Stage) 
     ]
 
 
-def test_without_restarts_a_death_is_the_end_and_says_what_would_help(stage: Stage) -> None:
+def test_serving_without_restarts_a_death_is_the_end_and_says_what_would_help(stage: Stage) -> None:
     with pytest.raises(ServerError, match=r"its process died\n.*It is not started again; with --restart it would be"):
         stage.serve(("", died()), restart=False)
     assert stage.events[-1] == "cleaned up"
 
 
-def test_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
+def test_serving_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
     stage.signal_at = 5.2
     assert stage.serve(*[("", died())] * 3) == 0
     assert stage.now < 5.4
@@ -142,7 +142,9 @@ def test_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("restart", [True, False])
-def test_a_death_while_draining_is_the_end(stage: Stage, monkeypatch: pytest.MonkeyPatch, restart: bool) -> None:
+def test_serving_a_death_while_draining_is_the_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
     def drain(_supervisor: Supervisor) -> int:
         raise died()
 
@@ -154,7 +156,7 @@ def test_a_death_while_draining_is_the_end(stage: Stage, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("restart", [True, False])
 @pytest.mark.parametrize(("logged", "by_signal"), [(LOCK, True), (LOCK, False), (PORT, False)])
-def test_a_start_that_failed_by_chance_is_tried_once_more(
+def test_serving_a_start_that_failed_by_chance_is_tried_once_more(
     stage: Stage, restart: bool, logged: str, by_signal: bool
 ) -> None:
     assert stage.serve((logged, ended(by_signal=by_signal)), ("", None), restart=restart) == 0
@@ -163,13 +165,13 @@ def test_a_start_that_failed_by_chance_is_tried_once_more(
 
 
 @pytest.mark.parametrize("logged", [LOCK, PORT])
-def test_and_no_more_than_once(stage: Stage, logged: str) -> None:
+def test_serving_and_no_more_than_once(stage: Stage, logged: str) -> None:
     with pytest.raises(ServerError, match="ended while loading"):
         stage.serve((logged, ended()), (logged, ended()))
     assert stage.starts == [0, 1]
 
 
-def test_what_an_earlier_server_logged_counts_no_more(stage: Stage) -> None:
+def test_serving_what_an_earlier_server_logged_counts_no_more(stage: Stage) -> None:
     with pytest.raises(ServerError) as caught:
         stage.serve((LOCK, ended()), (CONFIG, ended()))
     assert "token_budgt" in str(caught.value)
@@ -177,13 +179,13 @@ def test_what_an_earlier_server_logged_counts_no_more(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("restart", [True, False])
-def test_a_configuration_that_is_refused_is_tried_once(stage: Stage, restart: bool) -> None:
+def test_serving_a_configuration_that_is_refused_is_tried_once(stage: Stage, restart: bool) -> None:
     with pytest.raises(ServerError, match="token_budgt"):
         stage.serve((CONFIG, ended()), restart=restart)
     assert stage.starts == [0]
 
 
-def test_a_crash_is_known_by_its_signal_where_no_log_is_kept(stage: Stage) -> None:
+def test_serving_a_crash_is_known_by_its_signal_where_no_log_is_kept(stage: Stage) -> None:
     stage.has_log = False
     assert stage.serve((LOCK, ended(by_signal=True)), ("", None), restart=False) == 0
     stage.signals.count = 0
@@ -191,19 +193,19 @@ def test_a_crash_is_known_by_its_signal_where_no_log_is_kept(stage: Stage) -> No
         stage.serve((PORT, ended()), restart=False)
 
 
-def test_a_server_that_never_comes_up_again_is_given_up(stage: Stage) -> None:
+def test_serving_a_server_that_never_comes_up_again_is_given_up(stage: Stage) -> None:
     with pytest.raises(ServerError, match=rf"{MAX_FAILED_STARTS} starts in a row have failed"):
         stage.serve(("", died()), *[("", ended())] * MAX_FAILED_STARTS)
     assert stage.starts == [0, 1, 3, 7, 15, 31]
 
 
-def test_a_port_that_lingers_after_a_death_is_waited_for(stage: Stage) -> None:
+def test_serving_a_port_that_lingers_after_a_death_is_waited_for(stage: Stage) -> None:
     taken = ServerError("--http-port 8000: cannot listen on 127.0.0.1: Address already in use; choose another")
     assert stage.serve(("", died()), taken, ("", None)) == 0
     assert stage.starts == [0, 3]
 
 
-def test_what_is_wrong_at_the_first_start_is_said_at_once(stage: Stage) -> None:
+def test_serving_what_is_wrong_at_the_first_start_is_said_at_once(stage: Stage) -> None:
     with pytest.raises(ServerError, match="cannot listen"):
         stage.serve(ServerError("--http-port 8000: cannot listen on 127.0.0.1"))
     assert stage.now == 0

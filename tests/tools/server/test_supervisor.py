@@ -114,7 +114,7 @@ def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Pa
     )
 
 
-def test_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
+def test_supervisor_dead_stub_of_a_ready_model_is_a_failure(server: ServerProcess) -> None:
     watcher = supervisor(server, Status(), 60)
     pid = only_stub(server)
     watcher._check()
@@ -141,7 +141,7 @@ class ReadyOnce(Status):
         return False
 
 
-def test_a_stub_that_dies_as_soon_as_its_model_is_ready_is_a_failure(server: ServerProcess) -> None:
+def test_supervisor_a_stub_that_dies_as_soon_as_its_model_is_ready_is_a_failure(server: ServerProcess) -> None:
     status = ReadyOnce(server)
     watcher = supervisor(server, status, 60)
     assert watcher.wait_until_ready()
@@ -149,7 +149,9 @@ def test_a_stub_that_dies_as_soon_as_its_model_is_ready_is_a_failure(server: Ser
         watcher.watch()
 
 
-def test_a_stub_that_was_asked_for_its_models_configuration_may_end(server: ServerProcess, tmp_path: Path) -> None:
+def test_supervisor_a_stub_that_was_asked_for_its_models_configuration_may_end(
+    server: ServerProcess, tmp_path: Path
+) -> None:
     watch = StubWatch(server.pid)
     deadline = time.monotonic() + 60
     while all(stub.serves for stub in watch.living()):
@@ -165,7 +167,7 @@ def test_a_stub_that_was_asked_for_its_models_configuration_may_end(server: Serv
         time.sleep(0.05)
 
 
-def test_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerProcess) -> None:
+def test_supervisor_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerProcess) -> None:
     status = Status()
     status.ready = None
     watcher = supervisor(server, status, 60)
@@ -176,7 +178,7 @@ def test_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerP
         watcher.watch()
 
 
-def test_unloaded_model_is_no_failure(server: ServerProcess) -> None:
+def test_supervisor_unloaded_model_is_no_failure(server: ServerProcess) -> None:
     status = Status()
     watcher = supervisor(server, status, 3)
     pid = only_stub(server)
@@ -186,7 +188,7 @@ def test_unloaded_model_is_no_failure(server: ServerProcess) -> None:
     watcher.watch()
 
 
-def test_reloaded_model_is_no_failure(server: ServerProcess, restart: Path) -> None:
+def test_supervisor_reloaded_model_is_no_failure(server: ServerProcess, restart: Path) -> None:
     restart.touch()
     watcher = supervisor(server, Status(), 3)
     pid = only_stub(server)
@@ -196,14 +198,14 @@ def test_reloaded_model_is_no_failure(server: ServerProcess, restart: Path) -> N
     assert only_stub(server, other_than=pid)
 
 
-def test_dead_server_is_a_failure(server: ServerProcess) -> None:
+def test_supervisor_dead_server_is_a_failure(server: ServerProcess) -> None:
     watcher = supervisor(server, Status(), 60)
     os.kill(server.pid, signal.SIGTERM)
     with pytest.raises(ServerError, match="tritonserver died"):
         watcher.watch()
 
 
-def test_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProcess, tmp_path: Path) -> None:
+def test_supervisor_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProcess, tmp_path: Path) -> None:
     status = Status()
     status.active = [2, 2, 1, 0, 1, 0]
     only_stub(server)
@@ -218,7 +220,7 @@ def test_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProc
     assert server.exit_status() == -signal.SIGTERM
 
 
-def test_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
+def test_supervisor_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
         'I1121 05:07:37.446358 28957 model_lifecycle.cc:472] "loading: boom:1"\n'
@@ -238,7 +240,7 @@ def test_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:
     assert TritonLog(tmp_path / "none").last_errors() == []
 
 
-def test_log_of_a_crash_is_told_by_what_the_runtime_said_last(tmp_path: Path) -> None:
+def test_supervisor_log_of_a_crash_is_told_by_what_the_runtime_said_last(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("the log of another server\n", encoding="utf-8")
     of_this = TritonLog(log)
@@ -261,7 +263,7 @@ def test_log_of_a_crash_is_told_by_what_the_runtime_said_last(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) -> None:
+def test_supervisor_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) -> None:
     watcher = supervisor(server, Status(), 60)
     pid = only_stub(server)
     watcher._check()
@@ -272,7 +274,7 @@ def test_how_a_stub_ended_is_said(server: ServerProcess, how: signal.Signals) ->
     assert caught.value.ready_s is None
 
 
-def test_a_server_that_dies_of_its_stubs_death_is_not_taken_for_the_cause(server: ServerProcess) -> None:
+def test_supervisor_a_server_that_dies_of_its_stubs_death_is_not_taken_for_the_cause(server: ServerProcess) -> None:
     watcher = supervisor(server, Status(), 60)
     pid = only_stub(server)
     watcher._check()
@@ -288,7 +290,9 @@ def test_a_server_that_dies_of_its_stubs_death_is_not_taken_for_the_cause(server
     assert f"(pid {pid}) died (killed by SIGKILL); tritonserver died after it (killed by SIGKILL)" in str(caught.value)
 
 
-def test_a_death_for_lack_of_memory_is_called_that(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_a_death_for_lack_of_memory_is_called_that(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MemoryKills, "have_happened", lambda _self: True)
     watcher = supervisor(server, Status(), 60)
     os.kill(server.pid, signal.SIGKILL)
@@ -297,20 +301,20 @@ def test_a_death_for_lack_of_memory_is_called_that(server: ServerProcess, monkey
     assert caught.value.has_crashed
 
 
-def test_killing_returns_when_the_whole_group_has_gone(server: ServerProcess) -> None:
+def test_supervisor_killing_returns_when_the_whole_group_has_gone(server: ServerProcess) -> None:
     pid = only_stub(server)
     server.kill()
     stat = Path(f"/proc/{pid}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
-def test_how_processes_end_in_words() -> None:
+def test_supervisor_how_processes_end_in_words() -> None:
     assert [describe_ending(code) for code in (0, 70, -9, -40)] == [
         "exit status 0", "exit status 70", "killed by SIGKILL", "killed by signal 40",
     ]  # fmt: skip
 
 
-def test_a_stub_that_dies_while_it_loads_is_not_waited_for(
+def test_supervisor_a_stub_that_dies_while_it_loads_is_not_waited_for(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trident_tools.server.supervisor._CONFIRM_LOADING_S", 0.5)
@@ -331,7 +335,7 @@ def test_a_stub_that_dies_while_it_loads_is_not_waited_for(
     assert caught.value.ready_s is None
 
 
-def test_a_stub_that_triton_ended_itself_is_no_failure_of_loading(
+def test_supervisor_a_stub_that_triton_ended_itself_is_no_failure_of_loading(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trident_tools.server.supervisor._CONFIRM_LOADING_S", 0.2)

@@ -39,7 +39,7 @@ def make_container(folder: Path, minor: int = sys.version_info.minor) -> Path:
     return server
 
 
-def test_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = make_container(tmp_path / "opt")
     linked = tmp_path / "bin"
     linked.mkdir()
@@ -51,14 +51,16 @@ def test_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.libraries == ()
 
 
-def test_server_for_another_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_server_for_another_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = make_container(tmp_path, minor=8)
     monkeypatch.setenv("PATH", str(server.parent))
     with pytest.raises(ServerError, match=r"runs Python 3\.8, .* install it with python3\.8 -m pip"):
         find_server()
 
 
-def test_server_without_python_backend_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_server_without_python_backend_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = make_container(tmp_path)
     (tmp_path / "backends" / "python" / "triton_python_backend_stub").unlink()
     monkeypatch.setenv("PATH", str(server.parent))
@@ -66,21 +68,21 @@ def test_server_without_python_backend_is_refused(tmp_path: Path, monkeypatch: p
         find_server()
 
 
-def test_no_server_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_no_server_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ServerError, match=r"pip install --no-deps nvidia-pytriton==0\.7\.0"):
         find_server()
 
 
-def test_numpy_2_is_refused_with_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_numpy_2_is_refused_with_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.1.0")
     with pytest.raises(ServerError, match="numpy<2"):
         find_server()
 
 
-def test_missing_libpython_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_missing_libpython_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = f"libpython3.{sys.version_info.minor}"
     stubs = tmp_path / "pytriton" / "tritonserver" / "python_backend_stubs" / f"3.{sys.version_info.minor}"
     stubs.mkdir(parents=True)
@@ -96,7 +98,9 @@ def test_missing_libpython_names_the_package(tmp_path: Path, monkeypatch: pytest
         find_server()
 
 
-def test_composed_backends_hold_the_containers_and_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_composed_backends_hold_the_containers_and_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = make_container(tmp_path / "opt")
     monkeypatch.setenv("PATH", str(server.parent))
     composed = tmp_path / "composed"
@@ -110,7 +114,7 @@ def test_composed_backends_hold_the_containers_and_ours(tmp_path: Path, monkeypa
     assert ours == (ROOT / "backend" / "model.py").read_text(encoding="utf-8")
 
 
-def test_command_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_server_command_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = make_container(tmp_path)
     monkeypatch.setenv("PATH", str(server.parent))
     found = find_server()
@@ -125,7 +129,7 @@ def test_command_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert environment["HOME"] == "/home"
 
 
-def test_drain_notice_is_seen_through_the_environment(tmp_path: Path) -> None:
+def test_triton_server_drain_notice_is_seen_through_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "drain"
     seen = DrainNotice.from_environment({ENVIRONMENT_VARIABLE: str(path)})
     assert not seen.given()

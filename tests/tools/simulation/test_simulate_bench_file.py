@@ -64,7 +64,7 @@ def counted(base: float, total: float, count: int) -> dict[str, Any]:
     return difference(before, parse_page(PAGE.format(base=base, sum=9.0 + total, count=2 + count)))
 
 
-def test_takes_the_last_stage_that_read_the_server(tmp_path: Path) -> None:
+def test_simulate_bench_file_takes_the_last_stage_that_read_the_server(tmp_path: Path) -> None:
     file = benched(
         tmp_path,
         stage(counted(0.001, 1.0, 2), 0.9),
@@ -77,7 +77,7 @@ def test_takes_the_last_stage_that_read_the_server(tmp_path: Path) -> None:
     assert (server.max_num_seqs, server.block_size, server.kv_tokens) == (24, 16, 1600)
 
 
-def test_the_command_simulates_that_server(tmp_path: Path) -> None:
+def test_simulate_bench_file_the_command_simulates_that_server(tmp_path: Path) -> None:
     file, out = benched(tmp_path, stage(counted(0.005, 0.5, 2), 0.3)), tmp_path / "simulated.json"
     words = ["--users", "1", "--requests", "5", "--ramp", "0", "--input-tokens", "40", "--json", str(out)]
     assert main(["simulate", "--from-bench", str(file), *words]) == 0
@@ -88,7 +88,7 @@ def test_the_command_simulates_that_server(tmp_path: Path) -> None:
     assert written["stages"][0]["metrics"]["time_to_first_token"]["p50"] == pytest.approx(expected)
 
 
-def test_overhead_is_never_negative(tmp_path: Path) -> None:
+def test_simulate_bench_file_overhead_is_never_negative(tmp_path: Path) -> None:
     assert read_bench(benched(tmp_path, stage(counted(0.005, 2.0, 2), 0.3))).overhead == 0
 
 
@@ -102,7 +102,7 @@ def test_overhead_is_never_negative(tmp_path: Path) -> None:
         (lambda raw: raw["stages"][0]["server"]["gauges"].clear(), "not learned"),
     ],
 )
-def test_says_what_is_missing(spoil: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_simulate_bench_file_says_what_is_missing(spoil: Callable[[Any], None], message: str, tmp_path: Path) -> None:
     file = benched(tmp_path, stage(counted(0.005, 0.5, 2), 0.3))
     raw = json.loads(file.read_text())
     spoil(raw)

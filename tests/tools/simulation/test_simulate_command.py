@@ -56,7 +56,7 @@ def manifest(*, num_blocks: int, block_size: int = 16, kind: KVKind = KVKind.BLO
     )
 
 
-def test_writes_every_figure_of_every_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_command_writes_every_figure_of_every_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = simulated(tmp_path, *KNOWN, "--rate", "5,20", "--price-per-hour", "3.6")
     assert [stage["load"] for stage in written["stages"]] == [{"rate": 5}, {"rate": 20}]
     for stage in written["stages"]:
@@ -77,20 +77,20 @@ def test_writes_every_figure_of_every_load(tmp_path: Path, capsys: pytest.Captur
     assert f"{written['stages'][1]['metrics']['time_to_first_token']['p50']:.3g}" in tables
 
 
-def test_without_a_price_there_is_no_cost(tmp_path: Path) -> None:
+def test_simulate_command_without_a_price_there_is_no_cost(tmp_path: Path) -> None:
     [stage] = simulated(tmp_path, *KNOWN, "--users", "2")["stages"]
     assert stage["load"] == {"users": 2}
     assert stage["cost_per_million_output_tokens"] is None
 
 
-def test_settings_reach_the_scheduler(tmp_path: Path) -> None:
+def test_simulate_command_settings_reach_the_scheduler(tmp_path: Path) -> None:
     [free] = simulated(tmp_path, *KNOWN, "--rate", "100")["stages"]
     [one] = simulated(tmp_path, *KNOWN, "--rate", "100", "--max-num-seqs", "1", "--max-queue-size", "5")["stages"]
     assert one["num_running"] <= 1
     assert one["num_refused"] > 0 == free["num_refused"]
 
 
-def test_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_path: Path) -> None:
+def test_simulate_command_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     for name, text in render_repository(RepositorySettings(1, 1, CoreSettings(target_itl_ms=7))).items():
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def test_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_pat
     assert alone["settings"]["target_itl_ms"] == "0"
 
 
-def test_an_engine_with_slots_is_simulated_with_slots(tmp_path: Path) -> None:
+def test_simulate_command_an_engine_with_slots_is_simulated_with_slots(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest(num_blocks=4, block_size=512, kind=KVKind.SLOTS))
     load = ["--step-time", "5e-3,2e-5", "--input-tokens", "20", "--users", "6", "--engine", str(tmp_path)]
     written = simulated(tmp_path, *load)
@@ -127,7 +127,7 @@ def test_an_engine_with_slots_is_simulated_with_slots(tmp_path: Path) -> None:
     assert (shorter["num_blocks"], shorter["max_seq_len"]) == (8, 256)
 
 
-def test_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:
+def test_simulate_command_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:
     checkpoint = str(write_config(tmp_path / "checkpoint"))
     load = ["--users", "1", "--step-overhead-ms", "0", "--bandwidth-share", "1"]
     written = simulated(tmp_path, "--gpu", "h200", "--model", checkpoint, *load)
@@ -158,7 +158,9 @@ def test_a_gpu_and_a_checkpoint_are_enough(tmp_path: Path) -> None:
         (["--rate", "1", "--from-bench", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_says_what_does_not_go_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_command_says_what_does_not_go_together(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["simulate", *words]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -180,7 +182,7 @@ def test_says_what_does_not_go_together(words: list[str], message: str, capsys: 
         ["--rate", "1", "--router", "random", *KNOWN],
     ],
 )
-def test_a_wrong_option_is_a_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_command_a_wrong_option_is_a_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(["simulate", *words])
     assert raised.value.code == 2
@@ -189,7 +191,7 @@ def test_a_wrong_option_is_a_wrong_usage(words: list[str], capsys: pytest.Captur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_an_interrupt_ends_it_and_keeps_what_is_done(processes: str, tmp_path: Path) -> None:
+def test_simulate_command_an_interrupt_ends_it_and_keeps_what_is_done(processes: str, tmp_path: Path) -> None:
     file = tmp_path / "simulated.json"
     # The first load is done at once, the second would take minutes.
     words = [*KNOWN, "--rate", "0.2,50", "--ramp", "0", "--duration", "20000", "--output-tokens", "5"]

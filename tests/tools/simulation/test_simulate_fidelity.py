@@ -99,7 +99,9 @@ def real_core_latencies(served: Deployment, arrivals: list[Arrival]) -> dict[int
 @pytest.mark.slow
 @pytest.mark.parametrize("target_itl_ms", [0, 9])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_request_takes_what_it_takes_in_the_real_core(policy: BatchSchedulerPolicy, target_itl_ms: int) -> None:
+def test_simulate_fidelity_every_request_takes_what_it_takes_in_the_real_core(
+    policy: BatchSchedulerPolicy, target_itl_ms: int
+) -> None:
     served = deployment(
         max_num_seqs=12, num_blocks=60, batch_scheduler_policy=policy, target_itl_ms=target_itl_ms, max_queue_size=500
     )
@@ -110,7 +112,7 @@ def test_every_request_takes_what_it_takes_in_the_real_core(policy: BatchSchedul
     assert load.latencies == pytest.approx(expected, rel=1e-9)
 
 
-def test_slots_are_those_of_the_real_core() -> None:
+def test_simulate_fidelity_slots_are_those_of_the_real_core() -> None:
     spec = EngineSpec(0, 12, 256, 380, block_size=380, num_blocks=9, kv_kind=KVKind.SLOTS)
     served = replace(deployment(max_queue_size=500), spec=spec)
     load = written_load(seed=3, count=100, rate=30)
@@ -120,7 +122,7 @@ def test_slots_are_those_of_the_real_core() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_request_is_answered_once_and_no_token_is_lost(policy: BatchSchedulerPolicy) -> None:
+def test_simulate_fidelity_every_request_is_answered_once_and_no_token_is_lost(policy: BatchSchedulerPolicy) -> None:
     served = deployment(max_num_seqs=8, num_blocks=40, num_replicas=2, batch_scheduler_policy=policy, max_queue_size=10)
     load = written_load(seed=4, count=400, rate=80)
     requests = {arrival.request.number: arrival.request for arrival in load.arrivals}
@@ -133,7 +135,7 @@ def test_every_request_is_answered_once_and_no_token_is_lost(policy: BatchSchedu
     assert int(measured.gaps.counts.sum()) + measured.num_ended == measured.num_output_tokens
 
 
-def test_what_cannot_fit_is_refused() -> None:
+def test_simulate_fidelity_what_cannot_fit_is_refused() -> None:
     served = deployment(num_blocks=10)
     measured = run(served, workload(str(9 * BLOCK_SIZE), "20", num_requests=5), num_users=2)
     assert measured.num_requests == 0
@@ -142,7 +144,9 @@ def test_what_cannot_fit_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-def test_shortcuts_change_nothing(policy: BatchSchedulerPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulate_fidelity_shortcuts_change_nothing(
+    policy: BatchSchedulerPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = deployment(max_num_seqs=12, num_blocks=60, batch_scheduler_policy=policy)
     asked = workload("uniform:1:300", "uniform:1:80", num_requests=300)
     quick = run(served, asked, rate=25)
@@ -166,7 +170,7 @@ def test_shortcuts_change_nothing(policy: BatchSchedulerPolicy, monkeypatch: pyt
     assert made == {"times": 1, "caches": 1}
 
 
-def test_a_seed_repeats_a_load_and_another_does_not() -> None:
+def test_simulate_fidelity_a_seed_repeats_a_load_and_another_does_not() -> None:
     asked = workload("uniform:1:300", "normal:40:10")
     assert run(deployment(), asked, rate=30) == run(deployment(), asked, rate=30)
     other = run(deployment(), workload("uniform:1:300", "normal:40:10", seed=2), rate=30)
@@ -174,7 +178,7 @@ def test_a_seed_repeats_a_load_and_another_does_not() -> None:
 
 
 @pytest.mark.slow
-def test_replicas_that_take_turns_may_be_simulated_apart() -> None:
+def test_simulate_fidelity_replicas_that_take_turns_may_be_simulated_apart() -> None:
     asked = workload("uniform:1:300", "uniform:1:80", num_requests=200, ramp=1.0)
     served = deployment(num_replicas=3)
     together = figures(
@@ -193,7 +197,7 @@ def test_replicas_that_take_turns_may_be_simulated_apart() -> None:
     assert apart[1].request_throughput > apart[0].request_throughput
 
 
-def test_progress_goes_up_to_all() -> None:
+def test_simulate_fidelity_progress_goes_up_to_all() -> None:
     reached: list[float] = []
     scenarios = [
         Scenario(deployment(), workload(num_requests=400), Router.FEWEST_OPEN, OpenLoop(rate)) for rate in (20, 40)
@@ -204,7 +208,7 @@ def test_progress_goes_up_to_all() -> None:
     assert reached[-1] == 1
 
 
-def test_gaps_are_kept_to_half_a_percent() -> None:
+def test_simulate_fidelity_gaps_are_kept_to_half_a_percent() -> None:
     gaps = np.random.default_rng(5).lognormal(-4, 1, 100_000)
     histogram, half = GapHistogram(), GapHistogram()
     histogram.add(gaps[:50_000].tolist())

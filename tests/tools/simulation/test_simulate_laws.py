@@ -11,7 +11,7 @@ from trident_tools.simulation.simulator import Router
 pytestmark = pytest.mark.slow
 
 
-def test_a_lone_request_takes_what_its_steps_take() -> None:
+def test_simulate_laws_a_lone_request_takes_what_its_steps_take() -> None:
     # 40 prompt tokens in one step, then 19 steps of one token, each of which sees all tokens before it.
     prompt = step_seconds(40, 40 * 41 // 2, 1)
     streamed = sum(step_seconds(1, 40 + place, 1) for place in range(1, 20))
@@ -27,13 +27,13 @@ def test_a_lone_request_takes_what_its_steps_take() -> None:
     assert alone.output_token_throughput == pytest.approx(20 / (prompt + streamed), rel=1e-9)
 
 
-def test_a_long_prompt_takes_several_steps() -> None:
+def test_simulate_laws_a_long_prompt_takes_several_steps() -> None:
     first, second = step_seconds(256, 256 * 257 // 2, 0), step_seconds(44, 44 * 256 + 44 * 45 // 2, 1)
     alone = run(deployment(), workload("300", num_requests=3), num_users=1)
     assert alone.time_to_first_token.avg == pytest.approx(1000 * (first + second), rel=1e-9)
 
 
-def test_overhead_comes_on_top_of_the_first_token_alone() -> None:
+def test_simulate_laws_overhead_comes_on_top_of_the_first_token_alone() -> None:
     without = run(deployment(), workload(num_requests=5), num_users=1)
     slower = run(deployment(), workload(num_requests=5, overhead=0.25), num_users=1)
     assert slower.time_to_first_token.avg == pytest.approx(without.time_to_first_token.avg + 250, rel=1e-9)
@@ -44,7 +44,7 @@ def test_overhead_comes_on_top_of_the_first_token_alone() -> None:
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
-def test_one_server_of_constant_service_queues_as_pollaczek_and_khinchine_say(load: float) -> None:
+def test_simulate_laws_one_server_of_constant_service_queues_as_pollaczek_and_khinchine_say(load: float) -> None:
     service = 0.01
     served = deployment(max_num_seqs=1, step_time=StepTime(service, 0, 0, 0))
     measured = run(served, workload("8", "1", num_requests=30000), rate=load / service)
@@ -57,14 +57,14 @@ def test_one_server_of_constant_service_queues_as_pollaczek_and_khinchine_say(lo
 
 
 @pytest.mark.parametrize("num_users", [3, 20, 60])
-def test_users_without_pause_obey_the_response_time_law(num_users: int) -> None:
+def test_simulate_laws_users_without_pause_obey_the_response_time_law(num_users: int) -> None:
     asked = workload("uniform:10:60", "uniform:5:40", num_requests=600, ramp=3.0)
     measured = run(deployment(), asked, num_users=num_users)
     assert measured.request_throughput * measured.request_latency.avg / 1000 == pytest.approx(num_users, rel=0.05)
 
 
 @pytest.mark.parametrize("router", list(Router))
-def test_two_replicas_serve_twice_the_rate_of_one(router: Router) -> None:
+def test_simulate_laws_two_replicas_serve_twice_the_rate_of_one(router: Router) -> None:
     asked = workload("uniform:10:60", "uniform:5:40", num_requests=3000)
     one = run(deployment(), asked, rate=40)
     two = run(
@@ -76,7 +76,7 @@ def test_two_replicas_serve_twice_the_rate_of_one(router: Router) -> None:
     assert two.num_running == pytest.approx(one.num_running, rel=0.05)
 
 
-def test_a_request_goes_where_the_fewest_are_open() -> None:
+def test_simulate_laws_a_request_goes_where_the_fewest_are_open() -> None:
     # Long and short requests in turn: taking turns, one replica would have all the long ones.
     asked = workload("8", "lognormal:60:120", num_requests=2000)
     fewest = run(deployment(num_replicas=3, max_num_seqs=4), asked, rate=20, router=Router.FEWEST_OPEN)
@@ -84,7 +84,7 @@ def test_a_request_goes_where_the_fewest_are_open() -> None:
     assert fewest.queue_time.avg < in_turn.queue_time.avg / 2
 
 
-def test_a_shared_prefix_is_computed_once() -> None:
+def test_simulate_laws_a_shared_prefix_is_computed_once() -> None:
     prefix, own = 4 * BLOCK_SIZE, 40
     asked = workload(str(own), shared_prefix=prefix, num_requests=10)
     shared = run(deployment(), asked, num_users=1)
@@ -97,7 +97,7 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert shared.inter_token_latency.p50 == pytest.approx(apart.inter_token_latency.p50)
 
 
-def test_the_latency_budget_keeps_tokens_close() -> None:
+def test_simulate_laws_the_latency_budget_keeps_tokens_close() -> None:
     asked = workload("200", "40", num_requests=400)
     free = run(deployment(), asked, rate=25)
     bound = run(deployment(target_itl_ms=8), asked, rate=25)
@@ -106,7 +106,7 @@ def test_the_latency_budget_keeps_tokens_close() -> None:
     assert bound.time_to_first_token.avg > free.time_to_first_token.avg
 
 
-def test_throughput_stops_at_what_full_steps_yield() -> None:
+def test_simulate_laws_throughput_stops_at_what_full_steps_yield() -> None:
     served = deployment(max_num_seqs=8, step_time=StepTime(0.01, 0, 0, 0), max_queue_size=50)
     measured = run(served, workload("8", "10", num_requests=4000), rate=500)
     # Eight tokens each 10 ms, and a prompt takes no step of its own.
@@ -115,7 +115,7 @@ def test_throughput_stops_at_what_full_steps_yield() -> None:
     assert measured.num_refused / 4000 == pytest.approx(1 - 80 / 500, rel=0.03)
 
 
-def test_only_what_was_sent_after_the_ramp_counts() -> None:
+def test_simulate_laws_only_what_was_sent_after_the_ramp_counts() -> None:
     measured = run(deployment(), workload(num_requests=None, duration=10.0, ramp=5.0), rate=20)
     assert measured.window_seconds == 10
     assert 150 < measured.num_requests < 250

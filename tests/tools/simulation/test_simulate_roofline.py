@@ -52,7 +52,7 @@ def step(*chunks: ScheduledChunk) -> SchedulerOutput:
     return SchedulerOutput(chunks, size)
 
 
-def test_counts_weights_as_the_published_model_has_them(tmp_path: Path) -> None:
+def test_simulate_roofline_counts_weights_as_the_published_model_has_them(tmp_path: Path) -> None:
     shape = model_shape(read_model(write_config(tmp_path)), "bf16", "bf16")
     # 8,030,261,248 parameters, of which 32 * 2 + 1 norms of 4096.
     assert shape.weight_bytes == 2 * (8_030_261_248 - 65 * 4096)
@@ -62,13 +62,13 @@ def test_counts_weights_as_the_published_model_has_them(tmp_path: Path) -> None:
     assert tied.kv_bytes_per_token == 65_536
 
 
-def test_reads_config_json_itself_and_refuses_what_cannot_be_built(tmp_path: Path) -> None:
+def test_simulate_roofline_reads_config_json_itself_and_refuses_what_cannot_be_built(tmp_path: Path) -> None:
     assert read_model(write_config(tmp_path) / "config.json").num_layers == 32
     with pytest.raises(CheckpointError, match="model_type"):
         read_model(write_config(tmp_path, model_type="gpt2"))
 
 
-def test_a_small_batch_is_bound_by_memory_and_a_long_prompt_by_products(tmp_path: Path) -> None:
+def test_simulate_roofline_a_small_batch_is_bound_by_memory_and_a_long_prompt_by_products(tmp_path: Path) -> None:
     shape = model_shape(read_model(write_config(tmp_path)), "bf16", "bf16")
     cost = RooflineCost(shape, bandwidth=2e12, flops=400e12, step_overhead=1e-3)
     read_once = 2 * (6_979_321_856 + 525_336_576)  # the layers' matrices and the output projection
@@ -84,7 +84,7 @@ def test_a_small_batch_is_bound_by_memory_and_a_long_prompt_by_products(tmp_path
     assert cost.seconds(prompt) == pytest.approx(1e-3 + products / 400e12 + visits / 400e12, rel=1e-12)
 
 
-def test_logits_are_computed_for_wanted_rows_alone(tmp_path: Path) -> None:
+def test_simulate_roofline_logits_are_computed_for_wanted_rows_alone(tmp_path: Path) -> None:
     shape = model_shape(read_model(write_config(tmp_path)), "bf16", "bf16")
     cost = RooflineCost(shape, bandwidth=1e15, flops=400e12, step_overhead=0)
     whole, begun = (cost.seconds(step(chunk(0, 512, completes=completes))) for completes in (True, False))
@@ -92,7 +92,7 @@ def test_logits_are_computed_for_wanted_rows_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("past", "new"), [(0, 5), (0, 40), (6, 4), (7, 9), (30, 1), (30, 20)])
-def test_a_sliding_window_bounds_what_attention_sees(past: int, new: int, tmp_path: Path) -> None:
+def test_simulate_roofline_a_sliding_window_bounds_what_attention_sees(past: int, new: int, tmp_path: Path) -> None:
     window = 8
     config = read_model(write_config(tmp_path, model_type="mistral", sliding_window=window, num_hidden_layers=1))
     shape = model_shape(config, "bf16", "bf16")
@@ -109,7 +109,7 @@ def test_a_sliding_window_bounds_what_attention_sees(past: int, new: int, tmp_pa
     assert by_memory.seconds(step(chunk(past, new, completes=True))) == expected
 
 
-def test_the_cache_gets_what_weights_leave(tmp_path: Path) -> None:
+def test_simulate_roofline_the_cache_gets_what_weights_leave(tmp_path: Path) -> None:
     shape = model_shape(read_model(write_config(tmp_path)), "bf16", "bf16")
     gpu = GPUS["h100"]
     roof = Roof(Hardware(gpu.bandwidth, gpu.flops_bf16, gpu.memory), Efficiency(), shape, 131072, 0.0)
