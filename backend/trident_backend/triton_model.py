@@ -36,7 +36,9 @@ from trident_ensemble.text.detokenizer import load_tokenizer, make_detokenizer
 from trident_ensemble.text.special_tokens import special_tokens_of
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_LAST_METRICS_S = 1.0
+_LAST_METRICS_S = 3.0
+#: `trident serve` stops the server once no request is open, so it must not see an old count.
+_OPEN_PERIOD_S = 0.1
 _EXIT_ENGINE_DIED = 70
 _INPUTS = {spec.name: spec for spec in tensors.CORE_INPUTS}
 _DTYPES = {
@@ -113,13 +115,17 @@ class TritonPythonModel:
             raise
 
     def _publish(self, period_s: float) -> None:
+        waited_s, is_last = 0.0, False
         try:
-            while True:
-                is_last = self._stopped.wait(period_s)
-                self._metrics.show(self._service.stats, self._service.take_records())
-                self._metrics.publish_sums()
-                if is_last:
-                    return
+            while not is_last:
+                wait_s = min(period_s, _OPEN_PERIOD_S)
+                is_last = self._stopped.wait(wait_s)
+                self._metrics.show_open(self._service.num_open)
+                waited_s += wait_s
+                if is_last or waited_s >= period_s:
+                    waited_s = 0.0
+                    self._metrics.show(self._service.stats, self._service.take_records())
+                    self._metrics.publish_sums()
         except Exception as error:  # no second try: tritonserver has died of such failures in a row
             pb_utils.Logger.log_error(f"metrics are no longer published: {error!r}")
 

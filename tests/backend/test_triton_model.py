@@ -15,6 +15,8 @@ import pytest
 from tests.ensemble.contract.test_manifest import MANIFEST
 from tests.fakes import triton as fake_triton
 from tests.fakes.core import SPEC, expected_tokens
+from tests.fakes.engine import HeldEngine
+from tests.fakes.serving import until
 from tests.tokenizer_zoo import byte_level_bpe
 from trident_backend.engine.mock import MockEngine
 from trident_ensemble.contract import layout
@@ -40,17 +42,18 @@ def _arguments(folder: Path, *, instances: int = 1, **parameters: str) -> dict[s
 
 
 @pytest.fixture
-def unfinished_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """To be finalized by the test."""
+def unfinished_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """To be finalized by the test, which may name an engine and the period of its metrics."""
+    engine, period_ms = getattr(request, "param", (MockEngine(SPEC), "50"))
     (tmp_path / "1").mkdir()
     np.save(tmp_path / "1" / layout.TOKEN_TABLE_FILE, np.ones(SPEC.vocab_size, np.uint8))
     (tmp_path / "1" / layout.TOKENIZER_FOLDER).mkdir()
     byte_level_bpe().save(str(tmp_path / "1" / layout.TOKENIZER_FOLDER / "tokenizer.json"))
     generation = Generation(end_ids=(2, 3), temperature=0.7, top_k=20, top_p=0.8)
     manifest = replace(MANIFEST, generation=generation)
-    monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _folder, _gpus: (MockEngine(SPEC), manifest))
+    monkeypatch.setattr("trident_backend.triton_model.load_engine", lambda _folder, _gpus: (engine, manifest))
     model = Shell()
-    model.initialize(_arguments(tmp_path, metrics_period_ms="50"))
+    model.initialize(_arguments(tmp_path, metrics_period_ms=period_ms))
     return model
 
 
@@ -262,6 +265,25 @@ def test_triton_model_metrics_are_of_triton_s_kinds_and_the_last_ones_are_publis
     assert num_steps >= 9
     assert _metric("nv_llm_step_tokens_bucket", le="+Inf").number == num_steps
     assert _metric("nv_trt_llm_request_metrics", request_type="active").number == 0
+
+
+HELD = HeldEngine(SPEC, 2)
+
+
+@pytest.mark.parametrize("unfinished_shell", [(HELD, "60000")], indirect=True)
+def test_triton_model_open_requests_are_shown_at_once_however_seldom_metrics_are(unfinished_shell: Any) -> None:
+    """`trident serve` drains by this gauge."""
+    request = _request(input_ids=[5], max_tokens=60, ignore_eos=True)
+    try:
+        unfinished_shell.execute([request])
+        until(lambda: _metric("nv_trt_llm_request_metrics", request_type="active").number == 1)
+        assert _metric("nv_trt_llm_general_metrics", general_type="iteration_counter").number == 0
+        HELD.release()
+        _answered(request)
+        until(lambda: _metric("nv_trt_llm_request_metrics", request_type="active").number == 0)
+    finally:
+        HELD.release()
+        unfinished_shell.finalize()
 
 
 def test_triton_model_metrics_that_fail_are_given_up_and_harm_nobody(

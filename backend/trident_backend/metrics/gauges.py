@@ -55,7 +55,6 @@ _STEP_TIME = (
 )
 
 _SOURCES: tuple[tuple[tuple[str, str, str], str, Callable[[_View], float]], ...] = (
-    (_REQUESTS, "active", lambda view: view.stats.num_open),
     (_REQUESTS, "max", lambda view: view.spec.max_num_seqs),
     (_REQUESTS, "scheduled", _num_scheduled),
     (_REQUESTS, "context", lambda view: view.stats.num_context),
@@ -89,6 +88,8 @@ class CoreMetrics:
         self._spec = spec
         self._last: _View | None = None
         self._records = RecordHistograms(labels, instruments)
+        family, description, label = _REQUESTS
+        self._open = Gauge(instruments.gauge(family, description, {label: "active", **labels}))
         self._gauges = [
             (Gauge(instruments.gauge(family, description, {label: value, **labels})), source)
             for (family, description, label), value, source in _SOURCES
@@ -97,11 +98,16 @@ class CoreMetrics:
     def show(self, stats: LoopStats, records: list[StepRecord | RequestRecord]) -> None:
         """Set the gauges that have changed, and count the records since the last time."""
         self._records.add(records)
+        self.show_open(stats.num_open)
         view = _View(stats, self._spec, self._num_context_tokens(stats, records))
         if view != self._last:
             self._last = view
             for gauge, source in self._gauges:
                 gauge.set(source(view))
+
+    def show_open(self, num_requests: int) -> None:
+        """Set the gauge of open requests alone, if it has changed."""
+        self._open.set(num_requests)
 
     def publish_sums(self) -> None:
         """Publish the sums and distributions."""

@@ -95,8 +95,10 @@ class EngineLoop:
         try:
             result = None
             while self._take_messages(wait=result is None or result.is_idle):
-                step = self._core.submit()
-                self._report(result)
+                try:
+                    step = self._core.submit()
+                finally:
+                    self._report(result)
                 if step.output.chunks:  # else the loop may wait next, for just these messages
                     self._take_early_messages()
                 result = self._core.collect(step)

@@ -94,7 +94,12 @@ class CoreService:
     @property
     def stats(self) -> LoopStats:
         """How the core stands between two steps; waits for the loop to count, within a step."""
-        return replace(self._loop.stats(), num_open=self._admission.num_requests)
+        return replace(self._loop.stats(), num_open=self.num_open)
+
+    @property
+    def num_open(self) -> int:
+        """How many requests have no final answer yet; waits for nothing."""
+        return self._admission.num_requests
 
     def take_records(self) -> list[StepRecord | RequestRecord]:
         """Return what was measured since the last call."""

@@ -148,7 +148,8 @@ class CoreSettings:
         ),
     )
     metrics_period_ms: int = field(
-        default=1000, metadata=_about("time between two updates of the metrics at Triton's port", least=10)
+        default=1000,
+        metadata=_about("time between two updates of the metrics at Triton's port", least=10, most=60_000),
     )
     gpu: tuple[int, ...] = field(
         default=(),

@@ -329,3 +329,22 @@ def test_loop_statistics_of_a_loop_that_does_not_answer_are_the_last_ones(monkey
     may_go_on.set()
     run.loop.stop()
     assert not run.died
+
+
+def test_loop_what_a_step_resulted_in_leaves_before_an_unforeseen_failure_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run()
+    submit = run.core.submit
+
+    def failing() -> Any:
+        if run.engine.num_steps == 2:
+            raise MemoryError
+        return submit()
+
+    monkeypatch.setattr(run.core, "submit", failing)
+    run.add(make_sequence(1, [5, 6], 9))
+    run.loop.start()
+    until(lambda: run.died)
+    assert run.told[1] == expected_tokens([5, 6], 2)
+    run.core.close()
