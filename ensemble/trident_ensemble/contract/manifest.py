@@ -1,7 +1,7 @@
-"""An engine on disk: the manifest and the files it vouches for.
+"""The manifest of an engine, `engine.json`, which is the only source of the engine's limits.
 
-Owns the format of `engine.json`, its writing and its checks, for the compiler, the core and the text models alike. The
-manifest is the only source of the engine's limits. Never compiles or loads a network.
+Owns the format, its reading and writing, and the checks of its fields, for the compiler, the core and the text models
+alike. Never opens another file of the engine; `digests` compares those with what the manifest says of them.
 """
 
 from __future__ import annotations
