@@ -17,9 +17,9 @@ serve: $(ENGINE)
 	.venv/bin/trident serve --repository $(REPOSITORY) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-# A worker on each core runs whole files. The real server has the machine to itself. TensorRT's builder has processes of
-# its own: it speaks to one logger for as long as a process lives, and shares its memory with no other compiler.
-# docs/testing.md says more.
+# A worker on each core, at most four workers, runs whole files. The real server has the machine to itself. TensorRT's
+# builder has processes of its own: it speaks to one logger for as long as a process lives, and shares its memory with no
+# other compiler. docs/testing.md says more.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: check

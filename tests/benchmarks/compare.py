@@ -125,7 +125,7 @@ def _summarize(rounds: list[dict[str, float]], num_tokens: int) -> dict[str, tup
         "(a) engine loop, output tokens/s": spread([num_tokens / one["loop_s"] for one in rounds]),
         "(b) through tritonserver, output tokens/s": spread([num_tokens / one["served_s"] for one in rounds]),
         "(b) / (a)": spread([one["loop_s"] / one["served_s"] for one in rounds]),
-        "share of a step outside engine.execute": spread([one["outside_share"] for one in rounds]),
+        "share of a step in which the engine has none": spread([one["outside_share"] for one in rounds]),
         "(b) time to first token p50, s": spread([one["served_ttft_p50_s"] for one in rounds]),
         "(b) tokens per response": spread([one["tokens_per_response"] for one in rounds]),
     }

@@ -1,4 +1,4 @@
-"""Every metric at the port of a real server is right: compared with what the clients know of the same requests."""
+"""Every metric at the port of a real server is accepted: compared with what the clients know of the same requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plain(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def eager(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Server]]:
-    """Admits more than there is room for, and guesses."""
+    """Admits more than there is room for, and proposes draft tokens."""
     log = tmp_path_factory.mktemp("eager") / "log"
     options = ("--batch-scheduler-policy", "max_utilization", "--max-draft-tokens", "4")
     with serve(deployment.repository, log, *options) as server:
@@ -202,33 +202,33 @@ def test_metrics_gauges_follow_the_load_and_return_to_nothing(plain: tuple[Deplo
     assert page.num_steps == page.value("nv_llm_step_time_seconds_count")
 
 
-def test_metrics_guesses_that_are_right_save_the_steps_that_they_should(eager: tuple[Deployment, Server]) -> None:
-    """Sampling now and then leaves the circle in which the model would go, so that some guesses are wrong."""
+def test_metrics_accepted_draft_tokens_save_the_steps_that_they_should(eager: tuple[Deployment, Server]) -> None:
+    """Sampling now and then leaves the circle in which the model would go, so that some draft tokens are refused."""
     deployment, server = eager
-    with ThreadPoolExecutor(NUM_SEQS) as pool:  # steps of all sizes, to learn from what a guess costs
+    with ThreadPoolExecutor(NUM_SEQS) as pool:  # steps of all sizes, to learn from what draft tokens cost
         list(
             pool.map(lambda index: deployment.ask(server, f"{index} " + "c " * (5 * index), 20 + 10 * index), range(12))
         )
     before = settled_page(server)
-    all_guessed = all_right = 0.0
+    all_drafted = all_accepted = 0.0
     for index in range(30):
         asked = deployment.ask(
             server, f"{index} " + "a b " * (index % 6), 200, ignore_eos=True, temperature=index % 3 / 4
         )
         page = settled_page(server)
         more = partial(page.more_than, before)
-        guessed, right = more("nv_llm_draft_tokens_total"), more("nv_llm_accepted_draft_tokens_total")
-        # The prompt takes one step, and every further step gives one token and those that were guessed.
+        drafted, accepted = more("nv_llm_draft_tokens_total"), more("nv_llm_accepted_draft_tokens_total")
+        # The prompt takes one step, and every further step gives one token and the accepted draft tokens.
         assert asked.num_input_tokens <= NUM_TOKENS
-        assert page.num_steps - before.num_steps == 200 - right
-        assert more("nv_llm_step_tokens_sum") == asked.num_input_tokens + 199 - right + guessed
+        assert page.num_steps - before.num_steps == 200 - accepted
+        assert more("nv_llm_step_tokens_sum") == asked.num_input_tokens + 199 - accepted + drafted
         assert more("nv_llm_inter_token_latency_seconds_count") == 199
-        assert more("nv_llm_draft_acceptance_rate_count") == (guessed > 0)
-        assert more("nv_llm_draft_acceptance_rate_sum") == pytest.approx(right / guessed if guessed else 0)
-        all_guessed, all_right, before = all_guessed + guessed, all_right + right, page
-        if 0 < all_right < all_guessed:
+        assert more("nv_llm_draft_acceptance_rate_count") == (drafted > 0)
+        assert more("nv_llm_draft_acceptance_rate_sum") == pytest.approx(accepted / drafted if drafted else 0)
+        all_drafted, all_accepted, before = all_drafted + drafted, all_accepted + accepted, page
+        if 0 < all_accepted < all_drafted:
             return
-    raise AssertionError(f"{all_right} of {all_guessed} guesses were right")
+    raise AssertionError(f"{all_accepted} of {all_drafted} draft tokens were accepted")
 
 
 def test_metrics_preemptions_are_counted_when_room_runs_out(eager: tuple[Deployment, Server]) -> None:

@@ -97,7 +97,6 @@ def test_parallel_networks_each_device_holds_its_heads_and_its_part_of_the_weigh
 @pytest.mark.parametrize(
     ("num_ranks", "changes", "problem"),
     [
-        (0, {}, "at least 1"),
         (3, {}, "3 devices cannot share .* 4 attention heads"),
         (4, {}, "4 devices cannot share .* 2 key and value heads"),
         (2, {"intermediate_size": 161}, "161 rows of model.layers.0.mlp.gate_proj.weight"),

@@ -53,7 +53,7 @@ def _check_step(device: SamplingDevice, edits: LogitsProcessors, rows: list[Row]
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_penalty_rows_any_history_gives_the_hosts_logits(seed: int) -> None:
-    """More sequences than the table has rows, with guesses among them, some of which end and make way for others."""
+    """More sequences than the table has rows, some with draft tokens; some end and make way for others."""
     rng, edits, device = random.Random(seed), LogitsProcessors(VOCAB), SamplingDevice(VOCAB, NUM_ROWS)  # noqa: S311 (a test's)
     sequences = [_sequence(rng) for _ in range(NUM_ROWS + 3)]
     for step in range(12):

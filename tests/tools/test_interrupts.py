@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from trident_tools import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +63,20 @@ def test_interrupts_an_interrupt_in_a_destructor_reaches_the_command() -> None:
             assert child.stderr.read() == b""
         finally:
             child.kill()
+
+
+def test_interrupts_the_hook_of_the_caller_is_back_after_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, during = sys.unraisablehook, []
+
+    class Simulate:
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+            """Have no options."""
+
+        def run(self, args: argparse.Namespace) -> int:
+            during.append(sys.unraisablehook)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_load", lambda _: Simulate())
+    assert main.main(["simulate"]) == 130
+    assert during != [before]
+    assert sys.unraisablehook == before

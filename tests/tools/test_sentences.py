@@ -19,6 +19,7 @@ PACKAGES = (
     "ensemble/trident_ensemble",
     "postprocessing/trident_postprocessing",
     "preprocessing/trident_preprocessing",
+    "tools/demo",
     "tools/trident_compiler",
     "tools/trident_tools",
 )

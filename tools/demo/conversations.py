@@ -30,7 +30,7 @@ class Conversations:
 
     @classmethod
     def read(cls, path: Path) -> Conversations:
-        """The hand-written conversations of a file, with the facts that this Python's docstrings give."""
+        """Return the hand-written conversations of a file, with the facts that this Python's docstrings give."""
         data = json.loads(path.read_text(encoding="utf-8"))
         concepts = [
             Fact("concept", tuple(entry["names"]), entry["answer"], entry.get("example", ""), entry.get("weight", 1.0))
@@ -40,7 +40,7 @@ class Conversations:
         return cls(data["system"], data["questions"], data["talk"], concepts, core, library)
 
     def all_text(self) -> Iterator[str]:
-        """Every answer and question once, for the tokenizer."""
+        """Yield every answer and question once, for the tokenizer."""
         for fact in [*self.concepts, *self.core, *self.library]:
             yield from (self.questions[fact.kind][0].replace("{name}", name) for name in fact.names)
             yield fact.answer
@@ -50,7 +50,7 @@ class Conversations:
             yield from entry["say"]
 
     def draw(self, rng: random.Random) -> list[tuple[str, str]]:
-        """One conversation, as pairs of a role's token and a text."""
+        """Draw one conversation, as pairs of a role's token and a text."""
         turns: list[tuple[str, str]] = []
         if rng.random() < 0.25:
             turns.append((SYSTEM, rng.choice(self.system)))

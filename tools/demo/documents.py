@@ -32,7 +32,7 @@ ASCII_MARKS = {
 
 
 def plain(text: str) -> str:
-    """The text with typographic quotes and dashes replaced by ASCII ones, and without emphasis marks."""
+    """Return the text with ASCII quotes and dashes for typographic ones, and without emphasis marks."""
     text = text.translate(ASCII_MARKS)
     text = re.sub(r":[\w:]+:`~?([^`<]+)`", r"\1", text)
     text = text.replace("``", "`")
@@ -41,7 +41,7 @@ def plain(text: str) -> str:
 
 
 def topic_paragraphs(text: str) -> list[str]:
-    """The paragraphs of a page of the language reference, without titles, grammar and cross references."""
+    """Return the paragraphs of a page of the language reference, without titles, grammar and cross references."""
     paragraphs: list[str] = []
     for block in re.split(r"\n\s*\n", text):
         lines = [line.rstrip() for line in block.strip("\n").split("\n")]
@@ -61,7 +61,7 @@ def topic_paragraphs(text: str) -> list[str]:
 
 
 def source_docstrings() -> Iterator[tuple[str, str]]:
-    """The qualified name and the docstring of everything that is written in Python, in the order of the file names."""
+    """Yield the qualified name and the docstring of everything written in Python, in the order of the file names."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -83,7 +83,7 @@ def source_docstrings() -> Iterator[tuple[str, str]]:
 
 
 def compiled_docstrings() -> Iterator[tuple[str, str]]:
-    """The qualified name and the docstring of everything in the modules which are written in C."""
+    """Yield the qualified name and the docstring of everything in the modules which are written in C."""
     extensions = Path(sysconfig.get_path("stdlib"), "lib-dynload")
     names = {path.name.split(".")[0] for path in extensions.glob("*.so")} if extensions.is_dir() else set()
     for module_name in sorted(names.union(sys.builtin_module_names)):
@@ -103,7 +103,7 @@ def compiled_docstrings() -> Iterator[tuple[str, str]]:
 
 
 def public_members(owner: object) -> list[tuple[str, Any]]:
-    """The public names of a module or class with their values, sorted."""
+    """Return the public names of a module or class with their values, sorted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = getattr(owner, "__all__", None) if inspect.ismodule(owner) else None
@@ -113,7 +113,7 @@ def public_members(owner: object) -> list[tuple[str, Any]]:
 
 
 def own_doc(value: object) -> str:
-    """The docstring of a class, a function or a module, and nothing for a mere instance, which has that of its type."""
+    """Return the docstring of a class, a function or a module; empty for an instance, which has its type's."""
     if not (
         inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value) or inspect.isdatadescriptor(value)
     ):
@@ -123,7 +123,7 @@ def own_doc(value: object) -> str:
 
 
 def read_documents() -> tuple[list[list[str]], list[str]]:
-    """The pages of the language reference as lists of paragraphs, and the docstrings, each with its name above it."""
+    """Return the pages of the language reference, as lists of paragraphs, and the docstrings, each below its name."""
     pages = [topic_paragraphs(pydoc_topics.topics[key]) for key in sorted(pydoc_topics.topics)]
     seen: set[str] = set()
     docstrings: list[str] = []

@@ -74,7 +74,7 @@ def third_person(verb: str) -> str:
 
 
 def first_sentences(doc: str, limit: int = 200) -> str:
-    """The beginning of a docstring: whole sentences of its first paragraph, or nothing where it has none."""
+    """Return whole sentences from the beginning of a docstring's first paragraph; empty where it has none."""
     doc = plain(doc)
     # A signature, which the docstrings of C functions begin with, sometimes several of them.
     doc = re.sub(r"\A(?:[\w.]+\([^\n]*?\)(?: *--?> *[\w\[\], ()]+?)?(?:\.\s+|\s*--?\s+|:\s+|\s*\n\s*|\Z))+", "", doc)
@@ -98,7 +98,7 @@ def first_sentences(doc: str, limit: int = 200) -> str:
 
 
 def statement_about(name: str, sentence: str) -> str:
-    """The first sentences of a docstring as a statement about the thing with that name."""
+    """Return the first sentences of a docstring as a statement about the thing with that name."""
     first, _, rest = sentence.partition(" ")
     if first in VERBS:
         rest, stop, more = rest.partition(". ")
@@ -114,7 +114,7 @@ def statement_about(name: str, sentence: str) -> str:
 
 
 def fact_of(name: str, value: object, kind: str, weight: float, short: Sequence[str] = ()) -> Fact | None:
-    """What the docstring of a thing says about it, if that can be said in a sentence or two."""
+    """Return what the docstring of a thing says about it, if that can be said in a sentence or two."""
     sentence = first_sentences(own_doc(value))
     if not sentence:
         return None
@@ -133,14 +133,14 @@ def fact_of(name: str, value: object, kind: str, weight: float, short: Sequence[
 
 
 def kind_of(value: object) -> str:
-    """Which templates a public member of a module is asked about with; nothing for constants and submodules."""
+    """Return the kind of templates that ask about a public member of a module; empty for constants and submodules."""
     if inspect.isclass(value):
         return "exception" if issubclass(value, BaseException) else "class"
     return "function" if callable(value) else ""
 
 
 def read_facts(concepts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
-    """What can be asked about builtins, and about the rest of the standard library."""
+    """Return what can be asked about builtins, and about the rest of the standard library."""
     builtins = importlib.import_module("builtins")
     taken = {name for fact in concepts for name in fact.names}
     core: list[Fact | None] = []

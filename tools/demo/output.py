@@ -1,6 +1,6 @@
 """The demo checkpoint's folder.
 
-Owns what is written into it, its replacement as a whole, and the samples shown of it.
+Owns what is written into it, its replacement as a whole, and the samples shown of it. Never trains.
 """
 
 from __future__ import annotations

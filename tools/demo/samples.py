@@ -51,7 +51,7 @@ class Samples:
         return sum(map(len, self.docstrings))
 
     def _document(self, limit: int) -> list[int]:
-        """The next document, cut to the limit. A page may begin at any of its paragraphs."""
+        """Return the next document, cut to the limit. A page may begin at any of its paragraphs."""
         if not self._order:
             # One pass: every docstring once, and as many pieces of the pages as cover them about twice.
             pieces = [max(1, 2 * sum(map(len, page)) // limit) for page in self.pages]
@@ -78,7 +78,7 @@ class Samples:
         return sample[:limit]
 
     def batch(self, rows: int, length: int, chat_share: float) -> Batch:
-        """The next batch: some of its rows hold conversations, the others documents."""
+        """Return the next batch: some of its rows hold conversations, the others documents."""
         tokens = torch.full((rows, length), self.ids[PAD])
         labels = torch.full((rows, length), -100)
         positions = torch.zeros((rows, length), dtype=torch.long)

@@ -34,13 +34,13 @@ VOCAB_SIZE = 3072
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The numbers of the special tokens."""
+    """Return the ids of the special tokens."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return {token: vocabulary[token] for token in SPECIAL_TOKENS}
 
 
 def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer, which begins a plain prompt with the begin token."""
+    """Train a byte-level BPE tokenizer, which begins a plain prompt with the begin token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

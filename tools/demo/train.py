@@ -16,6 +16,8 @@ tokenizer and order of samples, and on the same kind of CPU the same weights. Wi
 the clock wherever that is ahead of the steps, and the result depends on the speed of the machine.
 
 The output folder is replaced as a whole when everything has been written; Ctrl-C before that leaves it as it was.
+
+Owns the command line and the order of the work. Never reads from the network.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line; return the exit status: 130 for Ctrl-C."""
     with contextlib.suppress(BrokenPipeError):
         try:
             run(parse_arguments())

@@ -25,7 +25,7 @@ PEAK_LEARNING_RATE, FINAL_LEARNING_RATE, WARM_UP_STEPS = 4e-3, 1e-4, 60
 
 
 def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """The untrained model: about 3.5 million parameters."""
+    """Return the untrained model: about 3.5 million parameters."""
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=256,
@@ -45,7 +45,7 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """A short warm-up, then half a cosine over the whole training."""
+    """Return the learning rate of a step: a short warm-up, then half a cosine over the whole training."""
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
     return (FINAL_LEARNING_RATE + (PEAK_LEARNING_RATE - FINAL_LEARNING_RATE) * cosine) * min(
         1.0, (step + 1) / WARM_UP_STEPS
@@ -53,7 +53,7 @@ def learning_rate(step: int, progress: float) -> float:
 
 
 def train(model: LlamaForCausalLM, samples: Samples, steps: int, minutes: float) -> tuple[int, float]:
-    """Train the model; the number of steps done, and the mean loss of the last hundred of them."""
+    """Train the model; return the number of steps done, and the mean loss of the last hundred of them."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]

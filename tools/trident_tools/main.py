@@ -1,7 +1,7 @@
 """The command `trident` and its subcommands.
 
 Owns their names, and the way in which an error leaves the program. A subcommand is a module with the functions of
-`Command`; it is imported when it is called, so that `trident --help` is quick. Never does the work of a command.
+`Subcommand`; it is imported when it is called, so that `trident --help` is quick. Never does the work of a command.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMANDS = {
 _REPEAT_AFTER_S = 0.02
 
 
-class Command(Protocol):
+class Subcommand(Protocol):
     """The functions that the module of a subcommand provides."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in words[:1]:
             _load(name).add_arguments(subparser)
     args = parser.parse_args(words)
-    sys.unraisablehook = _interrupt_again
+    hook_before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         return _load(args.command).run(args)
     except TridentError as error:
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        sys.unraisablehook = hook_before
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
@@ -78,8 +80,8 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _load(name: str) -> Command:
-    return cast("Command", importlib.import_module(f"trident_tools.{name}"))
+def _load(name: str) -> Subcommand:
+    return cast("Subcommand", importlib.import_module(f"trident_tools.{name}"))
 
 
 if __name__ == "__main__":

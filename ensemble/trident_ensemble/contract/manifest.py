@@ -1,7 +1,7 @@
-"""An engine on disk: the manifest and the files it vouches for.
+"""The manifest of an engine, `engine.json`, which is the only source of the engine's limits.
 
-Owns the format of `engine.json`, its writing and its checks, for the compiler, the core and the text models alike. The
-manifest is the only source of the engine's limits. Never compiles, never loads a network.
+Owns the format, its reading and writing, and the checks of its fields, for the compiler, the core and the text models
+alike. Never opens another file of the engine; `digests` compares those with what the manifest says of them.
 """
 
 from __future__ import annotations
@@ -199,8 +199,11 @@ def _scalar(hint: Any, raw: Any, where: str) -> Any:
         return raw
     if hint is str and isinstance(raw, str):
         return raw
-    if isinstance(hint, type) and issubclass(hint, Enum) and raw in {member.value for member in hint}:
-        return hint(raw)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        choices = [member.value for member in hint]
+        if isinstance(raw, str) and raw in choices:
+            return hint(raw)
+        raise ArtifactError(f"{where}: {raw!r} is not one of {', '.join(choices)}")
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
 
 

@@ -58,6 +58,7 @@ def checkpoint(folder: Path) -> Checkpoint:
     return open_checkpoint(folder, (*FAMILIES, OLMO2))
 
 
+@pytest.mark.slow
 def test_registry_a_new_family_is_one_module_and_one_line(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """It is planned, built and run by what has never heard of it, and computes what transformers does."""
     compiler = OpenVINOCompiler(Machine(2**30, "test"))
@@ -86,6 +87,7 @@ def test_registry_a_new_family_is_one_module_and_one_line(folder: Path, checkpoi
     engine.close()
 
 
+@pytest.mark.slow
 def test_registry_probes_and_the_simulation_take_a_family_they_do_not_know(checkpoint: Checkpoint) -> None:
     fp32 = OpenVINOCompiler(Machine(2**30, "test")).precision(checkpoint, "fp32", "int8")
     assert fp32.activation_group == 32  # rows of 64 and 160 values

@@ -71,6 +71,8 @@ def test_manifest_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
         (lambda raw: raw["limits"].update(max_seq_len="64"), "engine.limits.max_seq_len"),
         (lambda raw: raw["limits"].update(max_seq_len=True), "engine.limits.max_seq_len"),
         (lambda raw: raw["kv_cache"].update(num_blocks=-1), "engine.kv_cache.num_blocks"),
+        (lambda raw: raw["kv_cache"].update(kind="pages"), "engine.kv_cache.kind: 'pages' is not one of blocks, slots"),
+        (lambda raw: raw["kv_cache"].update(kind=[]), r"engine.kv_cache.kind: \[\] is not one of blocks, slots"),
         (lambda raw: raw["generation"].update(end_ids=[1, "2"]), "engine.generation.end_ids"),
         (lambda raw: raw["generation"].update(bad_words=[[1], 2]), r"engine.generation.bad_words\[1\]"),
         (lambda raw: raw["generation"].update(stop_strings=[7]), r"engine.generation.stop_strings\[0\]"),

@@ -60,6 +60,8 @@ def test_simulate_roofline_counts_weights_as_the_published_model_has_them(tmp_pa
     tied = model_shape(read_model(write_config(tmp_path, tie_word_embeddings=True)), "bf16", "fp8")
     assert shape.weight_bytes - tied.weight_bytes == 2 * 128256 * 4096
     assert tied.kv_bytes_per_token == 65_536
+    fp8 = model_shape(read_model(tmp_path), "fp8", "bf16")
+    assert (fp8.head_bytes, fp8.layer_bytes) == (2 * 128256 * 4096, shape.layer_bytes / 2), "the head stays plain"
 
 
 def test_simulate_roofline_reads_config_json_itself_and_refuses_what_cannot_be_built(tmp_path: Path) -> None:

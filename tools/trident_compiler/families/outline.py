@@ -70,13 +70,11 @@ class Outline:
         return sum(use.size for use in self.weights if use.role in roles)
 
     def check_division(self, num_ranks: int) -> None:
-        """Refuse a number of devices that cannot share the network.
+        """Refuse a number of devices, 1 or more, that cannot share the network.
 
         Raises:
             PlanError: names what is not divided, and its size.
         """
-        if num_ranks < 1:
-            raise PlanError(f"--tensor-parallel: must be at least 1, not {num_ranks}")
         for what, size in self._divided():
             if size % num_ranks:
                 raise PlanError(f"--tensor-parallel: {num_ranks} devices cannot share the checkpoint's {size} {what}")

@@ -105,7 +105,7 @@ class OpenVINOCompiler:
 
     def formats(self, precision: Precision) -> WeightFormats:
         """Return how the weights come, as `WeightFormats`."""
-        return weight_formats(precision)
+        return formats_of(precision)
 
     def write(
         self,
@@ -139,14 +139,14 @@ def measure_precisions(model: Decoder, exact: Precision, other: Precision, dtype
 
 
 def _probe(model: Decoder, precision: Precision, dtype: str) -> CompiledProbe:
-    formats = weight_formats(precision)
+    formats = formats_of(precision)
     precision = replace(precision, activation_group=activation_group(model.outline.weights, precision.weights))
     source = RandomWeights(dtype, formats.matrix, formats.plain, tied=model.outline.is_tied)
     net = OpenVINOLowering()
     return CompiledProbe(net.network(model.write(net, source), model.vocab_size), precision)
 
 
-def weight_formats(precision: Precision) -> WeightFormats:
+def formats_of(precision: Precision) -> WeightFormats:
     """Return how `WeightSource` prepares the weights of an engine of such a precision."""
     plain = FP32 if precision.weights == FP32 else plain_format(precision.compute)
     return WeightFormats(precision.weights if precision.weights in QUANTIZED else plain, plain, uniform=False)

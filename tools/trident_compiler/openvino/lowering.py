@@ -17,15 +17,15 @@ from openvino import opset15 as ops
 
 from trident_backend.engine.openvino import attention as openvino_attention
 from trident_backend.engine.openvino import names
-from trident_compiler.weights import formats as weight_formats
+from trident_compiler.weights import formats
 from trident_compiler.weights.weights import Weight
 
 Node = Any  # openvino's Python classes come without usable types
 _OPENVINO_TYPES = {
-    weight_formats.BF16: ov.Type.bf16,
-    weight_formats.FP16: ov.Type.f16,
-    weight_formats.FP32: ov.Type.f32,
-    weight_formats.INT8: ov.Type.i8,
+    formats.BF16: ov.Type.bf16,
+    formats.FP16: ov.Type.f16,
+    formats.FP32: ov.Type.f32,
+    formats.INT8: ov.Type.i8,
 }
 
 
@@ -159,17 +159,17 @@ class OpenVINOLowering:
         return _constant(weight.scales)
 
     def _vector(self, weight: Weight) -> Node:
-        assert weight.format == weight_formats.FP32
+        assert weight.format == formats.FP32
         return self._stored(weight)
 
     def _matrix(self, weight: Weight) -> Node:
         """A matrix as the plugin recognises it: stored values behind the operations that decompress them."""
-        if weight.format == weight_formats.INT4:
+        if weight.format == formats.INT4:
             return self._int4_matrix(weight)
         stored = self._stored(weight)
-        if weight.format == weight_formats.FP32:
+        if weight.format == formats.FP32:
             return stored
-        if weight.format == weight_formats.INT8:
+        if weight.format == formats.INT8:
             return ops.multiply(ops.convert(stored, ov.Type.f32), self._scales(weight))
         return ops.convert(stored, ov.Type.f32)
 

@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trident_compiler.tensorrt import gpu
-from trident_compiler.tensorrt import progress_monitor as build_progress
+from trident_compiler.tensorrt import gpu, progress_monitor
 from trident_compiler.tensorrt.gpu import Capability
 from trident_ensemble.contract.errors import BuildError
 
@@ -79,7 +78,7 @@ class NetworkCompiler:
             BuildError: TensorRT cannot build it, in its own words, or the plan cannot be written.
         """
         config = self._config(profiles)
-        monitor = build_progress.monitor(self._trt, on_share)
+        monitor = progress_monitor.monitor(self._trt, on_share)
         config.progress_monitor = monitor
         self._errors.clear()
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
-from trident_compiler.weights import formats as weight_formats
+from trident_compiler.weights import formats
 from trident_compiler.weights.quantization import E4M3_MAX
 from trident_compiler.weights.weights import Weight
 
@@ -24,12 +24,12 @@ class TensorRTMatmul:
     def __init__(self, layers: TensorRTLayers, compute: str) -> None:
         trt = layers.trt
         self._types = {
-            weight_formats.FP32: trt.float32,
-            weight_formats.FP16: trt.float16,
-            weight_formats.BF16: trt.bfloat16,
-            weight_formats.INT8: trt.int8,
-            weight_formats.INT4: trt.int4,
-            weight_formats.FP8: trt.fp8,
+            formats.FP32: trt.float32,
+            formats.FP16: trt.float16,
+            formats.BF16: trt.bfloat16,
+            formats.INT8: trt.int8,
+            formats.INT4: trt.int4,
+            formats.FP8: trt.fp8,
         }
         self.compute = self._types[compute]
         self._layers = layers
@@ -45,13 +45,13 @@ class TensorRTMatmul:
 
     def vector(self, weight: Weight, rank: int) -> Tensor:
         """Return a vector that broadcasts over all but the last of `rank` axes."""
-        assert weight.format == weight_formats.FP32
+        assert weight.format == formats.FP32
         shape = (1,) * (rank - 1) + weight.shape
         return self._layers.cast(self._layers.constant(weight.values.reshape(shape)), self.compute)
 
     def matmul(self, x: Tensor, weight: Weight) -> Tensor:
         """Return `x @ weight.T` of `x [T, in]` and `weight [out, in]`, `[T, out]`."""
-        return self._float8_matmul(x, weight) if weight.format == weight_formats.FP8 else self._plain_matmul(x, weight)
+        return self._float8_matmul(x, weight) if weight.format == formats.FP8 else self._plain_matmul(x, weight)
 
     def _plain_matmul(self, x: Tensor, weight: Weight) -> Tensor:
         operation = self._layers.trt.MatrixOperation

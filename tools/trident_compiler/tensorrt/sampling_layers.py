@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.tensorrt.names import LOGITS
+from trident_backend.engine.tensorrt.names import LOGITS, Operand
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
 
 
@@ -35,7 +35,7 @@ class SamplingLayers(TensorRTLayers):
 
     def rows(self) -> Tensor:
         """Gather the rows that the input `rows` names, `[N, V]`."""
-        return self.gather(self.logits, self.input("rows", self.trt.int32))
+        return self.gather(self.logits, self.input(Operand.ROWS, self.trt.int32))
 
     def column(self, name: str) -> Tensor:
         """Add an input of one number for each row, `[N, 1]`."""

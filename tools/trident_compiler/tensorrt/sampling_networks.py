@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trident_backend.engine.protocol import CHUNK_WIDTH
-from trident_backend.engine.tensorrt.names import LOGITS, Sampling
+from trident_backend.engine.tensorrt.names import LOGITS, Operand, Sampling
 from trident_compiler.tensorrt.sampling_layers import SamplingLayers
 
 Shape = tuple[int, ...]
@@ -74,24 +74,22 @@ def sampling_networks(vocab_size: int, max_rows: int) -> tuple[SamplingNetwork, 
     pairs = ((1, 2), (1024, 2), (MAX_PAIRS, 2))
     table = (num_rows, vocab_size)
     num_bytes = -(-vocab_size // 32) * 4
-    by_row = {LOGITS: logits, "rows": rows}
+    by_row = {LOGITS: logits, Operand.ROWS: rows}
+    weighed = {**by_row, **dict.fromkeys((Operand.MAXIMA, Operand.INVERSES, Operand.FLOORS), rows)}
+    penalised = {**by_row, **dict.fromkeys((Operand.TABLE_ROWS, Operand.REPETITIONS), rows)}
     sizes = sorted({min(size, vocab_size) for size in TOP_K_SIZES})
     networks: list[tuple[str, Callable[[SamplingLayers], None], dict[str, tuple[Shape, Shape, Shape]]]] = [
         (Sampling.ARGMAX, argmax, by_row),
-        (Sampling.CHUNK_EXP_SUMS, chunk_exp_sums, {**by_row, **dict.fromkeys(("maxima", "inverses", "floors"), rows)}),
+        (Sampling.CHUNK_EXP_SUMS, chunk_exp_sums, weighed),
         *((Sampling.top_k(size), _TopK(size), by_row) for size in sizes),
-        (Sampling.FIND_TIES, find_ties, {**by_row, "values": rows}),
-        (Sampling.READ, read, {LOGITS: logits, "pairs": pairs}),
-        (Sampling.WRITE, write, {**by_row, "pairs": pairs, "values": ((1,), (1024,), (MAX_PAIRS,))}),
-        (
-            Sampling.PENALISE,
-            penalise,
-            {**by_row, **dict.fromkeys(("table_rows", "repetitions"), rows), "table": ((1, vocab_size), table, table)},
-        ),
+        (Sampling.FIND_TIES, find_ties, {**by_row, Operand.VALUES: rows}),
+        (Sampling.READ, read, {LOGITS: logits, Operand.PAIRS: pairs}),
+        (Sampling.WRITE, write, {**by_row, Operand.PAIRS: pairs, Operand.VALUES: ((1,), (1024,), (MAX_PAIRS,))}),
+        (Sampling.PENALISE, penalise, {**penalised, Operand.TABLE: ((1, vocab_size), table, table)}),
         (
             Sampling.APPLY_TOKEN_BITMASK,
             apply_token_bitmask,
-            {**by_row, "masks": ((1, num_bytes), (num_rows, num_bytes), (num_rows, num_bytes))},
+            {**by_row, Operand.MASKS: ((1, num_bytes), (num_rows, num_bytes), (num_rows, num_bytes))},
         ),
     ]
     return tuple(SamplingNetwork(*network, vocab_size) for network in networks)
@@ -108,17 +106,17 @@ def argmax(layers: SamplingLayers) -> None:
     ids = layers.reduce("MIN", ids, 1, keep=True)
     # Where all are -inf, a maximum may be the lowest finite number.
     values = layers.gather_each(rows, ids)
-    layers.output("ids", layers.reshape(ids, -1))
-    layers.output("values", layers.reshape(values, -1))
+    layers.output(Operand.IDS, layers.reshape(ids, -1))
+    layers.output(Operand.VALUES, layers.reshape(values, -1))
 
 
 def chunk_exp_sums(layers: SamplingLayers) -> None:
     """`sums` float32 `[N, C]`: the sums of each row's weights by chunk, with `maxima`, `inverses` of temperatures and
     `floors` float32 `[N]`, the latter -inf where there is none."""
     rows, width = layers.rows(), layers.vocab_size
-    exponents = layers.elementwise("SUB", rows, layers.column("maxima"))
-    weights = layers.unary("EXP", layers.elementwise("PROD", exponents, layers.column("inverses")))
-    is_below = layers.elementwise("LESS", rows, layers.column("floors"))
+    exponents = layers.elementwise("SUB", rows, layers.column(Operand.MAXIMA))
+    weights = layers.unary("EXP", layers.elementwise("PROD", exponents, layers.column(Operand.INVERSES)))
+    is_below = layers.elementwise("LESS", rows, layers.column(Operand.FLOORS))
     weights = layers.select(is_below, layers.number(0), weights)
     whole = width // CHUNK_WIDTH * CHUNK_WIDTH
     parts = []
@@ -127,7 +125,7 @@ def chunk_exp_sums(layers: SamplingLayers) -> None:
         parts.append(layers.reduce("SUM", layers.reshape(chunked, -1, whole // CHUNK_WIDTH, CHUNK_WIDTH), 2))
     if whole < width:
         parts.append(layers.reduce("SUM", layers.columns(weights, whole, width - whole), 1, keep=True))
-    layers.output("sums", parts[0] if len(parts) == 1 else layers.concatenate(*parts, axis=1))
+    layers.output(Operand.SUMS, parts[0] if len(parts) == 1 else layers.concatenate(*parts, axis=1))
 
 
 @dataclass(frozen=True)
@@ -138,14 +136,14 @@ class _TopK:
 
     def __call__(self, layers: SamplingLayers) -> None:
         values, ids = layers.largest(layers.rows(), self.count)
-        layers.output("values", values)
-        layers.output("ids", ids)
+        layers.output(Operand.VALUES, values)
+        layers.output(Operand.IDS, ids)
 
 
 def find_ties(layers: SamplingLayers) -> None:
     """`ids` float32 `[N, NUM_TIES]`: the lowest ids of the logits that are `values` float32 `[N]`, ascending; V and
     more where there are no more."""
-    is_equal = layers.elementwise("EQUAL", layers.rows(), layers.column("values"))
+    is_equal = layers.elementwise("EQUAL", layers.rows(), layers.column(Operand.VALUES))
     # Single precision holds every id: vocabularies are far below 2^24.
     order = layers.select(
         is_equal,
@@ -153,40 +151,40 @@ def find_ties(layers: SamplingLayers) -> None:
         layers.number(-layers.vocab_size),
     )
     values, _ = layers.largest(order, min(NUM_TIES, layers.vocab_size))
-    layers.output("ids", layers.unary("NEG", values))
+    layers.output(Operand.IDS, layers.unary("NEG", values))
 
 
 def read(layers: SamplingLayers) -> None:
     """`values` float32 `[P]`."""
-    layers.output("values", layers.gather_pairs(layers.logits, layers.input("pairs", layers.trt.int32, 2)))
+    layers.output(Operand.VALUES, layers.gather_pairs(layers.logits, layers.input(Operand.PAIRS, layers.trt.int32, 2)))
 
 
 def write(layers: SamplingLayers) -> None:
     """`changed`: with `values` float32 `[P]` at `pairs`, whose rows are indices into `rows`."""
-    pairs, values = layers.input("pairs", layers.trt.int32, 2), layers.input("values", layers.trt.float32)
-    layers.output("changed", layers.scatter_pairs(layers.rows(), pairs, values))
+    pairs, values = layers.input(Operand.PAIRS, layers.trt.int32, 2), layers.input(Operand.VALUES, layers.trt.float32)
+    layers.output(Operand.CHANGED, layers.scatter_pairs(layers.rows(), pairs, values))
 
 
 def penalise(layers: SamplingLayers) -> None:
     """`changed`: the rows named, changed by the rows of `table` float32 `[T, V]` that `table_rows` int32 `[N]` name.
     Where the table is NaN a logit stays as it is. All others are divided, or below 0 multiplied, by `repetitions`
     float32 `[N]`, and then what the table has is subtracted."""
-    rows, repetitions = layers.rows(), layers.column("repetitions")
-    table = layers.network.add_input("table", layers.trt.float32, (-1, layers.vocab_size))
-    offsets = layers.gather(table, layers.input("table_rows", layers.trt.int32))
+    rows, repetitions = layers.rows(), layers.column(Operand.REPETITIONS)
+    table = layers.network.add_input(Operand.TABLE, layers.trt.float32, (-1, layers.vocab_size))
+    offsets = layers.gather(table, layers.input(Operand.TABLE_ROWS, layers.trt.int32))
     is_negative = layers.elementwise("LESS", rows, layers.number(0))
     products, quotients = (layers.elementwise(name, rows, repetitions) for name in ("PROD", "DIV"))
     penalised = layers.elementwise("SUB", layers.select(is_negative, products, quotients), offsets)
-    layers.output("changed", layers.select(layers.unary("ISNAN", offsets), rows, penalised))
+    layers.output(Operand.CHANGED, layers.select(layers.unary("ISNAN", offsets), rows, penalised))
 
 
 def apply_token_bitmask(layers: SamplingLayers) -> None:
     """`changed`: -inf where `masks` uint8 `[N, bytes]` has no bit; token t is bit t % 8 of byte t // 8."""
     width = -(-layers.vocab_size // 32) * 4
-    masks = layers.cast(layers.input("masks", layers.trt.uint8, width), layers.trt.int32)
+    masks = layers.cast(layers.input(Operand.MASKS, layers.trt.uint8, width), layers.trt.int32)
     # TensorRT has no operations on bits: they are looked up.
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.bool_)
     allowed = layers.reshape(layers.gather(layers.constant(bits), masks), -1, 8 * width)
     if 8 * width > layers.vocab_size:
         allowed = layers.columns(allowed, 0, layers.vocab_size)
-    layers.output("changed", layers.select(allowed, layers.rows(), layers.number(-np.inf)))
+    layers.output(Operand.CHANGED, layers.select(allowed, layers.rows(), layers.number(-np.inf)))

@@ -89,7 +89,7 @@ def read_model(path: Path) -> Decoder:
     return read_decoder(JsonConfig.read(path / "config.json" if path.is_dir() else path))
 
 
-def engine_folder(path: Path) -> Path:
+def folder_of_engine(path: Path) -> Path:
     """Return the engine folder of a model repository, or the path itself if it is an engine folder."""
     core = path / layout.CORE
     return layout.newest_version(core) if core.is_dir() else path
@@ -101,7 +101,7 @@ def read_engine(path: Path) -> Manifest:
     Raises:
         ArtifactError: there is no manifest, or it cannot be used.
     """
-    return read_manifest(engine_folder(path))
+    return read_manifest(folder_of_engine(path))
 
 
 def engine_spec(

@@ -26,7 +26,7 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuDataSheet:
     """The numbers of a GPU, with those of products in bf16 (fp16 is as fast) and in fp8, None where it has none."""
 
     bandwidth: float
@@ -51,9 +51,9 @@ class Efficiency:
 
 
 GPUS = {
-    "h200": Gpu(4.8e12, 989e12, 1979e12, 141e9),
-    "h100": Gpu(3.35e12, 989e12, 1979e12, 80e9),
-    "a100": Gpu(2.039e12, 312e12, None, 80e9),
-    "l40s": Gpu(0.864e12, 362e12, 733e12, 48e9),
-    "l4": Gpu(0.3e12, 121e12, 242e12, 24e9),
+    "h200": GpuDataSheet(4.8e12, 989e12, 1979e12, 141e9),
+    "h100": GpuDataSheet(3.35e12, 989e12, 1979e12, 80e9),
+    "a100": GpuDataSheet(2.039e12, 312e12, None, 80e9),
+    "l40s": GpuDataSheet(0.864e12, 362e12, 733e12, 48e9),
+    "l4": GpuDataSheet(0.3e12, 121e12, 242e12, 24e9),
 }

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from trident_compiler.families.registry import Decoder
+from trident_compiler.weights.formats import BF16, head_format
 from trident_compiler.weights.roles import Role
 
 #: Format -> bits of a weight, including the scales of quantized ones.
@@ -63,8 +64,8 @@ def model_shape(model: Decoder, weights: str, kv_cache: str) -> ModelShape:
 
     Args:
         model: the architecture of the checkpoint.
-        weights: a key of `WEIGHT_BITS`. As in a build, the output projection is int8 where matrices are int4, and
-            a separate embedding table is not quantized.
+        weights: a key of `WEIGHT_BITS`. As in a build, the output projection is int8 where matrices are int4 and bf16
+            where they are fp8, and a separate embedding table is not quantized.
         kv_cache: a key of `KV_BYTES`.
     """
     outline = model.outline
@@ -76,7 +77,7 @@ def model_shape(model: Decoder, weights: str, kv_cache: str) -> ModelShape:
         layer_weights=layer_weights,
         head_weights=head_weights,
         layer_bytes=layer_weights * WEIGHT_BITS[weights] / 8,
-        head_bytes=head_weights * WEIGHT_BITS["int8" if weights == "int4" else weights] / 8,
+        head_bytes=head_weights * WEIGHT_BITS[head_format(weights, BF16)] / 8,
         embedding_bytes=0.0 if outline.is_tied else outline.size(Role.EMBEDDING) * WEIGHT_BITS["bf16"] / 8,
         windows=tuple(Counter(layer.sliding_window for layer in layers).items()),
     )

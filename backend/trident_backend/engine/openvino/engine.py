@@ -134,7 +134,7 @@ def _check(compiled: Any, geometry: CacheGeometry, manifest: Manifest) -> None:
     facts = (
         ("architecture.vocab_size", manifest.architecture.vocab_size, vocab_size),
         ("architecture.num_layers", manifest.architecture.num_layers, len(geometry.tensors) // 2),
-        ("kv_cache.kind", manifest.kv_cache.kind, KVKind.BLOCKS),
+        ("kv_cache.kind", manifest.kv_cache.kind.value, KVKind.BLOCKS.value),
         ("kv_cache.block_size", manifest.kv_cache.block_size, geometry.block_size),
         ("kv_cache.block_bytes", manifest.kv_cache.block_bytes, geometry.block_bytes),
     )

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
-from trident_backend.engine.tensorrt.names import Sampling
-from trident_backend.engine.tensorrt.sampling_plans import Array, Arrays, SamplingPlans
+from trident_backend.engine.tensorrt.names import Operand, Sampling
+from trident_backend.engine.tensorrt.sampling_plans import Arrays, SamplingPlans
 
 
 class DeviceLogits:
@@ -40,8 +40,8 @@ class DeviceLogits:
 
     def argmax(self, rows: Indices) -> tuple[TokenIds, FloatArray]:
         """Find the likeliest tokens, as `StepLogits.argmax` does."""
-        found = self._by_row(Sampling.ARGMAX, rows)
-        return found["ids"].astype(np.int64), found["values"]
+        found = self._by_row(Sampling.ARGMAX, rows, {})
+        return found[Operand.IDS].astype(np.int64), found[Operand.VALUES]
 
     def chunk_exp_sums(
         self, rows: Indices, maxima: FloatArray, temperatures: Doubles, floors: FloatArray | None = None
@@ -49,25 +49,26 @@ class DeviceLogits:
         """Sum weights by chunk, as `StepLogits.chunk_exp_sums` does."""
         lowest = np.full(len(rows), -np.inf, np.float32) if floors is None else floors
         inverses = (1 / temperatures).astype(np.float32)
-        found = self._by_row(Sampling.CHUNK_EXP_SUMS, rows, maxima=maxima, inverses=inverses, floors=lowest)
-        return found["sums"].astype(np.float64)
+        inputs: Arrays = {Operand.MAXIMA: maxima, Operand.INVERSES: inverses, Operand.FLOORS: lowest}
+        found = self._by_row(Sampling.CHUNK_EXP_SUMS, rows, inputs)
+        return found[Operand.SUMS].astype(np.float64)
 
     def top_k(self, rows: Indices, count: int) -> tuple[FloatArray, TokenIds]:
         """Find the largest logits, as `StepLogits.top_k` does; on the host where no plan finds as many."""
         size = next((size for size in self._plans.sizes if size >= count), None)
         if size is None:
             return self._on_host(rows).top_k(np.arange(len(rows)), count)
-        found = self._by_row(Sampling.top_k(size), rows)
-        return found["values"][:, :count], found["ids"][:, :count].astype(np.int64)
+        found = self._by_row(Sampling.top_k(size), rows, {})
+        return found[Operand.VALUES][:, :count], found[Operand.IDS][:, :count].astype(np.int64)
 
     def find_ties(self, rows: Indices, values: FloatArray, counts: TokenIds) -> list[TokenIds]:
         """Find equal logits, as `StepLogits.find_ties` does; on the host for rows that want more than a plan finds."""
         if not len(rows):
             return []
-        found = self._by_row(Sampling.FIND_TIES, rows, values=values)
+        found = self._by_row(Sampling.FIND_TIES, rows, {Operand.VALUES: values})
         result = [
             ids[ids < self._plans.vocab_size][:count].astype(np.int64)
-            for ids, count in zip(found["ids"], counts.tolist(), strict=True)
+            for ids, count in zip(found[Operand.IDS], counts.tolist(), strict=True)
         ]
         for number in np.flatnonzero(counts > self._plans.num_ties):
             one = slice(number, number + 1)
@@ -80,7 +81,7 @@ class DeviceLogits:
         pairs = np.stack([self._buffer_rows[rows.reshape(-1)], ids.reshape(-1)], axis=1).astype(np.int32)
         size = self._plans.max_pairs
         parts = [
-            self._plans.run(Sampling.READ, self._address, {"pairs": pairs[start : start + size]})["values"]
+            self._plans.run(Sampling.READ, self._address, {Operand.PAIRS: pairs[start : start + size]})[Operand.VALUES]
             for start in range(0, len(pairs), size)
         ]
         values: FloatArray = np.concatenate([np.empty(0, np.float32), *parts]).reshape(rows.shape)
@@ -100,7 +101,7 @@ class DeviceLogits:
                     plans.device.fill_nan(plans.table + row * plans.vocab_size * 4, plans.vocab_size * 4)
                 self._write(plans.table, plans.num_table_rows, changes.rows, changes.ids, changes.offsets)
                 repetitions = np.array([each.repetition for each in penalties[part]], np.float32)
-                inputs: Arrays = {"table_rows": changes.table_rows, "repetitions": repetitions}
+                inputs: Arrays = {Operand.TABLE_ROWS: changes.table_rows, Operand.REPETITIONS: repetitions}
                 self._change(Sampling.PENALISE, self._address, plans.max_rows, self._buffer_rows[rows[part]], inputs)
         except BaseException:
             plans.penalty_rows.forget()
@@ -111,16 +112,15 @@ class DeviceLogits:
         # Bit t % 32 of word t // 32 is bit t % 8 of byte t // 8, the words being little-endian.
         masks = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
         for part in self._parts(len(rows)):
-            buffer_rows = self._buffer_rows[rows[part]]
-            self._change(
-                Sampling.APPLY_TOKEN_BITMASK, self._address, self._plans.max_rows, buffer_rows, {"masks": masks[part]}
-            )
+            buffer_rows, inputs = self._buffer_rows[rows[part]], {Operand.MASKS: masks[part]}
+            self._change(Sampling.APPLY_TOKEN_BITMASK, self._address, self._plans.max_rows, buffer_rows, inputs)
 
-    def _by_row(self, name: str, rows: Indices, **columns: Array) -> Arrays:
+    def _by_row(self, name: str, rows: Indices, columns: Arrays) -> Arrays:
         """Run a plan that finds something for each row, in as many runs as it takes."""
         found = []
         for part in self._parts(len(rows)):
-            inputs = {"rows": self._buffer_rows[rows[part]], **{key: column[part] for key, column in columns.items()}}
+            inputs = {key: column[part] for key, column in columns.items()}
+            inputs[Operand.ROWS] = self._buffer_rows[rows[part]]
             found.append(self._plans.run(name, self._address, inputs))
         return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
 
@@ -142,13 +142,13 @@ class DeviceLogits:
             end = min(end, start + self._plans.max_pairs)
             pairs = np.stack([numbers[start:end] - first, ids[start:end]], axis=1).astype(np.int32)
             block = chosen[first : numbers[end - 1] + 1]
-            inputs = {"pairs": pairs, "values": np.ascontiguousarray(values[start:end])}
+            inputs = {Operand.PAIRS: pairs, Operand.VALUES: np.ascontiguousarray(values[start:end])}
             self._change(Sampling.WRITE, address, num_rows, block, inputs)
             start = end
 
     def _change(self, name: str, address: int, num_rows: int, buffer_rows: Int32Array, inputs: Arrays) -> None:
         """Run a plan that changes rows of a buffer, and copy them back."""
-        self._plans.run(name, address, {"rows": buffer_rows, **inputs}, num_rows)
+        self._plans.run(name, address, {Operand.ROWS: buffer_rows, **inputs}, num_rows)
         size = self._plans.vocab_size * 4
         for begin, end in _runs(buffer_rows):
             target, source = address + int(buffer_rows[begin]) * size, self._plans.changed + begin * size

@@ -30,6 +30,23 @@ def updated(cache: str) -> str:
     return f"new_{cache}"
 
 
+class Operand:
+    """The inputs and outputs of sampling's plans, beside the logits, which all of them read."""
+
+    #: Rows of the logits' buffer; and pairs of a row and a token id.
+    ROWS, PAIRS = "rows", "pairs"
+    #: What plans find, or write.
+    IDS, VALUES, SUMS = "ids", "values", "sums"
+    #: What `chunk_exp_sums` takes for each row.
+    MAXIMA, INVERSES, FLOORS = "maxima", "inverses", "floors"
+    #: What `penalise` takes: the table of penalties, which of its rows, and the repetition penalties.
+    TABLE, TABLE_ROWS, REPETITIONS = "table", "table_rows", "repetitions"
+    #: What `apply_token_bitmask` takes.
+    MASKS = "masks"
+    #: The rows as a plan changed them.
+    CHANGED = "changed"
+
+
 class Sampling:
     """The plans of sampling's operations on the device, by the names of their files without `.plan`."""
 

@@ -20,7 +20,7 @@ from trident_backend.engine.protocol import Engine, EngineSpec, StepBatch, StepL
 from trident_backend.engine.tensorrt import nccl
 from trident_backend.engine.tensorrt.messages import Kind, Message, pack_batch
 from trident_backend.engine.tensorrt.rank import COMMAND
-from trident_backend.engine.tensorrt.ranks import Ranks, TimeLimit
+from trident_backend.engine.tensorrt.ranks import LoadingLimit, Ranks
 from trident_backend.engine.tensorrt.watched_thread import WatchedThread
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import EngineError
@@ -175,7 +175,7 @@ def load_leader(
         PlanError: a GPU has too little free memory.
         EngineError: a rank failed, or did not load in time; says which, and why.
     """
-    limit = TimeLimit(_loading_limit_s(folder, len(ordinals)))
+    limit = LoadingLimit(_loading_limit_s(folder, len(ordinals)))
     ranks = Ranks(folder, ordinals, command)
     thread = WatchedThread("trident-leader-gpu")
     joined: list[tuple[Joinable, nccl.Communicator]] = []
@@ -206,7 +206,7 @@ def load_leader(
     return ParallelEngine(part, ranks, thread, *joined[0])
 
 
-def _hanging(ranks: Ranks, ordinal: int, limit: TimeLimit, *, are_joining: bool) -> str:
+def _hanging(ranks: Ranks, ordinal: int, limit: LoadingLimit, *, are_joining: bool) -> str:
     """Return the names of those that may hang when the time for loading is over; empty before that."""
     if limit.left_s():
         return ""

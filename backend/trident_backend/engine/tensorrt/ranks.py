@@ -26,7 +26,7 @@ _LAST_S = 1.0
 _DEEDS = {Kind.LOADED: "load", Kind.READY: "become ready for steps"}
 
 
-class TimeLimit:
+class LoadingLimit:
     """A time within which several waits, one after another, must all be over; it begins when it is made.
 
     Args:
@@ -83,7 +83,7 @@ class Ranks:
                 self.fail(f"{rank.name}: {error}")
         self.check()
 
-    def wait_for(self, kind: Kind, limit: TimeLimit) -> None:
+    def wait_for(self, kind: Kind, limit: LoadingLimit) -> None:
         """Wait until every rank has sent a message of this kind.
 
         Args:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.names import ALIGNMENT, LOGITS, Sampling
+from trident_backend.engine.tensorrt.names import ALIGNMENT, LOGITS, Operand, Sampling
 from trident_backend.engine.tensorrt.penalty_rows import PenaltyRows
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_ensemble.contract.errors import ArtifactError
@@ -25,8 +25,7 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 #: Tensors that stay on the device: the step's logits, the rows as a plan changed them, and the table of penalties.
-_CHANGED, _TABLE = "changed", "table"
-_LARGE = frozenset({LOGITS, _CHANGED, _TABLE})
+_LARGE = frozenset({LOGITS, Operand.CHANGED, Operand.TABLE})
 _TYPES: Mapping[str, npt.DTypeLike] = {"float": np.float32, "int32": np.int32, "uint8": np.uint8}
 
 
@@ -70,13 +69,13 @@ class SamplingPlans:
         #: Rows of the buffer that the logits lie in, and the vocabulary's size.
         self.max_rows, self.vocab_size = argmax.bounds(LOGITS, 0)[1]
         #: Rows, and pairs, of one run at most.
-        self.max_chosen = argmax.bounds("rows", 0)[1][0]
-        self.max_pairs = read.bounds("pairs", 0)[1][0]
+        self.max_chosen = argmax.bounds(Operand.ROWS, 0)[1][0]
+        self.max_pairs = read.bounds(Operand.PAIRS, 0)[1][0]
         #: The counts that there are `top_k` plans for, ascending.
         self.sizes = Sampling.top_k_sizes(plans)
-        self.num_ties = self._operations[Sampling.FIND_TIES].outputs["ids"].shape[1]
+        self.num_ties = self._operations[Sampling.FIND_TIES].outputs[Operand.IDS].shape[1]
         #: Rows of the table of penalties.
-        self.num_table_rows = plans[Sampling.PENALISE].bounds(_TABLE, 0)[1][0]
+        self.num_table_rows = plans[Sampling.PENALISE].bounds(Operand.TABLE, 0)[1][0]
         self.penalty_rows = PenaltyRows(self.num_table_rows)
         num_bytes = max(operation.num_bytes for operation in self._operations.values())
         self._pinned = device.pinned(num_bytes)
@@ -122,12 +121,12 @@ class SamplingPlans:
         results = operation.results(len(inputs[operation.leader]))
         result_offsets, result_end = _offsets({key: empty.nbytes for key, empty in results.items()}, end)
         addresses = {key: self._area + offset for key, offset in (offsets | result_offsets).items()}
-        on_device = {LOGITS: logits, _CHANGED: self.changed, _TABLE: self.table}
+        on_device = {LOGITS: logits, Operand.CHANGED: self.changed, Operand.TABLE: self.table}
         addresses |= {key: on_device[key] for key in operation.large}
         shapes = {key: array.shape for key, array in inputs.items()}
         shapes[LOGITS] = self.max_rows if num_rows is None else num_rows, self.vocab_size
-        if _TABLE in operation.large:
-            shapes[_TABLE] = self.num_table_rows, self.vocab_size
+        if Operand.TABLE in operation.large:
+            shapes[Operand.TABLE] = self.num_table_rows, self.vocab_size
         operation.plan.run(shapes, addresses)
         if results:
             self.device.download(self._pinned[end:result_end], self._area + end)
@@ -175,7 +174,8 @@ def _operation(plan: Plan) -> _Operation:
     small = {name: info for name, info in tensors.items() if name not in _LARGE}
     inputs = {name: info for name, info in small.items() if info.is_input}
     outputs = {name: info for name, info in small.items() if not info.is_input}
-    return _Operation(plan, inputs, outputs, _LARGE & tensors.keys(), "rows" if "rows" in inputs else "pairs")
+    leader = Operand.ROWS if Operand.ROWS in inputs else Operand.PAIRS
+    return _Operation(plan, inputs, outputs, _LARGE & tensors.keys(), leader)
 
 
 def _size(shape: tuple[int, ...], dtype: str) -> int:
