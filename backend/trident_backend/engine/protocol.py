@@ -37,6 +37,7 @@ class EngineSpec:
         block_size: tokens in one KV block; with `KVKind.SLOTS`, in one slot.
         num_blocks: KV blocks in the pool; with `KVKind.SLOTS`, slots.
         kv_kind: how the KV cache is laid out.
+        supports_draft_tokens: whether the draft tokens of several sequences are verified in one pass of the network.
     """
 
     vocab_size: int
@@ -46,15 +47,12 @@ class EngineSpec:
     block_size: int
     num_blocks: int
     kv_kind: KVKind = KVKind.BLOCKS
-
-    @property
-    def supports_draft_tokens(self) -> bool:
-        """Whether draft tokens of several sequences are verified in one pass; with slots each would take its own."""
-        return self.kv_kind is KVKind.BLOCKS
+    supports_draft_tokens: bool = True
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> EngineSpec:
         """Return the limits that an engine's manifest states."""
+        kind = manifest.kv_cache.kind
         return cls(
             vocab_size=manifest.architecture.vocab_size,
             max_num_seqs=manifest.limits.max_num_seqs,
@@ -62,7 +60,9 @@ class EngineSpec:
             max_seq_len=manifest.limits.max_seq_len,
             block_size=manifest.kv_cache.block_size,
             num_blocks=manifest.kv_cache.num_blocks,
-            kv_kind=manifest.kv_cache.kind,
+            kv_kind=kind,
+            # Where there are slots, each sequence with draft tokens takes a pass of its own.
+            supports_draft_tokens=kind is KVKind.BLOCKS,
         )
 
 

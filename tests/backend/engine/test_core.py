@@ -21,7 +21,6 @@ from trident_backend.sequences.ngram_drafter import NgramDrafter
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract.errors import ConfigError
-from trident_ensemble.contract.manifest import KVKind
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 NUM_PROMPTS = 14
@@ -139,7 +138,7 @@ def test_core_scheduling_never_changes_the_output(  # noqa: PLR0917
 
 
 def test_core_a_core_refuses_draft_tokens_that_its_engine_cannot_verify_together() -> None:
-    engine = MockEngine(replace(SPEC, kv_kind=KVKind.SLOTS))
+    engine = MockEngine(replace(SPEC, supports_draft_tokens=False))
     with pytest.raises(ConfigError, match=r"max_draft_tokens: must be 0, not 3"):
         EngineCore(engine, CoreSettings(max_draft_tokens=3), time.monotonic)
     EngineCore(engine, CoreSettings(), time.monotonic).close()

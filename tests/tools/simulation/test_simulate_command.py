@@ -108,6 +108,7 @@ def test_simulate_command_a_built_engine_gives_its_limits_and_its_repository_the
         "block_size": 16,
         "num_blocks": 64,
         "kv_kind": "blocks",
+        "supports_draft_tokens": True,
     }
     assert whole["settings"]["target_itl_ms"] == "7"
     alone = simulated(tmp_path, *load, "--engine", str(engine), "--max-num-seqs", "3")["configuration"]
