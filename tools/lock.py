@@ -100,20 +100,22 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
     torch = tuple(line for line in extras["test"] if Requirement(line).name == "torch")
     test = tuple(line for line in extras["test"] if line not in torch)
     base = (*project["dependencies"], *extras["server"])
-    serve = (*base, *extras["openvino"], *extras["bench"])
+    gateway = (*extras["gateway"], *extras["tracing"])
+    serve = (*base, *extras["openvino"], *gateway, *extras["bench"])
     return {
         "build": Layer(BUILD),
         # By itself, because ml_dtypes is built with it.
         "numpy": Layer(tuple(line for line in base if Requirement(line).name == "numpy"), ("build",)),
         "base": Layer(base, ("build", "numpy")),
         "openvino": Layer((*base, *extras["openvino"]), ("build", "numpy", "base")),
-        "bench": Layer((*base, *extras["bench"]), ("build", "numpy", "base", "openvino")),
+        "gateway": Layer((*base, *gateway), ("build", "numpy", "base", "openvino")),
+        "bench": Layer((*base, *extras["bench"]), ("build", "numpy", "base", "openvino", "gateway")),
         "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "numpy", "base")),
         "test": Layer(
             (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
-            ("build", "numpy", "base", "openvino", "bench"),
+            ("build", "numpy", "base", "openvino", "gateway", "bench"),
         ),
-        "torch": Layer((*base, *test, *torch), ("build", "numpy", "base", "openvino", "bench", "test")),
+        "torch": Layer((*base, *test, *torch), ("build", "numpy", "base", "openvino", "gateway", "bench", "test")),
     }
 
 

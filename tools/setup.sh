@@ -11,9 +11,9 @@ die() {
 }
 
 case "${1:-}" in
-    serve) locks=(build numpy base openvino bench) ;;
-    test) locks=(build numpy base openvino bench test) ;;
-    gpu) locks=(build numpy base openvino bench test tensorrt) ;;
+    serve) locks=(build numpy base openvino gateway bench) ;;
+    test) locks=(build numpy base openvino gateway bench test) ;;
+    gpu) locks=(build numpy base openvino gateway bench test tensorrt) ;;
     *) die "usage: tools/setup.sh serve|test|gpu" ;;
 esac
 

@@ -44,6 +44,7 @@ ADD_SPECIAL_TOKENS = _input(
     "BOOL",
     "text_input gets the special tokens that the tokenizer adds, such as a beginning (default true)",
 )
+PROMPT_TOKEN_IDS = _input("prompt_token_ids", "INT32", "the prompt as token ids, instead of a text", (-1,))
 MESSAGES = _input("messages", "STRING", 'chat messages as JSON: [{"role": "user", "content": "..."}, ...]')
 TOOLS = _input("tools", "STRING", "tools for the chat template, as a JSON list")
 CHAT_TEMPLATE_KWARGS = _input("chat_template_kwargs", "STRING", "further arguments of the chat template, as JSON")
@@ -98,6 +99,10 @@ GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON 
 RETURN_LOG_PROBS = _input("return_log_probs", "BOOL", "return output_log_probs and cum_log_probs")
 RETURN_PROMPT_LOG_PROBS = _input("return_prompt_log_probs", "BOOL", "return prompt_log_probs")
 NUM_TOP_LOG_PROBS = _input("num_top_log_probs", "INT32", "with each of them, this many of the most likely tokens")
+RETURN_TOKEN_BYTES = _input("return_token_bytes", "BOOL", "with log probabilities: the bytes of each of their tokens")
+MARKER_IDS = _input(
+    "marker_ids", "INT32", "tokens that `markers` reports where they stand in the text, which leaves them out", (-1,)
+)
 RETURN_PERF_METRICS = _input("return_perf_metrics", "BOOL", "return times, cache blocks and draft tokens")
 RETURN_NUM_INPUT_TOKENS = _input("return_num_input_tokens", "BOOL", "return num_input_tokens (default true)")
 RETURN_NUM_OUTPUT_TOKENS = _input("return_num_output_tokens", "BOOL", "return num_output_tokens (default true)")
@@ -149,6 +154,19 @@ TOP_LOG_PROBS = TensorSpec(
     "top_log_probs", "FP32", (-1, -1), "[output tokens, num_top_log_probs], the most likely first"
 )
 TOP_LOG_PROB_IDS = TensorSpec("top_log_prob_ids", "INT32", (-1, -1), "their token ids")
+
+OUTPUT_TOKEN_BYTES = TensorSpec(
+    "output_token_bytes", "STRING", (-1, -1), "[sequences, tokens of this response], as hexadecimal digits"
+)
+TOP_TOKEN_BYTES = TensorSpec("top_token_bytes", "STRING", (-1, -1), "the bytes of top_log_prob_ids, likewise")
+PROMPT_TOKEN_BYTES = TensorSpec("prompt_token_bytes", "STRING", (-1,), "the bytes of the prompt's tokens, likewise")
+PROMPT_TOP_TOKEN_BYTES = TensorSpec("prompt_top_token_bytes", "STRING", (-1, -1), "of prompt_top_log_prob_ids")
+MARKERS = TensorSpec(
+    "markers",
+    "INT32",
+    (-1, 3),
+    "the sequence's row in this response, characters of its text_output before the marker, its token id",
+)
 
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (-1,), "eos, stop, length or cancelled")
 STOP_REASON = TensorSpec("stop_reason", "STRING", (-1,), "the stop word, or stop token id, that was met")
