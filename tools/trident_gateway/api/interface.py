@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trident_gateway.errors import ApiError, error_event
 from trident_gateway.observing.request_log import RequestRecord
+from trident_gateway.observing.tracing import RequestSpan
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -27,6 +29,11 @@ class HttpRequest(Protocol):
     @property
     def record(self) -> RequestRecord:
         """What is written about the request when it has ended; endpoints fill it in."""
+        ...
+
+    @property
+    def span(self) -> RequestSpan:
+        """The trace of the request, which endpoints tell of the call to the server."""
         ...
 
     def header(self, name: str) -> str | None:
@@ -53,8 +60,12 @@ class AnswerSink(Protocol):
         """Send the whole answer."""
         ...
 
-    def expect_events(self) -> None:
-        """Announce that the answer will be a stream, so that a client that waits long is kept from giving up."""
+    def expect_events(self, render_error: Callable[[ApiError], bytes] = error_event) -> None:
+        """Announce that the answer will be a stream, so that a client that waits long is kept from giving up.
+
+        Args:
+            render_error: writes the last events of a stream that fails after its beginning.
+        """
         ...
 
     async def send_events(self, events: bytes) -> None:
