@@ -69,7 +69,17 @@ class AnswerSink(Protocol):
         ...
 
     async def send_events(self, events: bytes) -> None:
-        """Send complete events with one write; the first call sends the head of the answer before."""
+        """Send complete events with one write; the first call sends the head of the answer before.
+
+        It waits while the client does not read, so that nobody reads on upstream.
+        """
+        ...
+
+    async def end_events(self, events: bytes = b"") -> None:
+        """Send the last events and end the answer, after which the endpoint is no longer cancelled.
+
+        Clients hang up as soon as they have read the last event, and what has been used is settled after it.
+        """
         ...
 
 
