@@ -1,36 +1,25 @@
 """All endpoints of the API, put together.
 
-Owns the list of endpoints, and what all of them share. Never reads a body.
+Owns the list of paths. Never reads a body.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from trident_gateway.access.authenticator import Authenticator
+from trident_gateway.api.chat import ChatEndpoint
+from trident_gateway.api.context import ApiContext
 from trident_gateway.api.interface import Endpoint
-from trident_gateway.limits.limiter import Limiter
-from trident_gateway.settings import GatewaySettings
-from trident_gateway.upstream.router import Router
-
-
-@dataclass(frozen=True)
-class ApiContext:
-    """What every endpoint works with.
-
-    Args:
-        settings: of the gateway.
-        router: knows the models and their servers.
-        authenticator: knows the callers.
-        limiter: bounds what they may use.
-    """
-
-    settings: GatewaySettings
-    router: Router
-    authenticator: Authenticator
-    limiter: Limiter
+from trident_gateway.api.models import ModelEndpoints
 
 
 def endpoints(context: ApiContext) -> tuple[Endpoint, ...]:
     """Return every endpoint of the API."""
-    raise NotImplementedError
+    models = ModelEndpoints(context)
+    return (
+        Endpoint("GET", "/v1/models", models.list),
+        Endpoint("GET", "/v1/models/{model:path}", models.get),
+        Endpoint("POST", "/v1/chat/completions", ChatEndpoint(context).handle),
+        Endpoint("POST", "/v1/embeddings", models.refuse_embeddings),
+    )
+
+
+__all__ = ["ApiContext", "endpoints"]
