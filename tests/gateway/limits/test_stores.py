@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -33,7 +33,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None
 
     @asynccontextmanager
-    async def opened(clock_ms: Callable[[], int]) -> Iterator[LimitStore]:  # type: ignore[misc]
+    async def opened(clock_ms: Callable[[], int]) -> AsyncIterator[LimitStore]:
         if server is None:
             yield MemoryStore(clock_ms)
             return
@@ -44,7 +44,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
         finally:
             await store.close()
 
-    return opened  # type: ignore[return-value]
+    return opened
 
 
 @dataclass
@@ -116,7 +116,10 @@ class _Model:
     def standing(self) -> Standing:
         units = [left * UNITS for left in self.left]
         assert all(unit.denominator == 1 for unit in units)
-        return Standing(self.now_ms, *(int(unit) for unit in units), self.running, self.day_used, self.month_used)
+        requests, input_tokens, output_tokens = (int(unit) for unit in units)
+        return Standing(
+            self.now_ms, requests, input_tokens, output_tokens, self.running, self.day_used, self.month_used
+        )
 
 
 _tokens = st.integers(0, 120)

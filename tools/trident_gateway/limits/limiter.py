@@ -75,8 +75,8 @@ class Limiter:
 
     async def close(self) -> None:
         """Wait for what is being settled, then let go of the store."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_S)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._all_done(), _CLOSE_TIMEOUT_S)
         await self._store.close()
 
     async def reserve(self, caller: Caller, input_tokens: int, output_tokens: int) -> Reservation:
@@ -114,6 +114,11 @@ class Limiter:
             raise self._refusal(outcome, demand)
         self.num_held += 1
         return Reservation(self, outcome, hold, demand)
+
+    async def _all_done(self) -> None:
+        # What was taken for a request that has left is settled by a task that begins when that one ends.
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _refusal(self, outcome: Outcome, demand: Demand) -> ApiError:
         found = shortage(outcome.limits, outcome.standing, demand)

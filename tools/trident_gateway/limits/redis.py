@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ class RedisStore:
 
     async def take(self, hold: Hold, demand: Demand) -> Outcome:
         """Take everything that a request demands, or nothing."""
-        arguments = (hold.lease, *_limits(hold), demand.input_tokens, demand.output_tokens)
+        arguments: list[str | int] = [hold.lease, *_limits(hold), demand.input_tokens, demand.output_tokens]
         is_taken, *standing = await self._call("take", hold.account, arguments)
         if is_taken:
             self._leases[hold.account].add(hold.lease)
@@ -71,7 +71,14 @@ class RedisStore:
         """Take more, or give back; nothing, if the request holds nothing any longer."""
         if is_last:
             self.forget(hold)
-        arguments = (hold.lease, *_limits(hold), more.input_tokens, more.output_tokens, taken_at_ms, int(is_last))
+        arguments: list[str | int] = [
+            hold.lease,
+            *_limits(hold),
+            more.input_tokens,
+            more.output_tokens,
+            taken_at_ms,
+            int(is_last),
+        ]
         await self._call("adjust", hold.account, arguments)
 
     def forget(self, hold: Hold) -> None:
@@ -91,7 +98,7 @@ class RedisStore:
             StoreLostError: the store does not answer.
         """
         for account, leases in [(account, tuple(leases)) for account, leases in self._leases.items()]:
-            await self._call("renew", account, ("" if also_lost else "XX", *leases))
+            await self._call("renew", account, ["" if also_lost else "XX", *leases])
 
     async def ping(self) -> None:
         """Ask the store for a sign of life.
@@ -123,7 +130,7 @@ class RedisStore:
             with suppress(StoreLostError):
                 await self.renew(also_lost=False)
 
-    async def _call(self, operation: str, account: str, arguments: tuple[str | int, ...]) -> list[int]:
+    async def _call(self, operation: str, account: str, arguments: Sequence[str | int]) -> list[int]:
         now = "" if self._clock_ms is None else self._clock_ms()
         # The braces put both keys on one node of a cluster.
         keys = [f"trident:{{{account}}}:account", f"trident:{{{account}}}:leases"]

@@ -9,10 +9,10 @@ nobody prolongs ends by itself: its gateway has died, and what it held counts as
 
 from __future__ import annotations
 
-#: Arguments: `take`, `adjust` or `renew`; the time in ms, or "" for the server's; how long a lease lasts, in ms. Then for
-#: `renew` "XX" to prolong only leases that are still there, or "", and the leases. Otherwise one lease; the limits (0
-#: for none) of requests, input and output tokens a minute, concurrency, day and month; input and output tokens; and for
-#: `adjust` the time at which they were taken, and 1 to end the lease.
+#: Arguments: `take`, `adjust` or `renew`; the time in ms, or "" for the server's; how long a lease lasts, in ms. Then
+#: for `renew` "XX" to prolong only leases that are still there, or "", and the leases. Otherwise one lease; the limits
+#: (0 for none) of requests, input and output tokens a minute, concurrency, day and month; input and output tokens; and
+#: for `adjust` the time at which they were taken, and 1 to end the lease.
 LIMITS_SCRIPT = """
 local now = tonumber(ARGV[2])
 if not now then
