@@ -314,7 +314,8 @@ class UpstreamLostError(EngineFaultError):
 
 def retry_headers(seconds: float) -> Headers:
     """Return the headers that ask a client to try again after a time, in whole seconds and in milliseconds."""
-    milliseconds = max(1, math.ceil(seconds * 1000))
+    # Rounded first: a whole number of milliseconds is one still after it was divided by 1000 and multiplied again.
+    milliseconds = max(1, math.ceil(round(seconds * 1000, 6)))
     return (
         (b"retry-after", b"%d" % math.ceil(milliseconds / 1000)),
         (b"retry-after-ms", b"%d" % milliseconds),

@@ -33,12 +33,14 @@ class JwtSettings:
     """What makes a JSON Web Token of an identity provider valid, and what follows from it.
 
     Args:
-        jwks_url: of the provider's public keys.
+        jwks_url: of the provider's public keys: `https://...`, or the path of a file.
         issuer: what `iss` must be.
         audience: what `aud` must be or contain.
         algorithms: of signatures that are taken.
         tenant_claim: names the tenant.
         models_claim: lists the models that the bearer may use; a token without it may use all.
+        plan_claim: names the plan of the bearer; a token without it has the plan `default`.
+        plans_file: of the plans, with their limits, models and priorities; None for no limits.
     """
 
     jwks_url: str
@@ -47,6 +49,8 @@ class JwtSettings:
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     tenant_claim: str = "sub"
     models_claim: str = "models"
+    plan_claim: str = "plan"
+    plans_file: Path | None = None
 
 
 @dataclass(frozen=True)
