@@ -118,8 +118,8 @@ def _finite(scored: ScoredToken) -> float:
 
 
 def _shown(token: bytes, prefix: str) -> str:
-    """Return a token's text, or its bytes in hexadecimal where it is a part of a character."""
+    """Return a token's text, or one with escapes where it is a part of a character."""
     try:
         return token.decode()
     except UnicodeDecodeError:
-        return prefix + "".join(f"\\x{byte:02x}" for byte in token)
+        return prefix + token.decode(errors="backslashreplace")
