@@ -1,7 +1,7 @@
 """The settings of one gateway.
 
-Owns their names, defaults and bounds. Never reads the command line: `trident gateway` does, once, and everybody else gets
-the parts that concern them.
+Owns their names, defaults and bounds. Never reads the command line: `trident gateway` does, once, and everybody else
+gets the parts that concern them.
 """
 
 from __future__ import annotations
