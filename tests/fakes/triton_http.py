@@ -1,10 +1,11 @@
-"""A tritonserver as far as the gateway sees it: HTTP, with scripted answers and faults, and a record of what it was asked.
+"""A tritonserver as far as the gateway sees it: HTTP, with scripted answers and faults, and a record of what it was
+asked.
 
-It runs on the event loop of the test (`async with FakeTriton(...)`), or on a thread (`with on_thread(fake)`) or as a process
-(`python -m tests.fakes.triton_http PORT METRICS_PORT GAP_S`). The forms of its answers are copied from tritonserver 2.51:
-`generate_stream` writes each response as one chunk, and the last one together with the end; a refusal is status 400 with
-one event. A request with `stop` ends the running ones of its id and tenant. Closing the connection of a stream ends it;
-a request that does not stream goes on.
+It runs on the event loop of the test (`async with FakeTriton(...)`), or on a thread (`with on_thread(fake)`) or as a
+process (`python -m tests.fakes.triton_http PORT METRICS_PORT GAP_S`). The forms of its answers are copied from
+tritonserver 2.51: `generate_stream` writes each response as one chunk, and the last one together with the end; a
+refusal is status 400 with one event. A request with `stop` ends the running ones of its id and tenant. Closing the
+connection of a stream ends it; a request that does not stream goes on.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class FakeTriton:
         #: What the metrics page says of each core: waiting, active, fraction.
         self.figures: dict[str, tuple[float, float, float]] = {}
         #: How preprocessing answers `generate`.
-        self.preprocess: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: {"input_ids": [1, 2, 3]}
+        self.preprocess: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {"input_ids": [1, 2, 3]}
         #: Every request for text, in order, and every request with `stop`.
         self.requests: list[Running] = []
         self.stops: list[dict[str, Any]] = []
@@ -186,7 +187,6 @@ class FakeTriton:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 line, *rest = head.split("\r\n")
-                method, path, _ = line.split(" ", 2)
                 headers = {
                     name.strip().lower(): value.strip()
                     for name, colon, value in (header.partition(":") for header in rest)
@@ -195,7 +195,7 @@ class FakeTriton:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 while self.is_silent:
                     await asyncio.sleep(0.01)
-                if not await self._dispatch(reader, writer, method, unquote(path), headers, body):
+                if not await self._dispatch(reader, writer, line, headers, body):
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -206,30 +206,42 @@ class FakeTriton:
             writer.close()
 
     async def _dispatch(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str,
-        headers: dict[str, str], body: bytes,
-    ) -> bool:  # fmt: skip
-        parts = path.strip("/").split("/")
-        if path == "/v2/health/ready":
-            return _plain(writer, 200 if self.is_ready else 400, b"")
-        if path == "/metrics":
-            return _plain(writer, 200, self._metrics().encode(), "text/plain; charset=utf-8")
-        if path == "/v2/repository/index":  # reserved by `trident serve` for itself
-            return _plain(writer, 403, b'{"error":"This API is restricted, expecting header \'trident-control\'"}')
-        if len(parts) == 4 and parts[:2] == ["v2", "models"]:
-            model, verb = parts[2:]
-            configs = self._configs()
-            if model not in configs:
-                error = {"error": f"Request for unknown model: '{model}' is not found"}
-                return _plain(writer, 404, json.dumps(error).encode())
-            if verb == "config" and method == "GET":
-                return _plain(writer, 200, json.dumps(configs[model]).encode())
-            if verb in {"generate", "generate_stream"} and method == "POST":
-                asked = json.loads(body)
-                if "ensemble_scheduling" not in configs[model]:
-                    return _plain(writer, 200, json.dumps(self.preprocess(asked)).encode())
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        line: str,
+        headers: dict[str, str],
+        body: bytes,
+    ) -> bool:
+        """Answer a request; return whether the connection stays."""
+        method, path = line.split(" ")[:2]
+        model, _, verb = unquote(path).removeprefix("/v2/models/").partition("/")
+        config = self._configs().get(model)
+        if config is not None and method == "POST" and verb in {"generate", "generate_stream"}:
+            asked = json.loads(body)
+            if "ensemble_scheduling" in config:
                 return await self._generate(reader, writer, model, asked, headers, is_stream=verb != "generate")
-        return _plain(writer, 404, b'{"error":"Not Found"}')
+            status, answer = 200, json.dumps(self.preprocess(asked))
+        else:
+            status, answer = self._look(path, model, config if verb == "config" else None)
+        _plain(writer, status, answer)
+        return True
+
+    def _look(self, path: str, model: str, config: Mapping[str, Any] | None) -> tuple[int, str]:
+        """Return status and body of the answer to a question about the server."""
+        if config is not None:
+            return 200, json.dumps(config)
+        pages = {
+            "/v2/health/ready": (200 if self.is_ready else 400, ""),
+            "/metrics": (200, self._metrics()),
+            "/v2/models/stats": (
+                200, json.dumps({"model_stats": [{"name": name, "version": "1"} for name in self._configs()]}),
+            ),
+            # `trident serve` keeps the control of models, of which this is a part, to itself.
+            "/v2/repository/index": (403, '{"error":"This API is restricted, expecting header \'trident-control\'"}'),
+        }  # fmt: skip
+        missing = json.dumps({"error": f"Request for unknown model: '{model}' is not found"})
+        return pages.get(path, (404, missing))
 
     async def _generate(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str, asked: dict[str, Any],
@@ -246,7 +258,7 @@ class FakeTriton:
                 _head(writer, 200)
                 _chunk(writer, _event(cancelled), is_last=True)
             else:
-                _plain(writer, 200, json.dumps(cancelled).encode())
+                _plain(writer, 200, json.dumps(cancelled))
             return True
         running = Running(asked, headers)
         self.requests.append(running)
@@ -265,46 +277,53 @@ class FakeTriton:
     async def _play(
         self, writer: asyncio.StreamWriter, script: Script, running: Running, common: Event, left: asyncio.Task[None]
     ) -> str:
-        has_head = False
-        ends = [running.stopped.wait(), *([_task(left)] if running.body.get("stream") else [])]
-        end = asyncio.ensure_future(_first(*ends))
+        """Answer as the script says; return what has become of it."""
+        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(running.stopped.wait())]
+        if running.body.get("stream"):
+            ends.append(left)
         try:
-            if script.gate is not None:
-                await _first(script.gate.wait(), _task(end))
-            for index, event in enumerate(script.events):
-                if script.gap_s and not end.done():
-                    await asyncio.wait({end}, timeout=script.gap_s)
-                if script.hang_after == index:
-                    await end
-                if end.done():
-                    break
-                if script.break_after == index:
-                    writer.transport.abort()
-                    return "done"
-                if not has_head:
-                    _head(writer, script.status)
-                    has_head = True
-                is_last = index == len(script.events) - 1 and script.hang_after is None and script.break_after is None
-                await self._send(writer, script, event if "error" in event else {**event, **common}, is_last=is_last)
-                running.num_sent += 1
-            else:
-                if script.break_after == len(script.events):
-                    writer.transport.abort()
-                    return "done"
-                if script.hang_after is None:
-                    return "done"
-                await end
-            if not running.stopped.is_set():
-                return "left"
-            if not has_head:
-                _head(writer, 200)
-            final = {"finish_reason": "cancelled", "output_ids": [], "text_output": "", "num_output_tokens": 0}
-            _chunk(writer, _event({**final, **common}), is_last=True)
-            return "cancelled"
+            is_whole = await self._send_events(writer, script, running, common, ends)
         except ConnectionError:
             return "left"
         finally:
-            end.cancel()
+            ends[0].cancel()
+        if is_whole:
+            return "done"
+        if not running.stopped.is_set():
+            return "left"
+        if not running.num_sent:
+            _head(writer, 200)
+        final = {"finish_reason": "cancelled", "output_ids": [], "text_output": "", "num_output_tokens": 0}
+        _chunk(writer, _event({**final, **common}), is_last=True)
+        return "cancelled"
+
+    async def _send_events(
+        self, writer: asyncio.StreamWriter, script: Script, running: Running, common: Event,
+        ends: list[asyncio.Future[Any]],
+    ) -> bool:  # fmt: skip
+        """Send what the script says; return whether all of it was sent before the request was ended."""
+        if script.gate is not None:
+            gate = asyncio.ensure_future(script.gate.wait())
+            await asyncio.wait([gate, *ends], return_when=asyncio.FIRST_COMPLETED)
+            gate.cancel()
+        count = len(script.events)
+        last = count - 1 if script.hang_after is None and script.break_after is None else -1
+        for index in range(count + 1):
+            if script.gap_s and index < count and not any(end.done() for end in ends):
+                await asyncio.wait(ends, timeout=script.gap_s, return_when=asyncio.FIRST_COMPLETED)
+            if script.hang_after == index:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if script.break_after == index:
+                writer.transport.abort()
+                return True
+            if index == count or any(end.done() for end in ends):
+                return index == count and script.hang_after is None
+            event = script.events[index]
+            if not running.num_sent:
+                _head(writer, script.status)
+            await self._send(writer, script, event if "error" in event else {**event, **common}, is_last=index == last)
+            running.num_sent += 1
+        return True
 
     @staticmethod
     async def _send(writer: asyncio.StreamWriter, script: Script, event: Event, *, is_last: bool) -> None:
@@ -353,20 +372,6 @@ def _name(body: Mapping[str, Any]) -> tuple[object, object]:
     return body.get("tenant", ""), body.get("id", "")
 
 
-async def _task(task: asyncio.Future[Any]) -> None:
-    await asyncio.wait({task})
-
-
-async def _first(*waits: Any) -> None:
-    """Wait until one of several things has come about."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 async def _left(reader: asyncio.StreamReader) -> None:
     """Wait until the client has closed its end; it sends nothing before it has its answer."""
     with suppress(ConnectionError):
@@ -391,11 +396,11 @@ def _chunk(writer: asyncio.StreamWriter, data: bytes, *, is_last: bool) -> None:
     writer.write(b"%x\r\n%b\r\n%b" % (len(data), data, b"0\r\n\r\n" if is_last else b""))
 
 
-def _plain(writer: asyncio.StreamWriter, status: int, body: bytes, kind: str = "application/json") -> bool:
+def _plain(writer: asyncio.StreamWriter, status: int, body: str) -> None:
     reason = {200: "OK", 400: "Bad Request", 404: "Not Found"}.get(status, "Status")
-    head = f"HTTP/1.1 {status} {reason}\r\nContent-Length: {len(body)}\r\nContent-Type: {kind}\r\n\r\n"
-    writer.write(head.encode() + body)
-    return True
+    data = body.encode()
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Length: {len(data)}\r\nContent-Type: application/json\r\n\r\n"
+    writer.write(head.encode() + data)
 
 
 @contextmanager

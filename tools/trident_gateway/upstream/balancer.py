@@ -34,8 +34,8 @@ class Candidate:
     def load(self) -> float:
         """How busy it is, in requests.
 
-        What it says of itself covers other gateways' calls but is up to a second old; this gateway's own count is exact.
-        Requests that wait count twice, and all of them up to double as the KV cache fills.
+        What it says of itself covers other gateways' calls but is up to a second old; this gateway's own count is
+        exact. Requests that wait count twice, and all of them up to double as the KV cache fills.
         """
         if self.figures is None:
             return float(self.num_in_flight)
@@ -54,9 +54,9 @@ class Pick:
 def pick(candidates: Sequence[Candidate], affinity: bytes, draw: Random) -> Pick:
     """Choose one of the candidates, of which there must be some.
 
-    The one that the affinity prefers, which is the same for as long as it is there, unless it is much busier than another;
-    else the less busy one of two that are drawn. Drawing keeps several gateways, whose figures are equally old, from
-    running to the same server.
+    The one that the affinity prefers, which is the same for as long as it is there, unless it is much busier than
+    another; else the less busy one of two that are drawn. Drawing keeps several gateways, whose figures are equally
+    old, from running to the same server.
     """
     if len(candidates) == 1:
         return Pick(candidates[0].name, "only")
@@ -70,5 +70,5 @@ def pick(candidates: Sequence[Candidate], affinity: bytes, draw: Random) -> Pick
 
 
 def _weight(affinity: bytes, name: str) -> bytes:
-    """Return a hash by which each affinity orders the servers differently; the order survives that others come and go."""
+    """Return a hash that orders the servers, differently for each affinity, however many others there are."""
     return hashlib.blake2b(affinity, digest_size=8, key=hashlib.sha256(name.encode()).digest()).digest()

@@ -1,7 +1,7 @@
 """The models that the servers serve, by the names under which clients ask for them.
 
-Owns which servers have which model, and what happens when they disagree. Pure: it is told what each server has, and asks
-none.
+Owns which servers have which model, and what happens when they disagree. Pure: it is told what each server has, and
+asks none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Catalogue:
     """All served models, as the servers were last seen.
 
     Servers that have a model of the same name serve it together if they also have the same digest of tokenizer and chat
-    template, so that a call means the same to each. Otherwise those that are more serve it alone; of as many, those with
-    the newest build. The name is then in `conflicts`.
+    template, so that a call means the same to each. Otherwise those that are more serve it alone; of as many, those
+    with the newest build. The name is then in `conflicts`.
     """
 
     def __init__(self) -> None:

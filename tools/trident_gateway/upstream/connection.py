@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to a server, which carries one request and its answer at a time.
 
-Owns the state of the answer that is on its way: its status, the bytes that nobody has read yet, its end, and how it failed.
-Never connects and never decides what a failure means.
+Owns the state of the answer that is on its way: its status, the bytes that nobody has read yet, its end, and how it
+failed. Never connects and never decides what a failure means.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ConnectionLostError(Exception):
 class Connection(asyncio.Protocol):
     """A connection as the event loop sees it, and as one reader sees it.
 
-    A reader that does not come back makes the kernel's buffers fill and then the server wait: at most `HIGH_WATER` bytes
-    and what one read of the event loop brings are held here.
+    A reader that does not come back makes the kernel's buffers fill and then the server wait: at most `HIGH_WATER`
+    bytes and what one read of the event loop brings are held here.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -157,9 +157,10 @@ class Connection(asyncio.Protocol):
         self.heard_at = self._loop.time()
         self._has_begun = True
         self._num_waiting_bytes += len(data)
+        if not self._is_busy:
+            self.fail(ConnectionLostError("the server sends what nobody asked for"))
+            return
         try:
-            if not self._is_busy:
-                raise httptools.HttpParserError("bytes that nobody asked for")
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(ConnectionLostError("the server does not speak HTTP/1.1"))

@@ -6,20 +6,29 @@ Owns the questions to one server and how its answers are read. Never remembers a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from urllib.parse import quote
 
 import msgspec
 
 from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.model_card import PARAMETER, parse_card
+from trident_gateway.upstream.connection import ConnectionLostError
 from trident_gateway.upstream.http_client import HttpClient
 from trident_gateway.upstream.served_model import ServedModel
 
 _MAX_CONFIG_BYTES = 4 << 20
+_MAX_STATS_BYTES = 16 << 20
 _MAX_MODELS = 1024
 _TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
+
+
+class _Statistic(msgspec.Struct):
+    name: str
+
+
+class _Statistics(msgspec.Struct):
+    model_stats: list[_Statistic]
 
 
 class _Value(msgspec.Struct):
@@ -40,8 +49,12 @@ class _Config(msgspec.Struct):
     ensemble_scheduling: _Steps = msgspec.field(default_factory=_Steps)
 
 
-async def read_models(client: HttpClient, names: Iterable[str]) -> list[ServedModel]:
-    """Return those of the models of these names that have a model card, which are the ones for clients.
+async def read_models(client: HttpClient) -> list[ServedModel]:
+    """Return those of a server's models that have a model card, which are the ones for clients.
+
+    The index of Triton's model repository is not asked: it goes with the control of models, which `trident serve` keeps
+    to itself. The statistics, too, name all models that are ready.
+
 
     A model that goes away meanwhile, or that was built by another release, is left out.
 
@@ -51,6 +64,13 @@ async def read_models(client: HttpClient, names: Iterable[str]) -> list[ServedMo
         BodyTooLargeError: the server sends more than a configuration can be.
         asyncio.TimeoutError: the server does not answer in time.
     """
+    status, body = await client.fetch(b"GET", "/v2/models/stats", max_bytes=_MAX_STATS_BYTES, timeout_s=_TIMEOUT_S)
+    if status != 200:
+        raise ConnectionLostError(f"the server answers {status} when asked for its models")
+    try:
+        names = {entry.name for entry in msgspec.json.decode(body, type=_Statistics).model_stats}
+    except (msgspec.MsgspecError, RecursionError):
+        raise ConnectionLostError("the server does not say which models it has") from None
     models: list[ServedModel] = []
     for name in sorted(names)[:_MAX_MODELS]:
         path = f"/v2/models/{quote(name, safe='')}/config"

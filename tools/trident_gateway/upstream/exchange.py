@@ -1,6 +1,7 @@
 """One call to a server, from its first event to its end.
 
-Owns the answer to one call: its events, its deadline, and how it is ended early. Never chooses a server and never retries.
+Owns the answer to one call: its events, its deadline, and how it is ended early. Never chooses a server and never
+retries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Whether a server is sent calls.
 
-Owns the count of failures and the time for which a server stays out of rotation. Pure: it never probes and reads no clock.
+Owns the count of failures and the time for which a server stays out of rotation. Pure: it never probes and reads no
+clock.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Level(IntEnum):
 class Health:
     """The health of one server, by what became of probes and calls.
 
-    Three connection failures in a row, of either kind, eject it. A probe that succeeds brings it back, after a time that
-    doubles each time it fails again without having served a call in between.
+    Three connection failures in a row, of either kind, eject it. A probe that succeeds brings it back, after a time
+    that doubles each time it fails again without having served a call in between.
     """
 
     def __init__(self) -> None:

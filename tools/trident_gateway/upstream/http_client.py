@@ -175,8 +175,8 @@ class Response:
     async def status(self) -> int:
         """Return the status.
 
-        A connection from the pool may have been closed by the server at the moment of sending; then the request goes out
-        on a new one.
+        A connection from the pool may have been closed by the server at the moment of sending; then the request goes
+        out on a new one.
 
         Raises:
             ConnectError: there is no server any more.

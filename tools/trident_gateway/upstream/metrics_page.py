@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Triton has one for each model that is loaded, from the moment at which it is.
-_MODELS = re.compile(rb'^nv_inference_request_success\{[^}]*model="([^"]+)"', re.MULTILINE)
 _GAUGES = re.compile(
     rb"^(?:nv_trt_llm_request_metrics|nv_trt_llm_kv_cache_block_metrics)\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE
 )
@@ -39,9 +37,8 @@ class CoreFigures:
 
 @dataclass(frozen=True)
 class MetricsPage:
-    """The models that a server has loaded, and the figures of those that are cores."""
+    """The figures of each core of a server, by its model's name."""
 
-    models: frozenset[str]
     cores: Mapping[str, CoreFigures]
 
 
@@ -54,7 +51,4 @@ def read_page(page: bytes) -> MetricsPage:
         models = [text.decode(errors="replace") for label, text in pairs if label == b"model"]
         if names and models:
             figures.setdefault(models[0], {})[names[0]] = float(value)
-    return MetricsPage(
-        frozenset(name.decode(errors="replace") for name in _MODELS.findall(page)),
-        {model: CoreFigures(**values) for model, values in figures.items()},
-    )
+    return MetricsPage({model: CoreFigures(**values) for model, values in figures.items()})

@@ -1,7 +1,7 @@
 """What a server's refusals and failures mean for a client.
 
-Owns the way from a message of the ensemble, or of Triton itself, to an error of the gateway. Never shows a client a text
-that was not made for clients.
+Owns the way from a message of the ensemble, or of Triton itself, to an error of the gateway. Never shows a client a
+text that was not made for clients.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ except ImportError:  # until the contract is merged
         text: str
 
     def read_wire_message(message: str) -> WireError:
-        found = re.search(
-            r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\] (?:(context_length|invalid_guide|queue_full|timeout|too_late|draining): )?(?:([^\s:]+): )?(.*)",
-            message,
-            re.DOTALL,
-        )
-        return (
-            WireError("INTERNAL", "", "", message)
-            if found is None
-            else WireError(*(part or "" for part in found.groups()))
-        )
+        codes = r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\] "
+        reasons = r"(?:(context_length|invalid_guide|queue_full|timeout|too_late|draining): )?(?:([^\s:]+): )?(.*)"
+        found = re.search(codes + reasons, message, re.DOTALL)
+        if found is None:
+            return WireError("INTERNAL", "", "", message)
+        return WireError(*(part or "" for part in found.groups()))
 
 
 from trident_gateway.errors import (

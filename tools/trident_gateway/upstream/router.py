@@ -1,7 +1,7 @@
 """The way of a call to a server that can take it.
 
-Owns the servers and what is known of them, and the rules by which a call that has had no byte is tried again. Never looks
-into an answer.
+Owns the servers and what is known of them, and the rules by which a call that has had no byte is tried again. Never
+looks into an answer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.health import Level
 from trident_gateway.upstream.http_client import BodyTooLargeError, ConnectError
 from trident_gateway.upstream.refusals import RefusedError, api_error, read_refusal
-from trident_gateway.upstream.server import Server, WatchTimes
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
+from trident_gateway.upstream.server import Server, WatchTimes
 
 #: How often a call may be sent to servers that then die: it could be the call that kills them.
 MAX_SENDINGS = 2
@@ -129,8 +129,8 @@ class Router:
     async def open(self, call: GenerateCall) -> Exchange:
         """Return the exchange of a call whose first event has come.
 
-        A call that has had no event is tried again elsewhere: where its server is down, has died or lacks the model, and
-        once where its server takes nothing now. While no server is there it waits for one to come back.
+        A call that has had no event is tried again elsewhere: where its server is down, has died or lacks the model,
+        and once where its server takes nothing now. While no server is there it waits for one to come back.
 
         Raises:
             InvalidRequestError: the ensemble refuses the call (`UpstreamRefusalError`).
@@ -228,7 +228,7 @@ class Router:
         return exchange
 
     def _pick(self, call: GenerateCall, tried: set[str], *, is_retry: bool) -> Server | None:
-        """Return a server of the best kind that there is, and that was not tried; None if all that are left are down."""
+        """Return a server that was not tried, of the best kind that there is; None if all of them are down."""
         name = call.model.card.name
         servers = [self._servers[server] for server in self._catalogue.servers(name)]
         levels = {server.name: server.level for server in servers if server.name not in tried}

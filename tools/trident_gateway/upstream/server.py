@@ -34,7 +34,7 @@ class WatchTimes:
     Args:
         probe_s: between two looks at a server, its health and its figures.
         probe_down_s: the same for one that has just failed or is down.
-        models_s: between two readings of its models, unless their names have changed.
+        models_s: between two readings of its models.
         timeout_s: for the answer to a probe.
         stale_s: after which figures are not believed any more.
         silence_s: after which calls to a server that has sent nothing at all are given up.
@@ -74,10 +74,9 @@ class Server:
         self._times = times
         self._on_models = on_models
         self._on_news = on_news
-        self._page = MetricsPage(frozenset(), {})
+        self._page = MetricsPage({})
         self._page_at = float("-inf")
         self._models_read_at = float("-inf")
-        self._models_read: frozenset[str] = frozenset()
         self._wakes = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -158,16 +157,14 @@ class Server:
             self._page_at = asyncio.get_running_loop().time()
 
     async def _read_models(self) -> None:
-        """Read what the server serves where it may be different: after a while, other names, or a restart."""
+        """Read what the server serves, if that was long ago or the server was away."""
         now = asyncio.get_running_loop().time()
-        is_due = now - self._models_read_at >= self._times.models_s or self.level is not Level.READY
-        if is_due or self._page.models != self._models_read:
-            models = await read_models(self._client, self._page.models)
-            self._models_read_at, self._models_read = now, self._page.models
-            self._on_models(self, models)
+        if self.level is not Level.READY or now - self._models_read_at >= self._times.models_s:
+            self._on_models(self, await read_models(self._client))
+            self._models_read_at = now
 
     def _give_up_if_silent(self) -> None:
-        """Give up all calls to a server of which nothing is heard: its machine hangs, and the kernel does not say so."""
+        """Give up all calls to a server that has gone silent: the kernel does not notice a process that hangs."""
         now = asyncio.get_running_loop().time()
         if self._client.num_busy and now - self._client.heard_at > self._times.silence_s:
             self._client.fail_busy(ConnectionLostError("the server is silent"))
