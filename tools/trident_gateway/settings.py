@@ -141,7 +141,7 @@ class GatewaySettings:
         if not self.asks_for_keys and self.host not in LOOPBACK:
             raise ConfigError(
                 f"--host {self.host}: without keys anybody who can reach this address could use the models. Make a key "
-                "with `trident keys create --file keys.json --tenant NAME` and give `--keys keys.json`, take tokens "
+                "with `trident keys create --keys keys.json --tenant NAME` and give `--keys keys.json`, take tokens "
                 "with --jwks-url, or stay on 127.0.0.1"
             )
         if self.private_port == self.port and self.port:
