@@ -1,6 +1,7 @@
 """The servers behind a gateway, without any: a router whose exchanges say what a test has written.
 
-Owns the form in which the ensemble puts a sequence of tokens into responses, whole or cut anywhere. Never opens a socket.
+Owns the form in which the ensemble puts a sequence of tokens into responses, whole or cut anywhere. Never opens a
+socket.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from trident_gateway.upstream.events import GenerateEvent
 from trident_gateway.upstream.refusals import api_error, read_wire_message
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
-CARD = ModelCard(name="demo", created=1_700_000_000, max_seq_len=256, digest="d1", aliases=("gpt-demo",), takes_messages=True)
+CARD = ModelCard(
+    name="demo", created=1_700_000_000, max_seq_len=256, digest="d1", aliases=("gpt-demo",), takes_messages=True
+)
 MODEL = ServedModel(CARD, "ensemble", "preprocessing")
 
 
@@ -91,7 +94,7 @@ class Script:
         rounds = max((len(answer.tokens) for answer in self.answers), default=0)
         order = list(self.order or [(index, 1) for _ in range(rounds) for index in range(len(pieces))])
         order += [(index, len(answer.tokens)) for index, answer in enumerate(self.answers)]
-        events = []
+        events: list[GenerateEvent] = []
         for index, count in order:
             if not pieces[index].is_over:
                 first = self._prompt_values(wants) if not events else {}

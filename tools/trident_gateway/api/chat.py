@@ -26,7 +26,7 @@ from trident_gateway.api.translate import ParamNames, Tensors, plan_tensors, sam
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.tool_calls.guides import ToolPlan, plan_guide, plan_tools, turns_reasoning_off
-from trident_gateway.tool_calls.tools import Choice
+from trident_gateway.tool_calls.tools import Choice, Tool
 from trident_gateway.upstream.served_model import ServedModel
 
 #: Tokens of an answer that a request without a bound is taken for; the core's own default.
@@ -156,12 +156,12 @@ def _plan_tools(fields: ChatRequest, model: ServedModel) -> tuple[str, ToolPlan]
     return guide.param, plan_guide(model.card, guide.kind, guide.text, in_prompt=in_prompt)
 
 
-def tool_param(tools: Sequence[object], name: str) -> str:
+def tool_param(tools: Sequence[Tool], name: str, param: str = "tools[{}].function.parameters") -> str:
     """Return the field at fault where the grammar of tools is refused: a tool's schema if it can only be that one."""
-    position = next((at for at, tool in enumerate(tools) if getattr(tool, "name", "") == name), None)
+    position = next((at for at, tool in enumerate(tools) if tool.name == name), None)
     if len(tools) == 1:
         position = 0
-    return "tools" if position is None else f"tools[{position}].function.parameters"
+    return "tools" if position is None else param.format(position)
 
 
 def render_tools(tools: Sequence[ToolDefinition]) -> str:

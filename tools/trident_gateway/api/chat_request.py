@@ -94,9 +94,9 @@ def check_chat(request: ChatRequest, max_n: int) -> None:
     check_messages(request.messages)
     if request.store:
         raise unsupported("store", "Nothing is stored here; leave it out, or send false.")
-    if None not in (request.max_tokens, request.max_completion_tokens):
-        if request.max_tokens != request.max_completion_tokens:
-            raise invalid("max_tokens", "must not differ from 'max_completion_tokens', which means the same.")
+    bounds = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(bounds) > 1:
+        raise invalid("max_tokens", "must not differ from 'max_completion_tokens', which means the same.")
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs", "needs 'logprobs' to be true.")
     if request.add_generation_prompt and request.continue_final_message:

@@ -1,7 +1,7 @@
 """The chunks of a chat's stream.
 
-Owns their JSON. What is the same in all chunks of a stream is written once, and a chunk is that, the text, and the rest.
-Never waits for anything.
+Owns their JSON. What is the same in all chunks of a stream is written once, and a chunk is that, the text, and the
+rest. Never waits for anything.
 """
 
 from __future__ import annotations

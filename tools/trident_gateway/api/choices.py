@@ -1,6 +1,7 @@
 """The answers to one prompt while they come: one event model for streams and for whole answers.
 
-Owns the state of each answer. Both ways of answering read the same deltas, so that they cannot differ. Never writes JSON.
+Owns the state of each answer. Both ways of answering read the same deltas, so that they cannot differ. Never writes
+JSON.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from trident_gateway.api.body import InvalidRequestError, invalid
+from trident_gateway.api.body import invalid
 from trident_gateway.api.sampling_fields import MAX_INT32, SamplingFields, TokenId, check_sampling
+from trident_gateway.errors import InvalidRequestError
 
 MAX_PROMPTS = 32
 #: What the specification of the API says; chat has no default.

@@ -18,7 +18,7 @@ from trident_ensemble.contract import tensors
 from trident_gateway.api.choices import AnswerPlan, Choice, Delta
 from trident_gateway.api.context import ApiContext
 from trident_gateway.api.interface import AnswerSink, HttpRequest
-from trident_gateway.api.rows import prompt_scores, rows_of, TokenScores
+from trident_gateway.api.rows import TokenScores, prompt_scores, rows_of
 from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
 from trident_gateway.api.usage import TokenMeter, Usage
 from trident_gateway.callers import Caller
@@ -229,15 +229,13 @@ async def _open_all(context: ApiContext, request: HttpRequest, caller: Caller, p
             raise in_client_terms(error, plan.prompts[0].names) from None
     opened = [asyncio.ensure_future(context.router.open(call)) for call in calls]
     try:
-        await asyncio.gather(*opened)
+        await asyncio.wait(opened, return_when=asyncio.FIRST_EXCEPTION)
+        for at, task in enumerate(opened):
+            if task.done() and (refusal := task.exception()) is not None:
+                raise in_client_terms(refusal, plan.prompts[at].names)
     except BaseException:
         await _close_all(opened)
-        failed = next((at for at, task in enumerate(opened) if not task.cancelled() and task.exception()), None)
-        if failed is None:
-            raise
-        error = opened[failed].exception()
-        assert error is not None
-        raise in_client_terms(error, plan.prompts[failed].names) if isinstance(error, ApiError) else error from None
+        raise
     return [task.result() for task in opened]
 
 

@@ -1,8 +1,8 @@
 """What the endpoints need of the HTTP room, and what that room needs of them.
 
-Owns the two protocols by which an endpoint reads a request and writes its answer, and the table of endpoints' shape. Never
-knows a socket: the HTTP room turns an error that an endpoint raises into an answer, or into an event where an answer has
-begun, and cancels an endpoint whose client has left.
+Owns the two protocols by which an endpoint reads a request and writes its answer, and the table of endpoints' shape.
+Never knows a socket: the HTTP room turns an error that an endpoint raises into an answer, or into an event where an
+answer has begun, and cancels an endpoint whose client has left.
 """
 
 from __future__ import annotations

@@ -134,9 +134,8 @@ def check_messages(messages: Sequence[Message], where: str = "messages") -> None
         path = f"{where}[{index}]"
         if isinstance(message, FunctionMessage):
             raise unsupported(f"{path}.role", "Send the result with role 'tool' and its tool_call_id.")
-        if isinstance(message, AssistantMessage) and message.content is None and not message.tool_calls:
-            if message.refusal is None:
-                raise invalid(f"{path}.content", "must be given where there are no tool_calls.")
+        if isinstance(message, AssistantMessage) and _says_nothing(message):
+            raise invalid(f"{path}.content", "must be given where there are no tool_calls.")
         if isinstance(message.content, list):
             check_parts(message.content, f"{path}.content")
 
@@ -151,6 +150,10 @@ def check_parts(parts: Sequence[Part], where: str) -> None:
         if not isinstance(part, TextPart | RefusalPart):
             kind = str(part.__struct_config__.tag)
             raise unsupported(f"{where}[{index}]", f"The models here read text; a part of type '{kind}' is not.")
+
+
+def _says_nothing(message: AssistantMessage) -> bool:
+    return message.content is None and message.refusal is None and not message.tool_calls
 
 
 def render_messages(messages: Sequence[Message]) -> str:

@@ -96,9 +96,11 @@ def _of_format(wanted: ResponseFormat | None) -> Guide | None:
 
 
 def _of_extras(fields: SamplingFields) -> list[Guide | None]:
-    wanted = fields.guided_json
+    schema = fields.guided_json
+    if schema is not None and not isinstance(schema, str):
+        schema = _text(schema)
     return [
-        None if wanted is None else Guide("json_schema", wanted if isinstance(wanted, str) else _text(wanted), "guided_json"),
+        None if schema is None else Guide("json_schema", schema, "guided_json"),
         None if fields.guided_regex is None else Guide("regex", fields.guided_regex, "guided_regex"),
         None if fields.guided_choice is None else Guide("choice", _text(fields.guided_choice), "guided_choice"),
         None if fields.guided_grammar is None else Guide("ebnf_grammar", fields.guided_grammar, "guided_grammar"),

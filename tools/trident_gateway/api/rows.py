@@ -78,7 +78,7 @@ def _several(event: GenerateEvent) -> list[Row]:
     lengths = as_list(event.sequence_length)
     ids = as_rows(event.output_ids, num_rows)
     scores = _scores(event, counts, num_rows)
-    markers = as_rows(event.markers, len(event.markers or ()) // 3)
+    markers: list[list[int]] = as_rows(list(event.markers or ()), len(event.markers or ()) // 3)
     return [
         Row(
             indices[row],

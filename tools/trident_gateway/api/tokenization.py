@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import InvalidRequestError, invalid
+from trident_gateway.api.body import invalid
 from trident_gateway.api.chat import render_tools
 from trident_gateway.api.chat_request import ToolDefinition
 from trident_gateway.api.choices import AnswerPlan
@@ -21,7 +21,7 @@ from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.api.messages import Message, check_messages, render_messages
 from trident_gateway.api.sampling_fields import Text, TokenId
 from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
-from trident_gateway.errors import ApiError, EngineFaultError
+from trident_gateway.errors import ApiError, EngineFaultError, InvalidRequestError
 from trident_gateway.tool_calls.answer_parser import ContentDelta
 from trident_gateway.tool_calls.guides import ToolPlan
 

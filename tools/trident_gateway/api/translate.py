@@ -1,4 +1,4 @@
-"""From the fields of OpenAI's API to the input tensors of the ensemble, and from the tensors of a refusal back to fields.
+"""From the fields of OpenAI's API to the ensemble's input tensors, and from the tensors of a refusal back to fields.
 
 Owns this one mapping. Never sends anything, and never checks what the schema or the ensemble check.
 """
@@ -18,7 +18,7 @@ from trident_ensemble.contract.tensors import TensorSpec
 from trident_gateway.api.response_format import Guide
 from trident_gateway.api.sampling_fields import SamplingFields
 from trident_gateway.callers import Caller
-from trident_gateway.errors import ApiError, InvalidRequestError
+from trident_gateway.errors import InvalidRequestError
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.tool_calls.guides import ToolPlan
 from trident_gateway.upstream.refusals import UpstreamRefusalError
@@ -44,8 +44,8 @@ _FIELD_OF = {
 _OWN = frozenset(
     spec.name
     for spec in (
-        tensors.TENANT, tensors.CACHE_SALT, tensors.MARKER_IDS, tensors.RETURN_TOKEN_BYTES, tensors.STREAM, tensors.STOP,
-        tensors.RETURN_PERF_METRICS,
+        tensors.TENANT, tensors.CACHE_SALT, tensors.MARKER_IDS, tensors.RETURN_TOKEN_BYTES, tensors.STREAM,
+        tensors.STOP, tensors.RETURN_PERF_METRICS,
     )
 )  # fmt: skip
 _GUIDES = frozenset({tensors.GUIDE.name, tensors.GUIDE_TYPE.name})
@@ -126,7 +126,7 @@ def plan_tensors(plan: ToolPlan, card: ModelCard, values: Tensors) -> None:
         values[tensors.BAD_WORDS.name] = [*values.get(tensors.BAD_WORDS.name, ()), *banned]
 
 
-def in_client_terms(error: ApiError, names: ParamNames) -> ApiError:
+def in_client_terms(error: BaseException, names: ParamNames) -> BaseException:
     """Return an error of the ensemble as an error about the client's own fields; any other error as it is."""
     if not isinstance(error, UpstreamRefusalError):
         return error

@@ -1,7 +1,7 @@
 """The tokens of one request.
 
-Owns their count: what clients read as usage, what limits settle, and what the log says are these numbers. Never estimates
-anything but the share of reasoning that is spelled by ordinary tokens.
+Owns their count: what clients read as usage, what limits settle, and what the log says are these numbers. Never
+estimates anything but the share of reasoning that is spelled by ordinary tokens.
 """
 
 from __future__ import annotations
