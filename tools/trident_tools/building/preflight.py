@@ -12,26 +12,39 @@ from pathlib import Path
 from trident_compiler.tensorrt.gpu import count_gpus
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
-from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.layout import ModelNames
+from trident_ensemble.contract.manifest import Manifest
+from trident_tools.server.built_models import find_models, read_engine_manifest
 from trident_tools.server.triton_server import Listen
 
 
-def check_repository(repository: Path) -> Manifest:
-    """Check that a repository can be served; return the manifest of its engine.
+def check_repository(repository: Path) -> dict[ModelNames, Manifest]:
+    """Check that a repository can be served; return the manifest of each of its engines.
 
     Raises:
-        ArtifactError: the engine is missing or damaged.
+        ArtifactError: an engine is missing or damaged.
         ServerError: the repository is not complete.
     """
     if not repository.is_dir():
         raise ServerError(f"--repository {repository}: no such folder; make one with `trident build`")
-    missing = [model for model in layout.MODELS if not (repository / model / layout.CONFIG_FILE).is_file()]
+    found = find_models(repository)
+    missing = [
+        model
+        for names in found or [ModelNames()]
+        for model in names.models
+        if not (repository / model / layout.CONFIG_FILE).is_file()
+    ]
     if missing:
         raise ServerError(
             f"--repository {repository}: no {layout.CONFIG_FILE} for {', '.join(missing)}; "
             f"run `trident build CHECKPOINT --repository {repository}` first"
         )
-    return read_manifest(layout.newest_version(repository / layout.CORE))
+    if not found:
+        raise ServerError(
+            f"--repository {repository}: {ModelNames().ensemble} is not a model of `trident build`; build into another "
+            "repository"
+        )
+    return {names: read_engine_manifest(repository, names) for names in found}
 
 
 def runs_on_gpus(manifest: Manifest) -> bool:
