@@ -109,8 +109,8 @@ def _walk(names: ModelNames, values: dict[str, Any], request_id: str, parameters
         if response.has_error():
             return _refusal(response.error().message())
         values |= {tensor.name(): tensor for tensor in response.output_tensors()}
-    names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS if spec.name in values]
-    return pb_utils.InferenceResponse([values[name] for name in names])
+    outputs = [values[spec.name] for spec in tensors.ENSEMBLE_OUTPUTS if spec.name in values]
+    return pb_utils.InferenceResponse(outputs)
 
 
 def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, may_stream: bool) -> Any:

@@ -29,7 +29,7 @@ from trident_compiler.planning.memory_plan import (
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError, PlanError
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
@@ -41,7 +41,8 @@ from trident_tools.building.card import (
     default_served_name,
     make_card,
 )
-from trident_tools.building.neighbours import check_no_clash, neighbour_cards
+from trident_tools.building.memory_use import describe_taken, taken_memory
+from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
 from trident_tools.building.plan_lines import plan_lines
 from trident_tools.building.repository import engine_version, install, staging
 from trident_tools.building.text_check import check_text
@@ -158,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
     names = ModelNames(args.name)
     served_names = _served_names(args)
     check_no_clash(args.repository, names)
+    neighbours = neighbours_memory(args.repository, names)
     check_names_are_free(served_names, neighbour_cards(args.repository, names))
     created = build_time(os.environ)
     core = core_settings(args)
@@ -176,14 +178,19 @@ def run(args: argparse.Namespace) -> int:
         gpu_memory=memory,
         tensor_parallel=args.tensor_parallel,
         attention_lengths=args.attention == "lengths",
+        taken=taken_memory(neighbours),
     )
     choice = choose_compiler(asked)
     compiler = choice.compiler
     precision = compiler.precision(checkpoint, args.precision, args.weights)
-    plan = compiler.plan(checkpoint, precision, wanted)
+    taken = describe_taken(neighbours, choice.gpus)
+    try:
+        plan = compiler.plan(checkpoint, precision, wanted)
+    except PlanError as error:
+        raise PlanError(f"{error}{f'; other models of the repository take {taken}' if taken else ''}") from None
     core = replace(core, gpu=choice.gpus)
     check_limits(core, plan)
-    for name, text in plan_lines(checkpoint, choice, precision, plan):
+    for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
     def describe_text(engine_folder: Path) -> None:

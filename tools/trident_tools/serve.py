@@ -23,7 +23,8 @@ from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.settings import CoreSettings, check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
-from trident_tools.building.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
+from trident_tools.building.memory_use import check_memory, memory_use
+from trident_tools.building.preflight import check_gpus, check_ports, check_repository
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
 from trident_tools.server.announcement import announcement
 from trident_tools.server.container import runs_in_container
@@ -180,23 +181,23 @@ def _changed_settings(
     """Return the settings of the cores that options change, after a check that all engines can be served with theirs.
 
     Raises:
-        ServerError: `--model` is not a model of the repository, or is given for nothing; or GPUs do not fit an engine.
+        ServerError: `--model` is not a model of the repository, or is given for nothing; GPUs do not fit an engine; or
+            memory does not hold all engines.
         ConfigError: an engine cannot serve its settings.
     """
     if args.model is not None and args.model not in {names.ensemble for names in models}:
         raise ServerError(f"--model {args.model}: the repository has {', '.join(names.ensemble for names in models)}")
     if args.model is not None and not asks_for_settings(args):
         raise ServerError("--model: says which model the serving options are for, and there are none")
-    changed = {}
+    changed, uses = {}, []
     for names, manifest in models.items():
-        is_asked = asks_for_settings(args) and args.model in {None, names.ensemble}
-        if is_asked or runs_on_gpus(manifest):
-            built = served_settings(repository, names)
-            settings = core_settings(args, built) if is_asked else built
-            check_limits(settings, EngineSpec.from_manifest(manifest))
-            check_gpus(settings.gpu, manifest)
-            if is_asked:
-                changed[names] = settings
+        settings = served_settings(repository, names)
+        if asks_for_settings(args) and args.model in {None, names.ensemble}:
+            settings = changed[names] = core_settings(args, settings)
+        check_limits(settings, EngineSpec.from_manifest(manifest))
+        check_gpus(settings.gpu, manifest)
+        uses.append(memory_use(names.ensemble, manifest, settings.gpu))
+    check_memory(uses)
     return changed
 
 

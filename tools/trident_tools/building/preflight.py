@@ -47,11 +47,6 @@ def check_repository(repository: Path) -> dict[ModelNames, Manifest]:
     return {names: read_engine_manifest(repository, names) for names in found}
 
 
-def runs_on_gpus(manifest: Manifest) -> bool:
-    """Return whether an engine was compiled for GPUs."""
-    return manifest.compiler.target != "cpu"
-
-
 def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
     """Check the GPUs that are to serve an engine.
 
@@ -63,7 +58,7 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
         ServerError: the GPUs do not fit the engine, or this machine does not have them; says what to do.
     """
     compiler, num_parts = manifest.compiler, manifest.tensor_parallel
-    if not runs_on_gpus(manifest):
+    if not manifest.runs_on_gpus:
         if gpus:
             raise ServerError(
                 f"--gpu: the engine was compiled by {compiler.name} for CPUs; leave it out, or build one for GPUs with "
