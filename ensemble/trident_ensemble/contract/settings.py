@@ -173,9 +173,11 @@ class UnarySettings:
 
     Args:
         max_concurrent_requests: requests in flight; one more is answered UNAVAILABLE at once.
+        ensemble: name of the ensemble whose steps it walks.
     """
 
     max_concurrent_requests: int = 256
+    ensemble: str = layout.ENSEMBLE
 
 
 class EngineLimits(Protocol):

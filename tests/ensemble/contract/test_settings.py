@@ -90,7 +90,7 @@ def test_settings_what_is_rendered_is_what_people_write() -> None:
         "gpu": "2,0",
     }
     assert render_parameters(TextSettings()) == {"core_model": "core"}
-    assert render_parameters(UnarySettings(9)) == {"max_concurrent_requests": "9"}
+    assert render_parameters(UnarySettings(9)) == {"max_concurrent_requests": "9", "ensemble": "ensemble"}
 
 
 @hypothesis_settings(deadline=None)
