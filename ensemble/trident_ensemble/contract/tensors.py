@@ -93,8 +93,10 @@ IGNORE_EOS = _input("ignore_eos", "BOOL", "generate past the end of text, to max
 SKIP_SPECIAL_TOKENS = _input("skip_special_tokens", "BOOL", "leave special tokens out of the text (default true)")
 ECHO = _input("echo", "BOOL", "the output begins with the prompt (default false)")
 EXCLUDE_INPUT = _input("exclude_input_in_output", "BOOL", "the opposite of echo (default true)")
-GUIDE_TYPE = _input("guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice or ebnf_grammar")
-GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, or grammar")
+GUIDE_TYPE = _input(
+    "guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice, ebnf_grammar or structural_tag"
+)
+GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, grammar, or tag")
 
 RETURN_LOG_PROBS = _input("return_log_probs", "BOOL", "return output_log_probs and cum_log_probs")
 RETURN_PROMPT_LOG_PROBS = _input("return_prompt_log_probs", "BOOL", "return prompt_log_probs")
