@@ -16,12 +16,19 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from trident_ensemble.contract import layout, tensors
-from trident_ensemble.contract.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import (
+    QueueFullError,
+    RequestError,
+    TridentError,
+    read_wire_message,
+    wire_message,
+)
 from trident_ensemble.contract.failures import internal_error, log_failure
+from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.settings import UnarySettings, parse_parameters
 from trident_ensemble.contract.tensors import TensorSpec
-from trident_ensemble.wiring import STEPS, Step
+from trident_ensemble.wiring import Step, ensemble_steps
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -33,6 +40,7 @@ class TritonPythonModel:
         """Make room for the requests in flight."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._settings = parse_parameters(UnarySettings, parameters)
+        self._names = ModelNames(self._settings.ensemble)
         self._places = threading.Semaphore(self._settings.max_concurrent_requests)
         # One more thread for requests that only stop others: they must get through when all places are taken.
         self._pool = ThreadPoolExecutor(self._settings.max_concurrent_requests + 1, "trident-unary")
@@ -77,7 +85,7 @@ class TritonPythonModel:
         self, sender: Any, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, takes_place: bool
     ) -> None:
         try:
-            response = _walk(values, request_id, parameters)
+            response = _walk(self._names, values, request_id, parameters)
         except TridentError as error:
             response = _failure(error)
         except BaseException as error:
@@ -98,19 +106,20 @@ def _send_last(sender: Any, error: TridentError) -> None:
         log_failure("a client could not be told of its request's end", cause)
 
 
-def _walk(values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
+def _walk(names: ModelNames, values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
     if _flag(values, tensors.STREAM):
-        raise RequestError(tensors.STREAM.name, f"this model answers once; send streams to {layout.ENSEMBLE!r}")
-    for step in STEPS:
-        response = _call(step, values, request_id, parameters)
+        raise RequestError(tensors.STREAM.name, f"this model answers once; send streams to {names.ensemble!r}")
+    for step in ensemble_steps(names):
+        may_stream = step.model == names.core
+        response = _call(step, values, request_id, parameters, may_stream=may_stream)
         if response.has_error():
             return _refusal(response.error().message())
         values |= {tensor.name(): tensor for tensor in response.output_tensors()}
-    names = [spec.name for spec in tensors.ENSEMBLE_OUTPUTS if spec.name in values]
-    return pb_utils.InferenceResponse([values[name] for name in names])
+    outputs = [values[spec.name] for spec in tensors.ENSEMBLE_OUTPUTS if spec.name in values]
+    return pb_utils.InferenceResponse(outputs)
 
 
-def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[str, Any]) -> Any:
+def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[str, Any], *, may_stream: bool) -> Any:
     request = pb_utils.InferenceRequest(
         model_name=step.model,
         requested_output_names=[spec.name for spec in step.outputs],
@@ -118,7 +127,7 @@ def _call(step: Step, values: dict[str, Any], request_id: str, parameters: dict[
         request_id=request_id,
         parameters=parameters,
     )
-    if step.model != layout.CORE:
+    if not may_stream:
         return request.exec()
     # The core's last response may be followed by an empty one that only says so.
     answers = [answer for answer in request.exec(decoupled=True) if answer.has_error() or answer.output_tensors()]
@@ -137,5 +146,5 @@ def _failure(error: TridentError) -> Any:
 
 
 def _refusal(message: str) -> Any:
-    code = getattr(pb_utils.TritonError, code_of(message))
+    code = getattr(pb_utils.TritonError, read_wire_message(message).code)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

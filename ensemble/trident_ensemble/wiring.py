@@ -24,6 +24,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from trident_ensemble.acknowledgements import NUM_INSTANCES
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.layout import ModelNames
+from trident_ensemble.contract.model_card import PARAMETER, ModelCard, parse_card, render_card
 from trident_ensemble.contract.settings import (
     CoreSettings,
     TextSettings,
@@ -55,11 +57,13 @@ class Step:
     outputs: tuple[TensorSpec, ...]
 
 
-STEPS = (
-    Step(layout.PREPROCESSING, tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS),
-    Step(layout.CORE, tensors.CORE_STEP_INPUTS, tensors.CORE_OUTPUTS),
-    Step(layout.POSTPROCESSING, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS),
-)
+def ensemble_steps(names: ModelNames) -> tuple[Step, Step, Step]:
+    """Return the steps of the ensemble of these models: preprocessing, core, postprocessing."""
+    return (
+        Step(names.preprocessing, tensors.PREPROCESSING_INPUTS, tensors.PREPROCESSING_OUTPUTS),
+        Step(names.core, tensors.CORE_STEP_INPUTS, tensors.CORE_OUTPUTS),
+        Step(names.postprocessing, tensors.POSTPROCESSING_INPUTS, tensors.POSTPROCESSING_OUTPUTS),
+    )
 
 
 def default_instances() -> int:
@@ -78,11 +82,13 @@ class RepositorySettings:
         preprocessing_instances: tokenizer processes.
         postprocessing_instances: de-tokenizer processes.
         core: the core's serving parameters.
+        names: of the models.
     """
 
     preprocessing_instances: int | None = None
     postprocessing_instances: int | None = None
     core: CoreSettings = field(default_factory=CoreSettings)
+    names: ModelNames = field(default_factory=ModelNames)
 
     def __post_init__(self) -> None:
         for name in ("preprocessing_instances", "postprocessing_instances"):
@@ -93,26 +99,54 @@ class RepositorySettings:
                 raise ConfigError(f"{name}: must be at most {NUM_INSTANCES}, not {value}")
 
 
-def render_repository(settings: RepositorySettings) -> dict[str, str]:
-    """Return every text file of the repository, by its path relative to the repository."""
-    preprocessing, core, postprocessing = STEPS
+def render_repository(settings: RepositorySettings, card: ModelCard) -> dict[str, str]:
+    """Return every text file of the models, by its path relative to the repository.
+
+    Args:
+        settings: the choices.
+        card: what clients are to know; the ensemble's configuration holds it.
+    """
+    names = settings.names
+    preprocessing, core, postprocessing = steps = ensemble_steps(names)
     default = default_instances()
     configs = (
-        _tokenizer(preprocessing, settings.preprocessing_instances or default),
+        _tokenizer(preprocessing, settings.preprocessing_instances or default, names),
         _core(core, settings.core),
-        _tokenizer(postprocessing, settings.postprocessing_instances or default),
-        _ensemble(),
-        _unary(),
+        _tokenizer(postprocessing, settings.postprocessing_instances or default, names),
+        _ensemble(names, steps, card),
+        _unary(names),
     )
     files = {f"{config.name}/{layout.CONFIG_FILE}": text_format.MessageToString(config) for config in configs}
     for model, package in (
-        (layout.PREPROCESSING, "trident_preprocessing"),
-        (layout.POSTPROCESSING, "trident_postprocessing"),
-        (layout.UNARY, "trident_ensemble"),
+        (names.preprocessing, "trident_preprocessing"),
+        (names.postprocessing, "trident_postprocessing"),
+        (names.unary, "trident_ensemble"),
     ):
         files[f"{model}/1/{layout.MODEL_FILE}"] = model_shell(package)
-    files[f"{layout.ENSEMBLE}/1/.gitkeep"] = ""
+    files[f"{names.ensemble}/1/.gitkeep"] = ""
     return files
+
+
+def read_card(config: str) -> ModelCard | None:
+    """Return the card in the text of an ensemble's config.pbtxt; None where there is none.
+
+    Raises:
+        ConfigError: the card cannot be read.
+    """
+    parameters = text_format.Parse(config, pb.ModelConfig()).parameters
+    return parse_card(parameters[PARAMETER].string_value) if PARAMETER in parameters else None
+
+
+def step_names(config: str) -> tuple[str, ...]:
+    """Return the names of an ensemble's steps from the text of its config.pbtxt; none for what is no ensemble.
+
+    The configuration may be anyone's: one that cannot be read, or of a newer Triton, counts as none of ours.
+    """
+    try:
+        parsed = text_format.Parse(config, pb.ModelConfig(), allow_unknown_field=True)
+    except text_format.ParseError:
+        return ()
+    return tuple(step.model_name for step in parsed.ensemble_scheduling.step)
 
 
 def read_core_settings(config: str) -> CoreSettings:
@@ -167,7 +201,7 @@ def _core_instance(settings: CoreSettings) -> list[pb.ModelInstanceGroup]:
     return [pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=settings.gpu[:1])]
 
 
-def _tokenizer(step: Step, instances: int) -> pb.ModelConfig:
+def _tokenizer(step: Step, instances: int, names: ModelNames) -> pb.ModelConfig:
     return pb.ModelConfig(
         name=step.model,
         backend="python",
@@ -175,7 +209,7 @@ def _tokenizer(step: Step, instances: int) -> pb.ModelConfig:
         input=_inputs(step.inputs),
         output=_outputs(step.outputs),
         instance_group=_on_cpu(instances),
-        parameters=_parameters(TextSettings()),
+        parameters=_parameters(TextSettings(names.core)),
     )
 
 
@@ -192,7 +226,7 @@ def _core(step: Step, settings: CoreSettings) -> pb.ModelConfig:
     )
 
 
-def _ensemble() -> pb.ModelConfig:
+def _ensemble(names: ModelNames, steps: Sequence[Step], card: ModelCard) -> pb.ModelConfig:
     scheduling = pb.ModelEnsembling(
         step=[
             pb.ModelEnsembling.Step(
@@ -201,26 +235,27 @@ def _ensemble() -> pb.ModelConfig:
                 input_map={spec.name: spec.name for spec in step.inputs},
                 output_map={spec.name: spec.name for spec in step.outputs},
             )
-            for step in STEPS
+            for step in steps
         ]
     )
     return pb.ModelConfig(
-        name=layout.ENSEMBLE,
+        name=names.ensemble,
         platform="ensemble",
         max_batch_size=1,
         input=_inputs(tensors.ENSEMBLE_INPUTS),
         output=_outputs(tensors.ENSEMBLE_OUTPUTS),
         ensemble_scheduling=scheduling,
+        parameters={PARAMETER: pb.ModelParameter(string_value=render_card(card))},
     )
 
 
-def _unary() -> pb.ModelConfig:
+def _unary(names: ModelNames) -> pb.ModelConfig:
     return pb.ModelConfig(
-        name=layout.UNARY,
+        name=names.unary,
         backend="python",
         max_batch_size=1,
         input=_inputs(tensors.ENSEMBLE_INPUTS),
         output=_outputs(tensors.ENSEMBLE_OUTPUTS),
         instance_group=_on_cpu(1),
-        parameters=_parameters(UnarySettings()),
+        parameters=_parameters(UnarySettings(ensemble=names.ensemble)),
     )

@@ -21,7 +21,7 @@ from trident_ensemble.contract.digests import verify_files
 from trident_ensemble.contract.errors import BuildError, CheckpointError, PlanError
 from trident_ensemble.contract.manifest import read_manifest
 from trident_ensemble.text.anchors import anchor_table
-from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_ensemble.wiring import RepositorySettings, read_card, render_repository
 from trident_preprocessing.chat.template_probe import probe_template
 from trident_preprocessing.chat.template_profile import read_profiles
 from trident_tools import build
@@ -43,9 +43,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_build_the_repository_is_complete_and_relocatable(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = tmp_path / "repository"
+    target, before = tmp_path / "repository", int(time.time())
     assert trident_build(checkpoint, "--repository", target, "--max-seq-len", "512", "--kv-cache", "2048t") == 0
-    for name, text in render_repository(RepositorySettings()).items():
+    card = read_card((target / "ensemble" / layout.CONFIG_FILE).read_text())
+    assert card is not None
+    assert (card.name, card.max_seq_len, card.takes_messages) == ("llama", 512, True)
+    assert before <= card.created <= time.time()
+    for name, text in render_repository(RepositorySettings(), card).items():
         assert (target / name).read_text() == text
     engine = target / "core" / "1"
     manifest = read_manifest(engine)

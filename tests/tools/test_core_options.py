@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trident_ensemble.contract.layout import ModelNames
+from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 from trident_ensemble.wiring import RepositorySettings, read_core_settings, render_repository
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
@@ -27,7 +29,7 @@ def _parse(*words: str) -> argparse.Namespace:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
-    for path, text in render_repository(RepositorySettings(1, 1, BUILT)).items():
+    for path, text in render_repository(RepositorySettings(1, 1, BUILT), ModelCard("demo", 0, 64)).items():
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -70,12 +72,12 @@ def test_core_options_a_bad_value_is_a_wrong_usage_that_says_what_it_must_be(
 
 def test_core_options_an_overlay_changes_one_file_and_touches_nothing(repository: Path, tmp_path: Path) -> None:
     before = {path: path.read_text() for path in repository.rglob("*") if path.is_file()}
-    assert served_settings(repository) == BUILT
+    assert served_settings(repository, ModelNames()) == BUILT
     folder = tmp_path / "laid over"
     folder.mkdir()
     wanted = CoreSettings(token_budget=64)
-    assert overlay(repository, folder, wanted) == folder
-    assert served_settings(folder) == wanted
+    assert overlay(repository, folder, {ModelNames(): wanted}) == folder
+    assert served_settings(folder, ModelNames()) == wanted
     assert {path: path.read_text() for path in repository.rglob("*") if path.is_file()} == before
     changed = folder / "core" / "config.pbtxt"
     for path, text in before.items():

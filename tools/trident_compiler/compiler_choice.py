@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trident_compiler.compiler import EngineCompiler
-from trident_compiler.planning.machine import this_machine
+from trident_compiler.planning.machine import Machine, this_machine
+from trident_compiler.planning.memory_plan import TakenMemory
 from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand
 from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import sm_target
@@ -36,6 +37,7 @@ class BuildRequest:
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
         attention_lengths: `by_lengths` of `TensorRTLowering`.
+        taken: memory that is left to others.
     """
 
     engine: str | None = None
@@ -44,6 +46,7 @@ class BuildRequest:
     gpu_memory: int | None = None
     tensor_parallel: int = 1
     attention_lengths: bool = False
+    taken: TakenMemory = field(default_factory=TakenMemory)
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,20 @@ def _openvino(asked: BuildRequest, why: str) -> CompilerChoice:
     ):
         if value:
             raise BuildError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
-    return CompilerChoice(_openvino_compiler(), why)
+    machine = this_machine()
+    return CompilerChoice(
+        _openvino_compiler(replace(machine, free_bytes=max(0, machine.free_bytes - asked.taken.cpu))), why
+    )
 
 
-def _openvino_compiler() -> EngineCompiler:
+def _openvino_compiler(machine: Machine) -> EngineCompiler:
     try:
         from trident_compiler.openvino.compiler import OpenVINOCompiler  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name != OPENVINO:
             raise
         raise BuildError("--engine openvino: it is not installed; pip install 'trident-llm[openvino]'") from None
-    return OpenVINOCompiler(this_machine())
+    return OpenVINOCompiler(machine)
 
 
 def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoice:
@@ -128,21 +134,22 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
         )
     name, trt = found
     num_bytes, memory = _memory(asked, chosen)
+    all_here = len(chosen) == asked.tensor_parallel
+    first_ones = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
+    serving = asked.gpus or first_ones
     built_for = TensorRTTarget(
         name=name,
         capability=capability or chosen[0].capability,
         ordinal=chosen[0].ordinal if chosen else None,
-        free_bytes=num_bytes,
+        free_bytes=max(0, num_bytes - asked.taken.most_of(serving)),
         memory=memory,
         num_devices=asked.tensor_parallel,
         by_lengths=asked.attention_lengths,
     )
-    all_here = len(chosen) == asked.tensor_parallel
-    serving = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
     return CompilerChoice(
         TensorRTCompiler(trt, built_for),
         why or f"this machine's GPU is {sm_target(built_for.capability)}",
-        asked.gpus or serving,
+        serving,
     )
 
 

@@ -97,6 +97,7 @@ def build_engine(
         generation=checkpoint.generation,
         digests=digest_folder(folder),
         tensor_parallel=compiler.num_devices,
+        resident_bytes=plan.resident_bytes,
     )
     write_manifest(folder, manifest)
     return manifest

@@ -6,6 +6,7 @@ Owns the command's options and what it prints. Never compiles or moves a file it
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +28,23 @@ from trident_compiler.planning.memory_plan import (
     size,
 )
 from trident_compiler.weights.formats import QUANTIZED
-from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import ArtifactError, PlanError
+from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_tools.building.card import (
+    ServedNames,
+    build_time,
+    check_names_are_free,
+    default_served_name,
+    make_card,
+)
+from trident_tools.building.memory_use import describe_taken, taken_memory
+from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
 from trident_tools.building.plan_lines import plan_lines
-from trident_tools.building.repository import ENGINE_VERSION, install, staging
+from trident_tools.building.repository import engine_version, install, staging
 from trident_tools.building.text_check import check_text
 from trident_tools.core_options import add_core_options, core_settings
 
@@ -43,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
     )
+    _add_names(parser.add_argument_group("names"))
     _add_target(parser.add_argument_group("what it is built for"))
     parser.add_argument(
         "--precision",
@@ -88,6 +101,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
+def _add_names(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--name",
+        default=layout.ENSEMBLE,
+        help="of the ensemble in the repository, beside others; its other models are NAME_preprocessing, NAME_core, "
+        "NAME_postprocessing and NAME_unary (default: %(default)s, with preprocessing, core, postprocessing and "
+        "ensemble_unary, as clients of tensorrtllm_backend know them)",
+    )
+    group.add_argument(
+        "--served-name",
+        metavar="NAME",
+        help="by which clients of the OpenAI API ask for the model (default: --name if given, or else the name of the "
+        "checkpoint's folder)",
+    )
+    group.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another such name; may be given several times"
+    )
+
+
 def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine",
@@ -124,6 +156,12 @@ def run(args: argparse.Namespace) -> int:
             changed.
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    names = ModelNames(args.name)
+    served_names = _served_names(args)
+    check_no_clash(args.repository, names)
+    neighbours = neighbours_memory(args.repository, names)
+    check_names_are_free(served_names, neighbour_cards(args.repository, names))
+    created = build_time(os.environ)
     core = core_settings(args)
     wanted = LimitsRequest(
         max_num_seqs=args.max_num_seqs,
@@ -140,26 +178,32 @@ def run(args: argparse.Namespace) -> int:
         gpu_memory=memory,
         tensor_parallel=args.tensor_parallel,
         attention_lengths=args.attention == "lengths",
+        taken=taken_memory(neighbours),
     )
     choice = choose_compiler(asked)
     compiler = choice.compiler
     precision = compiler.precision(checkpoint, args.precision, args.weights)
-    plan = compiler.plan(checkpoint, precision, wanted)
+    taken = describe_taken(neighbours, choice.gpus)
+    try:
+        plan = compiler.plan(checkpoint, precision, wanted)
+    except PlanError as error:
+        raise PlanError(f"{error}{f'; other models of the repository take {taken}' if taken else ''}") from None
     core = replace(core, gpu=choice.gpus)
     check_limits(core, plan)
-    for name, text in plan_lines(checkpoint, choice, precision, plan):
+    for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
     def describe_text(engine_folder: Path) -> None:
         for name, text in check_text(checkpoint, engine_folder):
             console.print(f"{name:<9} {text}", markup=False)
 
-    replaced = _replaced(args.repository / ENGINE_VERSION)
+    version = engine_version(names)
+    replaced = _replaced(args.repository / version)
     with staging(args.repository) as staged:
-        engine = staged / ENGINE_VERSION
+        engine = staged / version
         engine.mkdir(parents=True)
         with _Bars(console) as bars:
-            build_engine(
+            manifest = build_engine(
                 checkpoint,
                 engine,
                 precision,
@@ -168,12 +212,18 @@ def run(args: argparse.Namespace) -> int:
                 describe_text=describe_text,
                 progress=bars,
             )
-        settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core)
-        install(staged, args.repository, render_repository(settings))
+        settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
+        card = make_card(served_names, created, engine, manifest)
+        install(staged, args.repository, render_repository(settings, card), version)
     if replaced is not None:
-        console.print(f"replaced  {ENGINE_VERSION}: {replaced}", markup=False)
+        console.print(f"replaced  {version}: {replaced}", markup=False)
     console.print(f"built     {args.repository}", markup=False)
     return 0
+
+
+def _served_names(args: argparse.Namespace) -> ServedNames:
+    named = None if args.name == layout.ENSEMBLE else args.name
+    return ServedNames(args.served_name or named or default_served_name(args.checkpoint), tuple(args.alias))
 
 
 class _Bars:

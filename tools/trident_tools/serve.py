@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,15 @@ from typing import IO
 from rich.console import Console
 
 from trident_backend.engine.protocol import EngineSpec
-from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
+from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
-from trident_ensemble.contract.settings import check_limits
+from trident_ensemble.contract.settings import CoreSettings, check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
-from trident_tools.building.preflight import check_gpus, check_ports, check_repository, runs_on_gpus
+from trident_tools.building.memory_use import check_memory, memory_use
+from trident_tools.building.preflight import check_gpus, check_ports, check_repository
 from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
+from trident_tools.server.announcement import announcement
 from trident_tools.server.container import runs_in_container
 from trident_tools.server.model_control import ModelControl
 from trident_tools.server.overlay import overlay, served_settings
@@ -65,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the command starts it again)",
     )
     add_core_options(parser)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the model that the serving options are for, by the name of its ensemble (default: every model of the "
+        "repository)",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--verbose", action="store_true", help="show tritonserver's log here")
     output.add_argument("--log-file", type=Path, metavar="FILE", help="write tritonserver's log here")
@@ -79,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
         TridentError: the repository or a port cannot be used, or the server could not be started or kept running.
     """
     listen = Listen(args.host, args.http_port, args.grpc_port, args.metrics_port)
-    manifest = check_repository(args.repository)
+    models = check_repository(args.repository)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
-        start = _starter(args, listen, manifest, console=console, signals=signals, folder=folder)
+        start = _starter(args, listen, models, console=console, signals=signals, folder=folder)
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
         serving = Serving(
             partial(start, log),
@@ -92,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
             signals,
             TritonLog(None if log is None else Path(log.name)),
             loading=partial(_loading, args, console),
-            announce=lambda seconds: console.print(_announcement(args.repository, listen, manifest, seconds)),
+            announce=lambda seconds: console.print(
+                announcement(args.repository, listen, models, seconds), markup=False
+            ),
             say=console.print,
             complain=_complain,
         )
@@ -123,7 +132,7 @@ def _complain(text: str) -> None:
 def _starter(
     args: argparse.Namespace,
     listen: Listen,
-    manifest: Manifest,
+    models: Mapping[ModelNames, Manifest],
     *,
     console: Console,
     signals: StopSignals,
@@ -136,14 +145,11 @@ def _starter(
     compose_backends(server, backends)
     notice = folder / "drain"
     repository = args.repository.resolve()
-    if asks_for_settings(args) or runs_on_gpus(manifest):
-        settings = core_settings(args, served_settings(repository))
-        check_limits(settings, EngineSpec.from_manifest(manifest))
-        check_gpus(settings.gpu, manifest)
-        if asks_for_settings(args):
-            laid_over = folder / "repository"
-            laid_over.mkdir()
-            repository = overlay(repository, laid_over, settings)
+    changed = _changed_settings(args, repository, models)
+    if changed:
+        laid_over = folder / "repository"
+        laid_over.mkdir()
+        repository = overlay(repository, laid_over, changed)
     control_folder = folder / "control"
     control_folder.mkdir()
     control = ModelControl(control_folder, listen)
@@ -169,6 +175,32 @@ def _starter(
     return start
 
 
+def _changed_settings(
+    args: argparse.Namespace, repository: Path, models: Mapping[ModelNames, Manifest]
+) -> dict[ModelNames, CoreSettings]:
+    """Return the settings of the cores that options change, after a check that all engines can be served with theirs.
+
+    Raises:
+        ServerError: `--model` is not a model of the repository, or is given for nothing; GPUs do not fit an engine; or
+            memory does not hold all engines.
+        ConfigError: an engine cannot serve its settings.
+    """
+    if args.model is not None and args.model not in {names.ensemble for names in models}:
+        raise ServerError(f"--model {args.model}: the repository has {', '.join(names.ensemble for names in models)}")
+    if args.model is not None and not asks_for_settings(args):
+        raise ServerError("--model: says which model the serving options are for, and there are none")
+    changed, uses = {}, []
+    for names, manifest in models.items():
+        settings = served_settings(repository, names)
+        if asks_for_settings(args) and args.model in {None, names.ensemble}:
+            settings = changed[names] = core_settings(args, settings)
+        check_limits(settings, EngineSpec.from_manifest(manifest))
+        check_gpus(settings.gpu, manifest)
+        uses.append(memory_use(names.ensemble, manifest, settings.gpu))
+    check_memory(uses)
+    return changed
+
+
 def _loading(args: argparse.Namespace, console: Console) -> AbstractContextManager[object]:
     """Show that a server loads: at a terminal for as long as it does."""
     text = f"Loading {args.repository} ..."
@@ -186,35 +218,3 @@ def _open_log(path: Path | None) -> IO[bytes]:
         return path.open("wb")
     except OSError as error:
         raise ServerError(f"--log-file {path}: cannot be written: {error.strerror or error}") from error
-
-
-def _announcement(repository: Path, listen: Listen, manifest: Manifest, seconds: float) -> str:
-    host = "localhost" if listen.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else listen.host  # noqa: S104
-    if ":" in host:
-        host = f"[{host}]"
-    url = f"http://{host}:{listen.http_port}"
-    generate = f"{url}/v2/models/{layout.ENSEMBLE}/generate"
-    precision, limits = manifest.precision, manifest.limits
-    chat = "" if listen.grpc_port == 8001 and host == "localhost" else f" --url {host}:{listen.grpc_port}"
-    # A checkpoint with a chat template was trained to answer, not to go on.
-    is_chat = f"{layout.TOKENIZER_FOLDER}/chat_template.jinja" in manifest.digests
-    prompt = r'"messages": "[{\"role\": \"user\", \"content\": \"Hello!\"}]"' if is_chat else '"text_input": "The"'
-    return f"""\
-Ready after {seconds:.1f} s: {repository} ({manifest.architecture.family}, {manifest.compiler.name}, \
-{precision.compute}, weights {precision.weights}, KV cache {precision.kv_cache})
-  limits   {limits.max_num_seqs} sequences at once, {limits.max_num_tokens} tokens in a step, \
-{limits.max_seq_len} tokens in a sequence
-  HTTP     {url}
-  gRPC     {host}:{listen.grpc_port}
-  metrics  http://{host}:{listen.metrics_port}/metrics
-Try:
-  curl -s {generate} -d '{{{prompt}, "max_tokens": 32}}'
-  curl -sN {generate}_stream -d '{{{prompt}, "max_tokens": 32, "stream": true}}'
-  {_program()} chat{chat}
-Ctrl-C finishes the requests in flight and stops."""
-
-
-def _program() -> str:
-    """Return the name of this command as it can be typed again."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "trident" and shutil.which("trident") != sys.argv[0] else "trident"

@@ -6,16 +6,18 @@ can be moved, mounted or copied whole.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from trident_ensemble.contract.errors import ArtifactError
+from trident_ensemble.contract.errors import ArtifactError, ConfigError
 
 PREPROCESSING = "preprocessing"
 CORE = "core"
 POSTPROCESSING = "postprocessing"
 ENSEMBLE = "ensemble"
-UNARY = "ensemble_unary"
-MODELS = (PREPROCESSING, CORE, POSTPROCESSING, ENSEMBLE, UNARY)
+#: The name of the model that can never be loaded, by which a server withdraws its readiness.
+DRAINING = "trident-draining"
 
 BACKEND = "trident"
 CONFIG_FILE = "config.pbtxt"
@@ -32,6 +34,65 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
 #: The arguments of each of the checkpoint's chat templates.
 TEMPLATE_PROFILES_FILE = "chat_templates.json"
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """The names of the models that serve one checkpoint together: an ensemble, its three steps, and its unary front.
+
+    Clients of tensorrtllm_backend know the models of the ensemble `ensemble` as `preprocessing`, `postprocessing` and
+    so on; those of any other ensemble begin with its name, so that a repository can hold several.
+
+    Args:
+        ensemble: the name of the ensemble, from which all others follow.
+
+    Raises:
+        ConfigError: it cannot be the name of a model.
+    """
+
+    ensemble: str = ENSEMBLE
+
+    def __post_init__(self) -> None:
+        if not _MODEL_NAME.fullmatch(self.ensemble) or self.ensemble == DRAINING:
+            raise ConfigError(
+                f"{self.ensemble!r} is not the name of a model; it must begin with a letter, a digit or _, go on with "
+                f"letters, digits and _.-, have at most 64 characters, and not be {DRAINING}"
+            )
+
+    @property
+    def preprocessing(self) -> str:
+        """The model that makes token ids of text."""
+        return self._step(PREPROCESSING)
+
+    @property
+    def core(self) -> str:
+        """The model that generates, whose version folder is the engine."""
+        return self._step(CORE)
+
+    @property
+    def postprocessing(self) -> str:
+        """The model that makes text of token ids."""
+        return self._step(POSTPROCESSING)
+
+    @property
+    def unary(self) -> str:
+        """The model that answers each request once."""
+        return f"{self.ensemble}_unary"
+
+    @property
+    def steps(self) -> tuple[str, str, str]:
+        """The models of the ensemble, in the order in which a request passes them."""
+        return self.preprocessing, self.core, self.postprocessing
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All of the models."""
+        return *self.steps, self.ensemble, self.unary
+
+    def _step(self, name: str) -> str:
+        return name if self.ensemble == ENSEMBLE else f"{self.ensemble}_{name}"
 
 
 def plan_file(rank: int, num_devices: int) -> str:

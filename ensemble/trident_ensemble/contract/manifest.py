@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 Part = TypeVar("Part")
 
@@ -152,6 +152,8 @@ class Manifest:
     Args:
         digests: of every other file of the folder, by its relative POSIX path; `digests` says what they are.
         tensor_parallel: devices among which the network is divided; each has its own plan.
+        resident_bytes: what the engine takes beside its KV cache once it runs, weights included, on each device, as it
+            was planned.
     """
 
     format_version: int
@@ -163,6 +165,17 @@ class Manifest:
     generation: Generation
     digests: dict[str, str]
     tensor_parallel: int = 1
+    resident_bytes: int = 0
+
+    @property
+    def runs_on_gpus(self) -> bool:
+        """Whether the engine was compiled for GPUs."""
+        return self.compiler.target != "cpu"
+
+    @property
+    def memory_bytes(self) -> int:
+        """All that the engine takes once it runs, on each device, as it was planned."""
+        return self.resident_bytes + self.kv_cache.num_blocks * self.kv_cache.block_bytes
 
 
 def _parse(kind: type[Part], raw: Any, where: str) -> Part:

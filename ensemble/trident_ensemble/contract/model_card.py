@@ -7,6 +7,7 @@ reach the server can read it. Never finds anything out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
@@ -16,6 +17,9 @@ from trident_ensemble.contract.errors import ConfigError
 
 #: The parameter of the ensemble's config.pbtxt that holds the card.
 PARAMETER = "model_card"
+#: The keys whose values JSON holds as they are.
+_SCALARS = {"created": int, "max_seq_len": int, "digest": str, "takes_messages": bool, "takes_tools": bool}
+_SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 class ToolFormat(str, Enum):
@@ -63,7 +67,7 @@ class ModelCard:
 
     Args:
         name: by which clients ask for it.
-        created: when it was built, in seconds since 1970.
+        created: when it was built, in seconds since 1970; it is shown to clients and decides nothing.
         max_seq_len: tokens of prompt and output together.
         digest: of the tokenizer and the chat template; equal digests make equal prompts of equal requests.
         aliases: further names.
@@ -86,6 +90,23 @@ class ModelCard:
     reasoning: Reasoning | None = None
 
 
+def check_served_name(name: object, where: str) -> None:
+    """Refuse a text by which no client could ask for a model.
+
+    Args:
+        name: the text.
+        where: what the name stands in, for the message: an option or a key.
+
+    Raises:
+        ConfigError: says what a name may hold.
+    """
+    if not isinstance(name, str) or not _SERVED_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: {name!r} is not a name; it must begin with a letter or digit, go on with letters, digits and "
+            "._:/- and have at most 128 characters"
+        )
+
+
 def render_card(card: ModelCard) -> str:
     """Return a card as JSON on one line."""
     return json.dumps(asdict(card), ensure_ascii=False, sort_keys=True)
@@ -103,6 +124,11 @@ def parse_card(text: str) -> ModelCard:
         raise ConfigError(f"{PARAMETER}: is not JSON: {error}") from None
     values = _checked(ModelCard, raw, PARAMETER)
     try:
+        for name in (values.get("name"), *values.get("aliases", ())):
+            check_served_name(name, f"{PARAMETER}.name")
+        for key, kind in _SCALARS.items():
+            if type(values.get(key, kind())) is not kind:
+                raise _malformed(f"{PARAMETER}.{key}")
         reasoning = values.get("reasoning")
         return ModelCard(
             **{
@@ -116,7 +142,7 @@ def parse_card(text: str) -> ModelCard:
                 "reasoning": None if reasoning is None else _reasoning(reasoning),
             }
         )
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"{PARAMETER}: {error}; build again") from None
 
 
@@ -131,7 +157,14 @@ def _reasoning(raw: Any) -> Reasoning:
 
 
 def _marker(raw: Any, where: str) -> Marker:
-    return Marker(**_checked(Marker, raw, where))
+    marker = Marker(**_checked(Marker, raw, where))
+    if not isinstance(marker.text, str) or not isinstance(marker.token_id, int | None):
+        raise _malformed(where)
+    return marker
+
+
+def _malformed(where: str) -> ConfigError:
+    return ConfigError(f"{where}: malformed; build again")
 
 
 def _checked(kind: Any, raw: Any, where: str) -> dict[str, Any]:

@@ -116,3 +116,22 @@ def test_responses_unary_a_full_house_can_be_stopped(front: Any, core: list[Any]
     stopped["4"].set()
     for _ in range(3):
         assert not _answer(_ask(front, "4")).has_error(), "the places are free again"
+
+
+def test_responses_unary_walks_the_steps_of_its_own_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def answers(model: str, **outputs: Any) -> Callable[[fake_triton.InferenceRequest], Answers]:
+        return lambda _: called.append(model) or [_response(**outputs)]  # type: ignore[func-returns-value]
+
+    models = {
+        "small_preprocessing": answers("small_preprocessing", input_ids=[1]),
+        "small_core": answers("small_core", output_ids=[2], chunk=[0]),
+        "small_postprocessing": answers("small_postprocessing", text_output=[7]),
+    }
+    monkeypatch.setattr(fake_triton.InferenceRequest, "models", models)
+    front = Shell()
+    front.initialize({"model_config": json.dumps({"parameters": {"ensemble": {"string_value": "small"}}})})
+    assert not _answer(_ask(front)).has_error()
+    front.finalize()
+    assert called == ["small_preprocessing", "small_core", "small_postprocessing"]

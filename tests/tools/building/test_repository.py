@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from trident_ensemble.contract.errors import BuildError
+from trident_ensemble.contract.layout import ModelNames
 from trident_tools.building import repository
-from trident_tools.building.repository import ENGINE_VERSION, install, staging
+from trident_tools.building.repository import engine_version, install, staging
+
+ENGINE_VERSION = engine_version(ModelNames())
 
 TEXTS = {"core/config.pbtxt": "core", "preprocessing/config.pbtxt": "pre", "preprocessing/1/model.py": "model"}
 
@@ -21,7 +24,7 @@ def build(target: Path, engine: str, texts: dict[str, str] = TEXTS) -> None:
     with staging(target) as staged:
         (staged / ENGINE_VERSION).mkdir(parents=True)
         (staged / ENGINE_VERSION / "engine.json").write_text(engine)
-        install(staged, target, texts)
+        install(staged, target, texts, ENGINE_VERSION)
 
 
 @pytest.mark.parametrize("exists", [False, True])

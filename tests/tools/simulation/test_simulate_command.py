@@ -26,6 +26,7 @@ from trident_ensemble.contract.manifest import (
     Precision,
     write_manifest,
 )
+from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.main import main
@@ -92,7 +93,8 @@ def test_simulate_command_settings_reach_the_scheduler(tmp_path: Path) -> None:
 
 def test_simulate_command_a_built_engine_gives_its_limits_and_its_repository_the_settings(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    for name, text in render_repository(RepositorySettings(1, 1, CoreSettings(target_itl_ms=7))).items():
+    settings = RepositorySettings(1, 1, CoreSettings(target_itl_ms=7))
+    for name, text in render_repository(settings, ModelCard("demo", 0, 512)).items():
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text(text)
     engine = repository / layout.CORE / "1"

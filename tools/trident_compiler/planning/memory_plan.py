@@ -6,7 +6,8 @@ Owns every default and refusal about caches made of blocks. Never measures a mac
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from trident_ensemble.contract.errors import PlanError
 from trident_ensemble.contract.manifest import KVKind
@@ -112,6 +113,23 @@ class MemoryPlan:
     def full_sequences(self) -> int:
         """Sequences of full length that the cache holds at once."""
         return self.num_blocks // blocks_for(self.max_seq_len, self.block_size)
+
+
+@dataclass(frozen=True)
+class TakenMemory:
+    """The memory that other models will take where a model is to be served.
+
+    Args:
+        cpu: bytes of this machine's memory.
+        gpus: bytes of a GPU's memory, by CUDA's number.
+    """
+
+    cpu: int = 0
+    gpus: Mapping[int, int] = field(default_factory=dict)
+
+    def most_of(self, gpus: Iterable[int]) -> int:
+        """Return the bytes that are taken on that of some GPUs on which they are most."""
+        return max((self.gpus.get(gpu, 0) for gpu in gpus), default=0)
 
 
 def parse_bytes(option: str, text: str) -> int:

@@ -81,6 +81,17 @@ def free_bytes(ordinal: int) -> int:
     return int(free)
 
 
+def total_bytes(ordinal: int) -> int:
+    """Return all bytes of a GPU, taken or free; takes none of them.
+
+    Raises:
+        BuildError: CUDA does not say; names the call.
+    """
+    cuda = importlib.import_module("cuda.bindings.runtime")
+    (properties,) = _called(cuda, ordinal, "cudaGetDeviceProperties", ordinal)
+    return int(properties.totalGlobalMem)
+
+
 def select(ordinal: int) -> None:
     """Make it the GPU that the calling thread builds for.
 

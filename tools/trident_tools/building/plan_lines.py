@@ -16,9 +16,17 @@ from trident_ensemble.contract.manifest import KVKind, Precision, PrecisionChoic
 
 
 def plan_lines(
-    checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan
+    checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan, taken: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield the subject and the text of each line."""
+    """Yield the subject and the text of each line.
+
+    Args:
+        checkpoint: what is built.
+        choice: the compiler.
+        precision: as the compiler resolved it.
+        plan: as the compiler made it.
+        taken: what other models take of the memory that was planned with; empty where none does.
+    """
     model, compiler = checkpoint.model, choice.compiler.compiler
     on_cpu = plan.kv_kind is KVKind.BLOCKS
     resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
@@ -33,6 +41,8 @@ def plan_lines(
     if choice_of.trials:
         yield "measured", _measured(choice_of)
     yield "memory", f"{size(plan.free_bytes)} {choice.compiler.memory}"
+    if taken:
+        yield "beside", f"other models of the repository, for which memory is left: {taken}"
     yield "weights", f"{size(plan.weights_bytes)}, {resident} {size(plan.resident_bytes)}"
     yield (
         "KV cache",

@@ -12,31 +12,39 @@ from pathlib import Path
 from trident_compiler.tensorrt.gpu import count_gpus
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
-from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.layout import ModelNames
+from trident_ensemble.contract.manifest import Manifest
+from trident_tools.server.built_models import find_models, read_engine_manifest
 from trident_tools.server.triton_server import Listen
 
 
-def check_repository(repository: Path) -> Manifest:
-    """Check that a repository can be served; return the manifest of its engine.
+def check_repository(repository: Path) -> dict[ModelNames, Manifest]:
+    """Check that a repository can be served; return the manifest of each of its engines.
 
     Raises:
-        ArtifactError: the engine is missing or damaged.
+        ArtifactError: an engine is missing or damaged.
         ServerError: the repository is not complete.
     """
     if not repository.is_dir():
         raise ServerError(f"--repository {repository}: no such folder; make one with `trident build`")
-    missing = [model for model in layout.MODELS if not (repository / model / layout.CONFIG_FILE).is_file()]
+    found = find_models(repository)
+    missing = [
+        model
+        for names in found or [ModelNames()]
+        for model in names.models
+        if not (repository / model / layout.CONFIG_FILE).is_file()
+    ]
     if missing:
         raise ServerError(
             f"--repository {repository}: no {layout.CONFIG_FILE} for {', '.join(missing)}; "
             f"run `trident build CHECKPOINT --repository {repository}` first"
         )
-    return read_manifest(layout.newest_version(repository / layout.CORE))
-
-
-def runs_on_gpus(manifest: Manifest) -> bool:
-    """Return whether an engine was compiled for GPUs."""
-    return manifest.compiler.target != "cpu"
+    if not found:
+        raise ServerError(
+            f"--repository {repository}: {ModelNames().ensemble} is not a model of `trident build`; build into another "
+            "repository"
+        )
+    return {names: read_engine_manifest(repository, names) for names in found}
 
 
 def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
@@ -50,7 +58,7 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
         ServerError: the GPUs do not fit the engine, or this machine does not have them; says what to do.
     """
     compiler, num_parts = manifest.compiler, manifest.tensor_parallel
-    if not runs_on_gpus(manifest):
+    if not manifest.runs_on_gpus:
         if gpus:
             raise ServerError(
                 f"--gpu: the engine was compiled by {compiler.name} for CPUs; leave it out, or build one for GPUs with "

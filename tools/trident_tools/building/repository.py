@@ -18,12 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import BuildError
+from trident_ensemble.contract.layout import ModelNames
 
-ENGINE_VERSION = Path(layout.CORE) / "1"
 _PREFIX = ".trident-build-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+
+
+def engine_version(names: ModelNames) -> Path:
+    """Return the folder of the engine that a build makes, relative to the repository."""
+    return Path(names.core) / "1"
 
 
 @contextlib.contextmanager
@@ -61,13 +65,14 @@ def _unwritable(repository: Path, error: OSError) -> BuildError:
     return BuildError(f"--repository: cannot write beside {repository}: {error}")
 
 
-def install(staged: Path, repository: Path, text_files: dict[str, str]) -> None:
+def install(staged: Path, repository: Path, text_files: dict[str, str], engine: Path) -> None:
     """Put the staged engine and the rendered text files into the repository.
 
     Args:
-        staged: the staging folder, which has the engine at `core/1`.
+        staged: the staging folder, which has the engine where the repository is to have it.
         repository: the repository, which need not exist.
         text_files: relative path -> content.
+        engine: relative path of the engine's folder.
 
     A new repository appears in one rename. In one that exists, files that differ are replaced one by one and the engine
     by a rename; a failure, or Ctrl-C, undoes what was done.
@@ -76,11 +81,11 @@ def install(staged: Path, repository: Path, text_files: dict[str, str]) -> None:
         path = staged / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    new_names = sorted({Path(name).parts[0] for name in text_files} | {layout.CORE})
+    new_names = sorted({Path(name).parts[0] for name in text_files} | {engine.parts[0]})
     with _uninterrupted():
         if repository.exists() and any(entry for entry in repository.iterdir() if entry != staged):
             changed = [Path(name) for name, text in text_files.items() if _differs(repository / name, text)]
-            _put(staged, repository, [*changed, ENGINE_VERSION])
+            _put(staged, repository, [*changed, engine])
         elif staged.parent == repository:
             _put(staged, repository, [Path(name) for name in new_names])
         else:

@@ -18,9 +18,8 @@ from trident_ensemble.contract import layout
 from trident_tools.server.triton_server import Listen, local_address
 
 _HEADER = "trident-control"
-_MODEL = "trident-draining"
 _CONFIG = f"""\
-name: "{_MODEL}"
+name: "{layout.DRAINING}"
 backend: "not_ready_while_draining"
 input [{{ name: "none" data_type: TYPE_INT32 dims: [1] }}]
 output [{{ name: "none" data_type: TYPE_INT32 dims: [1] }}]
@@ -40,7 +39,7 @@ class ModelControl:
         self._folder = folder
         self._listen = listen
         self._secret = secrets.token_hex(16)
-        version = folder / _MODEL / "1"
+        version = folder / layout.DRAINING / "1"
         version.mkdir(parents=True)
         (version.parent / layout.CONFIG_FILE).write_text(_CONFIG, encoding="utf-8")
 
@@ -70,7 +69,7 @@ class ModelControl:
             local_address(self._listen.host), self._listen.http_port, timeout=_TIMEOUT_S
         )
         try:
-            connection.request("POST", f"/v2/repository/models/{_MODEL}/load", headers=dict(self.headers))
+            connection.request("POST", f"/v2/repository/models/{layout.DRAINING}/load", headers=dict(self.headers))
             connection.getresponse().read()  # says that the model cannot be loaded
         except http.client.HTTPException as error:
             raise OSError(f"the server does not answer: {error}") from error

@@ -9,14 +9,20 @@ import argparse
 from dataclasses import asdict, replace
 from typing import Any
 
-from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.settings import CoreSettings, render_parameters
 from trident_tools.core_options import core_settings
 from trident_tools.load.loads import ClosedLoop, OpenLoop
 from trident_tools.server.overlay import served_settings
 from trident_tools.simulation.bench_file import BenchedServer, read_bench
-from trident_tools.simulation.deployments import GivenLimits, Roof, engine_spec, read_engine, read_model
+from trident_tools.simulation.deployments import (
+    GivenLimits,
+    Roof,
+    engine_spec,
+    model_of_repository,
+    read_engine,
+    read_model,
+)
 from trident_tools.simulation.hardware import GPUS, Efficiency, Hardware
 from trident_tools.simulation.model_shape import model_shape
 from trident_tools.simulation.replica import Deployment
@@ -114,9 +120,8 @@ def _roof(args: argparse.Namespace) -> Roof | None:
 
 def _settings(args: argparse.Namespace) -> CoreSettings:
     """Return the settings asked for, on top of the repository's own."""
-    served = None
-    if args.engine is not None and (args.engine / layout.CORE / layout.CONFIG_FILE).is_file():
-        served = served_settings(args.engine)
+    names = None if args.engine is None else model_of_repository(args.engine)
+    served = None if names is None else served_settings(args.engine, names)
     # How many draft tokens are accepted depends on the text, which is not simulated.
     return replace(core_settings(args, served), max_draft_tokens=0)
 

@@ -14,9 +14,11 @@ from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.families.registry import Decoder, read_decoder
 from trident_compiler.planning.memory_plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import ConfigError, PlanError
+from trident_ensemble.contract.errors import ArtifactError, ConfigError, PlanError
+from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import KVKind, Manifest, read_manifest
 from trident_ensemble.contract.settings import CoreSettings
+from trident_tools.server.built_models import find_models
 from trident_tools.simulation.bench_file import BenchedServer
 from trident_tools.simulation.hardware import Efficiency, Hardware
 from trident_tools.simulation.model_shape import ModelShape
@@ -90,9 +92,26 @@ def read_model(path: Path) -> Decoder:
 
 
 def folder_of_engine(path: Path) -> Path:
-    """Return the engine folder of a model repository, or the path itself if it is an engine folder."""
-    core = path / layout.CORE
-    return layout.newest_version(core) if core.is_dir() else path
+    """Return the engine folder of the one model in a repository, or the path itself if it is an engine folder.
+
+    Raises:
+        ArtifactError: the repository has several models, or the one has no engine.
+    """
+    names = model_of_repository(path)
+    return path if names is None else layout.newest_version(path / names.core)
+
+
+def model_of_repository(path: Path) -> ModelNames | None:
+    """Return the names of the one model in a repository; None for what is no repository.
+
+    Raises:
+        ArtifactError: the repository has several models.
+    """
+    found = find_models(path)
+    if len(found) > 1:
+        engines = ", ".join(str(path / names.core / "1") for names in found)
+        raise ArtifactError(f"--engine {path}: holds several models; name the engine of one: {engines}")
+    return found[0] if found else None
 
 
 def read_engine(path: Path) -> Manifest:
