@@ -13,8 +13,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from trident_ensemble.contract.errors import ConfigError
 from trident_gateway.access.key_file import KeyRecord, change_keys, new_key, read_keys
@@ -99,22 +97,14 @@ def _create(args: argparse.Namespace) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("id", "tenant", "models", "limits", "priority", "created", "state", "note"):
-        table.add_column(title, overflow="fold")
+    rows = [("id", "tenant", "models", "limits", "priority", "created", "state", "note")]
     for key in read_keys(args.keys):
-        table.add_row(
-            key.id,
-            key.tenant,
-            "all" if key.models is None else ",".join(key.models),
-            _shown(key.limits),
-            str(key.priority),
-            f"{key.created:%Y-%m-%d}",
-            _state(key),
-            key.note,
-        )
-    console = Console(markup=False, highlight=False)
-    console.print(table)
+        models = "all" if key.models is None else ",".join(key.models)
+        created = f"{key.created:%Y-%m-%d}"
+        rows.append((key.id, key.tenant, models, _shown(key.limits), str(key.priority), created, _state(key), key.note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _revoke(args: argparse.Namespace) -> None:

@@ -213,6 +213,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         read_keys(path)
 
 
+@pytest.mark.slow
 def test_commands_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     program = (

@@ -278,7 +278,7 @@ _ways_out = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", ["memory", "redis"])
+@pytest.mark.parametrize("kind", ["memory", pytest.param("redis", marks=pytest.mark.slow)])
 def test_whatever_becomes_of_requests_what_was_used_is_what_was_settled(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

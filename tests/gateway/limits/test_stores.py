@@ -27,7 +27,7 @@ _numbers = itertools.count()
 OpenStore = Callable[[Callable[[], int]], AbstractAsyncContextManager[LimitStore]]
 
 
-@pytest.fixture(scope="module", params=["memory", "redis"])
+@pytest.fixture(scope="module", params=["memory", pytest.param("redis", marks=pytest.mark.slow)])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
     """Return what opens a store of either kind on a clock."""
     server: RedisServer | None = request.getfixturevalue("redis_server") if request.param == "redis" else None
@@ -143,7 +143,7 @@ _limits = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=80)
 @given(limits=_limits, steps=st.lists(_steps, max_size=40), data=st.data())
 def test_a_store_does_what_the_model_does(
     open_store: OpenStore, limits: CallerLimits, steps: list[tuple[str, int, int]], data: st.DataObject
