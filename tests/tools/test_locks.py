@@ -40,7 +40,10 @@ EXTRAS = {
     IMAGE_FOR_CPUS: ("server", "openvino"),
 }  # fmt: skip
 #: What tools/setup_clients.sh installs, each in an environment of its own, and what it is installed for.
-CLIENTS = {("clients",): ["openai", "litellm", "langchain-openai"], ("clients-pinned",): ["instructor", "aiperf"]}
+CLIENTS: dict[tuple[str, ...], list[str]] = {
+    ("clients",): ["openai", "litellm", "langchain-openai"],
+    ("clients-pinned",): ["instructor", "aiperf"],
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
 EVERY_SET = pytest.mark.parametrize("names", EXTRAS, ids=["serve", "test", "gpu", "image", "image for CPUs"])
