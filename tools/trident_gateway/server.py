@@ -29,7 +29,7 @@ from trident_gateway.http.probes import Probes
 from trident_gateway.http.progress import ProgressWatch
 from trident_gateway.limits.limiter import Limiter
 from trident_gateway.observing.metrics import Metrics
-from trident_gateway.observing.request_log import RequestLog
+from trident_gateway.observing.request_log import RequestLog, RequestRecord
 from trident_gateway.observing.tracing import NoTracer, Tracer
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.upstream.router import Router
@@ -148,7 +148,7 @@ class Gateway:
         stack.callback(certificate.close)
         return certificate.context
 
-    def _open_log(self, stack: AsyncExitStack, metrics: Metrics) -> RequestLog | None:
+    def _open_log(self, stack: AsyncExitStack, metrics: Metrics) -> Callable[[RequestRecord], None]:
         file: BinaryIO
         if self._settings.log_file is not None:
             try:
@@ -158,12 +158,12 @@ class Gateway:
                     f"--log-file {self._settings.log_file}: cannot be written: {error.strerror or error}"
                 ) from error
         elif self._settings.is_quiet:
-            return None
+            return lambda _: None
         else:
             file = sys.stdout.buffer
         log = RequestLog(file, _counter(metrics, "request_log"))
         stack.callback(log.close)
-        return log
+        return log.write
 
     def _tracer(self, stack: AsyncExitStack, metrics: Metrics) -> Tracer:
         if self._settings.otlp_url is None:

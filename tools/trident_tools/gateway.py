@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--keys", type=Path, metavar="FILE", help="keys that `trident keys` made; read again when changed"
     )
-    group.add_argument("--jwks-url", metavar="URL", help="take JSON Web Tokens that are signed with these public keys")
+    group.add_argument(
+        "--jwks-url", metavar="URL", help="take JSON Web Tokens signed with these public keys; also the path of a file"
+    )
     group.add_argument("--jwt-issuer", metavar="TEXT", help="what their `iss` must be")
     group.add_argument("--jwt-audience", metavar="TEXT", help="what their `aud` must contain")
     group.add_argument(
@@ -86,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the claim that lists models; a token without it may use all (default: %(default)s)",
     )
+    group.add_argument(
+        "--jwt-plan-claim",
+        default=JwtSettings.plan_claim,
+        metavar="NAME",
+        help="the claim that names the plan (default: %(default)s)",
+    )
+    group.add_argument("--plans", type=Path, metavar="FILE", help="limits, models and priorities by plan, for tokens")
     group.add_argument(
         "--limits-store", metavar="URL", help="count limits in this Redis or Valkey, for several gateways together"
     )
@@ -304,6 +313,8 @@ def _jwt(args: argparse.Namespace) -> JwtSettings | None:
         algorithms=tuple(name.strip() for name in args.jwt_algorithms.split(",")),
         tenant_claim=args.jwt_tenant_claim,
         models_claim=args.jwt_models_claim,
+        plan_claim=args.jwt_plan_claim,
+        plans_file=args.plans,
     )
 
 

@@ -21,7 +21,7 @@ from trident_gateway.http.probes import Probes, send_probe
 from trident_gateway.http.request import IncomingRequest, Receive, request_id_of
 from trident_gateway.http.routes import Routes
 from trident_gateway.observing.metrics import Metrics
-from trident_gateway.observing.request_log import RequestLog, RequestRecord
+from trident_gateway.observing.request_log import RequestRecord
 from trident_gateway.observing.tracing import Tracer
 from trident_gateway.settings import GatewaySettings
 
@@ -38,7 +38,7 @@ class Application:
         lifecycle: knows what runs, and whether more may.
         probes: answers `/health`.
         metrics: counts requests.
-        log: takes a line for each; None for no log.
+        log: takes the record of each.
         tracer: traces some of them.
         complain: tells the operator about a fault of the gateway itself.
     """
@@ -51,7 +51,7 @@ class Application:
         lifecycle: Lifecycle,
         probes: Probes,
         metrics: Metrics,
-        log: RequestLog | None,
+        log: Callable[[RequestRecord], None],
         tracer: Tracer,
         complain: Callable[[str], None],
     ) -> None:
@@ -136,8 +136,7 @@ class Application:
             else:
                 record.client_gone = "waiting" if record.ttft_s is None else "stream"
         self._metrics.count_request(record)
-        if self._log is not None:
-            self._log.write(record)
+        self._log(record)
 
 
 def _described(fault: Exception) -> str:

@@ -73,7 +73,7 @@ class Port:
         if self._server is None or self._task is None:
             self._socket.close()
             return
-        self._server.should_exit = True
+        self._server.end()
         done, _ = await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
         if not done:
             self._server.force_exit = True
@@ -92,6 +92,17 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_up = asyncio.Event()
+        self._is_ending = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._is_ending.set()
+
+    async def main_loop(self) -> None:
+        # Uvicorn looks ten times a second; all that there is to do is the date of the answers, once a second.
+        while not await self.on_tick(0):
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._is_ending.wait(), 1.0)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
