@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any, BinaryIO
 
 import uvloop
@@ -186,7 +185,12 @@ class Gateway:
 
 def _counter(metrics: Metrics, part: str) -> Callable[[], None]:
     """Return a function that any thread may call to count a failure."""
-    return partial(asyncio.get_running_loop().call_soon_threadsafe, metrics.count_failure, part)
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        loop.call_soon_threadsafe(metrics.count_failure, part)
+
+    return count
 
 
 def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, port: Port) -> None:

@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
                 await asyncio.wait_for(self._is_ending.wait(), 1.0)
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -9,14 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_GAUGES = re.compile(
-    rb"^(?:nv_trt_llm_request_metrics|nv_trt_llm_kv_cache_block_metrics)\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE
-)
+_GAUGES = re.compile(rb"^nv_trt_llm_(?:request|kv_cache_block|general)_metrics\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE)
 _LABELS = re.compile(rb'(\w+)="([^"]*)"')
 _KINDS = {
     (b"request_type", b"active"): "num_active",
     (b"request_type", b"waiting"): "num_waiting",
     (b"kv_cache_block_type", b"fraction"): "kv_fraction",
+    (b"general_type", b"iteration_counter"): "num_steps",
 }
 
 
@@ -28,11 +27,13 @@ class CoreFigures:
         num_active: requests that it has, those that wait among them.
         num_waiting: requests that wait.
         kv_fraction: of its KV blocks that are in use, from 0 to 1.
+        num_steps: that it has made since its start.
     """
 
     num_active: float = 0.0
     num_waiting: float = 0.0
     kv_fraction: float = 0.0
+    num_steps: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ class Router:
         return any(self._level(name) is Level.READY for name in self._catalogue.models)
 
     @property
+    def num_steps(self) -> float:
+        """Steps that all engines have made, as far as they were last heard of: a change of it is progress."""
+        return sum(server.num_steps for server in self._servers.values())
+
+    @property
     def conflicts(self) -> frozenset[str]:
         """Models on which servers do not agree, so that only some of them serve it."""
         return self._catalogue.conflicts

@@ -85,6 +85,11 @@ class Server:
         """How much is to be hoped of it now."""
         return self.health.level(asyncio.get_running_loop().time())
 
+    @property
+    def num_steps(self) -> float:
+        """Steps that its cores have made, as far as they were last heard of."""
+        return sum(core.num_steps for core in self._page.cores.values())
+
     def candidate(self, model: ServedModel) -> Candidate:
         """Return what the balancer must know of this server, for a call to a model as it has it."""
         is_stale = asyncio.get_running_loop().time() - self._page_at > self._times.stale_s
