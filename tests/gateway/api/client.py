@@ -67,7 +67,8 @@ class Answer:
 
     async def send_events(self, events: bytes) -> None:
         """Take events."""
-        assert events and not self.is_over
+        assert events
+        assert not self.is_over
         self.status, self.body, self.num_sends = 200, self.body + events, self.num_sends + 1
 
     async def end_events(self, events: bytes = b"") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ import msgspec
 from trident_gateway.errors import InvalidRequestError
 
 Value = TypeVar("Value", bound=msgspec.Struct)
+Plan = TypeVar("Plan")
 
 #: Marks a field that is read and checked, and changes nothing.
 NO_EFFECT = msgspec.Meta(extra={"effect": "none"})
@@ -49,8 +50,11 @@ def decode_body(body: bytes, kind: type[Value], *, allow_unknown: bool = False) 
 
 
 def _decode_leniently(body: bytes, kind: type[Value]) -> tuple[Value, tuple[str, ...]]:
-    raw = msgspec.json.decode(body)
     ignored: list[str] = []
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from None
     while True:
         try:
             return msgspec.convert(raw, kind), tuple(ignored)
@@ -63,6 +67,18 @@ def _decode_leniently(body: bytes, kind: type[Value]) -> tuple[Value, tuple[str,
             del _at(raw, path)[unknown.group(1)]
         except RecursionError as error:
             raise _malformed(error) from None
+
+
+def planned(plan: Callable[[], Plan]) -> Plan:
+    """Return what is planned for a body.
+
+    Raises:
+        InvalidRequestError: the body nests so deeply that it could just be read, and cannot be written again.
+    """
+    try:
+        return plan()
+    except RecursionError as error:
+        raise _malformed(error) from None
 
 
 def _malformed(error: Exception) -> InvalidRequestError:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import invalid
+from trident_gateway.api.body import invalid, planned
 from trident_gateway.api.chat_answer import join, render_chat
 from trident_gateway.api.chat_request import ChatRequest, ToolDefinition, check_chat, choice_of, tools_of
 from trident_gateway.api.chat_stream import ChatStream
@@ -51,7 +51,8 @@ class ChatEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ChatRequest)
         check_chat(fields, context.settings.max_n)
-        plan = plan_chat(fields, context.find(caller, fields.model), caller, context.settings)
+        model = context.find(caller, fields.model)
+        plan = planned(lambda: plan_chat(fields, model, caller, context.settings))
         if plan.is_stream:
             out.expect_events()
         async with generating(context, request, out, caller, plan) as generation:

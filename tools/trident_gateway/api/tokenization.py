@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import invalid
+from trident_gateway.api.body import invalid, planned
 from trident_gateway.api.chat import render_tools
 from trident_gateway.api.chat_request import ToolDefinition
 from trident_gateway.api.choices import AnswerPlan
@@ -67,7 +67,7 @@ class TokenizationEndpoints:
         fields = await context.read(request, out, TokenizeRequest)
         model = context.find(caller, fields.model)
         request.record.model = model.card.name
-        values = _tokenize_values(fields)
+        values = planned(lambda: _tokenize_values(fields))
         reservation = await context.limiter.reserve(caller, max(1, len(msgspec.json.encode(values)) // 4), 0)
         try:
             out.add_headers(reservation.headers())

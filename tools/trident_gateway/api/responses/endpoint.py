@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import invalid
+from trident_gateway.api.body import invalid, planned
 from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of, new_id, tool_param
 from trident_gateway.api.choices import AnswerPlan
 from trident_gateway.api.context import ApiContext
@@ -58,8 +58,9 @@ class ResponsesEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ResponsesRequest)
         check_responses(fields)
-        plan = plan_response(fields, context.find(caller, fields.model), caller, context.settings)
-        response = RunningResponse(fields, plan.model.card.name)
+        model = context.find(caller, fields.model)
+        plan = planned(lambda: plan_response(fields, model, caller, context.settings))
+        response = planned(lambda: RunningResponse(fields, model.card.name))
         if plan.is_stream:
             out.expect_events(response.fail)
         async with generating(context, request, out, caller, plan) as generation:
@@ -99,6 +100,8 @@ class RunningResponse:
         self._id = new_id("resp_")
         self._created = int(time.time())
         self._sequence_number = -1
+        self._text = msgspec.Raw(msgspec.json.encode(_text_shown(fields)))
+        self._tools = msgspec.Raw(msgspec.json.encode([_shown(tool) for tool in fields.tools or ()]))
 
     def begin(self) -> bytes:
         """Return the first events."""
@@ -129,7 +132,6 @@ class RunningResponse:
     def body(self, status: str, usage: Usage | None) -> Json:
         """Return the response as it is now."""
         fields = self._fields
-        text = msgspec.to_builtins(fields.text) if fields.text and fields.text.format else {"format": {"type": "text"}}
         return {
             "id": self._id,
             "object": "response",
@@ -146,9 +148,9 @@ class RunningResponse:
             "parallel_tool_calls": fields.parallel_tool_calls is not False,
             "previous_response_id": None,
             "temperature": fields.temperature,
-            "text": {"format": {key: value for key, value in text["format"].items() if value is not None}},
+            "text": self._text,
             "tool_choice": "auto" if fields.tool_choice is None else fields.tool_choice,
-            "tools": [_shown(tool) for tool in fields.tools or ()],
+            "tools": self._tools,
             "top_logprobs": fields.top_logprobs,
             "top_p": fields.top_p,
             "truncation": "disabled",
@@ -227,6 +229,12 @@ def _render_tools(fields: ResponsesRequest) -> str:
         for tool in fields.tools or ()
     ]
     return msgspec.json.encode([{"type": "function", "function": function} for function in functions]).decode()
+
+
+def _text_shown(fields: ResponsesRequest) -> Json:
+    wanted = fields.text.format if fields.text else None
+    raw: Json = {"type": "text"} if wanted is None else msgspec.to_builtins(wanted)
+    return {"format": {key: value for key, value in raw.items() if value is not None}}
 
 
 def _shown(tool: Any) -> Json:
