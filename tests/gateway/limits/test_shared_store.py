@@ -280,6 +280,31 @@ def test_what_was_settled_without_the_store_is_told_to_it_when_it_is_back(own_se
     _run(main())
 
 
+def test_what_was_used_without_the_store_counts_to_the_shared_quota(own_server: RedisServer) -> None:
+    async def main() -> None:
+        limiter = _limiter(own_server, num_replicas=2, timeout_s=0.2)
+        caller = _caller(output_tokens_per_minute=1000, tokens_per_month=10**6)
+        own_server.pause()
+        settled, running = await limiter.reserve(caller, 100, 100), await limiter.reserve(caller, 100, 100)
+        await settled.settle(70, 7)
+        own_server.resume()
+        await limiter.start()
+
+        async def is_up() -> bool:
+            return limiter.is_store_up
+
+        await _until(is_up)
+        await running.settle(500, 5)
+        last = await limiter.reserve(caller, 0, 0)
+        assert last._outcome is not None
+        assert last._outcome.standing.month_used == 582
+        # The minute's limit is the shared one, of which nothing was used.
+        assert dict(last.headers())[b"x-ratelimit-remaining-tokens"] == b"1000"
+        await limiter.close()
+
+    _run(main())
+
+
 def test_a_store_that_forgot_everything_learns_who_runs(own_server: RedisServer) -> None:
     async def main() -> None:
         limiter, caller = _limiter(own_server, num_replicas=1), _caller(concurrency=2)

@@ -1,7 +1,6 @@
 """What a caller may use: reserved before a call, settled after it.
 
-Owns what a client is told of its limits, headers and refusals, and that whatever was taken is given back on every way
-out. Never counts anything: a store does.
+Owns that whatever was taken is given back on every way out of a request. Never counts anything: a store does.
 """
 
 from __future__ import annotations
@@ -14,22 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 from trident_gateway.callers import Caller
-from trident_gateway.errors import ApiError, QuotaError, RateLimitError, TooLargeForLimitError, UnavailableError
+from trident_gateway.errors import ApiError, UnavailableError
 from trident_gateway.limits.memory import MemoryStore
 from trident_gateway.limits.redis import RedisStore
+from trident_gateway.limits.replies import limit_headers, shortage_error, too_large_error
 from trident_gateway.limits.shared import SharedStore
-from trident_gateway.limits.standing import Demand, Shortage, rates, shortage, too_large
+from trident_gateway.limits.standing import Demand, shortage, too_large
 from trident_gateway.limits.store import Hold, LimitStore, Outcome, StoreLostError
 from trident_gateway.settings import GatewaySettings
-
-_WORDS = {
-    "requests": "requests a minute",
-    "input_tokens": "input tokens a minute",
-    "output_tokens": "output tokens a minute",
-    "concurrency": "requests at the same time",
-    "day": "tokens a day",
-    "month": "tokens a month",
-}
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -99,7 +90,7 @@ class Limiter:
             return Reservation(self, None, hold, demand)
         if (found := too_large(caller.limits, demand)) is not None:
             self.num_refused[found.name] += 1
-            raise _too_large_error(found, demand)
+            raise too_large_error(found, demand)
         taking = self._run(self._store.take(hold, demand))
         try:
             outcome = await asyncio.shield(taking)
@@ -124,8 +115,8 @@ class Limiter:
         found = shortage(outcome.limits, outcome.standing, demand)
         assert found is not None, "a store refuses what its own standing allows"
         self.num_refused[found.name] += 1
-        error = _shortage_error(found)
-        error.headers = (*error.headers, *_headers(outcome, demand))
+        error = shortage_error(found)
+        error.headers = (*error.headers, *limit_headers(outcome, demand))
         return error
 
     def _return_unclaimed(self, taking: asyncio.Task[Outcome], hold: Hold, demand: Demand) -> None:
@@ -164,7 +155,7 @@ class Reservation:
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that tell the caller what is left, as of the reservation."""
-        return [] if self._outcome is None else _headers(self._outcome, self._demand)
+        return [] if self._outcome is None else limit_headers(self._outcome, self._demand)
 
     def correct_input(self, input_tokens: int) -> None:
         """Put the number of tokens that the prompt has in the place of the estimate; returns at once."""
@@ -208,58 +199,3 @@ class Reservation:
         assert self._outcome is not None
         taken_at_ms = self._outcome.standing.now_ms
         await self._limiter._store.adjust(self._hold, more, taken_at_ms=taken_at_ms, is_last=is_last)
-
-
-def _headers(outcome: Outcome, demand: Demand) -> list[tuple[bytes, bytes]]:
-    """Return limit, remaining and reset of requests and of tokens; of two limits for tokens, the one that is nearer."""
-    every = rates(outcome.limits, outcome.standing, demand)
-    headers = []
-    for kind in ("requests", "tokens"):
-        of_kind = [rate for rate in every if rate.kind == kind]
-        if of_kind:
-            rate = min(of_kind, key=lambda one: one.level / one.limit)
-            suffix = kind.encode()
-            headers += [
-                (b"x-ratelimit-limit-" + suffix, b"%d" % rate.limit),
-                (b"x-ratelimit-remaining-" + suffix, b"%d" % rate.remaining),
-                (b"x-ratelimit-reset-" + suffix, _duration(rate.reset_ms)),
-            ]
-    return headers
-
-
-def _duration(milliseconds: int) -> bytes:
-    """Return a time as OpenAI's headers have it: `12ms`, `1.5s`, `6m0s`."""
-    if milliseconds < 1000:
-        return b"%dms" % milliseconds
-    minutes, rest = divmod(milliseconds, 60_000)
-    seconds = f"{rest / 1000:.3f}".rstrip("0").rstrip(".")
-    return (f"{minutes}m{seconds}s" if minutes else f"{seconds}s").encode()
-
-
-def _too_large_error(found: Shortage, demand: Demand) -> TooLargeForLimitError:
-    if found.name == "input_tokens":
-        size = f"has about {demand.input_tokens} input tokens"
-    elif found.name == "output_tokens":
-        size = f"asks for {demand.output_tokens} output tokens or more"
-    else:
-        size = f"may need {demand.tokens} tokens"
-    return TooLargeForLimitError(
-        f"The request {size}, which is more than this key's limit of {found.limit} {_WORDS[found.name]}.",
-        limit=found.name,
-    )
-
-
-def _shortage_error(found: Shortage) -> ApiError:
-    words = _WORDS[found.name]
-    if found.kind == "quota":
-        left = "tomorrow" if found.name == "day" else "next month"
-        return QuotaError(
-            f"This key's quota of {found.limit} {words} does not allow this request; it begins anew {left} (UTC).",
-            limit=found.name,
-        )
-    return RateLimitError(
-        f"This key's limit of {found.limit} {words} is reached. Try again in {_duration(found.wait_ms).decode()}.",
-        kind=found.kind,
-        limit=found.name,
-        retry_after_s=found.wait_ms / 1000,
-    )

@@ -81,6 +81,15 @@ class RedisStore:
         ]
         await self._call("adjust", hold.account, arguments)
 
+    async def charge(self, hold: Hold, used: Demand, *, taken_at_ms: int) -> None:
+        """Count to the quotas of an account what was used while the store was gone.
+
+        Raises:
+            StoreLostError: the store does not answer.
+        """
+        arguments: list[str | int] = [hold.lease, *_limits(hold), used.input_tokens, used.output_tokens, taken_at_ms, 0]
+        await self._call("charge", hold.account, arguments)
+
     def forget(self, hold: Hold) -> None:
         """Prolong the lease of a request no longer."""
         leases = self._leases.get(hold.account, set())

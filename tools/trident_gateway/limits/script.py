@@ -9,10 +9,11 @@ nobody prolongs ends by itself: its gateway has died, and what it held counts as
 
 from __future__ import annotations
 
-#: Arguments: `take`, `adjust` or `renew`; the time in ms, or "" for the server's; how long a lease lasts, in ms. Then
-#: for `renew` "XX" to prolong only leases that are still there, or "", and the leases. Otherwise one lease; the limits
-#: (0 for none) of requests, input and output tokens a minute, concurrency, day and month; input and output tokens; and
-#: for `adjust` the time at which they were taken, and 1 to end the lease.
+#: Arguments: `take`, `adjust`, `charge` or `renew`; the time in ms, or "" for the server's; how long a lease lasts, in
+#: ms. Then for `renew` "XX" to prolong only leases that are still there, or "", and the leases. Otherwise one lease; the
+#: limits (0 for none) of requests, input and output tokens a minute, concurrency, day and month; input and output
+#: tokens; and but for `take` the time at which they were taken, and 1 to end the lease. `charge` counts to the quotas
+#: alone.
 LIMITS_SCRIPT = """
 local now = tonumber(ARGV[2])
 if not now then
@@ -98,7 +99,7 @@ if ARGV[1] == 'take' then
     redis.call('PEXPIRE', leases, 2 * lease_ms)
   end
 else
-  local needs = {0, input, output}
+  local needs = ARGV[1] == 'adjust' and {0, input, output} or {0, 0, 0}
   for index = 1, 3 do
     if levels[index] then levels[index] = math.min(limits[index] * 60000, levels[index] - needs[index] * 60000) end
   end

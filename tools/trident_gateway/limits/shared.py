@@ -18,7 +18,7 @@ from trident_gateway.limits.store import Hold, Outcome, StoreLostError
 
 _log = logging.getLogger(__name__)
 
-#: Settlements that are kept for a store that is gone; of a gateway that outlasts more, the oldest are lost.
+#: Settlements that are kept for a store that is gone; of more than these, the oldest are lost.
 _MAX_LATE = 100_000
 
 
@@ -47,8 +47,9 @@ class SharedStore:
         self._num_replicas = num_replicas
         self._fails_open = fails_open
         self._retry_s = retry_s
-        self._here: set[str] = set()
+        self._here: dict[str, Demand] = {}
         self._late: deque[tuple[Hold, Demand, int]] = deque(maxlen=_MAX_LATE)
+        self._uncharged: deque[tuple[Hold, Demand, int]] = deque(maxlen=_MAX_LATE)
         self._is_gone = asyncio.Event()
         self._is_back = asyncio.Event()
         self._is_back.set()
@@ -76,7 +77,7 @@ class SharedStore:
             raise StoreLostError
         outcome = await self._local.take(self._part(hold), demand)
         if outcome.is_taken:
-            self._here.add(hold.lease)
+            self._here[hold.lease] = demand
             self.num_taken_here += 1
         return outcome
 
@@ -85,10 +86,13 @@ class SharedStore:
 
         The last one of a request is kept for a shared store that is gone.
         """
-        if hold.lease in self._here:
-            if is_last:
-                self._here.remove(hold.lease)
+        if (held := self._here.get(hold.lease)) is not None:
+            used = Demand(held.input_tokens + more.input_tokens, held.output_tokens + more.output_tokens)
+            self._here[hold.lease] = used
             await self._local.adjust(self._part(hold), more, taken_at_ms=taken_at_ms, is_last=is_last)
+            if is_last:
+                del self._here[hold.lease]
+                await self._charge(hold, used, taken_at_ms)
             return
         if self.is_up:
             try:
@@ -101,6 +105,18 @@ class SharedStore:
             raise StoreLostError
         self._shared.forget(hold)
         self._late.append((hold, more, taken_at_ms))
+
+    async def _charge(self, hold: Hold, used: Demand, taken_at_ms: int) -> None:
+        """Count to the shared quotas what was used here; later, if the shared store is still gone."""
+        if hold.limits.tokens_per_day is None and hold.limits.tokens_per_month is None:
+            return
+        if self.is_up:
+            try:
+                await self._shared.charge(hold, used, taken_at_ms=taken_at_ms)
+            except StoreLostError:
+                self._note_loss()
+            return
+        self._uncharged.append((hold, used, taken_at_ms))
 
     async def start(self) -> None:
         """Begin to watch the shared store."""
@@ -142,6 +158,10 @@ class SharedStore:
                     await self._shared.adjust(hold, more, taken_at_ms=taken_at_ms, is_last=True)
                     self._late.popleft()
                 await self._shared.ping()
+                while self._uncharged:
+                    # Once at most: what may have been counted is not counted again.
+                    hold, more, taken_at_ms = self._uncharged.popleft()
+                    await self._shared.charge(hold, more, taken_at_ms=taken_at_ms)
             except StoreLostError:
                 await asyncio.sleep(self._retry_s)
                 continue
