@@ -23,6 +23,7 @@ serve: $(ENGINE)
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: check
+	@tools/setup_clients.sh
 	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt
 	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
 	.venv/bin/python -m pytest tests/e2e

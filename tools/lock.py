@@ -55,6 +55,15 @@ BUILD = (
 )
 
 
+#: Other people's clients of the OpenAI API, which the tests of the gateway run in environments of their own: nothing of
+#: them stands beside the project's packages. What holds the official client at an older version, or much else, is apart
+#: from those that go with the newest.
+CLIENTS = {
+    "clients": ("openai>=3", "litellm", "langchain-openai"),
+    "clients-pinned": ("instructor", "aiperf"),
+}
+
+
 @dataclass(frozen=True)
 class Layer:
     """A file of locks/: the packages that its requirements add to the layers below it."""
@@ -131,7 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         everything = tuple(dict.fromkeys(line for layer in named.values() for line in layer.requirements))
-        kept = {} if args.upgrade else _locked_versions()
+        kept = {} if args.upgrade else _locked_versions({path.stem for path in LOCKS.glob("*.txt")} - {*CLIENTS})
         together = _packages(_resolve(work, everything, kept))
         versions: dict[str, set[str]] = {}
         for pin in together:
@@ -142,12 +151,16 @@ def main() -> None:
             found = _at(together, _packages(_resolve(work, layer.requirements, versions)))
             written[layer_name] = [pin for pin in found if pin not in below]
         server = _packages(_compile(work, (WHEEL,), work / "pylock.server.toml", "--no-deps"))
+        clients = {
+            name: _packages(_resolve(work, lines, {} if args.upgrade else _locked_versions({name})))
+            for name, lines in CLIENTS.items()
+        }
     LOCKS.mkdir(exist_ok=True)
     torch = written.pop("torch")
     cuda = [pin for pin in torch if pin.name.startswith(("torch", "nvidia-", "cuda-", "triton"))]
     written["test"] = sorted({*written["test"], *torch} - {*cuda}, key=lambda pin: (pin.name, pin.minors))
     _check_cpu_build(cuda)
-    for layer_name, found in {**written, "torch-cuda": cuda, "tritonserver": server}.items():
+    for layer_name, found in {**written, "torch-cuda": cuda, "tritonserver": server, **clients}.items():
         path = LOCKS / f"{layer_name}.txt"
         path.write_text(
             f"# Written by `make lock`; see docs/dependencies.md.\n{''.join(f'{pin}{chr(10)}' for pin in found)}",
@@ -156,11 +169,12 @@ def main() -> None:
         print(f"{path.relative_to(ROOT)}: {len(found)} packages")
 
 
-def _locked_versions() -> dict[str, set[str]]:
-    """Return what locks/ holds: the versions of each package."""
+def _locked_versions(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return what these files of locks/ hold, those that are there: the versions of each package."""
     versions: dict[str, set[str]] = {}
-    for path in LOCKS.glob("*.txt"):
-        for name, version in re.findall(r"^([\w.-]+)==([^ ]+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+    for path in (LOCKS / f"{name}.txt" for name in names):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for name, version in re.findall(r"^([\w.-]+)==([^ ]+)", text, re.MULTILINE):
             versions.setdefault(name, set()).add(version)
     return versions
 

@@ -65,7 +65,7 @@ class TritonPythonModel:
         stop_strings = partial(StopStrings, make_detokenizer(tokenizer), anchors, special=special)
         self._service = CoreService(
             engine,
-            RequestContext(engine.spec, manifest.generation, stop_strings, special),
+            RequestContext(engine.spec, manifest.generation, stop_strings, special, settings.default_max_tokens),
             anchors,
             settings,
             guides=GrammarCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),

@@ -17,7 +17,13 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from trident_ensemble.contract import tensors
-from trident_ensemble.contract.errors import QueueFullError, RequestError, TridentError, code_of, wire_message
+from trident_ensemble.contract.errors import (
+    QueueFullError,
+    RequestError,
+    TridentError,
+    read_wire_message,
+    wire_message,
+)
 from trident_ensemble.contract.failures import internal_error, log_failure
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.settings import UnarySettings, parse_parameters
@@ -140,5 +146,5 @@ def _failure(error: TridentError) -> Any:
 
 
 def _refusal(message: str) -> Any:
-    code = getattr(pb_utils.TritonError, code_of(message))
+    code = getattr(pb_utils.TritonError, read_wire_message(message).code)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

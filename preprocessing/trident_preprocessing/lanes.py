@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from enum import Enum, auto
 
-from trident_ensemble.contract.errors import UnavailableError
+from trident_ensemble.contract.errors import QueueFullError
 
 
 class Lane(Enum):
@@ -59,13 +59,13 @@ class Lanes:
             work: does the work; must not raise.
 
         Raises:
-            UnavailableError: the waiting requests already hold too much memory.
+            QueueFullError: the waiting requests already hold too much memory.
         """
         if num_bytes > LARGE_BYTES:
             lane = Lane.LARGE
         with self._lock:
             if self._num_bytes + num_bytes > MAX_BYTES:
-                raise UnavailableError(
+                raise QueueFullError(
                     f"requests of {self._num_bytes} bytes wait to be tokenized, and this one's {num_bytes} bytes would"
                     f" make it more than {MAX_BYTES}; try again later"
                 )

@@ -5,6 +5,7 @@ Owns their names. Never checks a value: each field is checked where it is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,6 +18,7 @@ class PromptRequest:
 
     text_input: bytes | None = None
     add_special_tokens: bool | None = None
+    prompt_token_ids: Sequence[int] | None = None
     messages: bytes | None = None
     tools: bytes | None = None
     chat_template_kwargs: bytes | None = None

@@ -1,7 +1,8 @@
 """The preprocessing model as Triton's Python backend loads it.
 
-Owns the tensors: a prompt or messages and bad words come in, and token ids go out. Requests are answered side by side,
-each when it is done. The only file of the package that knows Triton. Never tokenizes: `prompt_tokenizer` does.
+Owns the tensors: a prompt, as text, messages or ids, and bad words come in, and token ids go out. Requests are answered
+side by side, each when it is done. The only file of the package that knows Triton. Never tokenizes: `prompt_tokenizer`
+does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.client_input import check_parameters
-from trident_ensemble.contract.errors import RequestError, TridentError, triton_code, wire_message
+from trident_ensemble.contract.errors import ContextLengthError, RequestError, TridentError, triton_code, wire_message
 from trident_ensemble.contract.failures import internal_error
 from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_preprocessing.lanes import Lane, Lanes
@@ -26,7 +27,8 @@ from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.prompt_tokenizer import load_tokenizer
 from trident_preprocessing.tokens.bad_words import TokenIds, pack_words
 
-_PROMPT_FIELDS = frozenset(field.name for field in fields(PromptRequest))
+_SINGLE_FIELDS = frozenset(field.name for field in fields(PromptRequest)) - {tensors.PROMPT_TOKEN_IDS.name}
+_BYTES_OF_AN_ID = 8
 #: A request that only stops another has no prompt, but the core's input must not be empty.
 _NO_PROMPT = [0]
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -54,7 +56,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 check_parameters(json.loads(request.parameters() or "{}"), tensors.ENSEMBLE_INPUTS)
-                values = _read(request)
+                values = self._read(request)
                 lane = Lane.CHATS if tensors.MESSAGES.name in values else Lane.PROMPTS
                 self._lanes.put(lane, _num_bytes(values), partial(self._answer, sender, values))
             except TridentError as error:
@@ -88,30 +90,37 @@ class TritonPythonModel:
             ]
         )
 
+    def _read(self, request: Any) -> dict[str, list[Any]]:
+        """Return the request's inputs by name; an input of shape [1] must hold one value."""
+        values: dict[str, list[Any]] = {}
+        for spec in tensors.PREPROCESSING_INPUTS:
+            tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+            if tensor is None:
+                continue
+            array = tensor.as_numpy().reshape(-1)
+            if spec is tensors.PROMPT_TOKEN_IDS and array.size > self._tokenizer.max_num_ids:
+                problem = f"{array.size} ids are too many: at most {self._tokenizer.max_num_ids}, even to be cut"
+                raise ContextLengthError(spec.name, problem)
+            values[spec.name] = array.tolist()
+            if spec.dims == (1,) and len(values[spec.name]) != 1:
+                raise RequestError(spec.name, f"must hold one value, not {len(values[spec.name])}")
+        return values
+
     def _tokenize(self, values: dict[str, list[Any]]) -> tuple[list[int], list[TokenIds]]:
         if values.get(tensors.STOP.name) == [True]:
             return _NO_PROMPT, []
         bad_words = self._tokenizer.bad_words.token_ids(values.get(tensors.BAD_WORDS.name, []))
-        prompt = PromptRequest(**{name: value[0] for name, value in values.items() if name in _PROMPT_FIELDS})
+        ids = values.get(tensors.PROMPT_TOKEN_IDS.name)
+        single = {name: value[0] for name, value in values.items() if name in _SINGLE_FIELDS}
+        prompt = PromptRequest(**single, prompt_token_ids=ids)
         return self._tokenizer.encode(prompt), bad_words
 
 
-def _read(request: Any) -> dict[str, list[Any]]:
-    """Return the request's inputs by name; an input of shape [1] must hold one value."""
-    values: dict[str, list[Any]] = {}
-    for spec in tensors.PREPROCESSING_INPUTS:
-        tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
-        if tensor is None:
-            continue
-        values[spec.name] = tensor.as_numpy().reshape(-1).tolist()
-        if spec.dims == (1,) and len(values[spec.name]) != 1:
-            raise RequestError(spec.name, f"must hold one value, not {len(values[spec.name])}")
-    return values
-
-
 def _num_bytes(values: Mapping[str, list[Any]]) -> int:
-    """Return how many bytes of text a request has."""
-    return sum(len(value) for of_field in values.values() for value in of_field if isinstance(value, bytes))
+    """Return how many bytes of text and ids a request has."""
+    num_ids = len(values.get(tensors.PROMPT_TOKEN_IDS.name, ()))
+    texts = (of_field for of_field in values.values() if of_field and isinstance(of_field[0], bytes))
+    return sum(len(text) for of_field in texts for text in of_field) + num_ids * _BYTES_OF_AN_ID
 
 
 def _failure(error: TridentError) -> Any:

@@ -109,7 +109,8 @@ def test_triton_model_a_stream_ends_with_its_final_flag(shell: Any) -> None:
     ids = [token_id for response in responses for token_id in _output(response, "output_ids")[0, 0].tolist()]
     assert ids == expected_tokens([5], 20)
     names = [{tensor.name() for tensor in response.output_tensors()} for response in responses]
-    assert all(sent == {"output_ids", "chunk"} for sent in names[:-1])
+    assert names[0] == {"output_ids", "chunk", "num_input_tokens"}
+    assert all(sent == {"output_ids", "chunk"} for sent in names[1:-1])
     assert {"finish_reason", "num_input_tokens", "num_output_tokens"} <= names[-1]
 
 
@@ -189,14 +190,13 @@ def test_triton_model_a_guide_that_is_none_is_refused(shell: Any) -> None:
     shell.execute([request])
     error = _answered(request)[0].error()
     assert error is not None
-    assert "[INVALID_ARG] guided_decoding_guide: " in error.message()
+    assert "[INVALID_ARG] invalid_guide: guided_decoding_guide: " in error.message()
 
 
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (_request(input_ids=[5]), "max_tokens"),
-        (_request(input_ids=[5], max_tokens=0), "max_tokens"),
+        (_request(input_ids=[5], max_tokens=-2), "max_tokens"),
         (_request(max_tokens=4), "input_ids"),
         (_request(input_ids=[999], max_tokens=4), "input_ids"),
         (_request(input_ids=[1] * 100_000, max_tokens=4), "input_ids"),
@@ -248,7 +248,7 @@ def test_triton_model_metrics_are_of_triton_s_kinds_and_the_last_ones_are_publis
 ) -> None:
     request = _request(input_ids=[5, 6, 7], max_tokens=9, ignore_eos=True, temperature=0.0)
     endless = _request(input_ids=[5], max_tokens=60, ignore_eos=True)
-    unfinished_shell.execute([_request(input_ids=[5], max_tokens=[4, 4]), _request(input_ids=[5], max_tokens=0)])
+    unfinished_shell.execute([_request(input_ids=[5], max_tokens=[4, 4]), _request(input_ids=[5], max_tokens=-2)])
     unfinished_shell.execute([request])
     _answered(request)
     unfinished_shell.execute([endless])

@@ -170,7 +170,7 @@ async def _ask(client: Any, fields: dict[str, Any], leaves_after: float | None, 
 
 
 def _kind(message: str) -> str:
-    return "timed out" if "[UNAVAILABLE] timeout_ms" in message else message
+    return "timed out" if "[UNAVAILABLE] timeout: " in message else message
 
 
 def _memory_mib(root: int) -> float:

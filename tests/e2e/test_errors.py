@@ -26,6 +26,7 @@ from tests.e2e.server import Server, get, post, serve, until
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 WAYS = ("generate", "generate_stream", "infer, HTTP", "infer, gRPC", "gRPC stream")
 GOOD: dict[str, Any] = {"text_input": "hello", "max_tokens": 4, "temperature": 0.0}
+NO_GUIDE = {"guided_decoding_guide_type": "choice", "guided_decoding_guide": "[]"}
 LONG: dict[str, Any] = {"text_input": "on and on", "max_tokens": 3500, "ignore_eos": True}
 NUM_PLACES = 2
 NUM_WAITING = 4
@@ -162,9 +163,11 @@ sent("an integer beyond 32 bits", {**GOOD, "max_tokens": 2**32 + 4}, HTTP)
 sent("a field that nobody knows", {**GOOD, "max_tokns": 4})
 sent("a field that nobody knows, an object", {**GOOD, "max_tokns": {"most": 4}}, HTTP)
 sent("no input at all", {})
-sent("max_tokens is missing", {"text_input": "hello"})
+sent("max_tokens is missing", {"text_input": "hello", "stop_words": ["e"]})
 sent("preprocessing refuses a value", {"messages": "[]", "max_tokens": 4})
-sent("the core refuses a value", {**GOOD, "max_tokens": -1})
+sent("the core refuses a value", {**GOOD, "top_p": 2.0})
+sent("prompt and output are longer than the context", {**GOOD, "max_tokens": 1_000_000})
+sent("a guide that nothing can follow", {**GOOD, **NO_GUIDE})
 sent("stream where there is one answer", {**GOOD, "stream": True, "ignore_eos": True}, (WAYS[0], *WAYS[2:4]))
 sent("timeout_ms is over before the first response", {**LONG, "timeout_ms": 150})
 

@@ -72,7 +72,7 @@ def test_scheduling_priority_and_tenant_go_before_a_crowd_that_came_earlier(narr
 @pytest.mark.parametrize("stream", [True, False])
 def test_scheduling_a_timeout_ends_the_request_and_frees_its_room(narrow: Server, stream: bool) -> None:
     began = time.monotonic()
-    with pytest.raises(InferenceServerException, match=r"\[UNAVAILABLE\] timeout_ms: 300 ms have passed"):
+    with pytest.raises(InferenceServerException, match=r"\[UNAVAILABLE\] timeout: timeout_ms: 300 ms have passed"):
         ask_grpc(narrow.grpc, text_input="on and on", max_tokens=3000, ignore_eos=True, stream=stream, timeout_ms=300)
     assert time.monotonic() - began > 0.25
     until(lambda: narrow.num_used_blocks == 0, 60, "its blocks to be free")

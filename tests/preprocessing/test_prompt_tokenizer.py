@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from tests.checkpoints import edit_json
-from tests.fakes.manifests import write_small_manifest
+from tests.fakes.manifests import SMALL_VOCAB_SIZE, write_small_manifest
 from tests.preprocessing.engines import make_engine_folder
 from tests.tokenizer_zoo import TEXTS, tokenizer_of
-from trident_ensemble.contract.errors import ArtifactError, RequestError
+from trident_ensemble.contract.errors import ArtifactError, ContextLengthError, RequestError
 from trident_preprocessing.prompt_request import PromptRequest
 from trident_preprocessing.prompt_tokenizer import PromptTokenizer, load_tokenizer
 
@@ -55,6 +56,45 @@ def test_prompt_tokenizer_exactly_one_is_needed(prompts: PromptTokenizer) -> Non
         prompts.encode(PromptRequest(text_input=b"a", messages=b"[]"))
 
 
+def test_prompt_tokenizer_ids_are_taken_as_they_are(prompts: PromptTokenizer) -> None:
+    ids = list(range(SMALL_VOCAB_SIZE))
+    assert prompts.encode(PromptRequest(prompt_token_ids=ids)) == ids
+    longest = [3] * 511
+    assert prompts.encode(PromptRequest(prompt_token_ids=longest)) == longest
+    cut = PromptRequest(prompt_token_ids=ids, truncate_prompt_tokens=4)
+    assert prompts.encode(cut) == ids[-4:]
+    right = PromptRequest(
+        prompt_token_ids=longest * 9, truncate_prompt_tokens=-1, truncation_side=b"right", max_tokens=0
+    )
+    assert prompts.encode(right) == longest
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"prompt_token_ids": []}, "prompt_token_ids: must hold at least one id"),
+        ({"prompt_token_ids": [1, -1]}, "prompt_token_ids: every id must be from 0 to "),
+        (
+            {"prompt_token_ids": [SMALL_VOCAB_SIZE]},
+            f"prompt_token_ids: every id must be from 0 to {SMALL_VOCAB_SIZE - 1}",
+        ),
+        ({"prompt_token_ids": [1] * 512}, "prompt_token_ids: a prompt of 512 tokens is too long"),
+        ({"text_input": b"a"}, "text_input: is given together with prompt_token_ids; send one"),
+        ({"messages": b"[]"}, "messages: is given together with prompt_token_ids; send one"),
+        (
+            {"add_special_tokens": False},
+            "add_special_tokens: only goes with text_input; prompt_token_ids is taken as it",
+        ),
+        ({"tools": b"[]"}, "tools: only goes with messages; prompt_token_ids is taken as it is"),
+        ({"truncate_prompt_tokens": -1}, "max_tokens: is missing"),
+    ],
+)
+def test_prompt_tokenizer_ids_that_cannot_be_the_prompt(tmp_path: Path, fields: dict[str, Any], problem: str) -> None:
+    prompts = load_tokenizer(make_engine_folder(tmp_path, "llama_2", max_seq_len=512))
+    with pytest.raises(RequestError, match=f"^{problem}"):
+        prompts.encode(PromptRequest(**{"prompt_token_ids": [1], **fields}))
+
+
 def test_prompt_tokenizer_bad_text(prompts: PromptTokenizer) -> None:
     with pytest.raises(RequestError, match=r"^text_input: is not valid UTF-8: invalid start byte at byte 2"):
         prompts.encode(PromptRequest(text_input=b"ab\xff"))
@@ -83,10 +123,12 @@ def test_prompt_tokenizer_a_prompt_too_long_is_refused_by_the_clients_name(
     while len(tokenizer_of(family).encode(text[:num_tokens]).ids) < 512:
         num_tokens += 1
     assert len(prompts.encode(PromptRequest(text_input=text[: num_tokens - 1].encode()))) == 511
-    with pytest.raises(RequestError, match=r"^text_input: a prompt of 512 tokens is too long: .* max_seq_len is 512"):
+    with pytest.raises(
+        ContextLengthError, match=r"^text_input: a prompt of 512 tokens is too long: .* max_seq_len is 512"
+    ):
         prompts.encode(PromptRequest(text_input=text[:num_tokens].encode()))
     messages = json.dumps([{"role": "user", "content": text}]).encode()
-    with pytest.raises(RequestError, match=r"^messages: a prompt of \d+ tokens is too long"):
+    with pytest.raises(ContextLengthError, match=r"^messages: a prompt of \d+ tokens is too long"):
         prompts.encode(PromptRequest(messages=messages))
 
 

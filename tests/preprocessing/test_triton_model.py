@@ -89,6 +89,18 @@ def test_triton_model_every_output_is_always_there(model: Any) -> None:
     assert made["flow_control"].tolist() == [[True]]
 
 
+@pytest.mark.parametrize("ids", [np.array([[5, 0, 7]], np.int32), np.array([5, 0, 7], np.int32)])
+def test_triton_model_ids_are_the_prompt(model: Any, ids: Any) -> None:
+    assert outputs(model, request(prompt_token_ids=ids))["input_ids"].tolist() == [[5, 0, 7]]
+
+
+def test_triton_model_too_many_ids_are_refused_before_they_are_read(model: Any) -> None:
+    ids = np.zeros((1, (1 << 20) + 1), np.int32)
+    asked = request(prompt_token_ids=ids, truncate_prompt_tokens=5)
+    assert refusal(model, asked).startswith("context_length: prompt_token_ids: 1048577 ids are too many: at most")
+    assert outputs(model, request(prompt_token_ids=ids[:, 1:], truncate_prompt_tokens=5))["input_ids"].shape == (1, 5)
+
+
 def test_triton_model_bad_words(model: Any) -> None:
     for none in (texts(b""), texts(), texts(b"", b"")):
         made = outputs(model, request(text_input=b"a", bad_words=none))
@@ -173,7 +185,7 @@ def test_triton_model_bad_requests_harm_no_other(model: Any) -> None:
         ["[INVALID_ARG]", "text_input:"],
         ["[INVALID_ARG]", "text_input:"],
     ]
-    assert "unknown field; known are text_input, add_special_tokens, messages, tools, " in messages[1]
+    assert "unknown field; known are text_input, add_special_tokens, prompt_token_ids, messages, " in messages[1]
     assert all(response.error().code() == triton.TritonError.INVALID_ARG for response in responses[1:5])
 
 

@@ -24,18 +24,25 @@ else:
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 #: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
-SERVE = ("build", "numpy", "base", "openvino", "bench")
+SERVE = ("build", "numpy", "base", "openvino", "gateway", "bench")
 TEST = (*SERVE, "test", "torch-cuda")
 GPU = (*TEST, "tensorrt")
 IMAGE = ("build", "numpy", "base", "tensorrt")
 IMAGE_FOR_CPUS = ("build", "numpy", "base", "openvino")
 #: The extras that each holds, beside the project's own dependencies.
 EXTRAS = {
-    SERVE: ("openvino", "server", "bench"),
-    TEST: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx"),
-    GPU: ("openvino", "server", "bench", "test", "check", "compare", "tensorrt-rtx", "tensorrt"),
+    SERVE: ("openvino", "server", "gateway", "tracing", "bench"),
+    TEST: ("openvino", "server", "gateway", "tracing", "bench", "test", "check", "compare", "tensorrt-rtx"),
+    GPU: (
+        "openvino", "server", "gateway", "tracing", "bench", "test", "check", "compare", "tensorrt-rtx", "tensorrt",
+    ),
     IMAGE: ("server", "tensorrt"),
     IMAGE_FOR_CPUS: ("server", "openvino"),
+}  # fmt: skip
+#: What tools/setup_clients.sh installs, each in an environment of its own, and what it is installed for.
+CLIENTS: dict[tuple[str, ...], list[str]] = {
+    ("clients",): ["openai", "litellm", "langchain-openai"],
+    ("clients-pinned",): ["instructor", "aiperf"],
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
@@ -133,6 +140,33 @@ def test_locks_both_builds_of_torch_are_of_one_version() -> None:
     (cpu,) = lines("torch-cpu")
     (cuda,) = (line for line in lines("torch-cuda") if line.startswith("torch=="))
     assert cpu.split(" ")[0] == cuda.split(" ")[0] + "+cpu"
+
+
+@EVERY_PYTHON
+@pytest.mark.parametrize("names", CLIENTS, ids=lambda names: names[0])
+def test_locks_clients_are_whole_and_beside_each_other(names: tuple[str, ...], python: str) -> None:
+    versions = locked(names, python)
+    assert unmet(CLIENTS[names], versions, python) == []
+    environment_of_clients = ROOT / ".venv-clients" / names[0]
+    if python == f"3.{sys.version_info.minor}" and environment_of_clients.exists():
+        found = {
+            canonicalize_name(package.name): package
+            for folder in environment_of_clients.glob("lib/python*/site-packages")
+            for package in importlib.metadata.distributions(path=[str(folder)])
+        }
+        assert {name: Version(package.version) for name, package in found.items()} == versions
+        assert {
+            name: missing for name, p in found.items() if (missing := unmet(p.requires or [], versions, python))
+        } == {}
+
+
+def test_locks_set_up_of_clients_installs_these_locks() -> None:
+    script = (ROOT / "tools" / "setup_clients.sh").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^for name in (.*); do$", script, re.MULTILINE)
+    assert {(name,) for name in names.split()} == set(CLIENTS)
+    installs = re.findall(r"pip --python|uv pip install", script)
+    assert len(installs) == script.count("--require-hashes") == 2
+    assert "npm ci" in script
 
 
 def test_locks_set_up_and_the_image_install_these_locks_and_nothing_else() -> None:

@@ -21,6 +21,7 @@ PACKAGES = (
     "preprocessing/trident_preprocessing",
     "tools/demo",
     "tools/trident_compiler",
+    "tools/trident_gateway",
     "tools/trident_tools",
 )
 MIN_WORDS = 3

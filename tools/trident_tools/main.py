@@ -21,6 +21,8 @@ from trident_ensemble.contract.errors import TridentError
 COMMANDS = {
     "build": "compile a checkpoint into a Triton model repository",
     "serve": "serve a model repository with tritonserver",
+    "gateway": "speak OpenAI's API in front of running servers",
+    "keys": "make, list and revoke the keys of a gateway",
     "chat": "talk to a running server",
     "simulate": "predict latency, throughput and cost under a load",
     "bench": "put a running server under load and measure it",

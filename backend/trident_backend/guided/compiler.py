@@ -90,6 +90,7 @@ class CompiledGrammar:
             self._recompile,
             end_ids,
             self._slow_matchers,
+            markers=self._grammar.markers,
             begins_text=begins_text,
         )
         self._matchers.add(matcher)
@@ -141,9 +142,9 @@ class GrammarCompiler:
         """Return the grammar of a guide; equal guides get the same grammar while it is kept.
 
         Args:
-            guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-            guide: the schema, the expression, the JSON list of choices or the grammar; with `json`, a schema or an
-                empty text.
+            guide_type: `json`, `json_schema`, `regex`, `choice`, `ebnf_grammar` or `structural_tag`.
+            guide: the schema, the expression, the JSON list of choices, the grammar or the tag; with `json`, a schema
+                or an empty text.
 
         Raises:
             RequestError: the guide is wrong, or this checkpoint's tokenizer cannot be guided.
@@ -154,8 +155,9 @@ class GrammarCompiler:
             if key in self._grammars:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
-        grammar = lark_grammar(*key)
-        compiled = CompiledGrammar(self._read(), grammar, max_items(guide_type), self._take)
+        info = self._read() if guide_type == "structural_tag" else None
+        grammar = lark_grammar(*key, info.vocabulary.added if info else None)
+        compiled = CompiledGrammar(info or self._read(), grammar, max_items(guide_type), self._take)
         with self._lock:
             compiled = self._grammars.setdefault(key, compiled)
             self._grammars.move_to_end(key)

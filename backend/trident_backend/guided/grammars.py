@@ -18,6 +18,8 @@ from trident_backend.guided import ebnf
 from trident_backend.guided.ebnf_parser import EbnfError
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.schema_paths import ROOT, SchemaPath
+from trident_backend.guided.tag_formats import TagFormatError, parse_structural_tag
+from trident_backend.guided.tag_grammar import ASCII, AddedTokens, write_tags
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES, check_size
 from trident_ensemble.contract.errors import RequestError
@@ -29,11 +31,13 @@ class LarkGrammar:
 
     Args:
         text: the grammar without its preamble.
-        schema: the JSON schema from which it was made, if it was made from one.
+        schemas: the JSON schemas in it.
+        markers: indices in the vocabulary's `texts` of the added tokens that it asks for by id.
     """
 
     text: str
-    schema: CheckedSchema | None = None
+    schemas: tuple[CheckedSchema, ...] = ()
+    markers: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return _PREAMBLE + self.text
@@ -45,33 +49,36 @@ class LarkGrammar:
             problem: the message.
             problem_with: returns the message about another grammar; empty if there is none.
         """
-        if self.schema is None:
-            return problem
-        path, problem = self.schema.located(problem, lambda text: problem_with(_of_schema(text)))
-        return f"{path}: {problem.removeprefix(_SCHEMA_PROBLEM)}"
+        for schema in self.schemas:
+            own = problem if len(self.schemas) == 1 else problem_with(_of_schema(schema.text()))
+            if own and _SCHEMA_PROBLEM in problem:
+                path, own = schema.located(own, lambda text: problem_with(_of_schema(text)))
+                return f"{path}: {own.removeprefix(_SCHEMA_PROBLEM)}"
+        return problem
 
 
-def lark_grammar(guide_type: str, guide: str) -> LarkGrammar:
+def lark_grammar(guide_type: str, guide: str, added: AddedTokens | None = None) -> LarkGrammar:
     """Write the grammar of a guide.
 
     Args:
-        guide_type: `json`, `json_schema`, `regex`, `choice` or `ebnf_grammar`.
-        guide: the schema, the expression, the JSON list of choices or the grammar; with `json`, a schema or an empty
-            text.
+        guide_type: `json`, `json_schema`, `regex`, `choice`, `ebnf_grammar` or `structural_tag`.
+        guide: the schema, the expression, the JSON list of choices, the grammar or the tag; with `json`, a schema or an
+            empty text.
+        added: the tokens that a structural tag may ask for by id.
 
     Raises:
         RequestError: names what is wrong. Some problems, such as an unknown keyword, are only found by llguidance.
     """
-    if guide_type not in _GRAMMARS:
-        known = ", ".join(_GRAMMARS)
+    if guide_type not in {*_GRAMMARS, _TAG}:
+        known = ", ".join([*_GRAMMARS, _TAG])
         raise RequestError(tensors.GUIDE_TYPE.name, f"{guide_type[:64]!r} is not one of the known types: {known}")
     num_bytes = len(guide.encode(errors="surrogatepass"))
-    check_size(tensors.GUIDE.name, num_bytes, MAX_GUIDE_BYTES)
+    check_size(tensors.GUIDE.name, num_bytes, MAX_GUIDE_BYTES if guide_type == _TAG else _MAX_BYTES)
     if guide_type == "json" and not guide.strip():
         return _ANY_JSON
     if not guide:
         raise bad_guide(f"is missing or empty; {guide_type} needs one")
-    return _GRAMMARS[guide_type](guide)
+    return _structural_tag(guide, added or AddedTokens()) if guide_type == _TAG else _GRAMMARS[guide_type](guide)
 
 
 def bad_guide(problem: str) -> RequestError:
@@ -95,7 +102,7 @@ def _json_schema(guide: str) -> LarkGrammar:
 
 
 def _of_schema(text: str, schema: CheckedSchema | None = None) -> LarkGrammar:
-    return LarkGrammar(f"start: %json {text}", schema)
+    return LarkGrammar(f"start: %json {text}", () if schema is None else (schema,))
 
 
 def _regex(guide: str) -> LarkGrammar:
@@ -105,7 +112,7 @@ def _regex(guide: str) -> LarkGrammar:
         guide.encode()
     except UnicodeEncodeError as error:
         raise bad_guide(f"is not valid text: {error.reason} at character {error.start}") from None
-    return LarkGrammar(f"start: /{regex_to_lark(guide, _ASCII)}/")
+    return LarkGrammar(f"start: /{regex_to_lark(guide, ASCII)}/")
 
 
 def _choice(guide: str) -> LarkGrammar:
@@ -123,6 +130,14 @@ def _ebnf(guide: str) -> LarkGrammar:
         return LarkGrammar(ebnf.lark_rules(guide))
     except EbnfError as error:
         raise bad_guide(str(error)) from None
+
+
+def _structural_tag(guide: str, added: AddedTokens) -> LarkGrammar:
+    try:
+        grammar = write_tags(parse_structural_tag(_parse(guide)), added)
+    except TagFormatError as error:
+        raise bad_guide(str(error)) from None
+    return LarkGrammar(grammar.rules, grammar.schemas, grammar.markers)
 
 
 def _parse(guide: str) -> Any:
@@ -185,8 +200,9 @@ _NAMED = frozenset({"name", "description", "schema", "strict", "type"})
 _TYPE = "json_schema"
 #: Without forced tokens, a mask allows exactly the tokens whose bytes may come next.
 _PREAMBLE = '%llguidance {"no_forcing": true}\n'
-#: \d, \w and \s mean ASCII, as in JSON schemas.
-_ASCII = "dws"
+#: Bytes of a guide of any type but `structural_tag`, which holds the schemas of many tools.
+_MAX_BYTES = 1 << 16
+_TAG = "structural_tag"
 
 #: llguidance keeps numbers as doubles.
 _MAX_INTEGER = 1 << 53

@@ -52,6 +52,7 @@ class GrammarMatcher:
         end_ids: tokens that end the text; they are allowed exactly where it may end.
         slow: the grammar's matchers that have been slow; this one adds and removes itself. Matchers of one grammar wait
             for each other, so while one is slow, tokens are consumed on the thread that fills masks.
+        markers: indices in the vocabulary's texts of the tokens that the grammar asks for by id.
         begins_text: whether the output is the beginning of the text that is decoded, or follows a prompt.
     """
 
@@ -63,6 +64,7 @@ class GrammarMatcher:
         end_ids: frozenset[int],
         slow: MutableSet[GrammarMatcher],
         *,
+        markers: frozenset[int] = frozenset(),
         begins_text: bool = True,
     ) -> None:
         self._vocabulary = vocabulary
@@ -73,7 +75,8 @@ class GrammarMatcher:
         self._num_recompiled = 0
         self._first_ids = vocabulary.first_ids if begins_text else None
         self._ending_ids = end_ids | {vocabulary.end_id}
-        self._ends = [(token_id // MASK_WORD, 1 << token_id % MASK_WORD) for token_id in end_ids]
+        self._ends = sorted(end_ids)
+        self._markers = {vocabulary.marker_tokens[index]: index for index in sorted(markers)}
         self._words = np.empty(-(-len(vocabulary.texts) // MASK_WORD), np.uint32)
         self._address = self._words.ctypes.data
         self._taken: list[int] = []
@@ -168,12 +171,14 @@ class GrammarMatcher:
         words = self._words
         self._matcher.unsafe_compute_mask_ptr(self._address, words.nbytes)
         word, bit = divmod(self._vocabulary.end_id, MASK_WORD)
-        if self._matcher.is_error():
+        if self._matcher.is_error() or any(_has_bit(words, index) for index in self._markers.values()):
             return False
         return not words[:word].any() and not int(words[word]) & ((1 << bit) - 1)
 
     def _text_id(self, token_id: int, *, is_first: bool) -> int:
-        """Return the index of a token's text in the vocabulary; the end's if the token has no text."""
+        """Return the index of a token's marker, or else of its text, in the vocabulary; the end's if it has neither."""
+        if token_id in self._markers:
+            return self._markers[token_id]
         index = int(self._first_ids[token_id]) if is_first and self._first_ids is not None else token_id
         return index if index >= 0 and self._vocabulary.texts[index] else self._vocabulary.end_id
 
@@ -181,19 +186,20 @@ class GrammarMatcher:
         words = self._words
         matcher.unsafe_compute_mask_ptr(self._address, words.nbytes)
         word, bit = divmod(self._vocabulary.end_id, MASK_WORD)
-        may_end = bool(int(words[word]) >> bit & 1)
+        may_end = _has_bit(words, self._vocabulary.end_id)
         if matcher.is_error():
             # In this state llguidance would allow the end.
             mask[:] = 0
             return
-        if is_first and self._first_ids is not None:
-            words = _gather_bits(words, self._first_ids)
-        mask[:] = words[: len(mask)]
+        texts = words if not is_first or self._first_ids is None else _gather_bits(words, self._first_ids)
+        mask[:] = texts[: len(mask)]
         if word < len(mask):
             # Clear the bits of the last word that lie beyond the network's vocabulary.
             mask[word] &= (1 << bit) - 1
-        for word, bit in self._ends:
-            mask[word] = int(mask[word]) | bit if may_end else int(mask[word]) & ~bit
+        for token_id, index in self._markers.items():
+            _put_bit(mask, token_id, _has_bit(words, index))
+        for token_id in self._ends:
+            _put_bit(mask, token_id, may_end)
 
     def _recover(self) -> bool:
         """Continue with another lexer if matchers of the same grammar may have used up the states of a shared one.
@@ -217,6 +223,15 @@ class GrammarMatcher:
                 return STATES_USED_UP in str(self._matcher.get_error())
             self._is_complete = self._is_at_the_end()
         return True
+
+
+def _has_bit(words: Masks, index: int) -> bool:
+    return bool(int(words[index // MASK_WORD]) >> index % MASK_WORD & 1)
+
+
+def _put_bit(words: Masks, index: int, is_set: bool) -> None:
+    word, bit = index // MASK_WORD, 1 << index % MASK_WORD
+    words[word] = int(words[word]) | bit if is_set else int(words[word]) & ~bit
 
 
 def _gather_bits(words: Masks, indices: npt.NDArray[np.intp]) -> Masks:

@@ -2,14 +2,14 @@
 
 Owns the reading of these bytes from a tokenizer, llguidance's view of them, and the refusal of tokenizers whose tokens
 have no bytes of their own. A token that decodes to nothing (a special token, or an id that only the network has) has an
-empty text. Never allows such a token.
+empty text. Never allows such a token, unless a grammar asks for it by its id.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
+from trident_backend.guided.tag_grammar import AddedTokens
 from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.text.anchors import (
     DecoderFamily,
@@ -32,20 +33,24 @@ from trident_ensemble.text.anchors import (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The texts of all tokens, and the texts that tokens have only at the beginning of an output.
+    """The texts of all tokens, the texts that tokens have only at the beginning of an output, and the added tokens.
 
     Args:
         size: V, the width of the network's logits.
         texts: first the texts of the V tokens in the middle of an output; then an empty text, whose index marks the
             end; then the texts that tokens have only at the beginning (a space is stripped there) and that no other
-            token has.
+            token has; then, for each added token, a text by which llguidance knows it as a marker.
         first_ids: int `[V]`, the index in `texts` of each token's text at the beginning, or -1 if that is empty; None
             if no token differs there.
+        marker_tokens: the index in `texts` of each added token's marker -> its token id.
+        added: the added tokens by their texts, with the same indices.
     """
 
     size: int
     texts: list[bytes]
     first_ids: npt.NDArray[np.intp] | None
+    marker_tokens: Mapping[int, int] = field(default_factory=dict)
+    added: AddedTokens = field(default_factory=AddedTokens)
 
     @cached_property
     def spells_all(self) -> bool:
@@ -95,7 +100,7 @@ class _Texts:
         self.special_token_ids: list[int] = []
 
     def __call__(self, _text: bytes) -> list[int]:
-        raise AssertionError("only grammars that force tokens ask for this")
+        raise AssertionError("only grammars that force tokens, or name them by text, ask for this")
 
 
 def read_vocabulary(tokenizer_file: Path, vocab_size: int) -> Vocabulary:
@@ -121,6 +126,29 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     Raises:
         CheckpointError: its tokens have no text of their own.
     """
+    return _with_markers(_of_texts(tokenizer, vocab_size), tokenizer)
+
+
+def _with_markers(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Vocabulary:
+    tokens = {
+        token_id: token
+        for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if token_id < vocabulary.size and token.content
+    }
+    first = len(vocabulary.texts)
+    markers = dict(enumerate(tokens, first))
+    return replace(
+        vocabulary,
+        texts=[*vocabulary.texts, *(b"\xff<[%d]>" % index for index in markers)],
+        marker_tokens=markers,
+        added=AddedTokens(
+            {tokens[token_id].content: index for index, token_id in markers.items()},
+            frozenset(token.content for token in tokens.values() if token.special),
+        ),
+    )
+
+
+def _of_texts(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     stages = list(decoder_stages(json.loads(tokenizer.to_str())["decoder"]))
     kinds = [stage["type"] for stage in stages]
     if decoder_family(tokenizer) is DecoderFamily.BYTE_LEVEL:

@@ -21,8 +21,9 @@ from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.stop_strings import StopStrings
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES
-from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.errors import ContextLengthError, InvalidGuideError, RequestError
 from trident_ensemble.contract.manifest import Generation
+from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.text.special_tokens import SpecialTokens
 
 
@@ -51,12 +52,14 @@ class RequestContext:
         defaults: the checkpoint's generation settings.
         stop_strings: makes the stop strings of a sequence.
         special: the tokenizer's special tokens.
+        default_max_tokens: the most tokens of output for a request that leaves it to the server.
     """
 
     spec: EngineSpec
     defaults: Generation
     stop_strings: StopStringsFactory
     special: SpecialTokens = field(default_factory=SpecialTokens)
+    default_max_tokens: int = CoreSettings.default_max_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,7 @@ def parse_request(
     """
     fields, spec = RequestFields(values), context.spec
     token_ids = _token_ids(fields, spec)
-    max_tokens = _max_tokens(fields, len(token_ids), spec)
+    max_tokens = _max_tokens(fields, len(token_ids), spec, context.default_max_tokens)
     min_tokens = parse_min_tokens(fields, context.defaults, max_tokens)
     sampling = parse_sampling(fields, context.defaults, spec.vocab_size, min_tokens)
     stop = parse_stop_options(fields, context.defaults, spec.vocab_size, context.special)
@@ -196,7 +199,7 @@ def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
     if not token_ids:
         raise RequestError(name, "must hold at least one token")
     if len(token_ids) >= spec.max_seq_len:
-        raise RequestError(
+        raise ContextLengthError(
             name, f"a prompt of {len(token_ids)} tokens is too long: the engine's max_seq_len is {spec.max_seq_len}"
         )
     if min(token_ids) < 0 or max(token_ids) >= spec.vocab_size:
@@ -205,13 +208,13 @@ def _token_ids(fields: RequestFields, spec: EngineSpec) -> list[int]:
     return token_ids
 
 
-def _max_tokens(fields: RequestFields, num_prompt_tokens: int, spec: EngineSpec) -> int:
+def _max_tokens(fields: RequestFields, num_prompt_tokens: int, spec: EngineSpec, default: int) -> int:
     name = fields.name(tensors.MAX_TOKENS)
-    if tensors.MAX_TOKENS not in fields:
-        raise RequestError(name, "is missing; send the largest number of tokens to generate")
-    max_tokens = fields.integer(tensors.MAX_TOKENS, 0, 1)
+    max_tokens = fields.integer(tensors.MAX_TOKENS, _WHAT_IS_LEFT, _WHAT_IS_LEFT)
+    if max_tokens == _WHAT_IS_LEFT:
+        return min(spec.max_seq_len - num_prompt_tokens, default)
     if num_prompt_tokens + max_tokens > spec.max_seq_len:
-        raise RequestError(
+        raise ContextLengthError(
             name,
             f"{max_tokens} after a prompt of {num_prompt_tokens} tokens is too large: the engine holds "
             f"{spec.max_seq_len} tokens a sequence, so at most {spec.max_seq_len - num_prompt_tokens} here",
@@ -227,7 +230,10 @@ def _timeout_seconds(fields: RequestFields) -> float:
 
 def _guide(fields: RequestFields) -> tuple[str, str] | None:
     guide_type = fields.text(tensors.GUIDE_TYPE, _MAX_LABEL_BYTES)
-    guide = fields.text(tensors.GUIDE, MAX_GUIDE_BYTES)
+    try:
+        guide = fields.text(tensors.GUIDE, MAX_GUIDE_BYTES)
+    except RequestError as error:
+        raise InvalidGuideError(error.field, error.problem) from None
     if guide and not guide_type:
         raise RequestError(tensors.GUIDE_TYPE.name, f"is missing; {tensors.GUIDE.name} goes with it")
     if guide_type and tensors.GUIDE not in fields and guide_type != _TYPE_WITHOUT_GUIDE:
@@ -239,5 +245,7 @@ def _guide(fields: RequestFields) -> tuple[str, str] | None:
 _MAX_PRIORITY = 100
 _MAX_LABEL_BYTES = 256
 
+#: The `max_tokens` that asks for as many as the context leaves, as does its absence.
+_WHAT_IS_LEFT = -1
 #: The type of guide that needs no text: any JSON will do.
 _TYPE_WITHOUT_GUIDE = "json"

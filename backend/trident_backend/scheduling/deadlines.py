@@ -11,7 +11,7 @@ import math
 from weakref import ref
 
 from trident_backend.sequences.sequence import Sequence
-from trident_ensemble.contract.errors import DeadlineError
+from trident_ensemble.contract.errors import DeadlineError, TooLateError
 
 
 class Deadlines:
@@ -57,10 +57,10 @@ def _unended(reference: ref[Sequence]) -> Sequence | None:
     return sequence if sequence is not None and sequence.finish_reason is None else None
 
 
-def unreachable(sequence: Sequence, earliest: float) -> DeadlineError:
+def unreachable(sequence: Sequence, earliest: float) -> TooLateError:
     """Return the error of a sequence whose first token cannot come before `earliest`."""
     timeout, needed = sequence.deadline - sequence.arrived_at, earliest - sequence.arrived_at
-    return DeadlineError(
+    return TooLateError(
         f"timeout_ms: {timeout * 1000:.0f} ms cannot be met: this prompt, and what waits before it, take "
         f"{needed * 1000:.0f} ms; try again later, or with a longer timeout"
     )

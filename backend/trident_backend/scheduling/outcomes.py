@@ -1,7 +1,7 @@
 """Appends the tokens and scores of a step to its sequences, and says whether a sequence ends.
 
 Owns the order of the reasons to end: an end id before a stop id before a stop string before a finished guide before
-`max_tokens`. Never chooses a token, never frees anything.
+`max_tokens`, of which 0 ends a sequence once its prompt is computed. Never chooses a token, never frees anything.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import Advance, ScheduledChunk, new_tuple
 from trident_ensemble.contract import tensors
-from trident_ensemble.contract.errors import EngineError, InternalError, RequestError, TridentError
+from trident_ensemble.contract.errors import EngineError, InternalError, InvalidGuideError, RequestError, TridentError
 
 
 def score(chunk: ScheduledChunk, choices: Choices, first_row: int) -> None:
@@ -43,6 +43,8 @@ def accept(
         stop strings failed, None if it goes on; and what its client is told where that is ERROR.
     """
     sequence, _, _, draft_ids, _ = chunk
+    if not sequence.max_tokens:
+        return 0, last_look(sequence, FinishReason.LENGTH), None
     guide, token_ids, log_probs = sequence.guide, sequence.token_ids, choices.log_probs
     if guide is not None:
         try:
@@ -155,8 +157,8 @@ def _no_token(sequence: Sequence, token_id: int) -> TridentError:
     if guide is None:
         return RequestError(bans[0], f"bans every token at {where}")
     if not bans:
-        return RequestError(tensors.GUIDE.name, f"allows no token at {where}")
-    return RequestError(tensors.GUIDE.name, f"allows no token at {where} that {' and '.join(bans)} leave")
+        return InvalidGuideError(tensors.GUIDE.name, f"allows no token at {where}")
+    return InvalidGuideError(tensors.GUIDE.name, f"allows no token at {where} that {' and '.join(bans)} leave")
 
 
 def _not_followed(cause: BaseException) -> InternalError:

@@ -192,6 +192,7 @@ class Answer:
             that are on their way together. None if chunks are not acknowledged.
         column: its column in the acknowledgement table.
         secret: proves that an acknowledgement is for this answer.
+        has_begun: a response has been sent, or is being sent.
         paused: its reader is behind, and the loop has been told so.
         aborted: the loop has been told to end its sequences.
         is_closed: its final response has been sent, or is being sent.
@@ -207,6 +208,7 @@ class Answer:
         self.error: TridentError | None = None
         self.flow = FlowControl(settings) if output.streaming and output.flow_control else None
         self.column, self.secret = 0, 0
+        self.has_begun = False
         self.paused = False
         self.is_closed = False
         self.streams = [SequenceStream(sequence, self, interval_ms / 1000) for sequence in request.sequences]

@@ -17,7 +17,8 @@ from trident_backend.requests.request import Request
 from trident_backend.scheduling import deadlines
 from trident_backend.sequences.guide import Guide
 from trident_backend.serving.responses import Responder
-from trident_ensemble.contract.errors import TridentError
+from trident_ensemble.contract import tensors
+from trident_ensemble.contract.errors import InvalidGuideError, RequestError, TridentError
 from trident_ensemble.contract.failures import internal_error
 
 
@@ -98,7 +99,7 @@ class GrammarJobs:
     def _compile(self, request: Request) -> None:
         assert request.guide is not None
         try:
-            grammar = self._compiler.compile(*request.guide)
+            grammar = self._grammar(*request.guide)
             for sequence in request.sequences:
                 end_ids = sequence.end_ids | sequence.stop_ids
                 sequence.guide = grammar.start(end_ids, begins_text=not request.output.echo)
@@ -108,6 +109,14 @@ class GrammarJobs:
             self._on_done(request, internal_error("the guide could not be compiled", error))
         else:
             self._on_done(request, None)
+
+    def _grammar(self, guide_type: str, guide: str) -> Grammar:
+        try:
+            return self._compiler.compile(guide_type, guide)
+        except RequestError as error:
+            if error.field != tensors.GUIDE.name:
+                raise
+            raise InvalidGuideError(error.field, error.problem) from error
 
 
 _NUM_THREADS = 2

@@ -47,19 +47,24 @@ class OutputTensorBuilder:
         self._block_size = block_size
         self._epoch_ns = epoch_ns
 
-    def outputs(self, request: Request, slices: cabc.Sequence[ResponseSlice], *, is_last: bool) -> tuple[Output, ...]:
+    def outputs(
+        self, request: Request, slices: cabc.Sequence[ResponseSlice], *, is_first: bool = False, is_last: bool
+    ) -> tuple[Output, ...]:
         """Return the output tensors that are due with one response.
 
         Args:
             request: the response's request.
             slices: what is in the response, by rising index of the sequence.
+            is_first: the response is the first one of its request.
             is_last: the response is the last one of these sequences.
         """
         params = request.first.sampling
         # Most responses carry none: a tensor costs more than a token.
-        if not (is_last or params.log_probs or len(request.sequences) > 1):
+        if not (is_last or is_first or params.log_probs or len(request.sequences) > 1):
             return ()
         outputs: list[Output] = []
+        if (is_first or is_last) and request.output.num_input_tokens:
+            outputs.append(_integers(tensors.NUM_INPUT_TOKENS, [request.first.num_prompt_tokens]))
         if is_last or len(request.sequences) > 1:
             outputs.append(_integers(tensors.SEQUENCE_INDEX, (span.sequence.sampling.index for span in slices)))
         if params.log_probs:
@@ -86,8 +91,6 @@ class OutputTensorBuilder:
             _integers(tensors.SEQUENCE_LENGTH, (span.num_ids for span in slices)),
             _integers(tensors.BATCH_INDEX, [0]),
         ]
-        if request.output.num_input_tokens:
-            outputs.append(_integers(tensors.NUM_INPUT_TOKENS, [first.num_prompt_tokens]))
         if request.output.num_output_tokens:
             outputs.append(_integers(tensors.NUM_OUTPUT_TOKENS, (sequence.num_output_tokens for sequence in sequences)))
         return outputs

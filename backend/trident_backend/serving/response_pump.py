@@ -137,6 +137,7 @@ class ResponsePump:
         context_ids = first.context_ids(self._anchors)
         sent = [stream.send(now) for stream in streams]
         output = answer.request.output
+        is_first, answer.has_begun = not answer.has_begun, True
         header = ChunkHeader(
             table_id,
             answer.column,
@@ -150,7 +151,7 @@ class ResponsePump:
         response = Response(
             padded([chunk.ids for chunk in sent], output.pad_id),
             header,
-            self._builder.outputs(answer.request, [chunk.slice for chunk in sent], is_last=is_last),
+            self._builder.outputs(answer.request, [chunk.slice for chunk in sent], is_first=is_first, is_last=is_last),
             is_last and len(streams) == len(answer.streams),
         )
         if is_last:

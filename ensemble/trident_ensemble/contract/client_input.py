@@ -12,8 +12,8 @@ from trident_ensemble.contract import tensors
 from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.tensors import TensorSpec
 
-#: The largest guide that a request may send.
-MAX_GUIDE_BYTES = 1 << 16
+#: The largest guide that a request may send, of the type that may be the largest.
+MAX_GUIDE_BYTES = 1 << 18
 _BOUND = "this field may have"
 
 

@@ -1,22 +1,25 @@
-"""Every error Trident raises on purpose, and the one table that maps it to Triton's error codes.
+"""Every error Trident raises on purpose, the codes and reasons by which programs tell them apart, and their wire form.
 
     TridentError
-    ├── RequestError          a request that cannot be served as it is; names the field
-    ├── UnavailableError      the server cannot take the request now; try again later
-    │   ├── QueueFullError    as many requests or tokens wait as may wait
-    │   ├── DeadlineError     the request's timeout has passed, or cannot be kept
-    │   └── DrainingError     the server is shutting down
-    ├── CancelledError        the client went away, or asked to stop
-    ├── ConfigError           a model's configuration has an unknown or malformed key
-    ├── ArtifactError         an engine folder is damaged or was built for something else; names the field
-    ├── CheckpointError       a checkpoint that cannot be built; names what is unsupported or missing
-    ├── BuildError            an engine that cannot be built as asked; names the option
-    │   └── PlanError         limits and memory do not fit; gives the numbers
-    ├── EngineError           the compiled engine failed during a step
-    │   └── EngineLostError   it cannot compute any other step either
-    ├── InternalError         an unforeseen failure; the log says what it was, the client only that it was
-    └── ServerError           tritonserver cannot be found, started or kept alive
-        └── ServerDiedError   it had been started, and died
+    ├── RequestError            a request that cannot be served as it is; names the field
+    │   ├── ContextLengthError  its prompt, or prompt and output together, are longer than the engine holds
+    │   └── InvalidGuideError   its guide is malformed, impossible or too large
+    ├── UnavailableError        the server cannot take the request now; try again later
+    │   ├── QueueFullError      as many requests or tokens wait as may wait
+    │   ├── DeadlineError       the request's timeout has passed
+    │   │   └── TooLateError    it cannot be kept
+    │   └── DrainingError       the server is shutting down
+    ├── CancelledError      the client went away, or asked to stop
+    ├── ConfigError         a model's configuration has an unknown or malformed key
+    ├── ArtifactError       an engine folder is damaged or was built for something else; names the field
+    ├── CheckpointError     a checkpoint that cannot be built; names what is unsupported or missing
+    ├── BuildError          an engine that cannot be built as asked; names the option
+    │   └── PlanError       limits and memory do not fit; gives the numbers
+    ├── EngineError         the compiled engine failed during a step
+    │   └── EngineLostError it cannot compute any other step either
+    ├── InternalError       an unforeseen failure; the log says what it was, the client only that it was
+    └── ServerError         tritonserver cannot be found, started or kept alive
+        └── ServerDiedError it had been started, and died
 
 Owns no text beyond the prefix; the code that raises says what was wrong and what the limit is. Never catches anything.
 """
@@ -24,10 +27,18 @@ Owns no text beyond the prefix; the code that raises says what was wrong and wha
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 
 class TridentError(Exception):
-    """The root of all errors below."""
+    """The root of all errors below.
+
+    Attributes:
+        reason: tells errors of one code apart, for programs; empty where the code says enough.
+    """
+
+    reason: ClassVar[str] = ""
 
 
 class RequestError(TridentError):
@@ -44,6 +55,18 @@ class RequestError(TridentError):
         self.problem = problem
 
 
+class ContextLengthError(RequestError):
+    """A prompt that is longer than the engine holds, by itself or with the output that is asked for."""
+
+    reason = "context_length"
+
+
+class InvalidGuideError(RequestError):
+    """A guide that is malformed, that nothing can follow, or that is too large."""
+
+    reason = "invalid_guide"
+
+
 class UnavailableError(TridentError):
     """The request is valid, but cannot be taken now."""
 
@@ -51,13 +74,25 @@ class UnavailableError(TridentError):
 class QueueFullError(UnavailableError):
     """The waiting queue is at its bound."""
 
+    reason = "queue_full"
+
 
 class DeadlineError(UnavailableError):
-    """The answer would come, or has come, too late."""
+    """The request's timeout has passed."""
+
+    reason = "timeout"
+
+
+class TooLateError(DeadlineError):
+    """The request's timeout would pass before its first token could come."""
+
+    reason = "too_late"
 
 
 class DrainingError(UnavailableError):
     """The server finishes what it has and takes nothing new."""
+
+    reason = "draining"
 
 
 class CancelledError(TridentError):
@@ -129,17 +164,56 @@ def triton_code(error: Exception) -> str:
     return next((code for kind, code in TRITON_CODES if isinstance(error, kind)), "INTERNAL")
 
 
+#: Every reason that there is, with the code of its errors.
+REASONS = {
+    "context_length": "INVALID_ARG", "invalid_guide": "INVALID_ARG",
+    "queue_full": "UNAVAILABLE", "timeout": "UNAVAILABLE", "too_late": "UNAVAILABLE", "draining": "UNAVAILABLE",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WireError:
+    """What a client reads of an error.
+
+    Args:
+        code: the name of Triton's code; INTERNAL if the message is not one of ours.
+        reason: one of `REASONS`, or empty.
+        field: the tensor or parameter at fault, or empty.
+        text: what was wrong, without the other three.
+    """
+
+    code: str
+    reason: str
+    field: str
+    text: str
+
+
 def wire_message(error: Exception) -> str:
-    """Return what a client reads: the code in brackets, then the error's own text.
+    """Return what a client reads: the code in brackets, the reason if there is one, then the error's own text.
 
     Triton loses an error's code in places (its generate endpoints always answer 400, business logic scripting keeps
     only the text), so the text carries it.
     """
+    reason = f"{error.reason}: " if isinstance(error, TridentError) and error.reason else ""
     # A quotation from a client may hold half a surrogate pair, which cannot be encoded.
-    return f"[{triton_code(error)}] {error}".encode(errors="backslashreplace").decode()
+    return f"[{triton_code(error)}] {reason}{error}".encode(errors="backslashreplace").decode()
 
 
-def code_of(message: str) -> str:
-    """Return the code in a message made by `wire_message`, wherever Triton has put it; INTERNAL if there is none."""
-    found = re.search(r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\]", message)
-    return found.group(1) if found else "INTERNAL"
+def read_wire_message(message: str) -> WireError:
+    """Return what a message says that was made by `wire_message`, wherever Triton has put it."""
+    found = _CODE.search(message)
+    if found is None:
+        return WireError("INTERNAL", "", "", message)
+    code, text = found[1], message[found.end() :]
+    reason, _, rest = text.partition(": ")
+    # A bad request has a field behind its reason; without one, this is a field that a client has named like a reason.
+    if REASONS.get(reason) == code and (code != "INVALID_ARG" or _FIELD.match(rest)):
+        text = rest
+    else:
+        reason = ""
+    of_field = _FIELD.match(text)
+    return WireError(code, reason, of_field[1] if of_field else "", text[of_field.end() :] if of_field else text)
+
+
+_CODE = re.compile(rf"\[({'|'.join(code for _, code in TRITON_CODES)})\] ")
+_FIELD = re.compile(r"([^\s:]+): ")

@@ -105,6 +105,12 @@ class CoreSettings:
     enable_kv_cache_reuse: bool = field(
         default=True, metadata=_about("whether prompts share the cached blocks of equal beginnings")
     )
+    default_max_tokens: int = field(
+        default=4096,
+        metadata=_about(
+            "output tokens, at most, of a request that does not say how many; less where the context leaves less"
+        ),
+    )
     max_draft_tokens: int = field(
         default=0,
         metadata=_about("draft tokens for a stream in a step, at most, by prompt lookup; 0: none", least=0),

@@ -57,7 +57,7 @@ TRUNCATE_PROMPT_TOKENS = _input("truncate_prompt_tokens", "INT32", "cut a longer
 TRUNCATION_SIDE = _input("truncation_side", "STRING", "where it is cut: left (default) or right")
 BAD_WORDS = _input("bad_words", "STRING", "texts that must not be generated", (-1,))
 
-MAX_TOKENS = _input("max_tokens", "INT32", "required: the most tokens to generate, at least 1")
+MAX_TOKENS = _input("max_tokens", "INT32", "the most tokens to generate; -1, the default: what the context leaves")
 MIN_TOKENS = _input("min_tokens", "INT32", "the fewest tokens before the text may end (default 0)")
 MIN_LENGTH = _input("min_length", "INT32", "another name of min_tokens")
 STREAM = _input("stream", "BOOL", "send tokens as they come (default false)")
@@ -93,8 +93,10 @@ IGNORE_EOS = _input("ignore_eos", "BOOL", "generate past the end of text, to max
 SKIP_SPECIAL_TOKENS = _input("skip_special_tokens", "BOOL", "leave special tokens out of the text (default true)")
 ECHO = _input("echo", "BOOL", "the output begins with the prompt (default false)")
 EXCLUDE_INPUT = _input("exclude_input_in_output", "BOOL", "the opposite of echo (default true)")
-GUIDE_TYPE = _input("guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice or ebnf_grammar")
-GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, or grammar")
+GUIDE_TYPE = _input(
+    "guided_decoding_guide_type", "STRING", "json, json_schema, regex, choice, ebnf_grammar or structural_tag"
+)
+GUIDE = _input("guided_decoding_guide", "STRING", "the schema, expression, JSON list of choices, grammar, or tag")
 
 RETURN_LOG_PROBS = _input("return_log_probs", "BOOL", "return output_log_probs and cum_log_probs")
 RETURN_PROMPT_LOG_PROBS = _input("return_prompt_log_probs", "BOOL", "return prompt_log_probs")
@@ -213,7 +215,7 @@ REQUEST_INPUTS = (
     STOP,
 )  # fmt: skip
 PROMPT_INPUTS = (
-    TEXT_INPUT, ADD_SPECIAL_TOKENS, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT,
+    TEXT_INPUT, ADD_SPECIAL_TOKENS, PROMPT_TOKEN_IDS, MESSAGES, TOOLS, CHAT_TEMPLATE_KWARGS, ADD_GENERATION_PROMPT,
     CONTINUE_FINAL_MESSAGE, SANITIZE_CONTROL_TOKENS, TRUNCATE_PROMPT_TOKENS, TRUNCATION_SIDE, BAD_WORDS,
 )  # fmt: skip
 #: With two inputs of the core: a step without any input would never start, and so never be refused.
@@ -225,7 +227,7 @@ CORE_STEP_INPUTS = (INPUT_IDS, BAD_WORDS_LIST, *REQUEST_INPUTS, FLOW_CONTROL)
 CORE_INPUTS = (*CORE_STEP_INPUTS, *TOKEN_CLIENT_INPUTS)
 #: In every response that has them.
 CORE_PARTS = (SEQUENCE_INDEX, OUTPUT_LOG_PROBS, TOP_LOG_PROBS, TOP_LOG_PROB_IDS)
-#: Only in a sequence's last response: a response's cost grows with its tensors.
+#: Only in a sequence's last response, and NUM_INPUT_TOKENS in a request's first: a tensor costs more than a token.
 CORE_REPORTS = (
     FINISH_REASON, STOP_REASON, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, NUM_CACHED_TOKENS, USED_SEED, SEQUENCE_LENGTH,
     BATCH_INDEX, CUM_LOG_PROBS, PROMPT_LOG_PROBS, PROMPT_TOP_LOG_PROBS, PROMPT_TOP_LOG_PROB_IDS, ARRIVAL_TIME,

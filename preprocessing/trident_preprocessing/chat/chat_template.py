@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from trident_ensemble.contract import layout, tensors
 from trident_ensemble.contract.client_input import decode_text
 from trident_ensemble.contract.errors import ArtifactError, RequestError
+from trident_ensemble.contract.tensors import TensorSpec
 from trident_preprocessing.chat.client_text import ClientText, Inputs
 from trident_preprocessing.chat.left_out import refuse_left_out
 from trident_preprocessing.chat.message_forms import Message, conform
@@ -34,26 +35,29 @@ _CHAT_INPUTS = (
 _TOO_LARGE = "a conversation for the engine's longest prompt can have"
 
 
-def refuse_chat_inputs(request: PromptRequest) -> None:
-    """Refuse inputs that only go with messages, for a request without messages.
+def refuse_chat_inputs(request: PromptRequest, given: TensorSpec) -> None:
+    """Refuse inputs that only go with messages, for a request whose prompt is given in another way.
 
     Raises:
         RequestError: there is such an input; names the first one.
     """
     for spec in _CHAT_INPUTS:
         if getattr(request, spec.name) is not None:
-            raise RequestError(spec.name, f"only goes with {FIELD}; {tensors.TEXT_INPUT.name} is taken as it is")
+            raise RequestError(spec.name, f"only goes with {FIELD}; {given.name} is taken as it is")
 
 
-def refuse_text_inputs(request: PromptRequest) -> None:
-    """Refuse inputs that only go with a plain prompt, for a request with messages.
+def refuse_text_inputs(request: PromptRequest, why: str) -> None:
+    """Refuse inputs that only go with a plain text, for a request whose prompt is given in another way.
+
+    Args:
+        request: the request.
+        why: completes the sentence "only goes with text_input;" for a client.
 
     Raises:
         RequestError: there is such an input; names it.
     """
     if request.add_special_tokens is not None:
-        problem = f"only goes with {tensors.TEXT_INPUT.name}; for {FIELD}, the chat template writes all special tokens"
-        raise RequestError(tensors.ADD_SPECIAL_TOKENS.name, problem)
+        raise RequestError(tensors.ADD_SPECIAL_TOKENS.name, f"only goes with {tensors.TEXT_INPUT.name}; {why}")
 
 
 class RenderedPrompt(str):

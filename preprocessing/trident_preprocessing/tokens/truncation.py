@@ -98,6 +98,6 @@ def _longest(max_tokens: int | None, max_seq_len: int) -> int:
     field = tensors.MAX_TOKENS.name
     if max_tokens is None:
         raise RequestError(field, f"is missing; {tensors.TRUNCATE_PROMPT_TOKENS.name} {LONGEST} leaves room for it")
-    if not 1 <= max_tokens < max_seq_len:
-        raise RequestError(field, f"must be from 1 to {max_seq_len - 1} beside a prompt, not {max_tokens}")
-    return max_seq_len - max_tokens
+    if not 0 <= max_tokens < max_seq_len:
+        raise RequestError(field, f"must be from 0 to {max_seq_len - 1} beside a prompt, not {max_tokens}")
+    return max_seq_len - max(1, max_tokens)

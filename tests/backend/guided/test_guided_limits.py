@@ -119,7 +119,7 @@ def test_guided_limits_a_guess_that_uses_up_what_is_shared_fails_nobody(
 @pytest.mark.parametrize(
     ("kind", "guide", "field", "problem"),
     [
-        ("structural_tag", "{}", "guided_decoding_guide_type", "'structural_tag' is not one of the known types"),
+        ("xml", "{}", "guided_decoding_guide_type", "'xml' is not one of the known types"),
         ("", "a", "guided_decoding_guide_type", "known types: json, json_schema, regex, choice, ebnf_grammar"),
         ("regex", "", "guided_decoding_guide", "is missing or empty"),
         (

@@ -22,7 +22,7 @@ from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import Sequence
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import check_parameters
-from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.errors import ContextLengthError, InvalidGuideError, RequestError
 from trident_ensemble.contract.manifest import Generation
 
 GREEDY = Generation(end_ids=(2, 3), temperature=0.0, top_k=0, top_p=1.0)
@@ -48,8 +48,7 @@ NAN, INF = float("nan"), float("inf")
         ({"input_ids": [1] * 64}, "input_ids", "64"),
         ({"input_ids": [1, 97]}, "input_ids", "96"),
         ({"input_ids": [-1]}, "input_ids", "0"),
-        ({"max_tokens": 0}, "max_tokens", "at least 1"),
-        ({"max_tokens": -5}, "max_tokens", "at least 1"),
+        ({"max_tokens": -2}, "max_tokens", "at least -1"),
         ({"max_tokens": 62}, "max_tokens", "at most 61"),
         ({"min_tokens": -1}, "min_tokens", "at least 0"),
         ({"min_tokens": 5}, "min_tokens", "at most max_tokens 4"),
@@ -137,6 +136,7 @@ def test_requests_a_bad_field_is_named_with_its_limit(fields: dict[str, Any], fi
     "fields",
     [
         {"input_ids": [1] * 63, "max_tokens": 1},
+        {"input_ids": [1] * 63, "max_tokens": 0},
         {"min_tokens": 4, "min_length": 4},
         {"num_return_sequences": 4},
         {"beam_width": 1, "length_penalty": 1.0, "pad_id": 0, "return_context_logits": False},
@@ -166,6 +166,28 @@ def test_requests_the_checkpoints_defaults_hold_until_the_request_says_otherwise
     assert _first(SAMPLING, **asked, seed=7).sampling == SamplingParams(
         0.0, 3, 1.0, 0.0, 1.0, 0.5, -0.5, ((4, 2.0), (9, -1.5)), ((4,), (5, 6)), seed=7
     )
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": -1}, {"request_output_len": -1}])
+@pytest.mark.parametrize(("num_prompt_tokens", "default", "expected"), [(3, 4096, 61), (3, 20, 20), (63, 20, 1)])
+def test_requests_a_request_that_does_not_say_how_much_gets_what_is_left(
+    fields: dict[str, int], num_prompt_tokens: int, default: int, expected: int
+) -> None:
+    values = {"input_ids": [1] * num_prompt_tokens, **fields}
+    limits = replace(context(SPEC, GREEDY), default_max_tokens=default)
+    assert parse_request(itertools.count(1), values, limits, 0.0).first.max_tokens == expected
+
+
+@pytest.mark.parametrize("guide", [b"x" * 65_537, b"\xff"])
+def test_requests_a_guide_that_cannot_be_read_is_an_invalid_one(guide: bytes) -> None:
+    with pytest.raises(InvalidGuideError, match=r"65536|UTF-8"):
+        _parse(guided_decoding_guide_type=b"regex", guided_decoding_guide=guide)
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 62}, {"input_ids": [1] * 64}])
+def test_requests_what_is_longer_than_the_engine_holds_has_a_reason(fields: dict[str, Any]) -> None:
+    with pytest.raises(ContextLengthError, match="64"):
+        _parse(**fields)
 
 
 def test_requests_the_checkpoints_fewest_tokens_yield_to_the_requests_most() -> None:

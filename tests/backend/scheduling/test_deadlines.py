@@ -18,7 +18,7 @@ from trident_backend.scheduling.deadlines import Deadlines
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.serving.events import Command, TokenEvent
 from trident_backend.serving.loop import EngineLoop
-from trident_ensemble.contract.errors import CancelledError, DeadlineError
+from trident_ensemble.contract.errors import CancelledError, DeadlineError, TooLateError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 
@@ -100,7 +100,7 @@ def test_deadlines_what_cannot_be_met_is_refused_at_once() -> None:
     hopeless, tight = _due(10, 0.06, clock, [1] * 40, 1), _due(11, 0.09, clock, [2] * 40, 1)
     add(core, busy, hopeless, tight)
     assert core.scheduler.take_ended() == [hopeless]
-    assert (hopeless.finish_reason, type(hopeless.error)) == (FinishReason.REFUSED, DeadlineError)
+    assert (hopeless.finish_reason, type(hopeless.error)) == (FinishReason.REFUSED, TooLateError)
     assert "timeout_ms: 60 ms cannot be met" in str(hopeless.error)
     assert set(core.scheduler.waiting) == {busy, tight}
     run_to_end(core)

@@ -61,6 +61,8 @@ def _request(max_tokens: int = 6, words: tuple[str, ...] = (), length: int = 0, 
         ({"length": 2, "words": ("4",)}, [5, 4], [5, 4], STOP, "4", 0),
         ({"length": 6}, [5, 6, 5, 6, 5, 6], [5, 6, 5, 6, 5, 6], STOP, "", 0),
         ({"length": 6}, [5, 7], [5, 7], EOS, "", 1),
+        ({"max_tokens": 0}, [5], [], LENGTH, "", 0),
+        ({"max_tokens": 0, "length": 2, "words": ("5",)}, [5], [], LENGTH, "", 0),
     ],
 )
 def test_stopping_why_it_ends(  # noqa: PLR0917

@@ -13,8 +13,8 @@ from trident_backend.sequences.sequence import FinishReason
 from trident_ensemble.contract.errors import (
     DeadlineError,
     DrainingError,
-    RequestError,
-    TridentError,
+    InternalError,
+    InvalidGuideError,
 )
 
 GUIDED = {"input_ids": [4], "max_tokens": 40, "guided_decoding_guide_type": b"regex"}
@@ -38,7 +38,7 @@ def test_grammar_jobs_a_guide_is_compiled_while_others_are_served() -> None:
 
 def test_grammar_jobs_a_guide_that_cannot_be_compiled_is_refused_and_leaves_nothing() -> None:
     with serving(MockEngine(SPEC)) as service:
-        for guide, kind in ((b"x", RequestError), (b"crash", TridentError)):
+        for guide, kind in ((b"x", InvalidGuideError), (b"crash", InternalError)):
             client = Client()
             service.submit(GUIDED | {"guided_decoding_guide": guide}, client, "g")
             assert client.done.wait(60)

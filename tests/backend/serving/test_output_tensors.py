@@ -51,12 +51,14 @@ def _item(log_prob: float, num_top: int) -> TokenLogProbs:
     return TokenLogProbs(log_prob, tuple(range(num_top)), tuple(log_prob - rank for rank in range(num_top)))
 
 
-def _outputs(request: Request, *spans: ResponseSlice, is_last: bool = True) -> dict[str, npt.NDArray[Any]]:
+def _outputs(
+    request: Request, *spans: ResponseSlice, is_first: bool = False, is_last: bool = True
+) -> dict[str, npt.NDArray[Any]]:
     spans = spans or tuple(
         ResponseSlice(sequence, sequence.num_output_tokens, 0, sequence.num_output_tokens)
         for sequence in request.sequences
     )
-    outputs = REPORTER.outputs(request, spans, is_last=is_last)
+    outputs = REPORTER.outputs(request, spans, is_first=is_first, is_last=is_last)
     for spec, values in outputs:
         assert spec in (*tensors.CORE_PARTS, *tensors.CORE_REPORTS)
         assert values.ndim == len(spec.dims), spec.name
@@ -103,6 +105,14 @@ def test_output_tensors_what_is_asked_for_is_said(fields: dict[str, Any], more: 
 def test_output_tensors_a_token_of_a_plain_stream_comes_alone() -> None:
     request = _request(stream=True, return_perf_metrics=True, return_prompt_log_probs=True)
     assert _outputs(request, ResponseSlice(request.first, 1, 1, 2), is_last=False) == {}
+
+
+def test_output_tensors_the_first_response_says_how_long_the_prompt_is() -> None:
+    span = ResponseSlice((request := _request(stream=True)).first, 1, 0, 1)
+    assert _outputs(request, span, is_first=True, is_last=False) == {"num_input_tokens": [5]}
+    assert set(_outputs(request, is_first=True)) == ALWAYS
+    request = _request(stream=True, return_num_input_tokens=False)
+    assert _outputs(request, span, is_first=True, is_last=False) == {}
 
 
 def test_output_tensors_streamed_log_probs_are_of_the_tokens_beside_them() -> None:

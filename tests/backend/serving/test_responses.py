@@ -284,7 +284,7 @@ def test_responses_an_id_can_be_used_again() -> None:
 def test_responses_every_refusal_is_counted() -> None:
     with serving(MockEngine(SPEC), CoreSettings(max_queue_size=0)) as service:
         with pytest.raises(RequestError):
-            service.submit({"input_ids": [1], "max_tokens": 0}, Client())
+            service.submit({"input_ids": [1], "max_tokens": -2}, Client())
         with pytest.raises(RequestError):
             service.submit({"input_ids": [1], "max_tokens": 4, "num_return_sequences": 5}, Client())
         records = service.take_records()

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_service_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
         asked = []
         for _ in range(200):
             prompt = [rng.randrange(SPEC.vocab_size) for _ in range(rng.randint(1, 40))]
-            max_tokens = rng.randint(1, 24)
+            max_tokens = rng.randint(0, 24)
             client = Client()
             client.cancelled = rng.random() < 0.1
             service.submit({"input_ids": list(prompt), "max_tokens": max_tokens, "stream": rng.random() < 0.5}, client)
@@ -54,12 +55,45 @@ def test_service_random_crowd_with_cancels_gets_the_unbatched_answers() -> None:
                 assert client.output_ids == output
                 assert client.outputs["finish_reason"] == [b"length"]
                 assert client.outputs["num_output_tokens"] == [max_tokens]
+                said = ["num_input_tokens" in {spec.name for spec, _ in chunk.outputs} for chunk in client.chunks]
+                assert said == [index in {0, len(said) - 1} for index in range(len(said))]
                 assert client.outputs["num_input_tokens"] == [len(prompt)]
             else:
                 assert client.cancelled
                 assert isinstance(client.errors[0], CancelledError)
         until(lambda: service.stats.num_used_blocks == 0 and service.stats.num_waiting == 0)
     assert all(client.num_finals == 1 and not client.asked_after_final for client, _, _ in asked)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_service_a_request_for_no_tokens_gets_what_it_asks_of_its_prompt(streaming: bool) -> None:
+    prompt, answers = [3, 1, 4, 1, 5, 9, 2, 6], []
+    asked = {"input_ids": prompt, "return_prompt_log_probs": True, "num_top_log_probs": 2, "num_return_sequences": 3}
+    with serving(MockEngine(SPEC)) as service:
+        for max_tokens in (1, 0):
+            client = Client()
+            service.submit({**asked, "max_tokens": max_tokens, "echo": True, "stream": streaming}, client)
+            assert client.done.wait(60)
+            assert not client.errors
+            answers.append(client)
+        until(lambda: service.stats.num_used_blocks == 0 and service.stats.num_open == 0)
+    one, none = answers
+    of_prompt = {
+        name: values
+        for chunk in one.chunks
+        for name, values in ((spec.name, values.tolist()) for spec, values in chunk.outputs)
+        if name.startswith("prompt_")
+    }
+    assert len(of_prompt) == 3
+    said: dict[str, Any] = {}
+    for chunk in none.chunks:
+        outputs = {spec.name: values.tolist() for spec, values in chunk.outputs}
+        assert all(row == prompt for row in chunk.output_ids.tolist())
+        assert set(outputs["finish_reason"]) == {b"length"}
+        said |= outputs
+    assert said.items() >= of_prompt.items()
+    assert set(said["num_output_tokens"]) == {0}
+    assert (none.num_finals, len(none.chunks)) == (1, 3 if streaming else 1)
 
 
 def test_service_a_full_queue_is_said_at_once_and_room_comes_back() -> None:
@@ -109,7 +143,7 @@ def test_service_a_timeout_reaches_the_client_once_and_in_time() -> None:
     for client in (late, streaming):
         assert client.num_finals == 1
         assert isinstance(client.errors[0], DeadlineError)
-        assert wire_message(client.errors[0]).startswith("[UNAVAILABLE] timeout_ms: 120 ms have passed, with ")
+        assert wire_message(client.errors[0]).startswith("[UNAVAILABLE] timeout: timeout_ms: 120 ms have passed, with ")
     assert not late.chunks
     assert streaming.output_ids == expected_tokens([2], 30)[: len(streaming.output_ids)]
     assert other.output_ids == expected_tokens([3], 30)
@@ -134,7 +168,7 @@ def test_service_a_bad_request_disturbs_nobody() -> None:
     with serving(MockEngine(SPEC, step_seconds=0.002)) as service:
         good = Client()
         service.submit({"input_ids": [3, 4], "max_tokens": 30, "stream": True}, good)
-        for fields in ({"input_ids": [], "max_tokens": 1}, {"input_ids": [1], "max_tokens": 0}):
+        for fields in ({"input_ids": [], "max_tokens": 1}, {"input_ids": [1], "max_tokens": -2}):
             with pytest.raises(RequestError):
                 service.submit(fields, Client())
         assert good.done.wait(60)

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "token_budget": 512,
     "target_itl_ms": 40,
     "enable_kv_cache_reuse": False,
+    "default_max_tokens": 99,
     "max_draft_tokens": 5,
     "max_queue_size": 7,
     "max_queue_tokens": 9000,
@@ -40,7 +41,14 @@ OTHER: dict[str, Any] = {
 }
 
 COUNTS = ["token_budget", "target_itl_ms", "max_draft_tokens"]
-POSITIVES = ["max_queue_size", "max_queue_tokens", "priority_aging_ms", "pause_after_ms", "abandon_after_ms"]
+POSITIVES = [
+    "default_max_tokens",
+    "max_queue_size",
+    "max_queue_tokens",
+    "priority_aging_ms",
+    "pause_after_ms",
+    "abandon_after_ms",
+]
 
 
 def _wrapped(parameters: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -68,6 +76,7 @@ def test_settings_what_is_rendered_is_what_people_write() -> None:
         "token_budget": "512",
         "target_itl_ms": "40",
         "enable_kv_cache_reuse": "false",
+        "default_max_tokens": "99",
         "max_draft_tokens": "5",
         "max_queue_size": "7",
         "max_queue_tokens": "9000",

@@ -1,0 +1,183 @@
+"""What arrives on a socket before it is a request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.gateway.http.room import JSON, Reply, Room, echo, endpoint, run
+from trident_gateway.api.interface import AnswerSink, HttpRequest
+from trident_gateway.settings import GatewaySettings, HttpLimits
+
+HASTY = GatewaySettings(http=HttpLimits(receive_timeout_s=0.2))
+IDLE = GatewaySettings(http=HttpLimits(idle_timeout_s=0.2))
+NARROW = GatewaySettings(http=HttpLimits(max_header_bytes=4096))
+HEAD = b"POST /v1/x HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+
+
+async def refused(room: Room, request: bytes) -> Reply:
+    """Send bytes and return the answer, after which the connection is closed."""
+    client = await room.connect()
+    client.writer.write(request)
+    reply = await client.reply()
+    assert reply.headers["connection"] == "close"
+    assert reply.headers["content-type"] == "application/json"
+    assert await client.rest() == b""
+    client.close()
+    return reply
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 100,
+        b"nonsense\r\n\r\n",
+        HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        HEAD + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        HEAD + b"content-length: -1\r\n\r\n{}",
+        HEAD + b"content-length: 99999999999999999999999999\r\n\r\n{}",
+        HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+        b"POST /v1/x HTTP/1.1\r\nhost : a\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ],
+)
+def test_connection_refuses_what_is_not_http(request_bytes: bytes) -> None:
+    async def test() -> None:
+        async with Room(echo) as room:
+            reply = await refused(room, request_bytes)
+            assert (reply.status, reply.error()["code"]) == (400, "invalid_http_request")
+            await room.quiet()
+
+    run(test)
+
+
+def test_connection_refuses_a_head_above_the_limit_in_one_header_in_many_and_in_the_path() -> None:
+    async def test() -> None:
+        async with Room(echo, settings=NARROW) as room:
+            for request in (
+                HEAD + b"x-long: " + b"a" * 4096 + b"\r\n\r\n",
+                HEAD + b"x-endless: " + b"a" * 8192,
+                HEAD + b"x: y\r\n" * 1000,
+                b"GET /" + b"a" * 8192 + b" HTTP/1.1\r\n",
+            ):
+                reply = await refused(room, request)
+                assert (reply.status, reply.error()["code"]) == (431, "headers_too_large")
+            # A large body in the same segment as a small head is none of it.
+            fits = await room.ask("POST", "/v1/x", b"1" * 8192, JSON)
+            assert fits.status == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("start", [b"P", HEAD[:-2], HEAD])
+def test_connection_gives_up_on_a_head_that_does_not_come(start: bytes) -> None:
+    async def test() -> None:
+        async with Room(echo, settings=HASTY) as room:
+            reply = await refused(room, start)
+            assert (reply.status, reply.error()["code"]) == (408, "request_timeout")
+
+    run(test)
+
+
+def test_connection_gives_a_slow_head_no_more_time_for_each_byte() -> None:
+    async def test() -> None:
+        async with Room(echo, settings=HASTY) as room:
+            client = await room.connect()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            reply = asyncio.ensure_future(client.reply())
+            for byte in HEAD:
+                client.writer.write(bytes([byte]))
+                await asyncio.wait({reply}, timeout=0.05)
+                if reply.done():
+                    break
+            assert (await reply).status == 408
+            assert loop.time() - began < len(HEAD) * 0.05
+            client.close()
+
+    run(test)
+
+
+def test_connection_without_a_request_is_closed() -> None:
+    async def test() -> None:
+        async with Room(echo, settings=IDLE) as room:
+            silent, used = await room.connect(), await room.connect()
+            used.send("POST", "/v1/x", b"{}", JSON)
+            assert (await used.reply()).status == 200
+            assert (await silent.rest(), await used.rest()) == (b"", b"")
+
+    run(test)
+
+
+def test_connection_that_streams_is_not_idle() -> None:
+    @endpoint()
+    async def slow(request: HttpRequest, out: AnswerSink) -> None:
+        await request.body()
+        out.expect_events()
+        await out.send_events(b"data: 1\n\n")
+        await asyncio.sleep(0.6)
+        await out.end_events(b"data: 2\n\n")
+
+    settings = GatewaySettings(http=HttpLimits(idle_timeout_s=0.2, receive_timeout_s=0.2))
+
+    async def test() -> None:
+        async with Room(slow, settings=settings) as room:
+            assert (await room.ask("POST", "/v1/x", b"{}", JSON)).body == b"data: 1\n\ndata: 2\n\n"
+
+    run(test)
+
+
+def test_connection_that_trickles_a_refused_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trident_gateway.http.connection._BODY_GRACE_S", 0.0)
+
+    async def test() -> None:
+        async with Room(echo, settings=HASTY) as room:
+            client = await room.connect()
+            client.send("POST", "/nothing", headers={**JSON, "content-length": "100000"})
+            assert (await client.reply()).status == 404
+            rest = asyncio.ensure_future(client.rest())
+            for _ in range(1000):
+                client.writer.write(b"x")
+                await asyncio.wait({rest}, timeout=0.02)
+                if rest.done():
+                    break
+            assert await rest == b""
+
+    run(test)
+
+
+def test_connection_above_their_number_is_refused() -> None:
+    settings = GatewaySettings(http=HttpLimits(max_connections=3))
+
+    async def test() -> None:
+        async with Room(echo, settings=settings) as room:
+            clients = [await room.connect() for _ in range(3)]
+            clients[0].send("POST", "/v1/x", b"{}", JSON)
+            assert (await clients[0].reply()).status == 200
+            reply = await refused(room, b"")
+            assert (reply.status, reply.error()["code"]) == (503, "server_is_overloaded")
+            clients.pop().close()
+            while True:
+                reply = await room.ask("POST", "/v1/x", b"{}", JSON)
+                if reply.status == 200:
+                    break
+            for client in clients:
+                client.close()
+
+    run(test)
+
+
+def test_connection_asks_for_a_body_that_waits_to_be_asked_for() -> None:
+    async def test() -> None:
+        async with Room(echo) as room:
+            client = await room.connect()
+            client.send("POST", "/v1/x", headers={**JSON, "content-length": "2", "expect": "100-continue"})
+            assert await client.reader.readexactly(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.writer.write(b"{}")
+            assert (await client.reply()).body == b"{}"
+            client.close()
+
+    run(test)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Makes what holds other people's clients of the OpenAI API, which the tests of the gateway run: two environments in
+# .venv-clients, and the packages of the client for Node where there is a Node. Quick when there is nothing to do.
+# What is installed is locked in locks/ and in the lock of npm: see docs/dependencies.md. `tools/setup.sh test` comes first.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=.venv/bin/python
+folder=.venv-clients
+node=tests/gateway/clients/node
+stamp=$folder/.set-up
+state="$PWD $(cat tools/setup_clients.sh locks/clients*.txt $node/package-lock.json | sha256sum) $(readlink -f $python)"
+
+if [ -f $stamp ] && [ "$(cat $stamp)" = "$state" ]; then
+    exit 0
+fi
+
+# uv takes a tenth of pip's time, but does not read pip's configuration: an index or a proxy may stand only there.
+install() {
+    .venv/bin/uv pip install --quiet --python "$1" --require-hashes --requirement "$2" --only-binary :all: ||
+        $python -m pip --python "$1" --disable-pip-version-check install --quiet --require-hashes --requirement "$2"
+}
+
+echo "set-up: installing clients of the OpenAI API into $folder (about 1 GB; nothing afterwards)"
+for name in clients clients-pinned; do
+    $python -m venv --clear --without-pip $folder/$name
+    install $folder/$name/bin/python locks/$name.txt
+done
+if command -v node >/dev/null && command -v npm >/dev/null; then
+    npm ci --prefix $node --ignore-scripts --no-audit --no-fund --loglevel=error
+fi
+echo "$state" >$stamp

@@ -1,0 +1,1 @@
+"""Who may use the gateway: keys of its own, and tokens of identity providers."""

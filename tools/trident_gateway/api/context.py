@@ -1,0 +1,81 @@
+"""What every endpoint works with, and what each begins with.
+
+Owns the way from a request to its caller, its fields and its model. Never knows which fields there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from trident_gateway.access.authenticator import Authenticator
+from trident_gateway.api.body import decode_body
+from trident_gateway.api.interface import AnswerSink, HttpRequest
+from trident_gateway.callers import Caller
+from trident_gateway.errors import ModelNotFoundError
+from trident_gateway.limits.limiter import Limiter
+from trident_gateway.settings import GatewaySettings
+from trident_gateway.upstream.router import Router
+from trident_gateway.upstream.served_model import ServedModel
+
+Value = TypeVar("Value", bound=msgspec.Struct)
+
+_MAX_IGNORED_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class ApiContext:
+    """What every endpoint works with.
+
+    Args:
+        settings: of the gateway.
+        router: knows the models and their servers.
+        authenticator: knows the callers.
+        limiter: bounds what they may use.
+    """
+
+    settings: GatewaySettings
+    router: Router
+    authenticator: Authenticator
+    limiter: Limiter
+
+    async def admit(self, request: HttpRequest) -> Caller:
+        """Return who a request comes from.
+
+        Raises:
+            AuthenticationError: from nobody who is known.
+        """
+        caller = await self.authenticator.authenticate(request.header("authorization"))
+        request.record.key_id, request.record.tenant = caller.key_id, caller.tenant
+        return caller
+
+    async def read(self, request: HttpRequest, out: AnswerSink, kind: type[Value]) -> Value:
+        """Return a request's fields; unknown ones that are ignored are listed in a header of the answer.
+
+        Raises:
+            ApiError: the body cannot be read, or is not of this kind.
+        """
+        fields, ignored = decode_body(await request.body(), kind, allow_unknown=self.settings.allow_unknown_fields)
+        if ignored:
+            listed = ",".join(ignored).encode("ascii", "backslashreplace")
+            printable = bytes(byte if 0x20 < byte < 0x7F else ord("?") for byte in listed)
+            out.add_headers([(b"x-trident-ignored", printable[:_MAX_IGNORED_BYTES])])
+        return fields
+
+    def find(self, caller: Caller, name: str) -> ServedModel:
+        """Return the model of a name, if the caller may use it.
+
+        Raises:
+            ModelNotFoundError: it may not, or there is none.
+        """
+        served = self.router.find(name)
+        if served is None or not may_use(caller, served):
+            raise ModelNotFoundError(name)
+        return served
+
+
+def may_use(caller: Caller, served: ServedModel) -> bool:
+    """Return whether a caller may use a model."""
+    return caller.may_use(served.card.name, *served.card.aliases)

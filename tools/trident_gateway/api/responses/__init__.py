@@ -1,0 +1,1 @@
+"""The Responses API without any state on the server."""

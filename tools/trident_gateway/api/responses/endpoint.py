@@ -1,0 +1,258 @@
+"""The endpoint `/v1/responses`.
+
+Owns the way from its fields to a plan, and from items to its answer. Never stores anything.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from trident_ensemble.contract import tensors
+from trident_gateway.api.body import invalid, planned
+from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of, new_id, tool_param
+from trident_gateway.api.choices import AnswerPlan
+from trident_gateway.api.context import ApiContext
+from trident_gateway.api.generation import Generation, GenerationPlan, PromptCall, generating
+from trident_gateway.api.interface import AnswerSink, HttpRequest
+from trident_gateway.api.messages import render_messages
+from trident_gateway.api.response_format import Guide, JsonObjectFormat, schema_guide
+from trident_gateway.api.responses.input_items import messages_of
+from trident_gateway.api.responses.output_items import Json, OutputItems
+from trident_gateway.api.responses.request import (
+    LOGPROBS,
+    ResponsesRequest,
+    SchemaFormat,
+    check_responses,
+    choice_of,
+    sampling_of,
+    tools_of,
+)
+from trident_gateway.api.translate import ParamNames, Tensors, plan_tensors, sampling_tensors
+from trident_gateway.api.usage import Usage
+from trident_gateway.callers import Caller
+from trident_gateway.errors import ApiError
+from trident_gateway.settings import GatewaySettings
+from trident_gateway.tool_calls.guides import ToolPlan, plan_guide, plan_tools
+from trident_gateway.tool_calls.tools import Choice
+from trident_gateway.upstream.served_model import ServedModel
+
+_TOOL_PARAM = "tools[{}]"
+
+
+class ResponsesEndpoint:
+    """Answers inputs.
+
+    Args:
+        context: what endpoints work with.
+    """
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+
+    async def handle(self, request: HttpRequest, out: AnswerSink) -> None:
+        """Answer one request."""
+        context = self._context
+        caller = await context.admit(request)
+        fields = await context.read(request, out, ResponsesRequest)
+        check_responses(fields)
+        model = context.find(caller, fields.model)
+        plan = planned(lambda: plan_response(fields, model, caller, context.settings))
+        response = planned(lambda: RunningResponse(fields, model.card.name))
+        if plan.is_stream:
+            out.expect_events(response.fail)
+        async with generating(context, request, out, caller, plan) as generation:
+            await _answer(generation, response, out, is_stream=plan.is_stream)
+
+
+async def _answer(generation: Generation, response: RunningResponse, out: AnswerSink, *, is_stream: bool) -> None:
+    is_begun = False
+    reason = ""
+    async for deltas in generation.deltas():
+        events = b"" if is_begun else response.begin()
+        is_begun = True
+        for delta in deltas:
+            events += response.render(response.items.read(delta))
+            reason = delta.finish_reason
+        if is_stream and events:
+            await out.send_events(events)
+    await generation.settle()
+    if is_stream:
+        await out.end_events(response.end(reason, generation.usage))
+    else:
+        await out.send_json(msgspec.json.encode(response.body(_status(reason), generation.usage)))
+
+
+class RunningResponse:
+    """One response: its items, and what the client has said about it.
+
+    Args:
+        fields: the request.
+        model: the model's name.
+    """
+
+    def __init__(self, fields: ResponsesRequest, model: str) -> None:
+        self.items = OutputItems()
+        self._fields = fields
+        self._model = model
+        self._id = new_id("resp_")
+        self._created = int(time.time())
+        self._sequence_number = -1
+        self._text = msgspec.Raw(msgspec.json.encode(_text_shown(fields)))
+        self._tools = msgspec.Raw(msgspec.json.encode([_shown(tool) for tool in fields.tools or ()]))
+
+    def begin(self) -> bytes:
+        """Return the first events."""
+        body = self.body("in_progress", None)
+        return self.render([{"type": f"response.{kind}", "response": body} for kind in ("created", "in_progress")])
+
+    def end(self, reason: str, usage: Usage) -> bytes:
+        """Return the last event."""
+        status = _status(reason)
+        return self.render([{"type": f"response.{status}", "response": self.body(status, usage)}])
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return the last event of a response that has failed."""
+        failure = {"code": "server_error", "message": error.message}
+        events = b"" if self._sequence_number >= 0 else self.begin()
+        body = {**self.body("failed", None), "error": failure}
+        return events + self.render([{"type": "response.failed", "response": body}])
+
+    def render(self, events: list[Json]) -> bytes:
+        """Return events as they are sent, each with its number."""
+        blocks = []
+        for event in events:
+            self._sequence_number += 1
+            data = msgspec.json.encode({**event, "sequence_number": self._sequence_number})
+            blocks.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data))
+        return b"".join(blocks)
+
+    def body(self, status: str, usage: Usage | None) -> Json:
+        """Return the response as it is now."""
+        fields = self._fields
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": fields.instructions,
+            "max_output_tokens": fields.max_output_tokens,
+            "metadata": fields.metadata or {},
+            "model": self._model,
+            "output": self.items.items if status != "in_progress" else [],
+            "parallel_tool_calls": fields.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "temperature": fields.temperature,
+            "text": self._text,
+            "tool_choice": "auto" if fields.tool_choice is None else fields.tool_choice,
+            "tools": self._tools,
+            "top_logprobs": fields.top_logprobs,
+            "top_p": fields.top_p,
+            "truncation": "disabled",
+            "usage": None if usage is None else _usage(usage),
+        }
+
+
+def plan_response(
+    fields: ResponsesRequest, model: ServedModel, caller: Caller, settings: GatewaySettings
+) -> GenerationPlan:
+    """Return the plan of a response.
+
+    Raises:
+        InvalidRequestError: the model cannot do what is asked; names the field.
+    """
+    card = model.card
+    if not card.takes_messages:
+        raise invalid("input", f"the model `{card.name}` has no chat template; use /v1/completions.")
+    sampling = sampling_of(fields)
+    values = sampling_tensors(sampling, caller, settings)
+    messages = render_messages(messages_of(fields.instructions, fields.input))
+    values[tensors.MESSAGES.name] = messages
+    if fields.max_output_tokens is not None:
+        values[tensors.MAX_TOKENS.name] = fields.max_output_tokens
+    if fields.tools:
+        values[tensors.TOOLS.name] = _render_tools(fields)
+    if LOGPROBS in (fields.include or ()):
+        values[tensors.RETURN_LOG_PROBS.name] = values[tensors.RETURN_TOKEN_BYTES.name] = True
+        if fields.top_logprobs:
+            values[tensors.NUM_TOP_LOG_PROBS.name] = fields.top_logprobs
+    guide_param, tool_plan = _plan_tools(fields, model)
+    if tool_plan.parses and LOGPROBS in (fields.include or ()):
+        raise invalid("include", "log probabilities go with plain text alone here; /v1/chat/completions has them all.")
+    plan_tensors(tool_plan, card, values)
+    names = ParamNames("input", "max_output_tokens", guide_param)
+    affinity = affinity_of(caller, fields.prompt_cache_key, messages)
+    return GenerationPlan(
+        model,
+        [PromptCall(values, len(messages.encode()) + len(values.get(tensors.TOOLS.name, "")), affinity, names)],
+        AnswerPlan(card, tool_plan),
+        1,
+        min(fields.max_output_tokens or DEFAULT_MAX_TOKENS, card.max_seq_len),
+        bool(fields.stream),
+        settings.request_timeout_s,
+    )
+
+
+def _plan_tools(fields: ResponsesRequest, model: ServedModel) -> tuple[str, ToolPlan]:
+    tools, choice = tools_of(fields), choice_of(fields)
+    guide = _guide(fields)
+    if guide is None:
+        parallel = fields.parallel_tool_calls is not False
+        plan = plan_tools(model.card, tools, choice, parallel=parallel, param=_TOOL_PARAM)
+        return tool_param(tools, choice.name, f"{_TOOL_PARAM}.parameters"), plan
+    if tools and choice.choice is not Choice.NONE:
+        raise invalid(
+            guide.param, "cannot be given together with tools that may be called; send 'tool_choice': 'none'."
+        )
+    return guide.param, plan_guide(model.card, guide.kind, guide.text)
+
+
+def _guide(fields: ResponsesRequest) -> Guide | None:
+    wanted = fields.text.format if fields.text else None
+    if isinstance(wanted, JsonObjectFormat):
+        return schema_guide(None, "text.format")
+    return schema_guide(wanted.schema, "text.format") if isinstance(wanted, SchemaFormat) else None
+
+
+def _render_tools(fields: ResponsesRequest) -> str:
+    functions: list[Tensors] = [
+        {
+            key: value
+            for key, value in (("name", tool.name), ("description", tool.description), ("parameters", tool.parameters))
+            if value is not None
+        }
+        for tool in fields.tools or ()
+    ]
+    return msgspec.json.encode([{"type": "function", "function": function} for function in functions]).decode()
+
+
+def _text_shown(fields: ResponsesRequest) -> Json:
+    wanted = fields.text.format if fields.text else None
+    raw: Json = {"type": "text"} if wanted is None else msgspec.to_builtins(wanted)
+    return {"format": {key: value for key, value in raw.items() if value is not None}}
+
+
+def _shown(tool: Any) -> Json:
+    return {
+        "type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters,
+        "strict": True if tool.strict is None else tool.strict,
+    }  # fmt: skip
+
+
+def _usage(usage: Usage) -> Json:
+    return {
+        "input_tokens": usage.num_input,
+        "input_tokens_details": {"cached_tokens": usage.num_cached, "cache_write_tokens": 0},
+        "output_tokens": usage.num_output,
+        "output_tokens_details": {"reasoning_tokens": usage.num_reasoning or 0},
+        "total_tokens": usage.num_input + usage.num_output,
+    }
+
+
+def _status(reason: str) -> str:
+    return "incomplete" if reason == "length" else "completed"

@@ -1,0 +1,76 @@
+"""The end of a gateway, in an order in which no request is lost.
+
+Owns that order. Never handles a signal and never closes a socket: the socket stays open to the end, because load
+balancers learn only after a while that requests should go elsewhere.
+
+1. From the first moment on the gateway calls itself not ready, and closes each connection after its next answer.
+2. For `delay_s` it serves everything.
+3. Then it refuses new requests, and running ones have `timeout_s` to end.
+4. Then those that are left are cut: streams end with an error event, other requests are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from trident_gateway.http.lifecycle import Lifecycle, Phase
+
+#: For requests that were cut to say so to their clients and to their servers.
+_CUT_TIMEOUT_S = 5.0
+
+
+class Drain:
+    """The way of one gateway to its end.
+
+    Args:
+        lifecycle: what is ended.
+        delay_s: between the beginning and the first refusal.
+        timeout_s: for running requests after that.
+        say: tells the operator.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, delay_s: float, timeout_s: float, say: Callable[[str], None]) -> None:
+        self._lifecycle = lifecycle
+        self._delay_s = delay_s
+        self._timeout_s = timeout_s
+        self._say = say
+        self._begun = asyncio.Event()
+        self._skipped = asyncio.Event()
+        self._num_signals = 0
+
+    def begin(self) -> None:
+        """Begin to drain, if that has not begun."""
+        if not self._begun.is_set():
+            self._lifecycle.phase = Phase.LEAVING
+            self._begun.set()
+
+    def take_signal(self) -> None:
+        """Begin to drain; at a second signal, cut what still runs."""
+        self._num_signals += 1
+        if self._num_signals > 1:
+            self._skipped.set()
+        self.begin()
+
+    async def run(self) -> int:
+        """Wait for the beginning and drain; return how many requests were cut."""
+        await self._begun.wait()
+        self._say(
+            f"Draining: not ready from now on, refusing in {self._delay_s:g} s, then up to {self._timeout_s:g} s for "
+            "what runs. Another signal ends at once."
+        )
+        await self._unless_skipped(asyncio.sleep(self._delay_s), None)
+        self._lifecycle.phase = Phase.REFUSING
+        await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
+        num_cut = self._lifecycle.stop_all()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._lifecycle.wait_until_idle(), _CUT_TIMEOUT_S)
+        return num_cut
+
+    async def _unless_skipped(self, work: Coroutine[Any, Any, None], timeout_s: float | None) -> None:
+        tasks = {asyncio.ensure_future(work), asyncio.ensure_future(self._skipped.wait())}
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()

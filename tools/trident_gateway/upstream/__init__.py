@@ -1,0 +1,1 @@
+"""Calls to the tritonservers behind the gateway."""

@@ -1,0 +1,193 @@
+"""One call to a server, from its first event to its end.
+
+Owns the answer to one call: its events, its deadline, and how it is ended early. Never chooses a server and never
+retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from trident_gateway.errors import ApiError, DeadlineError, EngineFaultError, UpstreamLostError
+from trident_gateway.upstream.connection import ConnectionLostError
+from trident_gateway.upstream.events import EventCutter, GenerateEvent, MalformedEventError
+from trident_gateway.upstream.http_client import BodyTooLargeError, ConnectError, HttpClient, Response
+from trident_gateway.upstream.refusals import (
+    RefusedError,
+    UpstreamRefusalError,
+    api_error,
+    read_refusal,
+    read_wire_message,
+)
+from trident_gateway.upstream.served_model import GenerateCall, render_call, render_stop
+
+_MAX_REFUSAL_BYTES = 1 << 20
+_STOP_TIMEOUT_S = 5.0
+#: After each of these seconds a request that goes on is told to stop once more: it may not have reached the core yet.
+_PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
+
+
+class Exchange:
+    """The answer to one call.
+
+    Args:
+        client: the connections to the server.
+        server: the server's name.
+        ensemble: the name of the model there.
+        call: what is asked.
+        run: runs a coroutine beside the caller until it has ended, and longer than the caller.
+        on_end: called once, when the server has nothing to do for this call any more.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        server: str,
+        ensemble: str,
+        call: GenerateCall,
+        *,
+        run: Callable[[Coroutine[Any, Any, None]], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.server = server
+        self._client = client
+        self._path = f"/v2/models/{ensemble}/generate_stream"
+        self._call = call
+        self._run = run
+        self._on_end = on_end
+        self._cutter = EventCutter()
+        self._response: Response | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._first: Sequence[GenerateEvent] = ()
+        self._failure: ApiError | None = None
+        self._is_closed = False
+
+    async def begin(self) -> None:
+        """Send the call and wait for its first event; the caller must close the exchange whatever comes of it.
+
+        Raises:
+            ConnectError: there is no server; it has not seen the call.
+            ConnectionLostError: the server was lost before it answered.
+            RefusedError: it has refused the call.
+            ApiError: the deadline has passed, or the server has answered nonsense.
+        """
+        call = self._call
+        self._response = response = await self._client.send(b"POST", self._path, render_call(call), call.headers)
+        if call.deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(call.deadline, response.interrupt, DeadlineError())
+        try:
+            status = await response.status()
+            if status != 200:
+                raise RefusedError(status, read_refusal(await response.read_all(_MAX_REFUSAL_BYTES)))
+            self._first = await self._receive()
+        except (MalformedEventError, BodyTooLargeError):
+            raise EngineFaultError from None
+        if not self._first:
+            raise EngineFaultError
+        if self._first[0].error is not None:
+            raise RefusedError(status, self._first[0].error)
+
+    async def read(self) -> Sequence[GenerateEvent]:
+        """Return all events that one read of the connection has brought, without an error among them; none at the end.
+
+        The connection is read only as fast as this is called.
+
+        Raises:
+            UpstreamLostError: the server was lost.
+            DeadlineError: the deadline has passed.
+            ApiError: the server has ended the answer with an error.
+        """
+        if self._first:
+            events, self._first = self._first, ()
+        elif self._failure is not None:
+            raise self._failure
+        else:
+            try:
+                events = await self._receive()
+            except (ConnectionLostError, MalformedEventError):
+                raise UpstreamLostError from None
+        for index, event in enumerate(events):
+            if event.error is not None:
+                self._failure = _failure(event.error)
+                if index == 0:
+                    raise self._failure
+                return events[:index]
+        return events
+
+    async def close(self) -> None:
+        """End the exchange; may be called twice, and at any time.
+
+        A call whose answer is not complete is ended at the server, which goes on after this has returned.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._response is None:
+            self._on_end()
+        elif self._response.is_over:
+            self._response.close()
+            self._on_end()
+        else:
+            self._response.interrupt(None)
+            self._run(self._end(self._response))
+
+    async def _receive(self) -> Sequence[GenerateEvent]:
+        assert self._response is not None
+        while True:
+            data = await self._response.read()
+            if data:
+                events = self._cutter.feed(data)
+                if events:
+                    return events
+            elif self._cutter.is_at_border:
+                return ()
+            else:
+                raise MalformedEventError("an event without its end")
+
+    async def _end(self, response: Response) -> None:
+        """Tell the server to stop until the answer has ended, which shows that it has; then hang up."""
+        try:
+            for pause in _PAUSES_S:
+                if not await self._stop() or await _ends(response, pause):
+                    return
+        finally:
+            response.close()
+            self._on_end()
+
+    async def _stop(self) -> bool:
+        path = self._path.removesuffix("_stream")
+        body = render_stop(self._call)
+        try:
+            await self._client.fetch(b"POST", path, body, max_bytes=_MAX_REFUSAL_BYTES, timeout_s=_STOP_TIMEOUT_S)
+        except ConnectError:
+            return False
+        except (ConnectionLostError, BodyTooLargeError, asyncio.TimeoutError):
+            pass
+        return True
+
+
+async def _ends(response: Response, seconds: float) -> bool:
+    """Return whether the answer ends within a time, be it by a failure."""
+
+    async def read_on() -> None:
+        while await response.read():
+            pass
+
+    try:
+        await asyncio.wait_for(read_on(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    except ConnectionLostError:
+        pass
+    return True
+
+
+def _failure(message: str) -> ApiError:
+    """Return what becomes of an error that comes in the middle of an answer, where nothing is the client's fault."""
+    error = api_error(read_wire_message(message))
+    return EngineFaultError() if isinstance(error, UpstreamRefusalError) else error

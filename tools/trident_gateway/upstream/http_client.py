@@ -1,0 +1,229 @@
+"""A client of one server over HTTP/1.1, with a pool of connections that are kept open.
+
+Owns the pool, and how a request looks on the wire. Never retries a request of which a byte of the answer has come, and
+never interprets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from trident_ensemble.contract.errors import ConfigError
+from trident_gateway.upstream.connection import Connection, ConnectionLostError
+
+_MAX_IDLE = 256
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class ConnectError(Exception):
+    """No connection to the server could be made."""
+
+
+class BodyTooLargeError(Exception):
+    """An answer is longer than whoever asked wants to read."""
+
+
+class HttpClient:
+    """The connections to one server.
+
+    Args:
+        url: `http://HOST:PORT`.
+        connect_timeout_s: after which a connection that has not come about counts as refused.
+
+    Raises:
+        ConfigError: the URL is not of that form.
+    """
+
+    def __init__(self, url: str, connect_timeout_s: float = 5.0) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ConfigError(f"server {url}: {error}") from None
+        if parts.scheme != "http" or not host or parts.path not in {"", "/"} or parts.query or parts.username:
+            raise ConfigError(f"server {url}: must be of the form http://HOST:PORT")
+        self._host = host
+        self._port = port or 80
+        self._authority = parts.netloc.encode("idna")
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._heard_at = 0.0
+
+    @property
+    def heard_at(self) -> float:
+        """When the server has last sent anything, in the time of the event loop."""
+        return max([self._heard_at, *(connection.heard_at for connection in self._busy)])
+
+    @property
+    def num_busy(self) -> int:
+        """Connections on which an answer is expected."""
+        return len(self._busy)
+
+    @property
+    def num_idle(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
+    async def send(self, method: bytes, path: str, body: bytes = b"", headers: Headers = ()) -> Response:
+        """Send a request and return its answer, of which nothing has come yet.
+
+        Raises:
+            ConnectError: there is no server.
+        """
+        head = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, path.encode("ascii"), self._authority)]
+        head += [b"%b: %b\r\n" % header for header in headers]
+        if method == b"POST":
+            head.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        request = b"%b\r\n%b" % (b"".join(head), body)
+        connection = self._take_idle()
+        is_reused = connection is not None
+        if connection is None:
+            connection = await self.connect()
+        connection.send(request)
+        self._busy.add(connection)
+        return Response(self, connection, request, is_reused=is_reused)
+
+    async def fetch(
+        self, method: bytes, path: str, body: bytes = b"", *, headers: Headers = (), max_bytes: int, timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Return the status and the whole body of an answer.
+
+        Raises:
+            ConnectError: there is no server.
+            ConnectionLostError: the connection has failed.
+            BodyTooLargeError: the body is longer than `max_bytes`.
+            asyncio.TimeoutError: the answer was not complete after `timeout_s` seconds.
+        """
+        return await asyncio.wait_for(self._fetch(method, path, body, headers, max_bytes), timeout_s)
+
+    async def _fetch(
+        self, method: bytes, path: str, body: bytes, headers: Headers, max_bytes: int
+    ) -> tuple[int, bytes]:
+        response = await self.send(method, path, body, headers)
+        try:
+            return await response.status(), await response.read_all(max_bytes)
+        finally:
+            response.close()
+
+    def fail_busy(self, error: Exception) -> None:
+        """Give up all connections on which an answer is expected."""
+        for connection in tuple(self._busy):
+            connection.fail(error)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in (*self._idle, *self._busy):
+            connection.abort()
+        self._idle.clear()
+
+    async def connect(self) -> Connection:
+        """Return a new connection.
+
+        Raises:
+            ConnectError: there is no server.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await asyncio.wait_for(
+                loop.create_connection(lambda: Connection(loop), self._host, self._port), self._connect_timeout_s
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            raise ConnectError(f"{self._host}:{self._port}: {error or 'no answer'}") from None
+        return connection
+
+    def exchange(self, old: Connection, new: Connection) -> None:
+        """Count a connection as busy in the place of another."""
+        self._busy.discard(old)
+        self._busy.add(new)
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a connection back after an answer; it is kept if it can be used again."""
+        self._heard_at = max(self._heard_at, connection.heard_at)
+        self._busy.discard(connection)
+        if connection.is_reusable and len(self._idle) < _MAX_IDLE:
+            connection.release()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_reusable:
+                return connection
+        return None
+
+
+class Response:
+    """One answer, which is read in pieces as they come."""
+
+    def __init__(self, client: HttpClient, connection: Connection, request: bytes, *, is_reused: bool) -> None:
+        self._client = client
+        self._connection = connection
+        self._request = request
+        self._is_reused = is_reused
+        self._is_closed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come: the whole answer is here, or the connection is lost."""
+        return self._connection.is_over
+
+    async def status(self) -> int:
+        """Return the status.
+
+        A connection from the pool may have been closed by the server at the moment of sending; then the request goes
+        out on a new one.
+
+        Raises:
+            ConnectError: there is no server any more.
+            ConnectionLostError: the connection has failed.
+        """
+        try:
+            return await self._connection.read_status()
+        except ConnectionLostError as error:
+            if not self._is_reused or not error.is_stale:
+                raise
+        self._is_reused = False
+        connection = await self._client.connect()
+        connection.send(self._request)
+        self._client.exchange(self._connection, connection)
+        self._connection = connection
+        return await connection.read_status()
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body; b"" at its end.
+
+        Raises:
+            ConnectionLostError: the connection has failed.
+        """
+        return await self._connection.read()
+
+    async def read_all(self, max_bytes: int) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            ConnectionLostError: the connection has failed.
+            BodyTooLargeError: it is longer than `max_bytes`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.read():
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_bytes:
+                raise BodyTooLargeError(f"more than {max_bytes} bytes")
+        return b"".join(pieces)
+
+    def interrupt(self, error: Exception | None) -> None:
+        """Make the one who waits get an error, though the answer may still come; None takes it back."""
+        self._connection.interrupt(error)
+
+    def close(self) -> None:
+        """Give the connection back, or hang up where the answer is not complete; may be called twice."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._client.give_back(self._connection)

@@ -1,0 +1,55 @@
+"""What a server's metrics page says that a gateway goes by.
+
+Owns the names of those metrics. Never asks for the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_GAUGES = re.compile(rb"^nv_trt_llm_(?:request|kv_cache_block|general)_metrics\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE)
+_LABELS = re.compile(rb'(\w+)="([^"]*)"')
+_KINDS = {
+    (b"request_type", b"active"): "num_active",
+    (b"request_type", b"waiting"): "num_waiting",
+    (b"kv_cache_block_type", b"fraction"): "kv_fraction",
+    (b"general_type", b"iteration_counter"): "num_steps",
+}
+
+
+@dataclass(frozen=True)
+class CoreFigures:
+    """How busy one core is.
+
+    Args:
+        num_active: requests that it has, those that wait among them.
+        num_waiting: requests that wait.
+        kv_fraction: of its KV blocks that are in use, from 0 to 1.
+        num_steps: that it has made since its start.
+    """
+
+    num_active: float = 0.0
+    num_waiting: float = 0.0
+    kv_fraction: float = 0.0
+    num_steps: float = 0.0
+
+
+@dataclass(frozen=True)
+class MetricsPage:
+    """The figures of each core of a server, by its model's name."""
+
+    cores: Mapping[str, CoreFigures]
+
+
+def read_page(page: bytes) -> MetricsPage:
+    """Return what a page says; what is not there is as if it were zero."""
+    figures: dict[str, dict[str, float]] = {}
+    for labels, value in _GAUGES.findall(page):
+        pairs = _LABELS.findall(labels)
+        names = [_KINDS[pair] for pair in pairs if pair in _KINDS]
+        models = [text.decode(errors="replace") for label, text in pairs if label == b"model"]
+        if names and models:
+            figures.setdefault(models[0], {})[names[0]] = float(value)
+    return MetricsPage({model: CoreFigures(**values) for model, values in figures.items()})

@@ -1,0 +1,69 @@
+"""What the gateway knows of the models that servers serve, and what a call to one of them consists of.
+
+Owns two plain values and how the JSON of a call is put together. Never sends anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from trident_ensemble.contract.model_card import ModelCard
+from trident_gateway.errors import Headers
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model that clients may ask for.
+
+    Args:
+        card: what its build wrote about it.
+        ensemble: the name of its ensemble in the model repository.
+        preprocessing: the name of the model that makes token ids of its prompts.
+        core: the name of the model that generates.
+    """
+
+    card: ModelCard
+    ensemble: str
+    preprocessing: str
+    core: str = "core"
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """One request for text.
+
+    Args:
+        model: which model is asked.
+        body: a JSON object of the ensemble's input tensors, without `id`, `tenant` and `stream`: these are added.
+        request_id: names the request at the server; no two running requests of a tenant may have the same.
+        tenant: whose request it is.
+        streaming: one event for each response as it comes; otherwise one event, or one for each sequence.
+        affinity: calls with equal bytes prefer the same server, where their common prefix is cached; b"" for no
+            preference.
+        deadline: when the client's timeout passes, in the time of the event loop; None for never.
+        headers: further headers of the HTTP request, such as a traceparent.
+    """
+
+    model: ServedModel
+    body: bytes
+    request_id: str
+    tenant: str
+    streaming: bool
+    affinity: bytes = b""
+    deadline: float | None = None
+    headers: Headers = ()
+
+
+def render_call(call: GenerateCall) -> bytes:
+    """Return the JSON of a call."""
+    assert call.body[:1] == b"{"
+    identity = msgspec.json.encode({"id": call.request_id, "tenant": call.tenant, "stream": call.streaming})
+    rest = call.body[1:].lstrip()
+    return identity[:-1] + (b"}" if rest == b"}" else b"," + rest)
+
+
+def render_stop(call: GenerateCall) -> bytes:
+    """Return the JSON of the call that ends another."""
+    return msgspec.json.encode({"id": call.request_id, "tenant": call.tenant, "stop": True})

@@ -1,0 +1,186 @@
+"""One tritonserver behind the gateway: its connections, its health, its figures and its models.
+
+Owns the watch over one server. Never chooses among servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from trident_gateway.settings import ServerAddress
+from trident_gateway.upstream.balancer import Candidate
+from trident_gateway.upstream.connection import ConnectionLostError
+from trident_gateway.upstream.discovery import read_models
+from trident_gateway.upstream.exchange import Exchange
+from trident_gateway.upstream.health import Health, Level
+from trident_gateway.upstream.http_client import BodyTooLargeError, ConnectError, HttpClient
+from trident_gateway.upstream.metrics_page import MetricsPage, read_page
+from trident_gateway.upstream.served_model import GenerateCall, ServedModel
+
+_MAX_PAGE_BYTES = 16 << 20
+_FAILURES = (ConnectError, ConnectionLostError, BodyTooLargeError, asyncio.TimeoutError)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatchTimes:
+    """How often servers are looked at, and how long they may be silent; all in seconds.
+
+    Args:
+        probe_s: between two looks at a server, its health and its figures.
+        probe_down_s: the same for one that has just failed or is down.
+        models_s: between two readings of its models.
+        timeout_s: for the answer to a probe.
+        stale_s: after which figures are not believed any more.
+        silence_s: after which calls to a server that has sent nothing at all are given up.
+    """
+
+    probe_s: float = 1.0
+    probe_down_s: float = 0.25
+    models_s: float = 5.0
+    timeout_s: float = 5.0
+    stale_s: float = 5.0
+    silence_s: float = 30.0
+
+
+class Server:
+    """One server.
+
+    Args:
+        address: of its ports.
+        times: how it is watched.
+        on_models: told what it serves, after each reading.
+        on_news: called after each look at it.
+    """
+
+    def __init__(
+        self,
+        address: ServerAddress,
+        times: WatchTimes,
+        on_models: Callable[[Server, Sequence[ServedModel]], None],
+        on_news: Callable[[], None],
+    ) -> None:
+        self.name = address.url.removeprefix("http://")
+        self.health = Health()
+        #: Calls that it has, those that are being ended among them.
+        self.num_in_flight = 0
+        self._client = HttpClient(address.url)
+        self._metrics = HttpClient(address.metrics_url)
+        self._times = times
+        self._on_models = on_models
+        self._on_news = on_news
+        self._page = MetricsPage({})
+        self._page_at = float("-inf")
+        self._models_read_at = float("-inf")
+        self._wakes = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def level(self) -> Level:
+        """How much is to be hoped of it now."""
+        return self.health.level(asyncio.get_running_loop().time())
+
+    @property
+    def num_steps(self) -> float:
+        """Steps that its cores have made, as far as they were last heard of."""
+        return sum(core.num_steps for core in self._page.cores.values())
+
+    def candidate(self, model: ServedModel) -> Candidate:
+        """Return what the balancer must know of this server, for a call to a model as it has it."""
+        is_stale = asyncio.get_running_loop().time() - self._page_at > self._times.stale_s
+        return Candidate(self.name, self.num_in_flight, None if is_stale else self._page.cores.get(model.core))
+
+    def exchange(self, model: ServedModel, call: GenerateCall) -> Exchange:
+        """Return an exchange that has not begun; it counts as in flight from now until it has ended."""
+        self.num_in_flight += 1
+        return Exchange(self._client, self.name, model.ensemble, call, run=self._run, on_end=self._ended)
+
+    async def post(self, path: str, body: bytes, *, max_bytes: int, timeout_s: float) -> tuple[int, bytes]:
+        """Return the status and the body of an answer; raises what `HttpClient.fetch` does."""
+        return await self._client.fetch(b"POST", path, body, max_bytes=max_bytes, timeout_s=timeout_s)
+
+    def call_failed(self) -> None:
+        """Note that a call got no connection, or lost it before its answer; the server is looked at at once."""
+        self._failed()
+        self._wakes.set()
+
+    async def watch(self) -> None:
+        """Look at the server again and again until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begin = loop.time()
+            self._wakes.clear()
+            await self.look()
+            self._on_news()
+            is_well = self.level is Level.READY and not self.health.is_suspect
+            until = begin + (self._times.probe_s if is_well else self._times.probe_down_s)
+            await asyncio.sleep(self._times.probe_down_s / 4)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wakes.wait(), max(0.0, until - loop.time()))
+
+    async def look(self) -> None:
+        """Look at the server once: whether it is ready, how busy it is, and what it serves."""
+        before = self.level
+        try:
+            status, _ = await self._client.fetch(
+                b"GET", "/v2/health/ready", max_bytes=1 << 16, timeout_s=self._times.timeout_s
+            )
+            await self._read_figures()
+            if status == 200:
+                await self._read_models()
+            self.health.probe_answered(is_ready=status == 200)
+        except _FAILURES:
+            self._failed()
+        if self.level is not before:
+            _log.info("server %s is %s", self.name, self.level.name.lower())
+        self._give_up_if_silent()
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait until calls that are being ended have ended, for a time, and close all connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._client.close()
+        self._metrics.close()
+
+    async def _read_figures(self) -> None:
+        try:
+            status, page = await self._metrics.fetch(
+                b"GET", "/metrics", max_bytes=_MAX_PAGE_BYTES, timeout_s=self._times.timeout_s
+            )
+        except _FAILURES:
+            return
+        if status == 200:
+            self._page = read_page(page)
+            self._page_at = asyncio.get_running_loop().time()
+
+    async def _read_models(self) -> None:
+        """Read what the server serves, if that was long ago or the server was away."""
+        now = asyncio.get_running_loop().time()
+        if self.level is not Level.READY or now - self._models_read_at >= self._times.models_s:
+            self._on_models(self, await read_models(self._client))
+            self._models_read_at = now
+
+    def _give_up_if_silent(self) -> None:
+        """Give up all calls to a server that has gone silent: the kernel does not notice a process that hangs."""
+        now = asyncio.get_running_loop().time()
+        if self._client.num_busy and now - self._client.heard_at > self._times.silence_s:
+            self._client.fail_busy(ConnectionLostError("the server is silent"))
+
+    def _failed(self) -> None:
+        self.health.failed(asyncio.get_running_loop().time())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> None:
+        self.num_in_flight -= 1
