@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.child_processes import tied
+from tests.fakes.deployment import without_gateway
 from tests.ports import free_ports
 
 START_SECONDS = 300
@@ -86,7 +87,7 @@ def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
     command = [
         *(sys.executable, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
         *("--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
-        *("--metrics-port", str(metrics_port), "--verbose", *options),
+        *("--metrics-port", str(metrics_port), "--verbose", *without_gateway(options), *options),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(tied(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

@@ -32,6 +32,7 @@ from tests.fakes.deployment import (
     is_ready,
     make_repository,
     wait_ready,
+    without_gateway,
 )
 from tests.ports import free_ports
 from trident_ensemble.contract.errors import ServerError
@@ -188,7 +189,11 @@ def refusal(*arguments: object) -> str:
     http, grpc_port, metrics = free_ports(3)
     ports = ("--http-port", http, "--grpc-port", grpc_port, "--metrics-port", metrics)
     result = subprocess.run(
-        command("serve", *ports, *arguments), capture_output=True, text=True, check=False, timeout=300
+        command("serve", *ports, *without_gateway(arguments), *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stderr

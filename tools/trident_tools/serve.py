@@ -17,19 +17,21 @@ from typing import IO
 
 from rich.console import Console
 
-from trident_backend.engine.protocol import EngineSpec
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
-from trident_ensemble.contract.settings import CoreSettings, check_limits
 from trident_ensemble.draining import ENVIRONMENT_VARIABLE, DrainNotice
-from trident_tools.building.memory_use import check_memory, memory_use
-from trident_tools.building.preflight import check_gpus, check_ports, check_repository
-from trident_tools.core_options import add_core_options, asks_for_settings, core_settings
-from trident_tools.server.announcement import announcement
+from trident_tools.building.core_changes import changed_settings
+from trident_tools.building.preflight import check_gateway_ports, check_ports, check_repository
+from trident_tools.core_options import add_core_options
+from trident_tools.server.announcement import announcement, openai_announcement
+from trident_tools.server.built_models import find_models, read_model_card
 from trident_tools.server.container import runs_in_container
+from trident_tools.server.gateway_command import GatewayListen, gateway_command, is_gateway_ready
+from trident_tools.server.gateway_keeper import keep_gateway
+from trident_tools.server.gateway_options import add_gateway_options, gateway_listen, passed_options
 from trident_tools.server.model_control import ModelControl
-from trident_tools.server.overlay import overlay, served_settings
+from trident_tools.server.overlay import overlay
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Serving
@@ -65,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "/.dockerenv, /run/.containerenv, KUBERNETES_SERVICE_HOST or `container`; off elsewhere, where whatever runs "
         "the command starts it again)",
     )
+    add_gateway_options(parser)
     add_core_options(parser)
     parser.add_argument(
         "--model",
@@ -83,39 +86,74 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; return 0 after a clean drain.
 
     Raises:
-        TridentError: the repository or a port cannot be used, or the server could not be started or kept running.
+        TridentError: the repository or a port cannot be used, or a server could not be started or kept running.
     """
     listen = Listen(args.host, args.http_port, args.grpc_port, args.metrics_port)
     models = check_repository(args.repository)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    door = gateway_listen(args, console.print)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
         start = _starter(args, listen, models, console=console, signals=signals, folder=folder)
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
-        serving = Serving(
-            partial(start, log),
-            Restarts(is_enabled=_restarts(args.restart)),
-            signals,
-            TritonLog(None if log is None else Path(log.name)),
-            loading=partial(_loading, args, console),
-            announce=lambda seconds: console.print(
-                announcement(args.repository, listen, models, seconds), markup=False
-            ),
-            say=console.print,
-            complain=_complain,
-        )
-        failed = True
+        path = None if log is None else Path(log.name)
+        serving, failed = None, True
         try:
+            if door is None:
+                meanwhile, drain_first = _nothing, _nothing_to_drain
+            else:
+                check_gateway_ports(door, listen)
+                gateway = keep_gateway(
+                    gateway_command(door, listen, args.drain_timeout, passed_options(args)),
+                    log,
+                    is_ready=partial(is_gateway_ready, door),
+                    signals=signals,
+                    drain_timeout_s=args.drain_timeout,
+                    announce=partial(_announce_gateway, args, door, console),
+                    complain=_complain,
+                )
+                stack.callback(gateway.clean_up)
+                gateway.start()
+                meanwhile, drain_first = gateway.tend, gateway.drain
+            serving = Serving(
+                partial(start, log, meanwhile),
+                Restarts(is_enabled=_restarts(args.restart)),
+                signals,
+                TritonLog(path),
+                loading=partial(_loading, args, console),
+                announce=lambda seconds: console.print(
+                    announcement(args.repository, listen, models, seconds), markup=False
+                ),
+                say=console.print,
+                complain=_complain,
+                meanwhile=meanwhile,
+                drain_first=drain_first,
+            )
             status = serving.run()
             failed = False
         finally:
-            if log is not None and args.log_file is None:
+            if path is not None and args.log_file is None:
                 # The log of a server that died is worth keeping even if the next one ended well.
-                is_wanted = (failed or serving.num_starts > 1) and Path(log.name).stat().st_size
-                if not is_wanted:
-                    Path(log.name).unlink()
+                has_died = failed or (serving is not None and serving.num_starts > 1)
+                if not (has_died and path.stat().st_size):
+                    path.unlink()
         return status
+
+
+def _announce_gateway(args: argparse.Namespace, door: GatewayListen, console: Console) -> None:
+    cards = [read_model_card(args.repository, names) for names in find_models(args.repository)]
+    card = next(card for card in cards if card is not None)  # the gateway has found one
+    console.print(openai_announcement(door, card, passed_options(args)), markup=False)
+
+
+def _nothing() -> None:
+    """Look after no gateway."""
+
+
+def _nothing_to_drain() -> bool:
+    """Drain no gateway, all of whose requests have finished."""
+    return True
 
 
 def _restarts(asked: bool | None) -> bool:
@@ -137,15 +175,18 @@ def _starter(
     console: Console,
     signals: StopSignals,
     folder: Path,
-) -> Callable[[IO[bytes] | None], Supervisor]:
-    """Prepare what all servers of this command have in common; return a function that starts one."""
+) -> Callable[[IO[bytes] | None, Callable[[], None]], Supervisor]:
+    """Prepare what all servers of this command have in common; return a function that starts one.
+
+    It takes the log of the server, and what is to be done while the server is looked after.
+    """
     server = find_server()
     backends = folder / "backends"
     backends.mkdir()
     compose_backends(server, backends)
     notice = folder / "drain"
     repository = args.repository.resolve()
-    changed = _changed_settings(args, repository, models)
+    changed = changed_settings(args, repository, models)
     if changed:
         laid_over = folder / "repository"
         laid_over.mkdir()
@@ -160,7 +201,7 @@ def _starter(
     ]
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
 
-    def start(log: IO[bytes] | None) -> Supervisor:
+    def start(log: IO[bytes] | None, meanwhile: Callable[[], None]) -> Supervisor:
         check_ports(listen)
         return Supervisor(
             ServerProcess(command, environment, log),
@@ -170,35 +211,10 @@ def _starter(
             drain_timeout_s=args.drain_timeout,
             say=console.print,
             withdraw_readiness=control.withdraw_readiness,
+            meanwhile=meanwhile,
         )
 
     return start
-
-
-def _changed_settings(
-    args: argparse.Namespace, repository: Path, models: Mapping[ModelNames, Manifest]
-) -> dict[ModelNames, CoreSettings]:
-    """Return the settings of the cores that options change, after a check that all engines can be served with theirs.
-
-    Raises:
-        ServerError: `--model` is not a model of the repository, or is given for nothing; GPUs do not fit an engine; or
-            memory does not hold all engines.
-        ConfigError: an engine cannot serve its settings.
-    """
-    if args.model is not None and args.model not in {names.ensemble for names in models}:
-        raise ServerError(f"--model {args.model}: the repository has {', '.join(names.ensemble for names in models)}")
-    if args.model is not None and not asks_for_settings(args):
-        raise ServerError("--model: says which model the serving options are for, and there are none")
-    changed, uses = {}, []
-    for names, manifest in models.items():
-        settings = served_settings(repository, names)
-        if asks_for_settings(args) and args.model in {None, names.ensemble}:
-            settings = changed[names] = core_settings(args, settings)
-        check_limits(settings, EngineSpec.from_manifest(manifest))
-        check_gpus(settings.gpu, manifest)
-        uses.append(memory_use(names.ensemble, manifest, settings.gpu))
-    check_memory(uses)
-    return changed
 
 
 def _loading(args: argparse.Namespace, console: Console) -> AbstractContextManager[object]:

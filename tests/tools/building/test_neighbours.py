@@ -24,6 +24,7 @@ from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools import serve
+from trident_tools.building.core_changes import changed_settings
 from trident_tools.building.memory_use import MemoryUse, check_memory, describe_taken, taken_memory
 from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
 from trident_tools.building.preflight import check_repository
@@ -226,7 +227,7 @@ def test_neighbours_serving_options_are_for_all_models_or_for_the_one_named(tmp_
 
     def changed(*words: str) -> dict[str, CoreSettings]:
         options = _serve_options(*words)
-        return {names.ensemble: core for names, core in serve._changed_settings(options, repository, models).items()}
+        return {names.ensemble: core for names, core in changed_settings(options, repository, models).items()}
 
     assert changed() == {}
     both = changed("--target-itl-ms", "5")

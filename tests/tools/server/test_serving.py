@@ -50,7 +50,8 @@ class Told(Supervisor):
             raise self._death_told
         self._stage.signals.count = 1
 
-    def drain(self) -> int:
+    def drain(self, began: float | None = None) -> int:
+        self._stage.events.append(f"drained from {began}")
         return 0
 
     def clean_up(self) -> None:
@@ -68,6 +69,8 @@ class Stage:
         self.has_log = True
         self.signal_at: float | None = None
         self.now = 0.0
+        self.num_looks = 0
+        self.gateway_finishes = True
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -93,7 +96,17 @@ class Stage:
             announce=lambda _seconds: self.events.append("ready"),
             say=self.events.append,
             complain=self.events.append,
+            meanwhile=self.meanwhile,
+            drain_first=self.drain_first,
         ).run()
+
+    def meanwhile(self) -> None:
+        self.num_looks += 1
+
+    def drain_first(self) -> bool:
+        self.events.append("the gateway is drained")
+        self.now += 2
+        return self.gateway_finishes
 
     @property
     def starts(self) -> list[float]:
@@ -122,6 +135,8 @@ def test_serving_a_server_that_died_is_cleaned_up_after_and_started_again(stage:
         "started at 3.0",
         "Ready again after 0.0 s.",
         "Draining: requests in flight finish, new ones are refused.",
+        "the gateway is drained",
+        "drained from 3.0",
         "Stopped.",
         "cleaned up",
     ]
@@ -145,7 +160,7 @@ def test_serving_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
 def test_serving_a_death_while_draining_is_the_end(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
-    def drain(_supervisor: Supervisor) -> int:
+    def drain(_supervisor: Supervisor, _began: float) -> int:
         raise died()
 
     monkeypatch.setattr(Told, "drain", drain)
@@ -209,3 +224,16 @@ def test_serving_what_is_wrong_at_the_first_start_is_said_at_once(stage: Stage) 
     with pytest.raises(ServerError, match="cannot listen"):
         stage.serve(ServerError("--http-port 8000: cannot listen on 127.0.0.1"))
     assert stage.now == 0
+
+
+def test_serving_requests_of_the_gateway_that_were_cut_are_a_failure_although_the_server_was_drained(
+    stage: Stage,
+) -> None:
+    stage.gateway_finishes = False
+    assert stage.serve(("", None)) == 1
+    assert stage.events[-4:] == ["the gateway is drained", "drained from 0.0", "Stopped.", "cleaned up"]
+
+
+def test_serving_the_gateway_is_looked_after_while_a_server_is_waited_for(stage: Stage) -> None:
+    assert stage.serve(("", died()), ("", None)) == 0
+    assert stage.num_looks >= 10

@@ -111,6 +111,7 @@ def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Pa
         drain_timeout_s=30,
         say=lambda _line: None,
         withdraw_readiness=status.withdraw,
+        meanwhile=lambda: None,
     )
 
 

@@ -6,7 +6,7 @@ Owns the checks of the repository, of the GPUs and of the ports, and their messa
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trident_compiler.tensorrt.gpu import count_gpus
@@ -15,6 +15,7 @@ from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
 from trident_tools.server.built_models import find_models, read_engine_manifest
+from trident_tools.server.gateway_command import GatewayListen
 from trident_tools.server.triton_server import Listen
 
 
@@ -87,21 +88,44 @@ def check_ports(listen: Listen) -> None:
     Raises:
         ServerError: names the option and the port.
     """
-    ports = {"http": listen.http_port, "grpc": listen.grpc_port, "metrics": listen.metrics_port}
-    for name, port in ports.items():
+    ports = _server_ports(listen)
+    _check_distinct(ports)
+    _check_free(listen.host, ports)
+
+
+def check_gateway_ports(listen: GatewayListen, server: Listen) -> None:
+    """Refuse the gateway's ports for the same reasons, before anything is started.
+
+    Raises:
+        ServerError: names the option and the port.
+    """
+    public, private = {"--openai-port": listen.port}, {"--openai-private-port": listen.private_port}
+    _check_distinct(_server_ports(server) | public | private)
+    _check_free(listen.host, public, "choose another, or --no-openai")
+    _check_free("127.0.0.1", private)
+
+
+def _server_ports(listen: Listen) -> dict[str, int]:
+    return {"--http-port": listen.http_port, "--grpc-port": listen.grpc_port, "--metrics-port": listen.metrics_port}
+
+
+def _check_distinct(ports: Mapping[str, int]) -> None:
+    for option, port in ports.items():
         if not 1 <= port <= 65535:
-            raise ServerError(f"--{name}-port {port}: must be between 1 and 65535")
+            raise ServerError(f"{option} {port}: must be between 1 and 65535")
     if len(set(ports.values())) != len(ports):
-        raise ServerError(
-            f"--http-port, --grpc-port and --metrics-port must differ: {', '.join(map(str, ports.values()))}"
-        )
-    for name, port in ports.items():
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        *options, last = ports
+        raise ServerError(f"{', '.join(options)} and {last} must differ: {', '.join(map(str, ports.values()))}")
+
+
+def _check_free(host: str, ports: Mapping[str, int], advice: str = "choose another") -> None:
+    for option, port in ports.items():
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((listen.host, port))
+                probe.bind((host, port))
             except OSError as error:
                 raise ServerError(
-                    f"--{name}-port {port}: cannot listen on {listen.host}: {error.strerror or error}; choose another"
+                    f"{option} {port}: cannot listen on {host}: {error.strerror or error}; {advice}"
                 ) from error

@@ -13,6 +13,9 @@ from pathlib import Path
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
+from trident_ensemble.contract.model_card import ModelCard
+from trident_tools.server.gateway_command import GatewayListen
+from trident_tools.server.gateway_options import asks_for_keys, speaks_tls
 from trident_tools.server.triton_server import Listen
 
 _DEFAULT_GRPC_PORT = 8001
@@ -28,7 +31,7 @@ def announcement(repository: Path, listen: Listen, models: Mapping[ModelNames, M
         models: every model; the examples ask the first.
         seconds: that it took to become ready.
     """
-    host = typed_host(listen.host)
+    host = _typed_host(listen.host)
     names, manifest = next(iter(models.items()))
     url = f"http://{host}:{listen.http_port}"
     generate = f"{url}/v2/models/{names.ensemble}/generate"
@@ -38,7 +41,9 @@ def announcement(repository: Path, listen: Listen, models: Mapping[ModelNames, M
     if names != ModelNames():
         options += f" --model {names.ensemble}"
     prompt = (
-        r'"messages": "[{\"role\": \"user\", \"content\": \"Hello!\"}]"' if is_chat(manifest) else '"text_input": "The"'
+        r'"messages": "[{\"role\": \"user\", \"content\": \"Hello!\"}]"'
+        if _is_chat(manifest)
+        else '"text_input": "The"'
     )
     return f"""\
 Ready after {seconds:.1f} s: {repository}{_models(models)}
@@ -52,13 +57,42 @@ Try:
 Ctrl-C finishes the requests in flight and stops."""
 
 
-def typed_host(address: str) -> str:
+def openai_announcement(listen: GatewayListen, card: ModelCard, options: list[str]) -> str:
+    """Return what to type once the gateway takes requests, in several lines.
+
+    Args:
+        listen: where the gateway listens.
+        card: of the model that the examples ask.
+        options: that the gateway got as they are.
+    """
+    scheme = "https" if speaks_tls(options) else "http"
+    url = f"{scheme}://{_typed_host(listen.host)}:{listen.port}/v1"
+    header, key = "", '"none"'
+    if asks_for_keys(options):
+        header, key = ' -H "Authorization: Bearer $OPENAI_API_KEY"', '"KEY"'
+    if card.takes_messages:
+        path, prompt = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
+        message = "[{'role': 'user', 'content': 'Hello!'}]"
+        call = f"chat.completions.create(model={card.name!r}, messages={message}).choices[0].message.content"
+    else:
+        path, prompt = "completions", '"prompt": "The"'
+        call = f"completions.create(model={card.name!r}, prompt='The').choices[0].text"
+    return f"""\
+OpenAI's API: {url}
+  curl -s {url}/{path}{header} -H 'content-type: application/json' -d '{{"model": "{card.name}", {prompt}}}'
+or in Python:
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}", api_key={key})
+  print(client.{call})"""
+
+
+def _typed_host(address: str) -> str:
     """Return the host as it stands in a URL that is typed on this machine."""
     host = "localhost" if address in _LOCAL else address
     return f"[{host}]" if ":" in host else host
 
 
-def is_chat(manifest: Manifest) -> bool:
+def _is_chat(manifest: Manifest) -> bool:
     """Return whether a model was trained to answer, as one with a chat template is, and not to go on."""
     return f"{layout.TOKENIZER_FOLDER}/chat_template.jinja" in manifest.digests
 

@@ -1,7 +1,7 @@
-"""The process of tritonserver, a child of this one.
+"""The process of a server, tritonserver or the gateway, as a child of this one.
 
-Owns its start and its end: it never outlives this process, however that ends, and its models' processes never outlive
-it. Never decides when to stop.
+Owns its start and its end: it never outlives this process, however that ends, and what it has started itself never
+outlives it. Never decides when to stop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GONE_S = 20.0
 
 
 class ServerProcess:
-    """A running tritonserver, in a process group of its own, so that a terminal's Ctrl-C does not reach it.
+    """A running server, in a process group of its own, so that a terminal's Ctrl-C does not reach it.
 
     Args:
         command: the command line.

@@ -1,8 +1,8 @@
 """The serving of a deployment until a stop is requested, by one server after another where servers die.
 
-Owns the order of steps: start, wait until the server is ready, watch, drain; after a death, say what died, wait, and
-start again while `Restarts` agrees. Everything that a server leaves is removed before the next one starts. Never starts
-a process itself, and never decides whether a death is worth another start.
+Owns the order of steps: start, wait until the server is ready, watch, drain what is before it, drain it; after a death,
+say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed before the next
+one starts. Never starts a process itself, and never decides whether a death is worth another start.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Serving:
         announce: is called with the seconds that the first server took to become ready.
         say: is called with one line about what happens.
         complain: is called with what went wrong, which must be shown in any case.
+        meanwhile: is called a few times a second between a death and the next start.
+        drain_first: is called before a server is drained; lets what sends requests to it finish, and returns whether
+            all of that did.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Serving:
         announce: Callable[[float], None],
         say: Callable[[str], None],
         complain: Callable[[str], None],
+        meanwhile: Callable[[], None],
+        drain_first: Callable[[], bool],
     ) -> None:
         self._start = start
         self._restarts = restarts
@@ -54,6 +59,8 @@ class Serving:
         self._announce = announce
         self._say = say
         self._complain = complain
+        self._meanwhile = meanwhile
+        self._drain_first = drain_first
         self._num_starts = 0
         self._was_ready = False
 
@@ -63,7 +70,7 @@ class Serving:
         return self._num_starts
 
     def run(self) -> int:
-        """Serve until a signal; return 0, or what `Supervisor.drain` returns.
+        """Serve until a signal; return 0, or what `Supervisor.drain` returns; 1 if what is before the server was cut.
 
         Raises:
             ServerError: a server could not be started or has died, and is not started again; says what its log says.
@@ -95,9 +102,11 @@ class Serving:
             self._tell_ready(time.monotonic() - began)
             supervisor.watch()
             self._say("Draining: requests in flight finish, new ones are refused.")
-            outcome = supervisor.drain()
+            began = time.monotonic()
+            have_finished = self._drain_first()
+            outcome = supervisor.drain(began)
             self._say("Stopped.")
-            return outcome
+            return outcome or int(not have_finished)
         finally:
             supervisor.clean_up()
 
@@ -123,6 +132,7 @@ class Serving:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return True
+            self._meanwhile()
             time.sleep(min(left_s, _POLL_S))
         return False
 

@@ -56,6 +56,7 @@ class Supervisor:
         drain_timeout_s: seconds that requests in flight get once a stop is requested.
         say: is called with one line about what happens.
         withdraw_readiness: makes the server say that it is not ready; raises OSError where it cannot.
+        meanwhile: is called a few times a second until draining begins; what it raises ends the server.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supervisor:
         drain_timeout_s: float,
         say: Callable[[str], None],
         withdraw_readiness: Callable[[], None],
+        meanwhile: Callable[[], None],
     ) -> None:
         self._process = process
         self._status = status
@@ -76,6 +78,7 @@ class Supervisor:
         self._drain_timeout_s = drain_timeout_s
         self._say = say
         self._withdraw_readiness = withdraw_readiness
+        self._meanwhile = meanwhile
         self._stubs = StubWatch(process.pid)
         self._next_discovery = 0.0
         self._suspects: dict[Stub, _Suspect] = {}
@@ -100,6 +103,7 @@ class Supervisor:
                 raise self._end_of_stub(stub, "died while loading", "Triton would go on waiting for it")
             if self._signals.count:
                 return False
+            self._meanwhile()
             time.sleep(_POLL_S / 2)
 
     def watch(self) -> None:
@@ -110,10 +114,14 @@ class Supervisor:
         """
         while not self._signals.count:
             self._check()
+            self._meanwhile()
             time.sleep(_POLL_S)
 
-    def drain(self) -> int:
+    def drain(self, began: float | None = None) -> int:
         """Let requests in flight finish and refuse new ones, then stop the server.
+
+        Args:
+            began: when the time for requests in flight began, by `time.monotonic`; now by default.
 
         Returns:
             0 if all finished, 1 if some did not finish in time, 130 if a second signal cut the draining short.
@@ -122,7 +130,7 @@ class Supervisor:
             ServerDiedError: the server died before the requests finished.
         """
         self._notice.give()
-        deadline = time.monotonic() + self._drain_timeout_s
+        deadline = (time.monotonic() if began is None else began) + self._drain_timeout_s
         try:
             self._withdraw_readiness()
         except OSError as error:
