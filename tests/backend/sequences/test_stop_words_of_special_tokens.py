@@ -193,7 +193,7 @@ def test_stop_words_of_special_tokens_spaces_that_the_tokenizer_takes_for_a_part
 
 @pytest.mark.parametrize("family", ZOO)
 def test_stop_words_a_marker_that_is_left_out_is_named_by_its_text(family: str) -> None:
-    marker = tokenizer_of(family).token_to_id("<think>")
+    marker = _id_of(family, "<think>")
     plain = parse(family, stop_words=[b"<think>"]).first
     assert marker not in plain.stop_ids, "its text is found as text"
     named = parse(family, stop_words=[b"<think>"], marker_ids=[marker]).first
@@ -215,7 +215,7 @@ def test_stop_words_are_matched_in_the_text_without_markers(
     begin = data.draw(st.integers(0, len(text) - 1))
     word = text[begin : begin + data.draw(st.integers(1, 6))]
     assume(not (special_of(family) | markers).is_part_of(word))
-    flags = {"include_stop": include_stop, "skip_special_tokens": skip}
+    flags: dict[str, Any] = {"include_stop": include_stop, "skip_special_tokens": skip}
     without = StopStrings(detokenizer, anchors, (word,), **flags)
     beside = StopStrings(detokenizer, anchors, (word,), **flags, special=special_of(family), markers=markers)
     assert _run(beside, ids) == _run(without, others)
@@ -229,7 +229,7 @@ def _run(stop_strings: StopStrings, ids: list[int]) -> tuple[str | None, int]:
 @pytest.mark.parametrize("include_stop", [False, True])
 def test_stop_words_that_hold_a_marker_are_found_where_it_stands(include_stop: bool) -> None:
     family = "byte_level_bpe"
-    marker = tokenizer_of(family).token_to_id("<think>")
+    marker = _id_of(family, "<think>")
     detokenizer, anchors = parts(family)
     markers = named_tokens(TokenBytes(tokenizer_of(family)), [marker])
     stop_strings = StopStrings(detokenizer, anchors, ("b<think>c",), include_stop=include_stop, markers=markers)
