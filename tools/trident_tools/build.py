@@ -43,6 +43,7 @@ from trident_tools.building.card import (
 )
 from trident_tools.building.memory_use import describe_taken, taken_memory
 from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
+from trident_tools.building.output_markers import OutputMarkers
 from trident_tools.building.plan_lines import plan_lines
 from trident_tools.building.repository import engine_version, install, staging
 from trident_tools.building.text_check import check_text
@@ -193,8 +194,13 @@ def run(args: argparse.Namespace) -> int:
     for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
+    markers = OutputMarkers()
+
     def describe_text(engine_folder: Path) -> None:
-        for name, text in check_text(checkpoint, engine_folder):
+        nonlocal markers
+        findings = check_text(checkpoint, engine_folder)
+        markers = findings.markers
+        for name, text in findings.lines:
             console.print(f"{name:<9} {text}", markup=False)
 
     version = engine_version(names)
@@ -213,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=bars,
             )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
-        card = make_card(served_names, created, engine, manifest)
+        card = make_card(served_names, created, engine, manifest, markers)
         install(staged, args.repository, render_repository(settings, card), version)
     if replaced is not None:
         console.print(f"replaced  {version}: {replaced}", markup=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, tokens_of
-from tests.gateway.api.client import ApiClient, Answer
+from tests.gateway.api.client import Answer, ApiClient
 
 PATH = "/v1/completions"
 HELLO = Script([SpokenAnswer(tokens_of("Hello wörld"))])
@@ -99,7 +99,8 @@ def test_each_prompt_is_one_call(prompt: Any, sent: list[dict[str, Any]]) -> Non
 def test_answers_to_several_prompts_are_numbered_prompt_by_prompt(stream: bool) -> None:
     """The index is the prompt's place times n, plus the answer's place; usage counts all of them once."""
     scripts = {
-        text: Script([SpokenAnswer(tokens_of(f"{text}{index}")) for index in range(2)]) for text in ("one", "two", "six")
+        text: Script([SpokenAnswer(tokens_of(f"{text}{index}")) for index in range(2)])
+        for text in ("one", "two", "six")
     }
     import json
 

@@ -14,7 +14,7 @@ from trident_ensemble.contract import layout
 from trident_ensemble.contract.digests import digest_folder
 from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.manifest import Manifest, read_manifest
-from trident_ensemble.contract.model_card import ModelCard
+from trident_ensemble.contract.model_card import Marker, ModelCard, ToolFormat
 from trident_ensemble.wiring import read_card
 from trident_preprocessing.chat.template_probe import write_template_profiles
 from trident_tools.building.card import (
@@ -25,9 +25,11 @@ from trident_tools.building.card import (
     default_served_name,
     make_card,
 )
+from trident_tools.building.output_markers import OutputMarkers
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "tools" / "demo" / "checkpoint"
+NO_MARKERS = OutputMarkers()
 
 
 def _engine(folder: Path, template: str | None = None) -> Manifest:
@@ -48,19 +50,32 @@ def test_card_the_checked_in_one_is_what_make_serve_builds(tmp_path: Path) -> No
     [epoch] = re.findall(r"SOURCE_DATE_EPOCH=(\d+) ", makefile)
     [name] = re.findall(r"--served-name (\S+)", makefile)
     manifest = _engine(tmp_path / "engine")
-    made = make_card(ServedNames(name), build_time({SOURCE_DATE_EPOCH: epoch}), tmp_path / "engine", manifest)
+    made = make_card(
+        ServedNames(name), build_time({SOURCE_DATE_EPOCH: epoch}), tmp_path / "engine", manifest, NO_MARKERS
+    )
     assert read_card((ROOT / "model_repository" / "ensemble" / "config.pbtxt").read_text()) == made
+
+
+def test_card_has_the_markers_of_the_output(tmp_path: Path) -> None:
+    markers = OutputMarkers(True, ToolFormat.HERMES, {"start": Marker("<tool_call>", 7)}, None)
+    card = make_card(ServedNames("a"), 0, tmp_path / "engine", _engine(tmp_path / "engine"), markers)
+    assert (card.takes_tools, card.tool_format, card.tool_markers, card.reasoning) == (
+        True,
+        ToolFormat.HERMES,
+        {"start": Marker("<tool_call>", 7)},
+        None,
+    )
 
 
 def test_card_digest_is_of_tokenizer_and_template_alone(tmp_path: Path) -> None:
     first, other = _engine(tmp_path / "first"), _engine(tmp_path / "other", "{{ messages }} ")
     digests = {
-        make_card(ServedNames("a"), 0, tmp_path / folder, manifest).digest
+        make_card(ServedNames("a"), 0, tmp_path / folder, manifest, NO_MARKERS).digest
         for folder, manifest in (("first", first), ("other", other))
     }
     assert len(digests) == 2
     first.digests[layout.WEIGHTS_FILE] = "of other weights"
-    assert make_card(ServedNames("a"), 0, tmp_path / "first", first).digest in digests
+    assert make_card(ServedNames("a"), 0, tmp_path / "first", first, NO_MARKERS).digest in digests
 
 
 def test_card_created_is_now_or_what_the_build_is_told() -> None:

@@ -18,6 +18,7 @@ from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.model_card import ModelCard, check_served_name
 from trident_preprocessing.chat.template_profile import read_profiles
+from trident_tools.building.output_markers import OutputMarkers
 
 #: The variable by which builds of all kinds are told a time to write in place of the present one, so that equal inputs
 #: make equal files (https://reproducible-builds.org/specs/source-date-epoch).
@@ -94,8 +95,10 @@ def build_time(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
-def make_card(names: ServedNames, created: int, engine_folder: Path, manifest: Manifest) -> ModelCard:
-    """Return the card of a finished engine.
+def make_card(
+    names: ServedNames, created: int, engine_folder: Path, manifest: Manifest, markers: OutputMarkers
+) -> ModelCard:
+    """Return the card of a finished engine whose output has these markers.
 
     Raises:
         ArtifactError: the profiles of its chat templates cannot be read.
@@ -107,6 +110,10 @@ def make_card(names: ServedNames, created: int, engine_folder: Path, manifest: M
         max_seq_len=manifest.limits.max_seq_len,
         digest=_text_digest(manifest),
         takes_messages=bool(read_profiles(engine_folder)),
+        takes_tools=markers.takes_tools,
+        tool_format=markers.tool_format,
+        tool_markers=markers.tool_markers,
+        reasoning=markers.reasoning,
     )
 
 
