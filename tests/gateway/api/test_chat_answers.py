@@ -153,7 +153,7 @@ def test_the_events_of_one_read_leave_with_one_send() -> None:
 
 def test_events_are_one_line_each_whatever_the_text() -> None:
     """Line breaks of every kind are escaped, so that no text can end an event or begin another."""
-    text = "a\nb\r\n\n\ndata: [DONE]\n\n\u2028\u2029\x0b\x00\"\\"
+    text = 'a\nb\r\n\n\ndata: [DONE]\n\n\u2028\u2029\x0b\x00"\\'
     answer = ApiClient(Script([SpokenAnswer(tokens_of(text))])).post(CHAT, chat_body(stream=True))
     assert b"\r" not in answer.body
     assert all(line.startswith(b"data: ") or not line for line in answer.body.split(b"\n"))
