@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, tokens_of
+from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, refusal, tokens_of
 from tests.gateway.api.client import Answer, ApiClient
 
 PATH = "/v1/completions"
@@ -85,8 +86,6 @@ def test_without_a_length_sixteen_tokens_are_asked_for() -> None:
 )
 def test_each_prompt_is_one_call(prompt: Any, sent: list[dict[str, Any]]) -> None:
     """Texts and token ids go as they are."""
-    import json
-
     client = post(prompt=prompt)[1]
     calls = [json.loads(call.body) for call in client.router.calls]
     assert [
@@ -98,12 +97,8 @@ def test_each_prompt_is_one_call(prompt: Any, sent: list[dict[str, Any]]) -> Non
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_to_several_prompts_are_numbered_prompt_by_prompt(stream: bool) -> None:
     """The index is the prompt's place times n, plus the answer's place; usage counts all of them once."""
-    scripts = {
-        text: Script([SpokenAnswer(tokens_of(f"{text}{index}")) for index in range(2)])
-        for text in ("one", "two", "six")
-    }
-    import json
-
+    texts = ("one", "two", "six")
+    scripts = {text: Script([SpokenAnswer(tokens_of(f"{text}{index}")) for index in range(2)]) for text in texts}
     client = ApiClient(lambda call: scripts[json.loads(call.body)["text_input"]])
     body = {
         "model": "demo", "prompt": list(scripts), "n": 2, "stream": stream,
@@ -198,9 +193,6 @@ def test_best_of_is_taken_where_it_means_nothing() -> None:
 
 def test_a_refused_prompt_of_several_ends_the_others() -> None:
     """There is one answer to a request, so the calls that run are closed."""
-    import json
-
-    from tests.fakes.gateway_upstream import refusal
 
     def say(call: Any) -> Script:
         if json.loads(call.body)["text_input"] == "bad":

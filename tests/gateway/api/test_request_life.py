@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -120,8 +121,6 @@ def test_settling_comes_before_the_end_is_seen() -> None:
             seen.append(len(client.limiter.reservations[-1].settled))
             await super().send_json(body, status)
 
-    import json
-
     for stream in (True, False):
         body = json.dumps(chat_body(stream=stream)).encode()
         asyncio.run(client.call("POST", CHAT, body, answer=Watching()))
@@ -164,13 +163,14 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("message", "status", "kind", "code", "param"), WIRE)
+@pytest.mark.parametrize("case", WIRE, ids=[case[0][:40] for case in WIRE])
 @pytest.mark.parametrize(("path", "body"), GENERATING)
 @pytest.mark.parametrize("stream", [False, True])
 def test_errors_of_the_ensemble_are_errors_of_the_api(
-    path: str, body: Any, stream: bool, message: str, status: int, kind: str, code: str | None, param: str | None
+    path: str, body: Any, stream: bool, case: tuple[str, int, str, str | None, str | None]
 ) -> None:
-    """With a status of their own also for a stream, in the client's own words, without what is the server's business."""
+    """With a status of their own also for a stream, in the client's words, without what is the server's business."""
+    message, status, kind, code, param = case
     client = ApiClient(failing(refusal(f"in ensemble 'ensemble', {message}")))
     answer = client.post(path, {**body, "stream": stream})
     assert answer.error == (status, kind, code, NAMES[path].get(param or "", param)), answer.body
@@ -277,8 +277,6 @@ def test_a_client_that_leaves_costs_what_it_used_and_nothing_more(
     path: str, body: Any, stream: bool, moment: str
 ) -> None:
     """At every moment: the exchange is closed, and what was held is settled once with the tokens until then."""
-    import json
-
     reached = asyncio.Event()
 
     class HangingExchange(FakeExchange):
@@ -330,8 +328,6 @@ def test_a_client_that_leaves_costs_what_it_used_and_nothing_more(
 
 def test_a_client_that_leaves_while_several_prompts_run_ends_all_of_them() -> None:
     """None of the reads that wait is forgotten."""
-    import json
-
     reached = asyncio.Event()
 
     class Hanging(FakeExchange):
