@@ -95,7 +95,7 @@ class Gateway:
             for part in (router, limiter, authenticator):
                 stack.push_async_callback(part.close)
                 await part.start()
-            _add_metrics(metrics, router, limiter, public)
+            _add_metrics(metrics, router, limiter, authenticator, public)
 
             progress = ProgressWatch()
             probes = Probes(lifecycle, lambda: router.is_ready, lambda: progress.is_stuck)
@@ -112,6 +112,9 @@ class Gateway:
             await public.start(application, settings.http, certificate)
             if private is not None:
                 await private.start(PrivateApplication(probes, metrics, drain.begin), settings.http)
+            if not router.is_ready:
+                urls = ", ".join(server.url for server in settings.servers)
+                self._say(f"Listening on port {public.number}. No server with a model answers yet: {urls}")
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, drain.take_signal)
             watch = loop.create_task(self._watch(router, lifecycle, progress, public.number))
@@ -193,7 +196,7 @@ def _counter(metrics: Metrics, part: str) -> Callable[[], None]:
     return count
 
 
-def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, port: Port) -> None:
+def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, authenticator: Authenticator, port: Port) -> None:
     metrics.add(
         "counter",
         "upstream_picks_total",
@@ -242,5 +245,26 @@ def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, port: Port)
         "Times that the shared store of limits was lost",
         (),
         lambda: [((), limiter.num_store_losses)],
+    )
+    metrics.add(
+        "gauge",
+        "reservations",
+        "Requests that hold a part of a limit",
+        (),
+        lambda: [((), limiter.num_held)],
+    )
+    metrics.add(
+        "gauge",
+        "stale_files",
+        "Files of keys and plans that have changed and cannot be understood",
+        (),
+        lambda: [((), authenticator.num_stale_files)],
+    )
+    metrics.add(
+        "counter",
+        "provider_failures_total",
+        "Times that the identity provider's keys could not be fetched",
+        (),
+        lambda: [((), authenticator.num_failed_fetches)],
     )
     metrics.add("gauge", "connections", "Open connections of clients", (), lambda: [((), port.num_connections)])
