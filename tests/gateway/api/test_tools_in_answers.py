@@ -16,11 +16,11 @@ from tests.gateway.api.test_responses_endpoint import events_of
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}, "strict": True}}
     for name in ("add", "sub")
 ]
-FLAT_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]  # type: ignore[dict-item]
+FLAT_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]
 
 
 def marker(token_id: int) -> Token:
@@ -89,7 +89,7 @@ def test_tools_reach_the_template_without_what_is_not_for_it() -> None:
         assert client.post(CHAT, chat_body(tools=TOOLS, tool_choice=choice)).status == 200
         assert json.loads(client.router.asked["tools"]) == [
             {"type": "function", "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
-            for tool in TOOLS  # type: ignore[attr-defined]
+            for tool in TOOLS
         ]
     assert client.router.asked["bad_words"] == ["<tool_call>", "</tool_call>"]
     assert "guided_decoding_guide" not in client.router.asked
@@ -152,9 +152,10 @@ THOUGHTFUL = Script(
 @pytest.mark.parametrize("stream", [False, True])
 def test_reasoning_has_its_own_field_and_its_own_count(stream: bool) -> None:
     """Its markers are counted as reasoning, and shown nowhere."""
-    answer = client_of(THOUGHTFUL, THINKING_MODEL).post(
-        CHAT, chat_body(tools=TOOLS, stream=stream, **({"stream_options": {"include_usage": True}} if stream else {}))
-    )
+    body = chat_body(tools=TOOLS, stream=stream)
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    answer = client_of(THOUGHTFUL, THINKING_MODEL).post(CHAT, body)
     if stream:
         (choice,) = joined_chat(answer.events)
         found = (choice["reasoning"].strip(), choice["content"].strip())

@@ -18,7 +18,8 @@ from trident_gateway.api.chat_request import ChatRequest, ToolDefinition, check_
 from trident_gateway.api.chat_stream import ChatStream
 from trident_gateway.api.choices import AnswerPlan, Delta
 from trident_gateway.api.context import ApiContext
-from trident_gateway.api.generation import Generation, GenerationPlan, PromptCall, generating
+from trident_gateway.api.generation import Generation, generating
+from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.api.messages import Message, render_messages
 from trident_gateway.api.response_format import guide_of

@@ -6,7 +6,7 @@ JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trident_ensemble.contract.model_card import ModelCard
@@ -26,12 +26,10 @@ class AnswerPlan:
     Args:
         card: the facts about the model.
         tools: the plan of tool calls and reasoning.
-        draw_call_id: returns the id of a new call; None for random ones.
     """
 
     card: ModelCard
     tools: ToolPlan
-    draw_call_id: Callable[[], str] | None = None
 
 
 @dataclass(slots=True)
@@ -63,7 +61,7 @@ class Choice:
         self.index = index
         self.finish_reason = ""
         self._tools = plan.tools
-        self._parser = AnswerParser(plan.card, plan.tools, plan.draw_call_id) if plan.tools.parses else None
+        self._parser = AnswerParser(plan.card, plan.tools) if plan.tools.parses else None
         reasoning = plan.card.reasoning if plan.tools.reasons else None
         self._meter = ReasoningMeter(reasoning, has_begun=plan.tools.in_reasoning) if reasoning else None
 

@@ -25,7 +25,8 @@ from trident_gateway.api.completion_request import (
     prompts_of,
 )
 from trident_gateway.api.context import ApiContext
-from trident_gateway.api.generation import Generation, GenerationPlan, PromptCall, generating
+from trident_gateway.api.generation import Generation, generating
+from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.api.response_format import guide_of
 from trident_gateway.api.translate import ParamNames, Tensors, guide_tensors, sampling_tensors, timeout_s

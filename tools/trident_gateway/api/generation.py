@@ -7,70 +7,24 @@ never writes an answer.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-
-import msgspec
 
 from trident_ensemble.contract import tensors
-from trident_gateway.api.choices import AnswerPlan, Choice, Delta
+from trident_gateway.api.choices import Choice, Delta
 from trident_gateway.api.context import ApiContext
+from trident_gateway.api.generation_plan import GenerationPlan
 from trident_gateway.api.interface import AnswerSink, HttpRequest
+from trident_gateway.api.opening import open_all
 from trident_gateway.api.rows import TokenScores, prompt_scores, rows_of
-from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
 from trident_gateway.api.usage import TokenMeter, Usage
 from trident_gateway.callers import Caller
-from trident_gateway.errors import ApiError, EngineFaultError, UpstreamLostError
+from trident_gateway.errors import EngineFaultError, UpstreamLostError
 from trident_gateway.limits.limiter import Reservation
 from trident_gateway.upstream.events import GenerateEvent, MalformedEventError, as_list
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
 _TIMES = (tensors.ARRIVAL_TIME, tensors.FIRST_SCHEDULED_TIME, tensors.FIRST_TOKEN_TIME, tensors.LAST_TOKEN_TIME)
-
-
-@dataclass(frozen=True)
-class PromptCall:
-    """One prompt, and what is asked of the ensemble for it.
-
-    Args:
-        values: the input tensors.
-        num_bytes: of the prompt in UTF-8, or four for each token id; the estimate of its tokens goes by them.
-        affinity: calls with equal bytes prefer the same server.
-        names: how the client calls what may be refused.
-    """
-
-    values: Tensors
-    num_bytes: int
-    affinity: bytes
-    names: ParamNames
-
-
-@dataclass(frozen=True)
-class GenerationPlan:
-    """All of a request for text.
-
-    Args:
-        model: that is asked.
-        prompts: one call each.
-        answers: how the answers are read.
-        num_choices: answers to each prompt.
-        max_output_tokens: of one answer.
-        is_stream: deltas are wanted as they come.
-        timeout_s: seconds for all of it.
-        echo: answers begin with their prompts.
-    """
-
-    model: ServedModel
-    prompts: Sequence[PromptCall]
-    answers: AnswerPlan
-    num_choices: int
-    max_output_tokens: int
-    is_stream: bool
-    timeout_s: float
-    echo: bool = False
 
 
 class Generation:
@@ -202,7 +156,7 @@ async def generating(
     reservation = await context.limiter.reserve(caller, estimate, num_output)
     try:
         out.add_headers(reservation.headers())
-        exchanges = await _open_all(context, request, caller, plan)
+        exchanges = await open_all(context.router, request, caller, plan)
     except BaseException:
         await reservation.settle(0, 0)
         raise
@@ -215,55 +169,3 @@ async def generating(
             await generation.close()
         finally:
             await generation.settle()
-
-
-async def _open_all(context: ApiContext, request: HttpRequest, caller: Caller, plan: GenerationPlan) -> list[Exchange]:
-    deadline = asyncio.get_running_loop().time() + plan.timeout_s
-    request.span.start_upstream()
-    calls = [_call(request, caller, plan, prompt, deadline) for prompt in plan.prompts]
-    request.record.upstream_id = calls[0].request_id
-    if len(calls) == 1:
-        try:
-            return [await context.router.open(calls[0])]
-        except ApiError as error:
-            raise in_client_terms(error, plan.prompts[0].names) from None
-    opened = [asyncio.ensure_future(context.router.open(call)) for call in calls]
-    try:
-        await asyncio.wait(opened, return_when=asyncio.FIRST_EXCEPTION)
-        _check_opened(opened, plan.prompts)
-    except BaseException:
-        await _close_all(opened)
-        raise
-    return [task.result() for task in opened]
-
-
-def _check_opened(opened: Sequence[asyncio.Future[Exchange]], prompts: Sequence[PromptCall]) -> None:
-    for task, prompt in zip(opened, prompts, strict=True):
-        refusal = task.exception() if task.done() else None
-        if refusal is not None:
-            raise in_client_terms(refusal, prompt.names)
-
-
-async def _close_all(opened: Sequence[asyncio.Future[Exchange]]) -> None:
-    for task in opened:
-        task.cancel()
-    ended = await asyncio.gather(*opened, return_exceptions=True)
-    await asyncio.gather(*(one.close() for one in ended if not isinstance(one, BaseException)), return_exceptions=True)
-
-
-def _call(
-    request: HttpRequest, caller: Caller, plan: GenerationPlan, prompt: PromptCall, deadline: float
-) -> GenerateCall:
-    values = prompt.values
-    if request.span.wants_times:
-        values = {**values, tensors.RETURN_PERF_METRICS.name: True}
-    return GenerateCall(
-        plan.model,
-        msgspec.json.encode(values),
-        secrets.token_hex(16),
-        caller.tenant,
-        plan.is_stream,
-        prompt.affinity,
-        deadline,
-        request.span.headers(),
-    )

@@ -16,7 +16,8 @@ from trident_gateway.api.chat import render_tools
 from trident_gateway.api.chat_request import ToolDefinition
 from trident_gateway.api.choices import AnswerPlan
 from trident_gateway.api.context import ApiContext
-from trident_gateway.api.generation import GenerationPlan, PromptCall, generating
+from trident_gateway.api.generation import generating
+from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.api.messages import Message, check_messages, render_messages
 from trident_gateway.api.sampling_fields import Text, TokenId

@@ -147,8 +147,10 @@ def in_client_terms(error: BaseException, names: ParamNames) -> BaseException:
         code = "invalid_json_schema" if wire.reason == "invalid_guide" else "invalid_value"
     else:
         param, code = _param_of(wire.field, names), "invalid_value"
-    subject = f"'{param}{path}': " if param else ""
-    return InvalidRequestError(f"Invalid value for {subject}{text}", code=code, param=f"{param}{path}" or None)
+    # Where prompt and length do not fit together, the text is about the one, and OpenAI's clients expect the other.
+    subject = _param_of(wire.field, names) if wire.reason == "context_length" else f"{param}{path}"
+    message = f"Invalid value for '{subject}': {text}" if subject else f"Invalid value: {text}"
+    return InvalidRequestError(message, code=code, param=f"{param}{path}" or None)
 
 
 def _param_of(tensor: str, names: ParamNames) -> str:
