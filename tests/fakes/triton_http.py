@@ -36,7 +36,7 @@ class Script:
         status: of the HTTP answer.
         gap_s: seconds before each event.
         gate: awaited before the first event, if it is there.
-        hang_after: sends nothing more after so many events, until it is stopped or left.
+        hang_after: sends nothing more after so many events, if there are so many, until it is stopped or left.
         break_after: cuts the connection after so many events.
         pieces: cuts what is sent into pieces of this many bytes; 0 for one piece an event.
     """
@@ -119,6 +119,8 @@ class FakeTriton:
         self.is_ready = True
         #: Accepts connections and requests and answers nothing, as a process does that was stopped.
         self.is_silent = False
+        #: So many of the next requests with `stop` come before the request that they mean.
+        self.num_deaf_stops = 0
         #: What the metrics page says of each core: waiting, active, fraction.
         self.figures: dict[str, tuple[float, float, float]] = {}
         #: How preprocessing answers `generate`.
@@ -255,9 +257,10 @@ class FakeTriton:
         common = {"id": asked.get("id", ""), "model_name": model, "model_version": "1"}
         if asked.get("stop"):
             self.stops.append(asked)
-            for running in self.running:
+            for running in self.running if self.num_deaf_stops == 0 else ():
                 if _name(running.body) == _name(asked):
                     running.stopped.set()
+            self.num_deaf_stops = max(0, self.num_deaf_stops - 1)
             cancelled = {"finish_reason": "cancelled", "output_ids": [], "text_output": "", **common}
             if is_stream:
                 _head(writer, 200)
@@ -312,17 +315,18 @@ class FakeTriton:
             await asyncio.wait([gate, *ends], return_when=asyncio.FIRST_COMPLETED)
             gate.cancel()
         count = len(script.events)
-        last = count - 1 if script.hang_after is None and script.break_after is None else -1
+        hang_after = None if script.hang_after is None or script.hang_after > count else script.hang_after
+        last = count - 1 if hang_after is None and script.break_after is None else -1
         for index in range(count + 1):
             if script.gap_s and index < count and not any(end.done() for end in ends):
                 await asyncio.wait(ends, timeout=script.gap_s, return_when=asyncio.FIRST_COMPLETED)
-            if script.hang_after == index:
+            if hang_after == index:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if script.break_after == index:
                 writer.transport.abort()
                 return True
             if index == count or any(end.done() for end in ends):
-                return index == count and script.hang_after is None
+                return index == count and hang_after is None
             event = script.events[index]
             if not running.num_sent:
                 _head(writer, script.status)

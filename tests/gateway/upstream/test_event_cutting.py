@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trident_gateway.upstream import events
@@ -39,6 +39,7 @@ def _shown(event: GenerateEvent) -> dict[str, Any]:
     return {key: value for key, value in msgspec.structs.asdict(event).items() if value is not None}
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(RESPONSES, max_size=4), st.data())
 def test_cutting_any_pieces_give_the_same_events(responses: list[dict[str, Any]], data: st.DataObject) -> None:
     wire = _wire(responses)

@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
         #: The status of the answer; 0 until it has come.
         self.status = 0
         #: When bytes last came, in the time of the event loop.
-        self.heard_at = loop.time()
+        self.heard_at = float("-inf")
 
     @property
     def is_reusable(self) -> bool:

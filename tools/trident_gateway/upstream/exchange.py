@@ -37,6 +37,7 @@ class Exchange:
         server: the server's name.
         ensemble: the name of the model there.
         call: what is asked.
+        fresh: use a new connection, so that the call is sent once and never again.
         run: runs a coroutine beside the caller until it has ended, and longer than the caller.
         on_end: called once, when the server has nothing to do for this call any more.
     """
@@ -48,6 +49,7 @@ class Exchange:
         ensemble: str,
         call: GenerateCall,
         *,
+        fresh: bool,
         run: Callable[[Coroutine[Any, Any, None]], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -55,6 +57,7 @@ class Exchange:
         self._client = client
         self._path = f"/v2/models/{ensemble}/generate_stream"
         self._call = call
+        self._fresh = fresh
         self._run = run
         self._on_end = on_end
         self._cutter = EventCutter()
@@ -74,7 +77,9 @@ class Exchange:
             ApiError: the deadline has passed, or the server has answered nonsense.
         """
         call = self._call
-        self._response = response = await self._client.send(b"POST", self._path, render_call(call), call.headers)
+        self._response = response = await self._client.send(
+            b"POST", self._path, render_call(call), call.headers, fresh=self._fresh
+        )
         if call.deadline is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(call.deadline, response.interrupt, DeadlineError())
@@ -172,17 +177,17 @@ class Exchange:
 
 async def _ends(response: Response, seconds: float) -> bool:
     """Return whether the answer ends within a time, be it by a failure."""
-
-    async def read_on() -> None:
+    timer = asyncio.get_running_loop().call_later(seconds, response.interrupt, asyncio.TimeoutError())
+    try:
         while await response.read():
             pass
-
-    try:
-        await asyncio.wait_for(read_on(), seconds)
     except asyncio.TimeoutError:
         return False
     except ConnectionLostError:
         pass
+    finally:
+        timer.cancel()
+        response.interrupt(None)
     return True
 
 

@@ -37,7 +37,7 @@ class HttpClient:
         ConfigError: the URL is not of that form.
     """
 
-    def __init__(self, url: str, connect_timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, connect_timeout_s: float = 2.0) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -54,9 +54,9 @@ class HttpClient:
         self._heard_at = 0.0
 
     @property
-    def heard_at(self) -> float:
-        """When the server has last sent anything, in the time of the event loop."""
-        return max([self._heard_at, *(connection.heard_at for connection in self._busy)])
+    def silent_since(self) -> float | None:
+        """When the server began to say nothing to anybody, in the time of the event loop; None if nothing is asked."""
+        return max([self._heard_at, *(connection.heard_at for connection in self._busy)]) if self._busy else None
 
     @property
     def num_busy(self) -> int:
@@ -68,8 +68,17 @@ class HttpClient:
         """Connections that wait for a request."""
         return len(self._idle)
 
-    async def send(self, method: bytes, path: str, body: bytes = b"", headers: Headers = ()) -> Response:
+    async def send(
+        self, method: bytes, path: str, body: bytes = b"", headers: Headers = (), *, fresh: bool = False
+    ) -> Response:
         """Send a request and return its answer, of which nothing has come yet.
+
+        Args:
+            method: GET or POST.
+            path: with its query.
+            body: JSON, for POST.
+            headers: further headers.
+            fresh: use a new connection, so that the request is sent once and never again.
 
         Raises:
             ConnectError: there is no server.
@@ -79,10 +88,12 @@ class HttpClient:
         if method == b"POST":
             head.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
         request = b"%b\r\n%b" % (b"".join(head), body)
-        connection = self._take_idle()
+        connection = None if fresh else self._take_idle()
         is_reused = connection is not None
         if connection is None:
             connection = await self.connect()
+        if not self._busy:
+            self._heard_at = asyncio.get_running_loop().time()
         connection.send(request)
         self._busy.add(connection)
         return Response(self, connection, request, is_reused=is_reused)
@@ -96,17 +107,14 @@ class HttpClient:
             ConnectError: there is no server.
             ConnectionLostError: the connection has failed.
             BodyTooLargeError: the body is longer than `max_bytes`.
-            asyncio.TimeoutError: the answer was not complete after `timeout_s` seconds.
+            asyncio.TimeoutError: the answer was not complete `timeout_s` seconds after it was sent.
         """
-        return await asyncio.wait_for(self._fetch(method, path, body, headers, max_bytes), timeout_s)
-
-    async def _fetch(
-        self, method: bytes, path: str, body: bytes, headers: Headers, max_bytes: int
-    ) -> tuple[int, bytes]:
         response = await self.send(method, path, body, headers)
+        timer = asyncio.get_running_loop().call_later(timeout_s, response.interrupt, asyncio.TimeoutError())
         try:
             return await response.status(), await response.read_all(max_bytes)
         finally:
+            timer.cancel()
             response.close()
 
     def fail_busy(self, error: Exception) -> None:
@@ -126,14 +134,23 @@ class HttpClient:
         Raises:
             ConnectError: there is no server.
         """
+        # Not `asyncio.wait_for`: before Python 3.12 it may swallow that its caller is cancelled.
         loop = asyncio.get_running_loop()
+        connecting = loop.create_task(loop.create_connection(lambda: Connection(loop), self._host, self._port))
+        is_abandoned = True
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(lambda: Connection(loop), self._host, self._port), self._connect_timeout_s
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            raise ConnectError(f"{self._host}:{self._port}: {error or 'no answer'}") from None
-        return connection
+            await asyncio.wait({connecting}, timeout=self._connect_timeout_s)
+            is_abandoned = not connecting.done()
+        finally:
+            if is_abandoned:
+                connecting.add_done_callback(_abandon)
+                connecting.cancel()
+        if is_abandoned:
+            raise ConnectError(f"{self._host}:{self._port}: no answer")
+        try:
+            return connecting.result()[1]
+        except OSError as error:
+            raise ConnectError(f"{self._host}:{self._port}: {error}") from None
 
     def exchange(self, old: Connection, new: Connection) -> None:
         """Count a connection as busy in the place of another."""
@@ -158,6 +175,12 @@ class HttpClient:
         return None
 
 
+def _abandon(connecting: asyncio.Task[tuple[asyncio.Transport, Connection]]) -> None:
+    """Close a connection that came about when nobody wanted it any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result()[1].abort()
+
+
 class Response:
     """One answer, which is read in pieces as they come."""
 
@@ -166,6 +189,7 @@ class Response:
         self._connection = connection
         self._request = request
         self._is_reused = is_reused
+        self._interrupt: Exception | None = None
         self._is_closed = False
 
     @property
@@ -193,6 +217,7 @@ class Response:
         connection.send(self._request)
         self._client.exchange(self._connection, connection)
         self._connection = connection
+        connection.interrupt(self._interrupt)
         return await connection.read_status()
 
     def read(self) -> Coroutine[Any, Any, bytes]:
@@ -221,6 +246,7 @@ class Response:
 
     def interrupt(self, error: Exception | None) -> None:
         """Make the one who waits get an error, though the answer may still come; None takes it back."""
+        self._interrupt = error
         self._connection.interrupt(error)
 
     def close(self) -> None:

@@ -32,8 +32,8 @@ from trident_gateway.upstream.refusals import RefusedError, api_error, read_refu
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 from trident_gateway.upstream.server import Server, WatchTimes
 
-#: How often a call may be sent to servers that then die: it could be the call that kills them.
-MAX_SENDINGS = 2
+#: How many servers one call may lose before it has had a byte: it could be the call that kills them.
+MAX_LOSSES = 2
 _MAX_JSON_BYTES = 64 << 20
 _JSON_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -145,11 +145,11 @@ class Router:
         """
         wait_until = asyncio.get_running_loop().time() + self._patience_s
         tried: set[str] = set()
-        num_sendings = 0
+        num_losses = 0
         refusal: ApiError | None = None
         while True:
             self._check_deadline(call.deadline)
-            server = self._pick(call, tried, is_retry=num_sendings > 0 or bool(tried))
+            server = self._pick(call, tried, is_retry=num_losses > 0 or bool(tried))
             if server is None:
                 if refusal is not None:
                     raise refusal
@@ -158,12 +158,12 @@ class Router:
                 continue
             tried.add(server.name)
             try:
-                return await self._begin(server, call)
+                return await self._begin(server, call, is_retry=num_losses > 0)
             except ConnectError:
                 self.retries["refused"] += 1
             except ConnectionLostError:
-                num_sendings += 1
-                if num_sendings == MAX_SENDINGS:
+                num_losses += 1
+                if num_losses == MAX_LOSSES:
                     raise UpstreamLostError from None
                 self.retries["lost"] += 1
             except RefusedError as error:
@@ -220,8 +220,9 @@ class Router:
                 return answer
             raise api_error(RefusedError(status, read_refusal(answer)).wire)
 
-    async def _begin(self, server: Server, call: GenerateCall) -> Exchange:
-        exchange = server.exchange(self._catalogue.on_server(server.name, call.model.card.name), call)
+    async def _begin(self, server: Server, call: GenerateCall, *, is_retry: bool) -> Exchange:
+        model = self._catalogue.on_server(server.name, call.model.card.name)
+        exchange = server.exchange(model, call, is_retry=is_retry)
         try:
             await exchange.begin()
         except BaseException as error:
@@ -255,12 +256,16 @@ class Router:
     async def _wait_for_news(self, model: ServedModel, wait_until: float, deadline: float | None) -> None:
         if not self._catalogue.servers(model.card.name):
             raise ModelNotFoundError(model.card.name)
+        loop = asyncio.get_running_loop()
         until = wait_until if deadline is None else min(wait_until, deadline)
+        timer = loop.call_at(until, self._tell_news)
         try:
-            await asyncio.wait_for(self._news.wait(), until - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError:
-            self._check_deadline(deadline)
-            raise NoUpstreamError from None
+            await self._news.wait()
+        finally:
+            timer.cancel()
+        self._check_deadline(deadline)
+        if loop.time() >= wait_until:
+            raise NoUpstreamError
 
     @staticmethod
     def _check_deadline(deadline: float | None) -> None:

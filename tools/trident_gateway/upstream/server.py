@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +94,12 @@ class Server:
         is_stale = asyncio.get_running_loop().time() - self._page_at > self._times.stale_s
         return Candidate(self.name, self.num_in_flight, None if is_stale else self._page.cores.get(model.core))
 
-    def exchange(self, model: ServedModel, call: GenerateCall) -> Exchange:
+    def exchange(self, model: ServedModel, call: GenerateCall, *, is_retry: bool) -> Exchange:
         """Return an exchange that has not begun; it counts as in flight from now until it has ended."""
         self.num_in_flight += 1
-        return Exchange(self._client, self.name, model.ensemble, call, run=self._run, on_end=self._ended)
+        return Exchange(
+            self._client, self.name, model.ensemble, call, fresh=is_retry, run=self._run, on_end=self._ended
+        )
 
     async def post(self, path: str, body: bytes, *, max_bytes: int, timeout_s: float) -> tuple[int, bytes]:
         """Return the status and the body of an answer; raises what `HttpClient.fetch` does."""
@@ -120,8 +121,11 @@ class Server:
             is_well = self.level is Level.READY and not self.health.is_suspect
             until = begin + (self._times.probe_s if is_well else self._times.probe_down_s)
             await asyncio.sleep(self._times.probe_down_s / 4)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wakes.wait(), max(0.0, until - loop.time()))
+            timer = loop.call_at(until, self._wakes.set)
+            try:
+                await self._wakes.wait()
+            finally:
+                timer.cancel()
 
     async def look(self) -> None:
         """Look at the server once: whether it is ready, how busy it is, and what it serves."""
@@ -170,8 +174,8 @@ class Server:
 
     def _give_up_if_silent(self) -> None:
         """Give up all calls to a server that has gone silent: the kernel does not notice a process that hangs."""
-        now = asyncio.get_running_loop().time()
-        if self._client.num_busy and now - self._client.heard_at > self._times.silence_s:
+        since = self._client.silent_since
+        if since is not None and asyncio.get_running_loop().time() - since > self._times.silence_s:
             self._client.fail_busy(ConnectionLostError("the server is silent"))
 
     def _failed(self) -> None:
