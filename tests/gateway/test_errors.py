@@ -17,7 +17,7 @@ TABLE: list[tuple[ApiError, int, str, str | None, str | None, dict[str, str]]] =
     (errors.NotFoundError(), 404, INVALID, "not_found", None, {}),
     (errors.MethodNotAllowedError(("GET", "POST")), 405, INVALID, "method_not_allowed", None, {"allow": "GET, POST"}),
     (errors.SlowRequestError("s"), 408, INVALID, "request_timeout", None, {"connection": "close"}),
-    (errors.BodyTooLargeError(9), 413, INVALID, "request_too_large", None, {"connection": "close"}),
+    (errors.BodyTooLargeError(9), 413, INVALID, "request_too_large", None, {}),
     (errors.MediaTypeError(), 415, INVALID, "unsupported_media_type", None, {}),
     (errors.HeadersTooLargeError(9), 431, INVALID, "headers_too_large", None, {"connection": "close"}),
     (errors.InvalidRequestError("x", code="invalid_json"), 400, INVALID, "invalid_json", None, {}),

@@ -28,7 +28,8 @@ def test_gateway_command_reads_every_option() -> None:
     made = settings_of(
         "--server", "http://a:8000", "--server", "http://[::1]:9000/", "--host", "192.0.2.1", "--port", "1",
         "--private-host", "::", "--private-port", "2", "--keys", "k", "--jwks-url", "https://i/jwks",
-        "--jwt-issuer", "i", "--jwt-audience", "a", "--jwt-algorithms", "ES256, EdDSA", "--jwt-tenant-claim", "t", "--jwt-models-claim", "m",
+        "--jwt-issuer", "i", "--jwt-audience", "a", "--jwt-algorithms", "ES256, EdDSA",
+        "--jwt-tenant-claim", "t", "--jwt-models-claim", "m",
         "--jwt-plan-claim", "p", "--plans", "q", "--limits-store", "redis://r", "--limits-fail", "closed",
         "--replicas", "3", "--tls-cert", "c", "--tls-key", "d", "--drain-delay", "4", "--drain-timeout", "5",
         "--keep-alive", "6", "--request-timeout", "7", "--max-n", "8", "--max-body", "9999", "--allow-unknown-fields",
@@ -51,6 +52,7 @@ def test_gateway_command_reads_every_option() -> None:
     [
         (("--host", "192.0.2.1"), "trident keys create"),
         (("--host", "::"), "trident keys create"),
+        (("--host", "example"), "trident keys create"),
         (("--server", "grpc://a:1"), "--server grpc://a:1: is not a URL like"),
         (("--server", "http://a"), "give host and port alone"),
         (("--server", "http://a:1/v2"), "give host and port alone"),
@@ -72,6 +74,11 @@ def test_gateway_command_refuses_what_makes_no_sense(options: tuple[str, ...], t
     with pytest.raises(ConfigError) as refused:
         settings_of(*options)
     assert text in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_gateway_command_needs_no_keys_on_this_machine_alone(host: str) -> None:
+    assert not settings_of("--host", host).asks_for_keys
 
 
 def test_gateway_command_takes_the_collector_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

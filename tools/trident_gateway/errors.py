@@ -162,7 +162,11 @@ class SlowRequestError(ApiError):
 
 
 class BodyTooLargeError(ApiError):
-    """A body above the limit, which is not read to its end."""
+    """A body above the limit.
+
+    What is left of it is thrown away rather than the connection closed: a client that still sends would be told of the
+    reset instead of this.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(
@@ -170,7 +174,6 @@ class BodyTooLargeError(ApiError):
             status=413,
             type=_INVALID_REQUEST,
             code="request_too_large",
-            headers=((b"connection", b"close"),),
         )
 
 

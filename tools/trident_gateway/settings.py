@@ -6,13 +6,19 @@ gets the parts that concern them.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trident_ensemble.contract.errors import ConfigError
 
-#: Addresses that only this machine can reach.
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class HttpLimits:
         max_body_bytes: of a request.
         max_header_bytes: of a request's path and headers together.
         receive_timeout_s: for the headers of a request, and again for its body, to arrive.
+        send_timeout_s: for a client that does not read to begin again.
         idle_timeout_s: after which a connection without a request is closed.
         max_connections: at once, on each port.
     """
@@ -76,6 +83,7 @@ class HttpLimits:
     max_body_bytes: int = 8 << 20
     max_header_bytes: int = 32 << 10
     receive_timeout_s: float = 30.0
+    send_timeout_s: float = 120.0
     idle_timeout_s: float = 75.0
     max_connections: int = 8192
 
@@ -138,7 +146,7 @@ class GatewaySettings:
         Raises:
             ConfigError: names the option, and says what to do.
         """
-        if not self.asks_for_keys and self.host not in LOOPBACK:
+        if not self.asks_for_keys and not is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host}: without keys anybody who can reach this address could use the models. Make a key "
                 "with `trident keys create --keys keys.json --tenant NAME` and give `--keys keys.json`, take tokens "

@@ -12,7 +12,7 @@ import pytest
 from tests.gateway.http.room import JSON, Client, Room, endpoint, errors_of, run, until
 from trident_gateway.api.interface import AnswerSink, Endpoint, HttpRequest
 from trident_gateway.errors import ApiError, OverloadedError
-from trident_gateway.settings import GatewaySettings
+from trident_gateway.settings import GatewaySettings, HttpLimits
 
 NO_COMMENTS = GatewaySettings(keep_alive_s=0)
 SOON = GatewaySettings(keep_alive_s=0.05)
@@ -319,5 +319,39 @@ def test_answer_waits_for_a_client_that_does_not_read() -> None:
             client.close()
             await room.quiet()
             assert room.records[0].client_gone == "stream"
+
+    run(test)
+
+
+def test_answer_gives_up_on_a_client_that_never_reads_again() -> None:
+    num_ended = 0
+
+    @endpoint()
+    async def flood(request: HttpRequest, out: AnswerSink) -> None:
+        nonlocal num_ended
+        await request.body()
+        out.expect_events()
+        try:
+            while True:
+                await out.send_events(b"data: " + b"x" * 100_000 + b"\n\n")
+        finally:
+            num_ended += 1
+
+    settings = GatewaySettings(http=HttpLimits(send_timeout_s=1.0))
+
+    async def test() -> None:
+        async with Room(flood, settings=settings) as room:
+            deaf = await room.connect()
+            deaf.send("POST", "/v1/x", b"1", JSON)
+            slow = await room.connect()
+            slow.send("POST", "/v1/x", b"1", JSON)
+            await slow.head()
+            while not num_ended:  # reads on, and is served on
+                await slow.chunk()
+            assert room.lifecycle.num_running == 1
+            assert room.records[0].client_gone == "stream"
+            slow.close()
+            await room.quiet()
+            deaf.close()
 
     run(test)

@@ -7,6 +7,7 @@ many connections there may be, and that every refusal is JSON. Never looks at a 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 from uvicorn.config import Config
@@ -44,6 +45,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._receive_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._num_head_bytes = 0
         self._refusal: ApiError | None = None
@@ -60,6 +62,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of the timers; uvicorn tells the request."""
         self._stop_receive_timer()
+        self._stop_send_timer()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -95,6 +98,16 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = 0
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, for a time."""
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(self.limits.send_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on, as the client reads again."""
+        self._stop_send_timer()
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's)
         """Refuse what is not HTTP in the form in which everything is refused."""
         self._refuse(
@@ -120,6 +133,11 @@ class Connection(HttpToolsProtocol):
             self._receive_timer.cancel()
             self._receive_timer = None
 
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
 
 def connections(limits: HttpLimits) -> type[Connection]:
     """Return the class of connections with these limits, for uvicorn to make."""
@@ -133,6 +151,7 @@ def _rendered(error: ApiError, default_headers: list[tuple[bytes, bytes]]) -> by
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        (b"x-request-id", f"req_{secrets.token_hex(16)}".encode()),
         *(header for header in error.headers if header[0] != b"connection"),
         (b"connection", b"close"),
     ]
