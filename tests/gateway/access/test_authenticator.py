@@ -19,6 +19,7 @@ from trident_gateway.access.keys import KeyStore
 from trident_gateway.access.tokens import TokenVerifier
 from trident_gateway.callers import Caller
 from trident_gateway.errors import ApiError
+from trident_gateway.settings import GatewaySettings
 
 
 def _run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -59,3 +60,31 @@ def test_every_refusal_is_the_same(tmp_path: Path) -> None:
 def test_a_gateway_without_keys_lets_everybody_in() -> None:
     caller: Caller = _run(Authenticator().authenticate("Bearer anything"))
     assert (caller.tenant, caller.models, caller.limits.bounds_anything) == ("", None, False)
+
+
+def test_what_the_settings_name_is_watched_from_the_start(tmp_path: Path) -> None:
+    async def main() -> None:
+        path, provided, plans = tmp_path / "keys.json", tmp_path / "jwks.json", tmp_path / "plans.json"
+        key, record = new_key("acme", datetime.now(timezone.utc))
+        change_keys(path, lambda _: (record,))
+        provided.write_text(json.dumps(KEY_SET))
+        plans.write_text('{"plans": {"default": {"priority": 5}}}')
+        tokens = jwt_settings(provided, plans_file=plans)
+        authenticator = Authenticator.of(GatewaySettings(keys_file=path, jwt=tokens))
+        await authenticator.start()
+        assert (await authenticator.authenticate(f"Bearer {key}")).key_id == record.id
+        assert (await authenticator.authenticate(f"Bearer {signed_token()}")).priority == 5
+        assert (authenticator.is_open, authenticator.num_stale_files, authenticator.num_failed_fetches) == (False, 0, 0)
+        for file in (path, plans):
+            file.write_text("{")
+        while authenticator.num_stale_files < 2:
+            await asyncio.sleep(0.05)
+        assert (await authenticator.authenticate(f"Bearer {key}")).key_id == record.id
+        assert (await authenticator.authenticate(f"Bearer {signed_token()}")).priority == 5
+        await authenticator.close()
+
+    _run(main())
+
+
+def test_settings_without_keys_make_an_open_gateway() -> None:
+    assert Authenticator.of(GatewaySettings()).is_open

@@ -22,6 +22,7 @@ from trident_gateway.errors import ApiError, RateLimitError
 from trident_gateway.limits.limiter import Limiter, Reservation
 from trident_gateway.limits.redis import RedisStore
 from trident_gateway.limits.shared import SharedStore
+from trident_gateway.settings import GatewaySettings
 
 _numbers = itertools.count()
 
@@ -87,6 +88,7 @@ from trident_gateway.errors import ApiError
 from trident_gateway.limits.limiter import Limiter
 from trident_gateway.limits.redis import RedisStore
 from trident_gateway.limits.shared import SharedStore
+from trident_gateway.settings import GatewaySettings
 
 async def main():
     limiter = Limiter(SharedStore(RedisStore(sys.argv[1], timeout_s=30), num_replicas=2, fails_open=False))
@@ -331,3 +333,18 @@ def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="--limits-store: is no URL") as caught:
         RedisStore(url)
     assert not url or url not in str(caught.value)
+
+
+def test_the_settings_say_which_store_counts(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        caller = _caller(concurrency=1)
+        shared = GatewaySettings(limits_store=redis_server.url, num_replicas=2)
+        limiters = [Limiter.of(shared), Limiter.of(shared), Limiter.of(GatewaySettings())]
+        for limiter in limiters:
+            await limiter.start()
+        assert [await _try(limiter, caller) is not None for limiter in limiters] == [True, False, True]
+        assert [limiter.is_store_up for limiter in limiters] == [True] * 3
+        for limiter in limiters:
+            await limiter.close()
+
+    _run(main())
