@@ -6,12 +6,15 @@ import codecs
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, tokens_of
 from tests.gateway.api.client import ApiClient, chat_body, joined_chat
 from tests.gateway.api.test_completion_answers import joined as joined_completion
 from tests.gateway.api.test_responses_endpoint import joined_response
+
+pytestmark = pytest.mark.slow
 
 LOG_PROBS = st.floats(-30, 0, width=32)
 

@@ -222,6 +222,7 @@ def is_text(raw: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(spoken(), min_size=1, max_size=2),
