@@ -37,7 +37,7 @@ _MAX_AFFINITY_BYTES = 1024
 
 
 class ChatEndpoint:
-    """Answers chats.
+    """The endpoint that answers chats.
 
     Args:
         context: what endpoints work with.

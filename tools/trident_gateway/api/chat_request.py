@@ -19,7 +19,7 @@ _MAX_TOP_LOGPROBS = 20
 
 
 class FunctionDefinition(Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
-    """What a tool does. Its arguments always follow the schema, whether `strict` or not."""
+    """The description of a tool, whose arguments always follow the schema, whether `strict` or not."""
 
     name: str
     description: str | None = None

@@ -21,7 +21,7 @@ _FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """How the answers to a request are read.
+    """The plan by which the answers to a request are read.
 
     Args:
         card: the facts about the model.
@@ -34,7 +34,7 @@ class AnswerPlan:
 
 @dataclass(slots=True)
 class Delta:
-    """What one response has added to one answer.
+    """The part that one response has added to one answer.
 
     Args:
         index: of the answer.
@@ -50,7 +50,7 @@ class Delta:
 
 
 class Choice:
-    """One answer.
+    """One answer while it comes.
 
     Args:
         index: among the answers to the prompt.

@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True)
 class AnswerHead:
-    """What all parts of an answer have in common.
+    """The fields that all parts of an answer have in common.
 
     Args:
         answer_id: drawn for it.
@@ -42,7 +42,7 @@ class AnswerHead:
 
 @dataclass(slots=True)
 class CompletionPart:
-    """What one response has added to one answer."""
+    """The part that one response has added to one answer."""
 
     index: int
     text: str

@@ -39,7 +39,7 @@ _BYTES_PER_TOKEN = 4
 
 
 class CompletionEndpoint:
-    """Continues prompts.
+    """The endpoint that continues prompts.
 
     Args:
         context: what endpoints work with.

@@ -27,7 +27,7 @@ _MAX_IGNORED_BYTES = 2048
 
 @dataclass(frozen=True)
 class ApiContext:
-    """What every endpoint works with.
+    """The things that every endpoint works with.
 
     Args:
         settings: of the gateway.

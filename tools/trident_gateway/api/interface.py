@@ -50,7 +50,7 @@ class HttpRequest(Protocol):
 
 
 class AnswerSink(Protocol):
-    """Where an endpoint writes its answer: one JSON document, or a stream of server-sent events."""
+    """The place where an endpoint writes its answer: one JSON document, or a stream of server-sent events."""
 
     def add_headers(self, headers: Headers) -> None:
         """Add headers to whatever the answer will be, an error included; they must come before it begins."""

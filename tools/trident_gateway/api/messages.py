@@ -23,7 +23,7 @@ class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True,
 
 
 class RefusalPart(Struct, tag_field="type", tag="refusal", forbid_unknown_fields=True, frozen=True):
-    """What a model has said instead of an answer."""
+    """A text that a model has said instead of an answer."""
 
     refusal: str
 
@@ -50,7 +50,7 @@ Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True, frozen=True):
-    """Which function a model has called, with what: `arguments` is JSON text."""
+    """The function that a model has called; `arguments` is JSON text."""
 
     name: str
     arguments: str
@@ -68,7 +68,7 @@ class CalledTool(Struct, forbid_unknown_fields=True, omit_defaults=False, frozen
 class SystemMessage(
     Struct, tag_field="role", tag="system", forbid_unknown_fields=True, omit_defaults=True, frozen=True
 ):
-    """What the model is to be."""
+    """The instructions for the model."""
 
     content: Content
     name: Name | None = None
@@ -84,7 +84,7 @@ class DeveloperMessage(
 
 
 class UserMessage(Struct, tag_field="role", tag="user", forbid_unknown_fields=True, omit_defaults=True, frozen=True):
-    """What the user has said."""
+    """The words of the user."""
 
     content: Content
     name: Name | None = None
@@ -106,7 +106,7 @@ class AssistantMessage(
 
 
 class ToolMessage(Struct, tag_field="role", tag="tool", forbid_unknown_fields=True, omit_defaults=True, frozen=True):
-    """What a call has brought."""
+    """The result of a call."""
 
     content: Content
     tool_call_id: str

@@ -18,7 +18,7 @@ _OWNER = "trident"
 
 
 class ModelEndpoints:
-    """Shows models.
+    """The endpoints that show models.
 
     Args:
         context: what endpoints work with.

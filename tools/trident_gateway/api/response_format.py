@@ -16,7 +16,7 @@ from trident_gateway.api.sampling_fields import SamplingFields
 
 
 class TextFormat(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
-    """Any text."""
+    """The form that any text has."""
 
 
 class JsonObjectFormat(Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True, frozen=True):
@@ -53,7 +53,7 @@ _ANY_OBJECT = '{"type":"object"}'
 
 @dataclass(frozen=True)
 class Guide:
-    """What the output must be.
+    """The form that the output must have.
 
     Args:
         kind: the ensemble's name of the type.

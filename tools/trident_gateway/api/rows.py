@@ -29,7 +29,7 @@ class TokenScores:
 
 @dataclass(slots=True)
 class Row:
-    """What one response has of one sequence.
+    """The part of one sequence that a response has.
 
     Args:
         index: of the sequence.

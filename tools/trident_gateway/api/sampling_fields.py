@@ -23,7 +23,7 @@ TokenNumber: TypeAlias = Annotated[str, Meta(pattern="^[0-9]{1,10}$")]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a stream has besides its deltas.
+    """The choices about a stream.
 
     Args:
         include_usage: one more chunk, with the usage.
@@ -35,7 +35,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class SamplingFields(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """What any request for generated text may say.
+    """The fields that any request for generated text may have.
 
     OpenAI's own fields come first, then those without effect, then what vLLM's clients send.
     """

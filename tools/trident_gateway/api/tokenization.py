@@ -52,7 +52,7 @@ class _Tokenized(Struct):
 
 
 class TokenizationEndpoints:
-    """Turns text into tokens and back.
+    """The endpoints that turn text into tokens and back.
 
     Args:
         context: what endpoints work with.

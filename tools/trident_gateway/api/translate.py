@@ -1,4 +1,4 @@
-"""From the fields of OpenAI's API to the ensemble's input tensors, and from the tensors of a refusal back to fields.
+"""The way from the fields of OpenAI's API to the ensemble's input tensors, and back from a refusal to the fields.
 
 Owns this one mapping. Never sends anything, and never checks what the schema or the ensemble check.
 """
@@ -53,7 +53,7 @@ _GUIDES = frozenset({tensors.GUIDE.name, tensors.GUIDE_TYPE.name})
 
 @dataclass(frozen=True)
 class ParamNames:
-    """How one request calls what the ensemble may refuse.
+    """The names that one request has for what the ensemble may refuse.
 
     Args:
         prompt: where the prompt stands.

@@ -16,7 +16,7 @@ from trident_gateway.upstream.events import GenerateEvent
 
 @dataclass
 class Usage:
-    """Counted tokens.
+    """The tokens of a request, counted.
 
     Args:
         num_input: of the prompts.

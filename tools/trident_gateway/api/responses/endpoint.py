@@ -39,7 +39,7 @@ _TOOL_PARAM = "tools[{}]"
 
 
 class ResponsesEndpoint:
-    """Answers inputs.
+    """The endpoint that answers inputs.
 
     Args:
         context: what endpoints work with.

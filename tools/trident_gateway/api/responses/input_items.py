@@ -27,13 +27,13 @@ from trident_gateway.errors import InvalidRequestError
 
 
 class InputTextPart(Struct, tag_field="type", tag="input_text", forbid_unknown_fields=True, frozen=True):
-    """What a client says."""
+    """A text of the client."""
 
     text: str
 
 
 class OutputTextPart(Struct, tag_field="type", tag="output_text", forbid_unknown_fields=True, frozen=True):
-    """What a model has said."""
+    """A text of the model."""
 
     text: str
     annotations: list[Any] | None = None
@@ -41,13 +41,13 @@ class OutputTextPart(Struct, tag_field="type", tag="output_text", forbid_unknown
 
 
 class SaidRefusalPart(Struct, tag_field="type", tag="refusal", forbid_unknown_fields=True, frozen=True):
-    """What a model has said instead of an answer."""
+    """A text that a model has said instead of an answer."""
 
     refusal: str
 
 
 class ReasoningPart(Struct, tag_field="type", tag="reasoning_text", forbid_unknown_fields=True, frozen=True):
-    """What a model has thought."""
+    """A part of the reasoning of a model."""
 
     text: str
 

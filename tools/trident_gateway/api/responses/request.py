@@ -1,6 +1,7 @@
 """The body of `/v1/responses`.
 
-Owns its fields, and the rules between them. Whatever would need a memory on the server is refused.
+Owns its fields, and the rules between them: whatever would need a memory on the server is refused. Never asks what a
+model can do.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TextConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ReasoningConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """How the model is to reason, of which nothing can be chosen here."""
+    """The choices about reasoning, of which there are none here."""
 
     effort: Annotated[None, Meta(description="The model reasons as its chat template has it.")] = None
     summary: Annotated[None, Meta(description="Reasoning is shown as it is; nothing sums it up.")] = None
@@ -58,7 +59,7 @@ class NamedTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=
 
 
 class ResponseStreamOptions(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a stream has besides its events."""
+    """The choices about a stream."""
 
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
