@@ -142,6 +142,7 @@ def _tampered(_: str) -> str:
         signed_token(sub=""),
         signed_token(sub="x" * 257),
         signed_token(sub=None),
+        signed_token(sub="\ud800"),
         "",
         "a.b.c",
         "." * 20_000,

@@ -139,9 +139,11 @@ def test_two_processes_under_load_hold_one_limit_to_within_one_request(redis_ser
 
 def test_what_a_dead_gateway_held_returns_when_its_lease_ends(redis_server: RedisServer) -> None:
     async def main() -> None:
-        caller = _caller(concurrency=1)
+        caller = _caller(concurrency=2)
         dead, other = _limiter(redis_server, lease_ms=300), _limiter(redis_server, lease_ms=300)
+        await other.start()
         assert await _try(dead, caller) is not None
+        assert await _try(other, caller) is not None
         assert await _try(other, caller) is None
 
         async def passes() -> bool:

@@ -129,8 +129,8 @@ class TokenVerifier:
                     "Tokens cannot be checked at the moment. Try again later.", code="identity_provider_unavailable"
                 )
             return None if key is None else self._caller(self._claims(token, key))
-        # Beside its own errors, PyJWT lets through those of JSON and of numbers that are too large.
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        # A tenant's name may hold half a surrogate pair, which cannot be encoded.
+        except (jwt.PyJWTError, UnicodeEncodeError):
             return None
 
     def _claims(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
