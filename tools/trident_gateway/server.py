@@ -234,6 +234,13 @@ def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, authenticat
     )
     metrics.add(
         "gauge",
+        "model_conflicts",
+        "1 for a model on which servers do not agree, so that only some of them serve it",
+        ("model",),
+        lambda: [((name,), 1) for name in sorted(router.conflicts)],
+    )
+    metrics.add(
+        "gauge",
         "limits_store_up",
         "0 while the shared store of limits is gone",
         (),

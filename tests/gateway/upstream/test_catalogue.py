@@ -32,7 +32,8 @@ def _model(name: str, *, created: int = 1, digest: str = "d", aliases: tuple[str
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["s0", "s1", "s2"]), MODELS), max_size=8))
 def test_catalogue_is_what_the_servers_have_last_said(updates: list[tuple[str, list[ServedModel]]]) -> None:
-    catalogue, last = Catalogue(), {}
+    catalogue = Catalogue()
+    last: dict[str, dict[str, ServedModel]] = {}
     for server, models in updates:
         assert catalogue.update(server, models) == (last.get(server) != {m.card.name: m for m in models})
         last[server] = {model.card.name: model for model in models}
@@ -49,7 +50,7 @@ def test_catalogue_is_what_the_servers_have_last_said(updates: list[tuple[str, l
         assert catalogue.find(name) == model
     for alias in ("x", "y"):
         claimed = [model for model in catalogue.models.values() if alias in model.card.aliases]
-        assert catalogue.find(alias) in (claimed or [None])
+        assert catalogue.find(alias) in claimed if claimed else catalogue.find(alias) is None
 
 
 def test_catalogue_a_name_goes_before_an_alias() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from trident_ensemble.contract.errors import read_wire_message
 from trident_gateway.errors import ApiError, DeadlineError, EngineFaultError, UpstreamLostError
@@ -55,7 +56,7 @@ class Exchange:
     ) -> None:
         self.server = server
         self._client = client
-        self._path = f"/v2/models/{ensemble}/generate_stream"
+        self._path = f"/v2/models/{quote(ensemble, safe='')}/generate_stream"
         self._call = call
         self._fresh = fresh
         self._run = run

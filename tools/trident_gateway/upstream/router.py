@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from urllib.parse import quote
 
 from trident_gateway.errors import (
     ApiError,
@@ -207,7 +208,10 @@ class Router:
             tried.add(server.name)
             try:
                 status, answer = await server.post(
-                    f"/v2/models/{path_suffix}", body, max_bytes=_MAX_JSON_BYTES, timeout_s=deadline - loop.time()
+                    f"/v2/models/{quote(path_suffix)}",
+                    body,
+                    max_bytes=_MAX_JSON_BYTES,
+                    timeout_s=deadline - loop.time(),
                 )
             except asyncio.TimeoutError:
                 raise DeadlineError from None

@@ -140,6 +140,9 @@ class Server:
             self.health.probe_answered(is_ready=status == 200)
         except _FAILURES:
             self._failed()
+        except Exception as error:  # a fault of ours must not end the watch
+            _log.error("looking at server %s failed: %s", self.name, type(error).__name__)
+            self._failed()
         if self.level is not before:
             _log.info("server %s is %s", self.name, self.level.name.lower())
         self._give_up_if_silent()
