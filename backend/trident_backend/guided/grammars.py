@@ -15,11 +15,12 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from trident_backend.guided import ebnf
+from trident_backend.guided.added_tokens import AddedTokens
 from trident_backend.guided.ebnf_parser import EbnfError
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.schema_paths import ROOT, SchemaPath
 from trident_backend.guided.tag_formats import TagFormatError, parse_structural_tag
-from trident_backend.guided.tag_grammar import ASCII, AddedTokens, write_tags
+from trident_backend.guided.tag_grammar import ASCII, write_tags
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES, check_size
 from trident_ensemble.contract.errors import RequestError

@@ -6,103 +6,26 @@ Owns the formats' names and fields, and their bounds. Never knows a token, and n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from trident_backend.guided.json_schemas import CheckedSchema, SchemaError
 from trident_backend.guided.schema_paths import ROOT, SchemaPath
+from trident_backend.guided.tag_nodes import (
+    AnyText,
+    Either,
+    Json,
+    Literal,
+    Node,
+    Pattern,
+    Run,
+    Separated,
+    Tagged,
+    Triggered,
+)
 
 
 class TagFormatError(Exception):
     """A format that cannot be followed; the message says where and why."""
-
-
-@dataclass(frozen=True)
-class AnyText:
-    """Any text without the excluded ones."""
-
-    excludes: tuple[str, ...]
-    path: SchemaPath
-
-
-@dataclass(frozen=True)
-class Literal:
-    """A text as it stands."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Json:
-    """JSON that is valid under a schema."""
-
-    schema: CheckedSchema
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A text that a regular expression matches as a whole."""
-
-    regex: str
-    path: SchemaPath
-
-
-@dataclass(frozen=True)
-class Run:
-    """Parts one after another."""
-
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Either:
-    """One of several options; an empty `Run` among them means that there may be nothing."""
-
-    options: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """A tag: its content between two texts."""
-
-    begin: str
-    content: Node
-    end: str
-    path: SchemaPath
-
-
-@dataclass(frozen=True)
-class Triggered:
-    """Free text, in which each trigger begins a tag.
-
-    Args:
-        triggers: the texts; each tag begins with exactly one of them.
-        tags: the tags, in whose beginnings the triggers are.
-        excludes: further texts that the free text does not have.
-        at_least_one: a tag comes first, without text before it.
-        stop_after_first: nothing comes after a tag.
-        path: where this is in the guide.
-    """
-
-    triggers: tuple[str, ...]
-    tags: tuple[Tagged, ...]
-    excludes: tuple[str, ...]
-    at_least_one: bool
-    stop_after_first: bool
-    path: SchemaPath
-
-
-@dataclass(frozen=True)
-class Separated:
-    """Tags with a text between any two of them; the flags are those of `Triggered`."""
-
-    tags: tuple[Tagged, ...]
-    separator: str
-    at_least_one: bool
-    stop_after_first: bool
-
-
-Node: TypeAlias = AnyText | Literal | Json | Pattern | Run | Either | Tagged | Triggered | Separated
 
 
 def parse_structural_tag(value: Any) -> Node:

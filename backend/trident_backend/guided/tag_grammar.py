@@ -8,16 +8,17 @@ Never reads JSON.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from llguidance import regex_to_lark
 
+from trident_backend.guided.added_tokens import AddedTokens, finder
 from trident_backend.guided.ebnf import escaped
 from trident_backend.guided.json_schemas import CheckedSchema
-from trident_backend.guided.tag_formats import (
+from trident_backend.guided.tag_formats import TagFormatError
+from trident_backend.guided.tag_nodes import (
     AnyText,
     Either,
     Json,
@@ -26,28 +27,10 @@ from trident_backend.guided.tag_formats import (
     Pattern,
     Run,
     Separated,
-    TagFormatError,
     Tagged,
     Triggered,
+    texts_of,
 )
-
-
-@dataclass(frozen=True)
-class AddedTokens:
-    """The tokens that a tokenizer has beside those it has learnt.
-
-    Args:
-        indices: text -> the index under which llguidance has the token as a marker, not as a text.
-        special: those that are special.
-    """
-
-    indices: Mapping[str, int] = field(default_factory=dict)
-    special: frozenset[str] = frozenset()
-
-    @cached_property
-    def special_pattern(self) -> re.Pattern[str] | None:
-        """Finds a special token in a text."""
-        return _finder(self.special)
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ def write_tags(node: Node, added: AddedTokens) -> TagGrammar:
     Raises:
         TagFormatError: it has no grammar that says the same; the message begins with its JSON pointer.
     """
-    writer = _Writer(added, [text for text in _texts(node) if text in added.indices])
+    writer = _Writer(added, [text for text in texts_of(node) if text in added.indices])
     start = writer.run([node], follows_safely=True)
     return TagGrammar("\n".join([f"start: {start}", *writer.lines]), frozenset(writer.markers), tuple(writer.schemas))
 
@@ -106,7 +89,7 @@ class _Writer:
         self.schemas: list[CheckedSchema] = []
         self._added = added
         self._whole = frozenset(whole)
-        self._patterns = [pattern for pattern in (_finder(whole), added.special_pattern) if pattern is not None]
+        self._patterns = [pattern for pattern in (finder(whole), added.special_pattern) if pattern is not None]
         self._free: dict[frozenset[str], str] = {}
 
     def run(self, nodes: Sequence[_Part], *, follows_safely: bool) -> str:
@@ -286,35 +269,6 @@ def _pieces(part: _Part, pattern: re.Pattern[str]) -> Iterator[_Part]:
         place = found.end()
     if place < len(part.text):
         yield Literal(part.text[place:])
-
-
-def _finder(texts: Sequence[str] | frozenset[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(set(texts), key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _texts(node: Node) -> Iterator[str]:
-    """Yield every text of a guide that may be one token."""
-    if isinstance(node, Literal):
-        yield node.text
-    elif isinstance(node, AnyText):
-        yield from node.excludes
-    elif isinstance(node, Run | Either):
-        for part in node.parts if isinstance(node, Run) else node.options:
-            yield from _texts(part)
-    elif isinstance(node, Tagged):
-        yield node.begin
-        yield node.end
-        yield from _texts(node.content)
-    elif isinstance(node, Triggered):
-        yield from node.triggers
-        yield from node.excludes
-        for tag in node.tags:
-            yield from _texts(tag)
-    elif isinstance(node, Separated):
-        yield node.separator
-        for tag in node.tags:
-            yield from _texts(tag)
 
 
 #: \d, \w and \s mean ASCII, as in JSON schemas.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from tokenizers import Tokenizer
 
-from trident_backend.guided.tag_grammar import AddedTokens
+from trident_backend.guided.added_tokens import AddedTokens
 from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.text.anchors import (
     DecoderFamily,
