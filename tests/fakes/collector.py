@@ -1,10 +1,11 @@
-"""A collector of traces: OpenTelemetry's protocol over HTTP, protobuf as the SDK sends it.
+"""A collector of traces: OpenTelemetry's protocol over HTTP, protobuf as the SDK sends it and JSON as Triton does.
 
 Owns a port and what came in. Never forwards anything.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +41,7 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                collector.take(self.path, body)
+                collector.take(self.path, body, is_json="json" in self.headers["content-type"])
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -63,10 +64,13 @@ class Collector:
         self._thread.join(60)
         self._server.server_close()
 
-    def take(self, path: str, body: bytes) -> None:
+    def take(self, path: str, body: bytes, *, is_json: bool) -> None:
         """Take one request."""
         assert path == "/v1/traces"
         self.bodies.append(body)
+        if is_json:
+            self._take_json(json.loads(body))
+            return
         request = ExportTraceServiceRequest.FromString(body)
         for resource in request.resource_spans:
             for scope in resource.scope_spans:
@@ -82,6 +86,24 @@ class Collector:
                             span.end_time_unix_nano,
                             {pair.key: _value(pair.value) for pair in span.attributes},
                             span.status.code,
+                        )
+                    )
+
+    def _take_json(self, request: Any) -> None:
+        for resource in request["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                for span in scope["spans"]:
+                    self.spans.append(
+                        Span(
+                            span["traceId"].lower(),
+                            span["spanId"].lower(),
+                            span.get("parentSpanId", "").lower(),
+                            span["name"],
+                            span["kind"],
+                            int(span["startTimeUnixNano"]),
+                            int(span["endTimeUnixNano"]),
+                            {},
+                            0,
                         )
                     )
 

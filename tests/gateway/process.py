@@ -12,28 +12,37 @@ import signal
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from tests.child_processes import tied
-from tests.fakes.triton_http import FakeTriton
 from tests.gateway.http.room import LIMIT_S, Client, Reply
 from tests.ports import free_ports
+from trident_gateway.settings import ServerAddress
 
 ROOT = Path(__file__).parents[2]
 JSON = {"content-type": "application/json"}
+
+
+class HasAddress(Protocol):
+    """A server that a gateway can be told of."""
+
+    @property
+    def address(self) -> ServerAddress:
+        """Where it listens."""
+        ...
 
 
 class GatewayProcess:
     """`trident gateway`, ready when the context is entered.
 
     Args:
-        fakes: the servers behind it, which have started.
+        servers: those behind it, which have started: doubles, or whatever else has an address.
         options: further options.
         environment: further variables.
     """
 
-    def __init__(self, *fakes: FakeTriton, options: tuple[str, ...] = (), **environment: str) -> None:
-        self._fakes = fakes
+    def __init__(self, *servers: HasAddress, options: tuple[str, ...] = (), **environment: str) -> None:
+        self._servers = servers
         self._options = options
         self._environment = environment
         self.port, self.private_port = free_ports(2)
@@ -41,8 +50,8 @@ class GatewayProcess:
         self.errors = b""
 
     async def __aenter__(self) -> GatewayProcess:
-        servers = [word for fake in self._fakes for word in ("--server", fake.address.url)]
-        metrics = [word for fake in self._fakes for word in ("--metrics-url", fake.address.metrics_url)]
+        servers = [word for server in self._servers for word in ("--server", server.address.url)]
+        metrics = [word for server in self._servers for word in ("--metrics-url", server.address.metrics_url)]
         command = [
             sys.executable, "-m", "trident_tools.main", "gateway", *servers, *metrics,
             "--port", str(self.port), "--private-port", str(self.private_port), *self._options,
@@ -101,6 +110,10 @@ class GatewayProcess:
             return await client.reply()
         finally:
             client.close()
+
+    async def models(self) -> list[str]:
+        """Return the names of the models."""
+        return [model["id"] for model in json.loads((await self.ask("/v1/models")).body)["data"]]
 
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of the request log so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -353,5 +354,35 @@ def test_answer_gives_up_on_a_client_that_never_reads_again() -> None:
             slow.close()
             await room.quiet()
             deaf.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_answer_ends_an_endpoint_that_has_missed_its_cancellation(is_stream: bool) -> None:
+    has_ended = False
+
+    @endpoint()
+    async def deaf(request: HttpRequest, out: AnswerSink) -> None:
+        nonlocal has_ended
+        await request.body()
+        out.expect_events()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        if is_stream:
+            await out.send_events(b"data: 1\n\n")
+        else:
+            await out.send_json(b"{}")
+        has_ended = True
+
+    async def test() -> None:
+        async with Room(deaf) as room:
+            client = await room.connect()
+            client.send("POST", "/v1/x", b"1", JSON)
+            await until(lambda: room.lifecycle.num_running)
+            client.close()
+            await room.quiet()
+            assert not has_ended
+            assert room.records[0].client_gone
 
     run(test)

@@ -92,6 +92,7 @@ class Answer:
 
     async def send_json(self, body: bytes, status: int = 200) -> None:
         """Send the whole answer."""
+        self._check()
         assert not self._has_started, "an answer is sent once"
         await self._send_whole(body, status, ())
 
@@ -108,6 +109,7 @@ class Answer:
 
         It waits while the client does not read.
         """
+        self._check()
         now = time.monotonic()
         if self._observe_gap is None:
             self._record.ttft_s = now - self._began
@@ -149,6 +151,11 @@ class Answer:
     def close(self) -> None:
         """Let go of the timer, however the request has ended."""
         self._stop_timer()
+
+    def _check(self) -> None:
+        """End a handler that has missed its cancellation, which `asyncio.wait_for` may swallow before Python 3.12."""
+        if self._running.is_cancelled:
+            raise asyncio.CancelledError
 
     def _break_silence(self) -> None:
         """Send a comment if nothing else has been sent for long enough, and look again later."""

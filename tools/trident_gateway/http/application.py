@@ -89,7 +89,7 @@ class Application:
         try:
             await self._answer(scope, request, answer, running)
         except asyncio.CancelledError:
-            if not (running.is_client_gone or running.is_stopped):
+            if not running.is_cancelled:
                 raise
         except Exception as fault:
             # Not even the error could be sent, so the connection is closed.

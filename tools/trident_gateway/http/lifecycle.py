@@ -35,6 +35,11 @@ class RunningRequest:
         #: Nothing is left to send, so whatever its task still does must be let do it.
         self.is_answered = False
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its task has been cancelled, for either reason."""
+        return self.is_client_gone or self.is_stopped
+
     def leave(self) -> None:
         """Cancel it, as its client has gone."""
         if not self.is_answered and not self.is_client_gone:
