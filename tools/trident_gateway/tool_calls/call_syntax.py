@@ -49,7 +49,7 @@ _MAX_NAME = 64
 
 
 class Progress(Enum):
-    """How the matching of a beginning stands."""
+    """The state of the matching of a beginning."""
 
     MORE = auto()
     DONE = auto()
@@ -57,7 +57,7 @@ class Progress(Enum):
 
 
 class Beginning:
-    """What stands before the arguments of a call.
+    """The part of a call before its arguments.
 
     Args:
         parts: its parts, in order.
@@ -191,7 +191,7 @@ _OBJECT_CALL: tuple[Part, ...] = (
 
 @dataclass(frozen=True)
 class CallSyntax:
-    """How a format writes its calls.
+    """The way in which a format writes its calls.
 
     Args:
         first: before the arguments of the call that follows the marker.

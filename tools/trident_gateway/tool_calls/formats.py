@@ -21,7 +21,7 @@ BLANKS = r"[ \n\r\t]{0,8}"
 
 @dataclass(frozen=True)
 class Calls:
-    """What calls an answer has.
+    """The calls that an answer may have.
 
     Args:
         markers: the model's markers, by role.

@@ -30,7 +30,7 @@ from trident_gateway.tool_calls.tools import Choice, Tool, ToolChoice, check_too
 
 @dataclass(frozen=True)
 class ToolPlan:
-    """What is asked of the core for one answer, and how the answer is read.
+    """The plan of one answer: what is asked of the core for it, and how it is read.
 
     Args:
         guide_type: the value of `guided_decoding_guide_type`; None for an answer without a guide.

@@ -26,7 +26,7 @@ _ARGUMENTS = {_KEY: _VALUE}
 
 @dataclass(frozen=True)
 class OutputMarkers:
-    """What a model card says of the output; the fields are the card's.
+    """The findings about an output; the fields are those of the model card.
 
     Args:
         takes_tools: the chat template writes tools.
