@@ -11,6 +11,8 @@ import pytest
 from tests.fakes.gateway_upstream import MODEL, FakeRouter, Script, SpokenAnswer, tokens_of
 from tests.gateway.api.client import ApiClient, chat_body
 from trident_ensemble.contract import tensors
+from trident_gateway.api.body import fields_without_effect, refused_fields
+from trident_gateway.api.chat_request import ChatRequest
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
 
@@ -33,62 +35,73 @@ def asked(**fields: Any) -> dict[str, Any]:
 _NEW = (tensors.PROMPT_TOKEN_IDS, tensors.MARKER_IDS, tensors.RETURN_TOKEN_BYTES)
 
 
-@pytest.mark.parametrize(
-    ("fields", "name", "value"),
-    [
-        ({"max_tokens": 7}, "max_tokens", 7),
-        ({"max_completion_tokens": 7}, "max_tokens", 7),
-        ({"max_completion_tokens": 7, "max_tokens": 7}, "max_tokens", 7),
-        ({"temperature": 0}, "temperature", 0),
-        ({"temperature": 0.5}, "temperature", 0.5),
-        ({"top_p": 0.5}, "top_p", 0.5),
-        ({"n": 2}, "num_return_sequences", 2),
-        ({"stop": "x"}, "stop_words", ["x"]),
-        ({"stop": ["x", "y"]}, "stop_words", ["x", "y"]),
-        ({"seed": 5}, "seed", 5),
-        ({"seed": -1}, "seed", 2**64 - 1),
-        ({"presence_penalty": 1}, "presence_penalty", 1),
-        ({"frequency_penalty": -1}, "frequency_penalty", -1),
-        ({"logit_bias": {"5": -100}}, "logit_bias", '{"5":-100.0}'),
-        ({"logprobs": True}, "return_log_probs", True),
-        ({"logprobs": True}, "return_token_bytes", True),
-        ({"logprobs": True, "top_logprobs": 3}, "num_top_log_probs", 3),
-        ({"top_k": 4}, "top_k", 4),
-        ({"top_k": -1}, "top_k", 0),
-        ({"min_p": 0.1}, "min_p", 0.1),
-        ({"repetition_penalty": 1.1}, "repetition_penalty", 1.1),
-        ({"min_tokens": 3}, "min_tokens", 3),
-        ({"ignore_eos": True}, "ignore_eos", True),
-        ({"stop_token_ids": [3]}, "stop_token_ids", [3]),
-        ({"include_stop_str_in_output": True}, "include_stop_str_in_output", True),
-        ({"bad_words": ["x"]}, "bad_words", ["x"]),
-        ({"skip_special_tokens": False}, "skip_special_tokens", False),
-        ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
-        ({"timeout": 1.5}, "timeout_ms", 1500),
-        ({"timeout": 0.0001}, "timeout_ms", 1),
-        ({}, "timeout_ms", 600_000),
-        ({"priority": 5}, "priority", 5),
-        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", '{"a":1}'),
-        ({"add_generation_prompt": False}, "add_generation_prompt", False),
-        ({"continue_final_message": True}, "continue_final_message", True),
-        ({"response_format": {"type": "json_object"}}, "guided_decoding_guide", '{"type":"object"}'),
-        ({"response_format": {"type": "json_object"}}, "guided_decoding_guide_type", "json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}}},
-         "guided_decoding_guide", '{"type":"array"}'),
-        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}},
-         "guided_decoding_guide", '{"type":"structural_tag","format":{"type":"any_text"}}'),
-        ({"guided_json": {"type": "array"}}, "guided_decoding_guide", '{"type":"array"}'),
-        ({"guided_json": '{"type": "array"}'}, "guided_decoding_guide", '{"type": "array"}'),
-        ({"guided_regex": "a+"}, "guided_decoding_guide_type", "regex"),
-        ({"guided_regex": "a+"}, "guided_decoding_guide", "a+"),
-        ({"guided_choice": ["a", "b"]}, "guided_decoding_guide_type", "choice"),
-        ({"guided_choice": ["a", "b"]}, "guided_decoding_guide", '["a","b"]'),
-        ({"guided_grammar": 'root ::= "a"'}, "guided_decoding_guide_type", "ebnf_grammar"),
-    ],
-)  # fmt: skip
+TENSORS: list[tuple[dict[str, Any], str, Any]] = [
+    ({"max_tokens": 7}, "max_tokens", 7),
+    ({"max_completion_tokens": 7}, "max_tokens", 7),
+    ({"max_completion_tokens": 7, "max_tokens": 7}, "max_tokens", 7),
+    ({"temperature": 0}, "temperature", 0),
+    ({"temperature": 0.5}, "temperature", 0.5),
+    ({"top_p": 0.5}, "top_p", 0.5),
+    ({"n": 2}, "num_return_sequences", 2),
+    ({"stop": "x"}, "stop_words", ["x"]),
+    ({"stop": ["x", "y"]}, "stop_words", ["x", "y"]),
+    ({"seed": 5}, "seed", 5),
+    ({"seed": -1}, "seed", 2**64 - 1),
+    ({"presence_penalty": 1}, "presence_penalty", 1),
+    ({"frequency_penalty": -1}, "frequency_penalty", -1),
+    ({"logit_bias": {"5": -100}}, "logit_bias", '{"5":-100.0}'),
+    ({"logprobs": True}, "return_log_probs", True),
+    ({"logprobs": True}, "return_token_bytes", True),
+    ({"logprobs": True, "top_logprobs": 3}, "num_top_log_probs", 3),
+    ({"top_k": 4}, "top_k", 4),
+    ({"top_k": -1}, "top_k", 0),
+    ({"min_p": 0.1}, "min_p", 0.1),
+    ({"repetition_penalty": 1.1}, "repetition_penalty", 1.1),
+    ({"min_tokens": 3}, "min_tokens", 3),
+    ({"ignore_eos": True}, "ignore_eos", True),
+    ({"stop_token_ids": [3]}, "stop_token_ids", [3]),
+    ({"include_stop_str_in_output": True}, "include_stop_str_in_output", True),
+    ({"bad_words": ["x"]}, "bad_words", ["x"]),
+    ({"skip_special_tokens": False}, "skip_special_tokens", False),
+    ({"truncate_prompt_tokens": -1}, "truncate_prompt_tokens", -1),
+    ({"timeout": 1.5}, "timeout_ms", 1500),
+    ({"timeout": 0.0001}, "timeout_ms", 1),
+    ({}, "timeout_ms", 600_000),
+    ({"priority": 5}, "priority", 5),
+    ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", '{"a":1}'),
+    ({"add_generation_prompt": False}, "add_generation_prompt", False),
+    ({"continue_final_message": True}, "continue_final_message", True),
+    ({"response_format": {"type": "json_object"}}, "guided_decoding_guide", '{"type":"object"}'),
+    ({"response_format": {"type": "json_object"}}, "guided_decoding_guide_type", "json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}}},
+     "guided_decoding_guide", '{"type":"array"}'),
+    ({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}},
+     "guided_decoding_guide", '{"type":"structural_tag","format":{"type":"any_text"}}'),
+    ({"guided_json": {"type": "array"}}, "guided_decoding_guide", '{"type":"array"}'),
+    ({"guided_json": '{"type": "array"}'}, "guided_decoding_guide", '{"type": "array"}'),
+    ({"guided_regex": "a+"}, "guided_decoding_guide_type", "regex"),
+    ({"guided_regex": "a+"}, "guided_decoding_guide", "a+"),
+    ({"guided_choice": ["a", "b"]}, "guided_decoding_guide_type", "choice"),
+    ({"guided_choice": ["a", "b"]}, "guided_decoding_guide", '["a","b"]'),
+    ({"guided_grammar": 'root ::= "a"'}, "guided_decoding_guide_type", "ebnf_grammar"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "name", "value"), TENSORS)
 def test_a_field_becomes_its_tensor(fields: dict[str, Any], name: str, value: Any) -> None:
     """Every field that has an effect has it at the ensemble, under the ensemble's name."""
     assert asked(**fields)[name] == value
+
+
+def test_no_field_is_ignored_in_silence() -> None:
+    """A field that is neither refused nor called one without effect is in the table above, or has a test of its own."""
+    elsewhere = {
+        "model", "messages", "stream", "stream_options", "n", "tools", "tool_choice", "parallel_tool_calls",
+        "prompt_cache_key",
+    }  # fmt: skip
+    tested = {name for fields, _, _ in TENSORS for name in fields} | elsewhere
+    silent = fields_without_effect(ChatRequest) | refused_fields(ChatRequest).keys()
+    assert set(ChatRequest.__struct_fields__) - silent == tested
 
 
 def test_a_chat_that_says_nothing_leaves_everything_to_the_server() -> None:
