@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
+from trident_ensemble.contract.errors import read_wire_message
 from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.errors import ApiError
 from trident_gateway.upstream.events import GenerateEvent
-from trident_gateway.upstream.refusals import api_error, read_wire_message
+from trident_gateway.upstream.refusals import api_error
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
 CARD = ModelCard(
@@ -48,9 +49,10 @@ def tokens_of(text: str, first_id: int = 100) -> tuple[Token, ...]:
     """Return a text as tokens of up to three bytes, so that borders fall into the middle of characters."""
     raw = text.encode()
     pieces = [raw[at : at + 3] for at in range(0, len(raw), 3)]
+    scores = [-0.25 * (at % 7) - 0.125 for at in range(len(pieces))]
     return tuple(
-        Token(first_id + at, piece, -0.25 * (at % 7) - 0.125, ((piece, -0.125), (b"\xff", -2.5)))
-        for at, piece in enumerate(pieces)
+        Token(first_id + at, piece, score, ((piece, score), (b"\xff", -2.5)))
+        for at, (piece, score) in enumerate(zip(pieces, scores, strict=True))
     )
 
 

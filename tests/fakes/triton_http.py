@@ -138,6 +138,11 @@ class FakeTriton:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def is_listening(self) -> bool:
+        """Whether it has been started, and not killed since."""
+        return bool(self._servers)
+
+    @property
     def address(self) -> ServerAddress:
         """The address of this server."""
         return ServerAddress(f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.metrics_port}")
@@ -197,8 +202,8 @@ class FakeTriton:
                     await asyncio.sleep(0.01)
                 if not await self._dispatch(reader, writer, line, headers, body):
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # asyncio would log what `kill` has cancelled
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)

@@ -226,12 +226,12 @@ def test_the_last_of_two_equal_keys_wins() -> None:
 
 def test_null_is_the_same_as_absent() -> None:
     """Clients write null for what they do not want, also for fields that are refused."""
-    fields = (
+    names = (
         "temperature", "top_p", "n", "stop", "seed", "logit_bias", "tools", "tool_choice", "response_format", "audio",
         "functions", "prediction", "store", "stream_options", "logprobs", "top_logprobs", "user", "metadata",
     )  # fmt: skip
     client = ApiClient(SCRIPT)
-    assert client.post(CHAT, chat_body(**dict.fromkeys(fields))).status == 200
+    assert client.post(CHAT, {**chat_body(), **dict.fromkeys(names)}).status == 200
     with_nulls = client.router.asked
     assert client.post(CHAT, chat_body()).status == 200
     assert client.router.asked == with_nulls
@@ -244,7 +244,7 @@ def test_fields_without_effect_change_nothing() -> None:
         "user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "service_tier": "auto", "store": False,
         "modalities": ["text"],
     }  # fmt: skip
-    assert client.post(CHAT, chat_body(**fields)).status == 200
+    assert client.post(CHAT, {**chat_body(), **fields}).status == 200
     with_fields = client.router.asked
     assert client.post(CHAT, chat_body()).status == 200
     assert client.router.asked == with_fields
@@ -266,7 +266,7 @@ def test_unknown_fields_are_ignored_where_that_is_allowed_and_listed_in_a_header
 def test_a_hostile_name_of_an_unknown_field_breaks_no_header() -> None:
     """Line breaks and other characters in a field's name do not reach the header as they are."""
     client = ApiClient(SCRIPT, settings=GatewaySettings(allow_unknown_fields=True))
-    answer = client.post(CHAT, chat_body(**{"a\r\nset-cookie: x": 1, "ü": 2}))
+    answer = client.post(CHAT, {**chat_body(), "a\r\nset-cookie: x": 1, "ü": 2})
     assert answer.status == 200
     assert answer.headers["x-trident-ignored"].isprintable()
-    assert ApiClient(SCRIPT).post(CHAT, chat_body(**{"a\r\nb": 1})).status == 400
+    assert ApiClient(SCRIPT).post(CHAT, {**chat_body(), "a\r\nb": 1}).status == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,8 +167,6 @@ def test_request_ids_are_the_gateways_own() -> None:
 
 def test_a_model_without_a_template_takes_no_chat() -> None:
     """The error says where else to go."""
-    from dataclasses import replace
-
     bare = replace(MODEL, card=replace(MODEL.card, takes_messages=False))
     client = ApiClient(SCRIPT, router=FakeRouter(lambda _call: SCRIPT, served=(bare,)))
     answer = client.post(CHAT, chat_body())

@@ -16,6 +16,7 @@ from tests.fakes.gateway_upstream import Script as SpokenScript
 from tests.fakes.gateway_upstream import SpokenAnswer, Token, tokens_of
 from tests.fakes.triton_http import Event, Script, refusal
 from trident_ensemble.contract.model_card import Marker, ModelCard, ToolFormat
+from trident_gateway.tool_calls.formats import BLANKS
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
 CARD = ModelCard(
@@ -30,7 +31,7 @@ CARD = ModelCard(
     tool_markers={"start": Marker("<tool_call>", 50), "end": Marker("</tool_call>", 51)},
 )
 #: With characters that are cut by the borders of tokens.
-SENTENCE = "The naïve ferry 🚢 leaves the harbour at seven, and σύντομα returns."
+SENTENCE = "The naïve ferry 🚢 leaves at seven, and σύντομα returns."
 _MODEL = ServedModel(CARD, "ensemble", "preprocessing")
 
 
@@ -105,9 +106,15 @@ def _spelled(form: dict[str, Any], *, calls: bool) -> str:
         "optional": lambda form: _spelled(form["content"], calls=calls) if calls else "",
         "tag": lambda form: form["begin"] + _spelled(form["content"], calls=calls) + form["end"],
         "triggered_tags": triggered,
-        "tags_with_separator": lambda form: _spelled(form["tags"][0], calls=calls) if calls else SENTENCE,
+        "tags_with_separator": triggered,
+        "regex": lambda form: _shortest(form["pattern"]),
     }
     return spell[form["type"]](form)
+
+
+def _shortest(pattern: str) -> str:
+    """Return the shortest text that an expression matches, of which only the blanks are optional."""
+    return pattern.replace(BLANKS, "").replace("\\", "")
 
 
 def instance(schema: dict[str, Any]) -> Any:

@@ -55,10 +55,7 @@ def test_frameworks_langchain(served: Served) -> None:
     call = [{"name": "GetWeather", "args": {"place": "Athens", "days": 36}}]
     assert outcomes["tools"] == outcomes["tools_streamed"] == call
     assert outcomes["completions"]["plain"] == outcomes["completions"]["streamed"] != ""
-    assert (
-        outcomes["error_404"]["error"] == "OpenAIModelNotFoundError"
-        or "NotFoundError" in outcomes["error_404"]["bases"]
-    )
+    assert "NotFoundError" in outcomes["error_404"]["bases"]
 
 
 def test_frameworks_instructor(served: Served) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+import uvloop
+
 from trident_gateway.api.interface import AnswerSink, Endpoint, HttpRequest
 from trident_gateway.http.application import Application
 from trident_gateway.http.lifecycle import Lifecycle, Phase
@@ -190,8 +192,8 @@ async def echo(request: HttpRequest, out: AnswerSink) -> None:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test on an event loop of its own."""
-    asyncio.run(asyncio.wait_for(test(), 2 * LIMIT_S))
+    """Run a test on an event loop of the kind that the gateway has."""
+    uvloop.run(asyncio.wait_for(test(), 2 * LIMIT_S))
 
 
 async def until(condition: Callable[[], object]) -> None:

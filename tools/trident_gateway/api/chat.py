@@ -26,7 +26,7 @@ from trident_gateway.api.translate import ParamNames, Tensors, plan_tensors, sam
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.tool_calls.guides import ToolPlan, plan_guide, plan_tools, turns_reasoning_off
-from trident_gateway.tool_calls.tools import Choice, Tool
+from trident_gateway.tool_calls.tools import Choice
 from trident_gateway.upstream.served_model import ServedModel
 
 #: Tokens of an answer that a request without a bound is taken for; the core's own default.
@@ -112,7 +112,10 @@ def plan_chat(fields: ChatRequest, model: ServedModel, caller: Caller, settings:
     guide_param, tool_plan = _plan_tools(fields, model)
     plan_tensors(tool_plan, card, values)
     names = ParamNames(
-        "messages", "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens", guide_param
+        "messages",
+        "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens",
+        guide_param,
+        plan=tool_plan,
     )
     affinity = affinity_of(caller, fields.prompt_cache_key, _first_text(fields.messages))
     return GenerationPlan(
@@ -149,20 +152,12 @@ def _plan_tools(fields: ChatRequest, model: ServedModel) -> tuple[str, ToolPlan]
     if guide is None:
         parallel = fields.parallel_tool_calls is not False
         plan = plan_tools(model.card, tools, choice, parallel=parallel, in_prompt=in_prompt)
-        return tool_param(tools, choice.name), plan
+        return "tools", plan
     if tools and choice.choice is not Choice.NONE:
         raise invalid(
             guide.param, "cannot be given together with tools that may be called; send 'tool_choice': 'none'."
         )
     return guide.param, plan_guide(model.card, guide.kind, guide.text, in_prompt=in_prompt)
-
-
-def tool_param(tools: Sequence[Tool], name: str, param: str = "tools[{}].function.parameters") -> str:
-    """Return the field at fault where the grammar of tools is refused: a tool's schema if it can only be that one."""
-    position = next((at for at, tool in enumerate(tools) if tool.name == name), None)
-    if len(tools) == 1:
-        position = 0
-    return "tools" if position is None else param.format(position)
 
 
 def render_tools(tools: Sequence[ToolDefinition]) -> str:

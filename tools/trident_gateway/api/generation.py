@@ -230,13 +230,18 @@ async def _open_all(context: ApiContext, request: HttpRequest, caller: Caller, p
     opened = [asyncio.ensure_future(context.router.open(call)) for call in calls]
     try:
         await asyncio.wait(opened, return_when=asyncio.FIRST_EXCEPTION)
-        for at, task in enumerate(opened):
-            if task.done() and (refusal := task.exception()) is not None:
-                raise in_client_terms(refusal, plan.prompts[at].names)
+        _check_opened(opened, plan.prompts)
     except BaseException:
         await _close_all(opened)
         raise
     return [task.result() for task in opened]
+
+
+def _check_opened(opened: Sequence[asyncio.Future[Exchange]], prompts: Sequence[PromptCall]) -> None:
+    for task, prompt in zip(opened, prompts, strict=True):
+        refusal = task.exception() if task.done() else None
+        if refusal is not None:
+            raise in_client_terms(refusal, prompt.names)
 
 
 async def _close_all(opened: Sequence[asyncio.Future[Exchange]]) -> None:

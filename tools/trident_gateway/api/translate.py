@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -60,12 +60,14 @@ class ParamNames:
         max_tokens: the field that bounds the answer.
         guide: the field that asked for a guide.
         top_log_probs: the field that asked for the likeliest tokens.
+        plan: knows which tool's schema a refusal of the guide is about.
     """
 
     prompt: str
     max_tokens: str = "max_tokens"
     guide: str = "response_format"
     top_log_probs: str = "top_logprobs"
+    plan: ToolPlan = field(default_factory=ToolPlan)
 
 
 def sampling_tensors(fields: SamplingFields, caller: Caller, settings: GatewaySettings) -> Tensors:
@@ -139,7 +141,9 @@ def in_client_terms(error: BaseException, names: ParamNames) -> BaseException:
     if wire.reason == "context_length":
         param, code = names.prompt, "context_length_exceeded"
     elif wire.field in _GUIDES:
-        param = names.guide
+        param = names.plan.param_of(text) or names.guide
+        if param != names.guide:
+            text = text.partition(":")[2].strip()
         code = "invalid_json_schema" if wire.reason == "invalid_guide" else "invalid_value"
     else:
         param, code = _param_of(wire.field, names), "invalid_value"

@@ -10,6 +10,7 @@ that is silent for too long gets a comment, and with it its head; what fails aft
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -59,7 +60,8 @@ class Answer:
         self._metrics = metrics
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        # The loop's own clock stands still within one of its rounds.
+        self._began = time.monotonic()
         self._headers: list[tuple[bytes, bytes]] = [(b"x-request-id", record.request_id.encode())]
         self._render_error: Callable[[ApiError], bytes] = error_event
         self._has_started = False
@@ -82,7 +84,7 @@ class Answer:
     @property
     def seconds(self) -> float:
         """Seconds since the request's head was there."""
-        return self._loop.time() - self._began
+        return time.monotonic() - self._began
 
     def add_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Add headers to whatever the answer will be, an error included; they must come before it begins."""
@@ -98,7 +100,7 @@ class Answer:
         self._render_error = render_error
         self._record.is_stream = True
         if self._keep_alive_s and self._silence_timer is None:
-            self._last_sent = self._loop.time()
+            self._last_sent = time.monotonic()
             self._silence_timer = self._loop.call_later(self._keep_alive_s, self._break_silence)
 
     async def send_events(self, events: bytes) -> None:
@@ -106,7 +108,7 @@ class Answer:
 
         It waits while the client does not read.
         """
-        now = self._loop.time()
+        now = time.monotonic()
         if self._observe_gap is None:
             self._record.ttft_s = now - self._began
             self._observe_gap = self._metrics.gaps_of(self._record.model)
@@ -150,7 +152,7 @@ class Answer:
 
     def _break_silence(self) -> None:
         """Send a comment if nothing else has been sent for long enough, and look again later."""
-        silence_s = self._loop.time() - self._last_sent
+        silence_s = time.monotonic() - self._last_sent
         delay_s = self._keep_alive_s - silence_s
         if delay_s <= 0:
             delay_s = self._keep_alive_s
@@ -175,7 +177,7 @@ class Answer:
             await self._start_events()
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
         self._is_sending = False
-        self._last_sent = self._loop.time()
+        self._last_sent = time.monotonic()
 
     async def _start_events(self) -> None:
         self._has_started = True

@@ -10,10 +10,10 @@ nobody prolongs ends by itself: its gateway has died, and what it held counts as
 from __future__ import annotations
 
 #: Arguments: `take`, `adjust`, `charge` or `renew`; the time in ms, or "" for the server's; how long a lease lasts, in
-#: ms. Then for `renew` "XX" to prolong only leases that are still there, or "", and the leases. Otherwise one lease; the
-#: limits (0 for none) of requests, input and output tokens a minute, concurrency, day and month; input and output
-#: tokens; and but for `take` the time at which they were taken, and 1 to end the lease. `charge` counts to the quotas
-#: alone.
+#: ms. Then for `renew` "XX" to prolong only leases that are still there, or "", and the leases. For the others one
+#: lease; the limits (0 for none) of requests, input and output tokens a minute, concurrency, day and month; input and
+#: output tokens; and but for `take` the time at which they were taken, and 1 to end the lease. `charge` counts to the
+#: quotas alone.
 LIMITS_SCRIPT = """
 local now = tonumber(ARGV[2])
 if not now then

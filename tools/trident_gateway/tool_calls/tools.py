@@ -67,7 +67,31 @@ def check_tools(tools: Sequence[Tool], choice: ToolChoice, param: str = "tools[{
     Raises:
         InvalidRequestError: names the field.
     """
-    raise NotImplementedError
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequestError(f"There are {len(tools)} tools; at most {MAX_TOOLS} may be offered.", param="tools")
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        where = f"{param.format(index)}.name"
+        if not NAME_PATTERN.fullmatch(tool.name):
+            raise InvalidRequestError(
+                f"Invalid '{where}': a name has 1 to 64 letters, digits, underscores and hyphens.", param=where
+            )
+        if tool.name in names:
+            raise InvalidRequestError(f"Invalid '{where}': an earlier tool has the same name.", param=where)
+        names.add(tool.name)
+        _check_parameters(tool.parameters, f"{param.format(index)}.parameters")
+    if choice.choice is Choice.NAMED and choice.name not in names:
+        raise InvalidRequestError(f"Invalid '{choice.param}': no tool in 'tools' has this name.", param=choice.param)
+    if choice.choice is Choice.REQUIRED and not tools:
+        raise InvalidRequestError(
+            f"Invalid '{choice.param}': a call is required, but 'tools' has none.", param=choice.param
+        )
 
 
-__all__ = ["MAX_TOOLS", "NAME_PATTERN", "Choice", "InvalidRequestError", "Tool", "ToolChoice", "check_tools"]
+def _check_parameters(parameters: Mapping[str, Any] | None, where: str) -> None:
+    if parameters is not None and parameters.get("type", "object") != "object":
+        raise InvalidRequestError(
+            f"Invalid '{where}': arguments are an object, so the schema's type must be \"object\".",
+            code="invalid_json_schema",
+            param=where,
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import cast
+from typing import NoReturn, cast
 
 import httptools
 
@@ -87,7 +87,13 @@ class Connection(asyncio.Protocol):
             ConnectionLostError: the connection has failed.
         """
         while self.status < 200:
-            await self._more()
+            if self._error is not None or self._interrupt is not None:
+                self._raise()
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         return self.status
 
     async def read(self) -> bytes:
@@ -96,11 +102,17 @@ class Connection(asyncio.Protocol):
         Raises:
             ConnectionLostError: the connection has failed.
         """
-        while not self._chunks:
+        chunks = self._chunks
+        while not chunks:
             if self._is_complete:
                 return b""
-            await self._more()
-        chunks = self._chunks
+            if self._error is not None or self._interrupt is not None:
+                self._raise()
+            self._waiter = waiter = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                self._waiter = None
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._num_waiting_bytes = 0
@@ -132,16 +144,10 @@ class Connection(asyncio.Protocol):
         """Close the connection at once."""
         self.fail(ConnectionLostError("the connection was closed here"))
 
-    async def _more(self) -> None:
+    def _raise(self) -> NoReturn:
         error = self._interrupt or self._error
-        if error is not None:
-            raise error
-        assert self._waiter is None, "two readers of one answer"
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        assert error is not None
+        raise error
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

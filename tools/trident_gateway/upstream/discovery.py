@@ -69,7 +69,7 @@ async def read_models(client: HttpClient) -> list[ServedModel]:
         raise ConnectionLostError(f"the server answers {status} when asked for its models")
     try:
         names = {entry.name for entry in msgspec.json.decode(body, type=_Statistics).model_stats}
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise ConnectionLostError("the server does not say which models it has") from None
     models: list[ServedModel] = []
     for name in sorted(names)[:_MAX_MODELS]:
@@ -88,7 +88,7 @@ def _read_config(name: str, body: bytes) -> ServedModel | None:
             return None
         card = parse_card(config.parameters[PARAMETER].string_value)
         preprocessing, core, *_ = (step.model_name for step in config.ensemble_scheduling.step)
-    except (msgspec.MsgspecError, RecursionError, ConfigError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, ConfigError) as error:
         _log.warning("model %s is left out: its configuration cannot be read: %s", name, error)
         return None
     return ServedModel(card, name, preprocessing, core)

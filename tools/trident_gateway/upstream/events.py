@@ -128,6 +128,5 @@ def _event(block: bytes) -> GenerateEvent:
         raise MalformedEventError("an event that does not begin with `data: `")
     try:
         return _decode(memoryview(block)[6:])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        # The message names a position and a type, never a value.
-        raise MalformedEventError(f"an event that is not a response: {error}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedEventError("an event that is not a response") from None

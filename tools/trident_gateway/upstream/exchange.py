@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from trident_ensemble.contract.errors import read_wire_message
 from trident_gateway.errors import ApiError, DeadlineError, EngineFaultError, UpstreamLostError
 from trident_gateway.upstream.connection import ConnectionLostError
 from trident_gateway.upstream.events import EventCutter, GenerateEvent, MalformedEventError
@@ -19,7 +20,6 @@ from trident_gateway.upstream.refusals import (
     UpstreamRefusalError,
     api_error,
     read_refusal,
-    read_wire_message,
 )
 from trident_gateway.upstream.served_model import GenerateCall, render_call, render_stop
 
@@ -109,12 +109,11 @@ class Exchange:
                 events = await self._receive()
             except (ConnectionLostError, MalformedEventError):
                 raise UpstreamLostError from None
-        for index, event in enumerate(events):
-            if event.error is not None:
-                self._failure = _failure(event.error)
-                if index == 0:
-                    raise self._failure
-                return events[:index]
+        if events and events[-1].error is not None:
+            self._failure = _failure(events[-1].error)
+            if len(events) == 1:
+                raise self._failure
+            return events[:-1]
         return events
 
     async def close(self) -> None:

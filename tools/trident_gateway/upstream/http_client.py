@@ -7,7 +7,8 @@ never interprets an answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from trident_ensemble.contract.errors import ConfigError
@@ -194,13 +195,13 @@ class Response:
         self._connection = connection
         return await connection.read_status()
 
-    async def read(self) -> bytes:
-        """Return the next piece of the body; b"" at its end.
+    def read(self) -> Coroutine[Any, Any, bytes]:
+        """Return what awaits the next piece of the body, which is b"" at its end.
 
         Raises:
-            ConnectionLostError: the connection has failed.
+            ConnectionLostError: when awaited, if the connection has failed.
         """
-        return await self._connection.read()
+        return self._connection.read()
 
     async def read_all(self, max_bytes: int) -> bytes:
         """Return the rest of the body.

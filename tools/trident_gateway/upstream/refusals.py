@@ -10,27 +10,7 @@ import re
 
 import msgspec
 
-try:
-    from trident_ensemble.contract.errors import WireError, read_wire_message
-except ImportError:  # until the contract is merged
-    from dataclasses import dataclass
-
-    @dataclass(frozen=True)
-    class WireError:  # type: ignore[no-redef]
-        code: str
-        reason: str
-        field: str
-        text: str
-
-    def read_wire_message(message: str) -> WireError:
-        codes = r"\[(INVALID_ARG|UNAVAILABLE|CANCELLED|INTERNAL)\] "
-        reasons = r"(?:(context_length|invalid_guide|queue_full|timeout|too_late|draining): )?(?:([^\s:]+): )?(.*)"
-        found = re.search(codes + reasons, message, re.DOTALL)
-        if found is None:
-            return WireError("INTERNAL", "", "", message)
-        return WireError(*(part or "" for part in found.groups()))
-
-
+from trident_ensemble.contract.errors import WireError, read_wire_message
 from trident_gateway.errors import (
     ApiError,
     DeadlineError,
@@ -93,7 +73,7 @@ def read_refusal(body: bytes) -> str:
     data = body.removeprefix(b"data: ").strip()
     try:
         return msgspec.json.decode(data, type=_Refusal).error
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return ""
 
 

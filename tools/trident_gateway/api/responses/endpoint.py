@@ -12,7 +12,7 @@ import msgspec
 
 from trident_ensemble.contract import tensors
 from trident_gateway.api.body import invalid, planned
-from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of, new_id, tool_param
+from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of, new_id
 from trident_gateway.api.choices import AnswerPlan
 from trident_gateway.api.context import ApiContext
 from trident_gateway.api.generation import Generation, GenerationPlan, PromptCall, generating
@@ -185,7 +185,7 @@ def plan_response(
     if tool_plan.parses and LOGPROBS in (fields.include or ()):
         raise invalid("include", "log probabilities go with plain text alone here; /v1/chat/completions has them all.")
     plan_tensors(tool_plan, card, values)
-    names = ParamNames("input", "max_output_tokens", guide_param)
+    names = ParamNames("input", "max_output_tokens", guide_param, plan=tool_plan)
     affinity = affinity_of(caller, fields.prompt_cache_key, messages)
     return GenerationPlan(
         model,
@@ -204,7 +204,7 @@ def _plan_tools(fields: ResponsesRequest, model: ServedModel) -> tuple[str, Tool
     if guide is None:
         parallel = fields.parallel_tool_calls is not False
         plan = plan_tools(model.card, tools, choice, parallel=parallel, param=_TOOL_PARAM)
-        return tool_param(tools, choice.name, f"{_TOOL_PARAM}.parameters"), plan
+        return "tools", plan
     if tools and choice.choice is not Choice.NONE:
         raise invalid(
             guide.param, "cannot be given together with tools that may be called; send 'tool_choice': 'none'."
