@@ -149,20 +149,26 @@ def _answers(pair: Pair) -> bool:
         return False
 
 
+def _are_running(server: Server, num_each: int) -> bool:
+    cores = [ModelNames(name).core for name in MODELS]
+    active = [server.metric("nv_trt_llm_request_metrics", request_type="active", model=core) for core in cores]
+    return active == [num_each] * len(cores)
+
+
 def test_several_models_drain_lets_both_finish_and_the_gateway_first(pair: Pair) -> None:
     until(pair.announced, 60, "the gateway is announced")
-    body = {"prompt": PROMPT, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+    body = {"prompt": PROMPT, "max_tokens": 450, "temperature": 0, "ignore_eos": True}
     with ThreadPoolExecutor(4) as pool:
         streams = [
             pool.submit(
-                ask_grpc, pair.server.grpc, name, text_input=PROMPT, max_tokens=400, ignore_eos=True, stream=True
+                ask_grpc, pair.server.grpc, name, text_input=PROMPT, max_tokens=450, ignore_eos=True, stream=True
             )
             for name in MODELS
         ]
         plain = [pool.submit(pair.openai, "completions", {**body, "model": name}) for name in MODELS.values()]
-        until(lambda: pair.server.num_active >= 1, 30, "requests are running")
+        until(partial(_are_running, pair.server, 2), 30, "all requests are running")
         pair.server.process.send_signal(signal.SIGTERM)
-        assert [len(stream.result(60).output_ids) for stream in streams] == [400, 400]
-        assert [answer.result(60)["usage"]["completion_tokens"] for answer in plain] == [400, 400]
-    assert pair.server.process.wait(60) == 0, pair.server.log.read_text(errors="replace")[-4000:]
+        assert [len(stream.result(60).output_ids) for stream in streams] == [450, 450]
+        assert [answer.result(60)["usage"]["completion_tokens"] for answer in plain] == [450, 450]
+    assert pair.server.process.wait(60) == 0, pair.server.log.read_text(errors="replace")[-4500:]
     assert pair.gateways == []
