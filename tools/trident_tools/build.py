@@ -35,10 +35,13 @@ from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.building.card import (
+    ChatFacts,
     ServedNames,
     build_time,
+    chat_lines,
     check_names_are_free,
     default_served_name,
+    find_chat_facts,
     make_card,
 )
 from trident_tools.building.memory_use import describe_taken, taken_memory
@@ -193,8 +196,12 @@ def run(args: argparse.Namespace) -> int:
     for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
+    found: list[ChatFacts] = []
+
     def describe_text(engine_folder: Path) -> None:
-        for name, text in check_text(checkpoint, engine_folder):
+        lines = check_text(checkpoint, engine_folder)
+        found.append(find_chat_facts(checkpoint, engine_folder))
+        for name, text in [*lines, *chat_lines(found[0])]:
             console.print(f"{name:<9} {text}", markup=False)
 
     version = engine_version(names)
@@ -213,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=bars,
             )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
-        card = make_card(served_names, created, engine, manifest)
+        card = make_card(served_names, created, manifest, found[0])
         install(staged, args.repository, render_repository(settings, card), version)
     if replaced is not None:
         console.print(f"replaced  {version}: {replaced}", markup=False)
