@@ -34,6 +34,7 @@ from trident_ensemble.contract.settings import CoreSettings, parse_parameters
 from trident_ensemble.draining import DrainNotice
 from trident_ensemble.text.detokenizer import load_tokenizer, make_detokenizer
 from trident_ensemble.text.special_tokens import special_tokens_of
+from trident_ensemble.text.token_bytes import TokenBytes
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _LAST_METRICS_S = 3.0
@@ -61,11 +62,13 @@ class TritonPythonModel:
         engine, manifest = load_engine(folder, settings.gpu)
         anchors = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False).tobytes()
         tokenizer = load_tokenizer(folder)
-        special = special_tokens_of(tokenizer)
+        special, token_bytes = special_tokens_of(tokenizer), TokenBytes(tokenizer)
         stop_strings = partial(StopStrings, make_detokenizer(tokenizer), anchors, special=special)
         self._service = CoreService(
             engine,
-            RequestContext(engine.spec, manifest.generation, stop_strings, special, settings.default_max_tokens),
+            RequestContext(
+                engine.spec, manifest.generation, stop_strings, token_bytes, special, settings.default_max_tokens
+            ),
             anchors,
             settings,
             guides=GrammarCompiler(folder, engine.spec.vocab_size, max_bytes=settings.guided_memory_mb << 20),

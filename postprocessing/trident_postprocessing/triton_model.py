@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -22,10 +22,25 @@ from trident_ensemble.contract.failures import internal_error, log_failure
 from trident_ensemble.contract.manifest import read_manifest
 from trident_ensemble.contract.settings import TextSettings, parse_parameters
 from trident_ensemble.text.detokenizer import load_detokenizer
+from trident_ensemble.text.markers import MarkerReader
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 #: More than a header without context has, of as many sequences as one step of any engine computes.
 _MAX_HEADER = 1 << 16
+
+
+class Marker(NamedTuple):
+    """A marker in a response.
+
+    Args:
+        row: of the sequence in the response.
+        place: how many characters of its text come before.
+        token_id: the marker.
+    """
+
+    row: int
+    place: int
+    token_id: int
 
 
 class TritonPythonModel:
@@ -41,6 +56,8 @@ class TritonPythonModel:
         settings = parse_parameters(TextSettings, json.loads(args["model_config"]).get("parameters", {}))
         folder = layout.engine_folder(Path(args["model_repository"]), settings.core_model)
         self._detokenizer = load_detokenizer(folder)
+        table = np.load(folder / layout.TOKEN_TABLE_FILE, allow_pickle=False).tobytes()
+        self._marker_reader = MarkerReader(self._detokenizer, table)
         self._max_seq_len = read_manifest(folder).limits.max_seq_len
         self._acknowledger = Acknowledger(_instance(args["model_instance_name"]))
 
@@ -61,7 +78,7 @@ class TritonPythonModel:
         try:
             is_gone = request.is_cancelled()
             header = unpack(_integers(request, tensors.CHUNK, _MAX_HEADER + self._max_seq_len))
-            response = _success(self._texts(request, header))
+            response = _success(*self._texts(request, header))
         except TridentError as error:
             response = _failure(error)
         except BaseException as error:  # whatever it is, this request must be answered
@@ -76,8 +93,8 @@ class TritonPythonModel:
                 num_chunks = GONE if is_gone else header.number
                 self._acknowledger.acknowledge(header.table_id, header.column, header.secret, num_chunks)
 
-    def _texts(self, request: Any, header: ChunkHeader) -> list[str]:
-        """Return the text of each sequence of a response."""
+    def _texts(self, request: Any, header: ChunkHeader) -> tuple[list[str], list[Marker]]:
+        """Return the text of each sequence of a response, and the markers in all of them."""
         parts, num_context = header.parts, len(header.context_ids)
         if num_context > self._max_seq_len:
             problem = f"{num_context} context ids are too many; the most is {self._max_seq_len}"
@@ -90,16 +107,20 @@ class TritonPythonModel:
                 f"must hold {len(parts)} rows of {longest} ids, as {tensors.CHUNK.name} says, not {len(output_ids)}"
             )
             raise RequestError(tensors.OUTPUT_IDS.name, problem)
-        texts = []
+        texts: list[str] = []
+        markers: list[Marker] = []
+        marker_ids = frozenset(header.marker_ids)
+        flags = {"is_last": header.is_last, "skip_special_tokens": header.skip_special_tokens}
         for begin, (num_ids, num_hidden, num_characters) in zip(count(0, length), parts, strict=False):
-            text = self._detokenizer.text(
-                header.context_ids,
-                output_ids[begin : begin + num_ids - num_hidden],
-                is_last=header.is_last,
-                skip_special_tokens=header.skip_special_tokens,
-            )
+            own_ids = output_ids[begin : begin + num_ids - num_hidden]
+            if marker_ids:
+                text, found = self._marker_reader.read(header.context_ids, own_ids, marker_ids, **flags)
+                end = len(text) if num_characters == ALL else num_characters
+                markers += (Marker(len(texts), place, token_id) for place, token_id in found if place <= end)
+            else:
+                text = self._detokenizer.text(header.context_ids, own_ids, **flags)
             texts.append(text if num_characters == ALL else text[:num_characters])
-        return texts
+        return texts, markers
 
     def _token_ids(self, request: Any, spec: tensors.TensorSpec, num_sequences: int) -> list[int]:
         token_ids = _integers(request, spec, num_sequences * self._max_seq_len)
@@ -125,10 +146,13 @@ def _integers(request: Any, spec: tensors.TensorSpec, max_size: int) -> list[int
     return values
 
 
-def _success(texts: list[str]) -> Any:
+def _success(texts: list[str], markers: list[Marker]) -> Any:
     # Without the batch dimension, as clients of tensorrtllm_backend read it: `as_numpy("text_output")[0].decode()`.
     encoded = np.array([text.encode() for text in texts], np.object_)
-    return pb_utils.InferenceResponse([pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)])
+    outputs = [pb_utils.Tensor(tensors.TEXT_OUTPUT.name, encoded)]
+    if markers:
+        outputs.append(pb_utils.Tensor(tensors.MARKERS.name, np.array([markers], np.int32)))
+    return pb_utils.InferenceResponse(outputs)
 
 
 def _failure(error: TridentError) -> Any:

@@ -97,7 +97,7 @@ def test_triton_model_one_response_with_every_output(shell: Any) -> None:
     (response,) = _answered(request)
     assert _output(response, "output_ids").tolist() == [[expected_tokens([5, 6, 7], 9)]]
     assert _output(response, "output_ids").dtype == np.int32
-    assert _output(response, "chunk").tolist() == [[VERSION, 0, 0, 0, 0, 1, 1, 0, 9, 0, -1]]
+    assert _output(response, "chunk").tolist() == [[VERSION, 0, 0, 0, 0, 1, 1, 0, 0, 9, 0, -1]]
     assert _output(response, "finish_reason").tolist() == [[b"length"]]
     assert (_output(response, "num_input_tokens"), _output(response, "num_output_tokens")) == ([[3]], [[9]])
 
@@ -117,7 +117,7 @@ def test_triton_model_a_stream_ends_with_its_final_flag(shell: Any) -> None:
 def test_triton_model_every_output_has_the_shape_and_type_of_the_contract(shell: Any) -> None:
     asked = _request(
         input_ids=[5, 6], max_tokens=7, ignore_eos=True, return_log_probs=True, return_prompt_log_probs=True,
-        num_top_log_probs=2, return_perf_metrics=True, num_return_sequences=3, temperature=0.0,
+        num_top_log_probs=2, return_token_bytes=True, return_perf_metrics=True, num_return_sequences=3, temperature=0.0,
     )  # fmt: skip
     shell.execute([asked])
     (response,) = _answered(asked)
@@ -141,6 +141,7 @@ def test_triton_model_every_input_of_the_contract_is_taken(shell: Any) -> None:
         "end_id": 2, "pad_id": 2, "ignore_eos": True, "skip_special_tokens": True, "echo": False,
         "exclude_input_in_output": True, "guided_decoding_guide_type": b"", "guided_decoding_guide": b"",
         "return_log_probs": False, "return_prompt_log_probs": False, "num_top_log_probs": 0,
+        "return_token_bytes": False, "marker_ids": [3],
         "return_perf_metrics": False, "return_num_input_tokens": True, "return_num_output_tokens": True,
         "return_context_logits": False, "return_generation_logits": False, "priority": 0, "tenant": b"",
         "timeout_ms": 60_000, "cache_salt": b"", "reuse_cache": True, "stop": False, "flow_control": False,

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.fakes.core import SPEC
-from tests.fakes.serving import context
+from tests.fakes.serving import Speller, context
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.events import TokenEvent
@@ -87,7 +87,7 @@ def _opened(
         _SETTINGS,
         num_open,
         bytes([1]) * SPEC.vocab_size,
-        OutputTensorBuilder(SPEC.block_size, 0),
+        OutputTensorBuilder(SPEC.block_size, 0, Speller()),
         clock=time.monotonic,
         tell=lambda _command, _sequence: None,
         on_closed=lambda _request: None,

@@ -7,13 +7,16 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.triton_http import FakeTriton, Script, tokens
+from tests.gateway.http.certificates import name_of, trusting, write_certificate
 from tests.gateway.http.room import Client, run, until
 from tests.gateway.process import JSON, GatewayProcess, completion
+from trident_gateway.settings import TlsSettings
 
 pytestmark = pytest.mark.e2e
 
@@ -173,6 +176,32 @@ def test_server_ends_with_idle_connections_and_with_clients_that_do_not_read() -
             gateway.signal()
             assert await gateway.status() == 3
             assert await idle.rest() == b""
+
+    run(test)
+
+
+def test_server_shows_a_certificate_that_was_replaced_within_seconds(tmp_path: Path) -> None:
+    files = TlsSettings(tmp_path / "cert.pem", tmp_path / "key.pem")
+    write_certificate(files, "first")
+
+    async def connect(gateway: GatewayProcess) -> tuple[Client, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=trusting(), server_hostname="")
+        return Client(reader, writer), name_of(writer)
+
+    async def test() -> None:
+        options = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--drain-delay", "0")
+        async with FakeTriton(answer=paced) as fake, GatewayProcess(fake, options=options) as gateway:
+            stream, name = await connect(gateway)
+            assert name == "first"
+            stream.send("POST", "/v1/completions", STREAM, JSON)
+            assert (await stream.head()).status == 200
+            write_certificate(files, "second", is_elliptic=True)
+            while name != "second":
+                client, name = await asyncio.wait_for(connect(gateway), 10)
+                client.close()
+            gateway.signal()
+            assert (await rest_of(stream)).endswith(b"data: [DONE]\n\n")
+            assert await gateway.status() == 0
 
     run(test)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton
-from tests.fakes.manifests import write_small_manifest
+from tests.fakes.manifests import SMALL_VOCAB_SIZE, write_small_manifest
 from tests.tokenizer_zoo import tokenizer_of
 from trident_ensemble.acknowledgements import GONE, AcknowledgementTable
+from trident_ensemble.contract import layout
 from trident_ensemble.contract.chunk_header import ALL, VERSION, ChunkHeader, Part
 from trident_ensemble.contract.errors import ArtifactError, ConfigError
+from trident_ensemble.text.anchors import anchor_table
 
 TritonPythonModel = triton.load_shell("trident_postprocessing")
 
@@ -25,7 +27,9 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "core" / "2" / "tokenizer").mkdir(parents=True)
     (tmp_path / "core" / "1").mkdir()
     write_small_manifest(tmp_path / "core" / "2", 64)
-    tokenizer_of("byte_level_bpe").save(str(tmp_path / "core" / "2" / "tokenizer" / "tokenizer.json"))
+    file = tmp_path / "core" / "2" / "tokenizer" / "tokenizer.json"
+    tokenizer_of("byte_level_bpe").save(str(file))
+    np.save(tmp_path / "core" / "2" / layout.TOKEN_TABLE_FILE, anchor_table(file, SMALL_VOCAB_SIZE + 300))
     return tmp_path
 
 
@@ -57,9 +61,10 @@ def request(
     stream: tuple[int, int, int, int] = (0, 0, 0, 0),
     is_last: bool = True,
     skip: bool = True,
+    markers: tuple[int, ...] = (),
 ) -> triton.InferenceRequest:
     """All of `new` in one part, unless there are others; nobody wants an acknowledgement, unless `stream` says so."""
-    header = ChunkHeader(*stream, is_last, skip, tuple(parts or [Part(len(new))]), context)
+    header = ChunkHeader(*stream, is_last, skip, tuple(parts or [Part(len(new))]), context, markers)
     return raw_request(new, header.pack(), len(header.parts))
 
 
@@ -100,7 +105,7 @@ def failure(response: triton.InferenceResponse) -> triton.TritonError:
 def texts(response: triton.InferenceResponse) -> list[str]:
     error = response.error()
     assert error is None, error.message()
-    (tensor,) = response.output_tensors()
+    tensor, *_ = response.output_tensors()
     assert tensor.name() == "text_output"
     return [value.decode() for value in tensor.as_numpy()]
 
@@ -178,6 +183,58 @@ def test_triton_model_special_tokens_are_text_where_the_header_says_so(repositor
     ]
 
 
+def markers_of(response: triton.InferenceResponse) -> list[list[int]]:
+    (tensor,) = response.output_tensors()[1:]
+    assert (tensor.name(), tensor.as_numpy().dtype.name, tensor.as_numpy().ndim) == ("markers", "int32", 3)
+    (markers,) = tensor.as_numpy().tolist()
+    return list(markers)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_triton_model_markers_are_left_out_and_reported(repository: Path, skip: bool) -> None:
+    added, special = (tokenizer_of("byte_level_bpe").get_vocab()[token] for token in ("<think>", "<|late|>"))
+    ids = [added, *encode_text("a\u00e9"), special, *encode_text("b"), added, added]
+    model = start(repository)
+    response, none, others = execute(
+        model,
+        request(ids, [], skip=skip, markers=(added, special)),
+        request(encode_text("ab"), [], markers=(added,)),
+        request([added, special], [], skip=False),
+    )
+    assert text(response) == "a\u00e9b"
+    assert markers_of(response) == [[0, 0, added], [0, 2, special], [0, 3, added], [0, 3, added]]
+    assert (text(none), len(none.output_tensors())) == ("ab", 1), "nobody pays for a tensor that says nothing"
+    assert (text(others), len(others.output_tensors())) == ("<think><|late|>", 1)
+
+
+def test_triton_model_markers_beyond_the_text_are_not_reported(repository: Path) -> None:
+    marker = tokenizer_of("byte_level_bpe").get_vocab()["<think>"]
+    ids = [marker, *encode_text("abcd"), marker, *encode_text("e"), marker]
+    parts = [
+        Part(len(ids), num_characters=4), Part(len(ids), num_characters=3), Part(len(ids), num_hidden=1),
+        Part(1), Part(len(ids), num_characters=0),
+    ]  # fmt: skip
+    (response,) = execute(start(repository), request(ids * len(parts), [], parts, markers=(marker,)))
+    assert texts(response) == ["abcd", "abc", "abcde", "", ""]
+    assert markers_of(response) == [
+        [0, 0, marker], [0, 4, marker], [1, 0, marker], [2, 0, marker], [2, 4, marker], [3, 0, marker], [4, 0, marker],
+    ]  # fmt: skip
+
+
+def test_triton_model_a_character_around_a_marker_comes_whole_behind_it(repository: Path) -> None:
+    marker = tokenizer_of("byte_level_bpe").get_vocab()["<think>"]
+    first, *rest = encode_text("\U0001f600")
+    assert rest
+    model = start(repository)
+    begin, end = execute(
+        model,
+        request([first, marker], [], is_last=False, markers=(marker,)),
+        request(rest, [first, marker], markers=(marker,)),
+    )
+    assert (text(begin), markers_of(begin)) == ("", [[0, 0, marker]])
+    assert (text(end), len(end.output_tensors())) == ("\U0001f600", 1)
+
+
 def test_triton_model_a_bad_request_harms_no_other(repository: Path, table: AcknowledgementTable) -> None:
     model = start(repository)
     good = encode_text("good")
@@ -189,14 +246,14 @@ def test_triton_model_a_bad_request_harms_no_other(repository: Path, table: Ackn
         request([-1], [], stream=stream),
         raw_request(good, [VERSION, 0, 0, 1]),
         triton.InferenceRequest(
-            [triton.Tensor("chunk", np.array([[VERSION, 0, 0, 0, 0, 1, 1, 0, 0, 0, -1]], np.int64))]
+            [triton.Tensor("chunk", np.array([[VERSION, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, -1]], np.int64))]
         ),
         triton.InferenceRequest([]),
         request([5, 6, 7], [], [Part(1), Part(1)]),
         request([5], [], [Part(1), Part(1)]),
         request([5, 6], [7], [Part(1), Part(1)]),
         request([5], [2**31]),
-        raw_request([5], [VERSION, 0, 0, 0, 0, 1, 1, 0, 1, 2, -1]),
+        raw_request([5], [VERSION, 0, 0, 0, 0, 1, 1, 0, 0, 1, 2, -1]),
         raw_request([5], [0] * 65601),
         request(good, []),
     )
@@ -204,7 +261,7 @@ def test_triton_model_a_bad_request_harms_no_other(repository: Path, table: Ackn
     errors = [failure(response) for response in responses[1:-1]]
     assert [error.message() for error in errors] == [
         "[INVALID_ARG] output_ids: -1 is not a token id; the least is 0",
-        "[INVALID_ARG] chunk: must hold at least 8 values, not 4",
+        "[INVALID_ARG] chunk: must hold at least 9 values, not 4",
         "[INVALID_ARG] output_ids: missing",
         "[INVALID_ARG] chunk: missing",
         "[INVALID_ARG] output_ids: must hold 2 rows of 1 ids, as chunk says, not 3",

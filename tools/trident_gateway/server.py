@@ -41,7 +41,7 @@ _LOOK_EVERY_S = 1.0
 
 
 class Gateway:
-    """One gateway.
+    """One gateway, which serves once.
 
     Args:
         settings: what it was told.

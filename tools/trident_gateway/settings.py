@@ -30,7 +30,7 @@ class ServerAddress:
 
 @dataclass(frozen=True)
 class JwtSettings:
-    """What makes a JSON Web Token of an identity provider valid, and what follows from it.
+    """The rules by which JSON Web Tokens of an identity provider are valid, and what follows from them.
 
     Args:
         jwks_url: of the provider's public keys: `https://...`, or the path of a file.

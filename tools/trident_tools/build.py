@@ -35,17 +35,15 @@ from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.building.card import (
-    ChatFacts,
     ServedNames,
     build_time,
-    chat_lines,
     check_names_are_free,
     default_served_name,
-    find_chat_facts,
     make_card,
 )
 from trident_tools.building.memory_use import describe_taken, taken_memory
 from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
+from trident_tools.building.output_markers import OutputMarkers
 from trident_tools.building.plan_lines import plan_lines
 from trident_tools.building.repository import engine_version, install, staging
 from trident_tools.building.text_check import check_text
@@ -196,12 +194,13 @@ def run(args: argparse.Namespace) -> int:
     for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
-    found: list[ChatFacts] = []
+    markers = OutputMarkers()
 
     def describe_text(engine_folder: Path) -> None:
-        lines = check_text(checkpoint, engine_folder)
-        found.append(find_chat_facts(checkpoint, engine_folder))
-        for name, text in [*lines, *chat_lines(found[0])]:
+        nonlocal markers
+        findings = check_text(checkpoint, engine_folder)
+        markers = findings.markers
+        for name, text in findings.lines:
             console.print(f"{name:<9} {text}", markup=False)
 
     version = engine_version(names)
@@ -220,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=bars,
             )
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
-        card = make_card(served_names, created, manifest, found[0])
+        card = make_card(served_names, created, engine, manifest, markers)
         install(staged, args.repository, render_repository(settings, card), version)
     if replaced is not None:
         console.print(f"replaced  {version}: {replaced}", markup=False)

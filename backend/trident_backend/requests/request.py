@@ -24,7 +24,7 @@ from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES
 from trident_ensemble.contract.errors import ContextLengthError, InvalidGuideError, RequestError
 from trident_ensemble.contract.manifest import Generation
 from trident_ensemble.contract.settings import CoreSettings
-from trident_ensemble.text.special_tokens import SpecialTokens
+from trident_ensemble.text.special_tokens import SpecialTokens, TokenSpeller, named_tokens
 
 
 class StopStringsFactory(Protocol):
@@ -38,6 +38,7 @@ class StopStringsFactory(Protocol):
         min_tokens: int,
         include_stop: bool,
         skip_special_tokens: bool,
+        markers: SpecialTokens,
     ) -> StopStrings:
         """Return the stop strings of an output that has not begun."""
         ...
@@ -51,6 +52,7 @@ class RequestContext:
         spec: the limits of the engine.
         defaults: the checkpoint's generation settings.
         stop_strings: makes the stop strings of a sequence.
+        token_bytes: the bytes of each token.
         special: the tokenizer's special tokens.
         default_max_tokens: the most tokens of output for a request that leaves it to the server.
     """
@@ -58,6 +60,7 @@ class RequestContext:
     spec: EngineSpec
     defaults: Generation
     stop_strings: StopStringsFactory
+    token_bytes: TokenSpeller
     special: SpecialTokens = field(default_factory=SpecialTokens)
     default_max_tokens: int = CoreSettings.default_max_tokens
 
@@ -119,8 +122,10 @@ def parse_request(
     max_tokens = _max_tokens(fields, len(token_ids), spec, context.default_max_tokens)
     min_tokens = parse_min_tokens(fields, context.defaults, max_tokens)
     sampling = parse_sampling(fields, context.defaults, spec.vocab_size, min_tokens)
-    stop = parse_stop_options(fields, context.defaults, spec.vocab_size, context.special)
-    output = parse_output_options(fields)
+    has_log_probs = sampling.log_probs or sampling.prompt_log_probs
+    output = parse_output_options(fields, spec.vocab_size, has_log_probs=has_log_probs)
+    markers = named_tokens(context.token_bytes, output.marker_ids)
+    stop = parse_stop_options(fields, context.defaults, spec.vocab_size, context.special | markers)
     num_sequences = fields.integer(tensors.NUM_RETURN_SEQUENCES, 1, 1, spec.max_num_seqs)
     guide = _guide(fields)
     deadline = now + _timeout_seconds(fields)
@@ -129,7 +134,7 @@ def parse_request(
     # A prompt found in the cache is not computed, and so has no log probabilities.
     reuse_cache = fields.flag(tensors.REUSE_CACHE, default=True) and not sampling.prompt_log_probs
 
-    stop_strings = _stop_strings(context, stop, output, token_ids, min_tokens)
+    stop_strings = _stop_strings(context, stop, output, token_ids, min_tokens, markers)
 
     def build(index: int, parent: Sequence | None) -> Sequence:
         own = sampling if parent is None else replace(sampling, index=index, prompt_log_probs=False)
@@ -179,8 +184,13 @@ def parse_stop(values: Mapping[str, Any], request_id: str) -> tuple[str, str]:
     return parse_tenant(values), request_id
 
 
-def _stop_strings(
-    context: RequestContext, stop: StopOptions, output: OutputOptions, token_ids: list[int], min_tokens: int
+def _stop_strings(  # noqa: PLR0917
+    context: RequestContext,
+    stop: StopOptions,
+    output: OutputOptions,
+    token_ids: list[int],
+    min_tokens: int,
+    markers: SpecialTokens,
 ) -> StopStrings | None:
     if not stop.stop_words:
         return None
@@ -190,6 +200,7 @@ def _stop_strings(
         min_tokens=min_tokens,
         include_stop=stop.include_stop,
         skip_special_tokens=output.skip_special_tokens,
+        markers=markers,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from trident_ensemble.text.anchors import ANCHOR, CONTINUATION, NOTHING, context_ids, context_start, kind_of
+from trident_ensemble.text.anchors import ANCHOR, CONTINUATION, NOTHING, TokenTable, context_ids, context_start, kind_of
 from trident_ensemble.text.detokenizer import Detokenizer
 
 
@@ -26,7 +26,7 @@ class Reading:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, anchors: bytes, echoed_ids: Sequence[int], *, skip_special_tokens: bool
+        self, detokenizer: Detokenizer, anchors: TokenTable, echoed_ids: Sequence[int], *, skip_special_tokens: bool
     ) -> None:
         self._detokenizer = detokenizer
         self._anchors = anchors

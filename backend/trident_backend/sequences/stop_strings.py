@@ -19,6 +19,7 @@ from trident_backend.sequences.spelled_text import SpelledText
 from trident_backend.sequences.word_search import Match, WordSearch
 from trident_ensemble.contract.chunk_header import ALL
 from trident_ensemble.text.detokenizer import Detokenizer
+from trident_ensemble.text.markers import HidingDetokenizer, HidingTable
 from trident_ensemble.text.special_tokens import SpecialTokens
 
 _NO_SPECIAL_TOKENS = SpecialTokens()
@@ -37,6 +38,7 @@ class StopStrings:
         include_stop: the text ends with the stop string, not before it.
         skip_special_tokens: as postprocessing will be told.
         special: the tokenizer's.
+        markers: tokens that the text leaves out in any case.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class StopStrings:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         special: SpecialTokens = _NO_SPECIAL_TOKENS,
+        markers: SpecialTokens = _NO_SPECIAL_TOKENS,
     ) -> None:
         self._num_echoed = len(echoed_ids)
         self._min_tokens = min_tokens
@@ -57,12 +60,13 @@ class StopStrings:
         self._num_safe_tokens = self._num_echoed
         self._num_characters = ALL
         self._num_hidden_tail_tokens = 0
-        self._shown = Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=skip_special_tokens)
+        self._shown = _shown_reading(detokenizer, anchors, echoed_ids, markers, skip_special_tokens=skip_special_tokens)
         self._search = WordSearch(words, self._shown.ends[0])
         self._spelled: SpelledText | None = None
-        if skip_special_tokens and (mixed := [word for word in words if special.is_part_of(word)]):
+        left_out = special | markers if skip_special_tokens else markers
+        if mixed := [word for word in words if left_out.is_part_of(word)]:
             reading = Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=False)
-            self._spelled = SpelledText(reading, self._shown, mixed, special)
+            self._spelled = SpelledText(reading, self._shown, mixed, left_out)
 
     def fork(self) -> StopStrings:
         """Return the same for another output after the same prompt; to be asked for before either has begun."""
@@ -166,6 +170,22 @@ class StopStrings:
             if self._spelled is not None and not self._spelled.may_leave(self._num_safe_tokens + 1 - self._num_echoed):
                 return
             self._num_safe_tokens += 1
+
+
+def _shown_reading(
+    detokenizer: Detokenizer,
+    anchors: bytes,
+    echoed_ids: Sequence[int],
+    markers: SpecialTokens,
+    *,
+    skip_special_tokens: bool,
+) -> Reading:
+    """Return the reading of the text that postprocessing makes."""
+    if not markers.by_id:
+        return Reading(detokenizer, anchors, echoed_ids, skip_special_tokens=skip_special_tokens)
+    hidden = markers.by_id.keys()
+    shown, table = HidingDetokenizer(detokenizer, hidden), HidingTable(anchors, hidden)
+    return Reading(shown, table, echoed_ids, skip_special_tokens=skip_special_tokens)
 
 
 class _Cut(NamedTuple):

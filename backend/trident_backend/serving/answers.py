@@ -14,13 +14,13 @@ from typing import NamedTuple
 from trident_backend.requests.request import Request
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.serving.events import TokenEvent
-from trident_backend.serving.output_tensors import ResponseSlice
-from trident_backend.serving.responses import Responder
+from trident_backend.serving.responses import Responder, ResponseSlice
 from trident_ensemble.acknowledgements import GONE
 from trident_ensemble.contract.chunk_header import ALL, Part
 from trident_ensemble.contract.errors import TridentError
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.text import anchors as text_anchors
+from trident_ensemble.text.markers import HidingTable
 
 
 class FlowState(Enum):
@@ -153,9 +153,10 @@ class SequenceStream:
         Args:
             anchors: of `trident_ensemble.text.anchors`, one byte a token id.
         """
-        skip = self.answer.request.output.skip_special_tokens
-        start, end = self._start, self._start + self.num_sent
-        return text_anchors.context_ids(anchors, self.sequence.token_ids, end, skip_special_tokens=skip, begin=start)
+        output = self.answer.request.output
+        skip, start, end = output.skip_special_tokens, self._start, self._start + self.num_sent
+        table = HidingTable(anchors, frozenset(output.marker_ids)) if output.marker_ids else anchors
+        return text_anchors.context_ids(table, self.sequence.token_ids, end, skip_special_tokens=skip, begin=start)
 
     def send(self, now: float) -> StreamChunk:
         """Return all that may leave, and count it as sent."""

@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from trident_backend.requests.request import Request
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sequence import Sequence
-from trident_backend.serving.responses import Output
+from trident_backend.serving.responses import Output, ResponseSlice
+from trident_backend.serving.token_spelling import TokenSpelling
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.tensors import TensorSpec
-
-
-class ResponseSlice(NamedTuple):
-    """The part of one sequence's output that is in a response.
-
-    Args:
-        sequence: the sequence.
-        num_ids: how many of the response's ids are its own, an echoed prompt's among them.
-        start: index of the first of these in the output, without the echoed prompt.
-        end: index behind the last of these.
-    """
-
-    sequence: Sequence
-    num_ids: int
-    start: int
-    end: int
+from trident_ensemble.text.special_tokens import TokenSpeller
 
 
 class OutputTensorBuilder:
@@ -41,9 +26,11 @@ class OutputTensorBuilder:
     Args:
         block_size: tokens in one KV block.
         epoch_ns: when the core's clock showed 0, in nanoseconds since 1970.
+        speller: knows the bytes of tokens.
     """
 
-    def __init__(self, block_size: int, epoch_ns: int) -> None:
+    def __init__(self, block_size: int, epoch_ns: int, speller: TokenSpeller) -> None:
+        self._spelling = TokenSpelling(speller)
         self._block_size = block_size
         self._epoch_ns = epoch_ns
 
@@ -69,6 +56,8 @@ class OutputTensorBuilder:
             outputs.append(_integers(tensors.SEQUENCE_INDEX, (span.sequence.sampling.index for span in slices)))
         if params.log_probs:
             outputs += _log_probs(slices, params.num_top_log_probs)
+            if request.output.token_bytes:
+                outputs += self._spelling.of_output(request.output, slices)
         if is_last:
             outputs += self._ends(request, slices)
             if params.log_probs:
@@ -76,6 +65,8 @@ class OutputTensorBuilder:
                 outputs.append(Output(tensors.CUM_LOG_PROBS, np.array(sums, np.float32)))
             if params.prompt_log_probs and slices[0].sequence is request.first:
                 outputs += _prompt_log_probs(request.first)
+                if request.output.token_bytes:
+                    outputs += self._spelling.of_prompt(request.output, request.first)
             if request.output.perf_metrics:
                 outputs += self._perf_metrics(request, [span.sequence for span in slices])
         return tuple(outputs)

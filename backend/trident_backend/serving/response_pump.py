@@ -147,6 +147,7 @@ class ResponsePump:
             output.skip_special_tokens,
             tuple([chunk.part for chunk in sent]),
             context_ids,
+            output.marker_ids,
         )
         response = Response(
             padded([chunk.ids for chunk in sent], output.pad_id),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.sequences.sequence import FinishReason
+from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.chunk_header import ChunkHeader, Part
 from trident_ensemble.contract.errors import TridentError
@@ -23,6 +23,22 @@ class Output(NamedTuple):
 
     spec: TensorSpec
     values: npt.NDArray[Any]
+
+
+class ResponseSlice(NamedTuple):
+    """The part of one sequence's output that is in a response.
+
+    Args:
+        sequence: the sequence.
+        num_ids: how many of the response's ids are its own, an echoed prompt's among them.
+        start: index of the first of these in the output, without the echoed prompt.
+        end: index behind the last of these.
+    """
+
+    sequence: Sequence
+    num_ids: int
+    start: int
+    end: int
 
 
 class Response(NamedTuple):

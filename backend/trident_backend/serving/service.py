@@ -81,7 +81,7 @@ class CoreService:
             settings,
             self._admission.capacity,
             anchors,
-            OutputTensorBuilder(self.spec.block_size, time.time_ns() - time.monotonic_ns()),
+            OutputTensorBuilder(self.spec.block_size, time.time_ns() - time.monotonic_ns(), context.token_bytes),
             clock=time.monotonic,
             tell=self._tell,
             on_closed=self._closed,

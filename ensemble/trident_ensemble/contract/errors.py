@@ -173,7 +173,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class WireError:
-    """What a client reads of an error.
+    """An error as a client reads it.
 
     Args:
         code: the name of Triton's code; INTERNAL if the message is not one of ours.

@@ -48,7 +48,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """How a model marks its reasoning.
+    """The way in which a model marks its reasoning.
 
     Args:
         start: begins it.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,14 @@ _LOCAL_STAGES = frozenset({"Replace", "ByteFallback", "Fuse", "Strip", "Metaspac
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 #: Byte tokens as the library reads them; in Rust, +5 is a number too.
 _BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
+
+
+class TokenTable(Protocol):
+    """The kind of every token id: an `anchor_table`, its `tobytes()`, which is faster, or what stands for these."""
+
+    def __getitem__(self, token_id: int, /) -> int:
+        """Return the kind of a token."""
+        ...
 
 
 class DecoderFamily(Enum):
@@ -198,7 +206,7 @@ def _bytes_that_may_be_stripped(stages: list[Mapping[str, Any]]) -> frozenset[in
 
 
 def context_start(
-    table: bytes | npt.NDArray[np.uint8],
+    table: TokenTable,
     token_ids: Sequence[int],
     num_sent: int,
     *,
@@ -208,7 +216,7 @@ def context_start(
     """Return where the context of `token_ids[num_sent:]` begins; earlier tokens do not affect the text of these.
 
     Args:
-        table: the result of `anchor_table`, or its `tobytes()`, which is faster to index.
+        table: of `anchor_table`.
         token_ids: the output of a sequence so far.
         num_sent: how many of these tokens have been sent.
         skip_special_tokens: special tokens are not text. A context for True also serves for False, but is longer.
@@ -233,7 +241,7 @@ def context_start(
 
 
 def context_ids(
-    table: bytes, token_ids: Sequence[int], num_sent: int, *, skip_special_tokens: bool, begin: int = 0
+    table: TokenTable, token_ids: Sequence[int], num_sent: int, *, skip_special_tokens: bool, begin: int = 0
 ) -> list[int]:
     """Return the ids before `token_ids[num_sent:]` that their decoding needs, without ids that are not text.
 

@@ -6,9 +6,10 @@ text. Never decodes a stream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -48,6 +49,10 @@ class SpecialTokens:
 
     by_id: Mapping[int, SpecialToken] = field(default_factory=dict)
 
+    def __or__(self, other: SpecialTokens) -> SpecialTokens:
+        """Return the tokens of both; this one, if the other has none."""
+        return SpecialTokens({**other.by_id, **self.by_id}) if other.by_id else self
+
     def ids_of(self, word: str) -> tuple[int, ...]:
         """Return the ids of the tokens that a text names; none if it has any other text."""
         names = dict.fromkeys((word, word.lstrip(), word.rstrip(), word.strip()))
@@ -75,6 +80,27 @@ class SpecialTokens:
     @cached_property
     def _first_characters(self) -> frozenset[str]:
         return frozenset(text[0] for text in self._texts)
+
+
+class TokenSpeller(Protocol):
+    """The bytes of tokens, as `token_bytes.TokenBytes` gives them."""
+
+    def of(self, token_id: int, *, begins: bool) -> bytes:
+        """Return the bytes of a token, at the beginning of a text or within it."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether a token is no text where special tokens are left out."""
+        ...
+
+
+def named_tokens(speller: TokenSpeller, token_ids: Iterable[int]) -> SpecialTokens:
+    """Return any tokens as if they were special ones, named by their texts."""
+    by_id = {}
+    for token_id in token_ids:
+        spelled = [speller.of(token_id, begins=begins).decode(errors="replace").strip() for begins in (False, True)]
+        by_id[token_id] = SpecialToken(spelled[0], frozenset(spelled) - {""})
+    return SpecialTokens(by_id)
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
@@ -30,7 +30,8 @@ from trident_backend.serving.events import TokenEvent
 from trident_ensemble.contract.chunk_header import ALL
 from trident_ensemble.contract.manifest import Generation
 from trident_ensemble.contract.settings import CoreSettings
-from trident_ensemble.text.special_tokens import special_tokens_of
+from trident_ensemble.text.special_tokens import named_tokens, special_tokens_of
+from trident_ensemble.text.token_bytes import TokenBytes
 
 
 class Ending(NamedTuple):
@@ -48,7 +49,8 @@ def parse(family: str, defaults: Generation = NO_DEFAULTS, **fields: Any) -> Req
     spec = replace(SPEC, vocab_size=tokenizer_of(family).get_vocab_size(), max_seq_len=500, num_blocks=500)
     stop_strings = partial(StopStrings, detokenizer, anchors, special=special)
     values = {"input_ids": [3], "max_tokens": 400, "stream": True, **fields}
-    return parse_request(itertools.count(1), values, RequestContext(spec, defaults, stop_strings, special), 0.0)
+    limits = RequestContext(spec, defaults, stop_strings, TokenBytes(tokenizer_of(family)), special)
+    return parse_request(itertools.count(1), values, limits, 0.0)
 
 
 def generate(family: str, request: Request, output_ids: list[int], steps: list[int]) -> list[Ending]:
@@ -187,3 +189,50 @@ def test_stop_words_of_special_tokens_spaces_that_the_tokenizer_takes_for_a_part
     assert special.ids_of(" <|begin|>") == (tokenizer.token_to_id("<|begin|>"),)
     assert not special.ids_of(" <|end|>")
     assert not special.ids_of("<|begin|> ")
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_stop_words_a_marker_that_is_left_out_is_named_by_its_text(family: str) -> None:
+    marker = _id_of(family, "<think>")
+    plain = parse(family, stop_words=[b"<think>"]).first
+    assert marker not in plain.stop_ids, "its text is found as text"
+    named = parse(family, stop_words=[b"<think>"], marker_ids=[marker]).first
+    assert (named.stop_ids, named.stop_id_words) == (frozenset({marker}), {marker: "<think>"})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(list(ZOO)), st.data(), st.booleans(), st.booleans())
+def test_stop_words_are_matched_in_the_text_without_markers(
+    family: str, data: st.DataObject, skip: bool, include_stop: bool
+) -> None:
+    """As if the markers had never been there."""
+    detokenizer, anchors = parts(family)
+    ids = data.draw(outputs(family))
+    marker_ids = data.draw(st.sets(st.sampled_from(ids), max_size=3)) if ids else set()
+    markers = named_tokens(TokenBytes(tokenizer_of(family)), marker_ids)
+    others = [token_id for token_id in ids if token_id not in marker_ids]
+    text = detokenizer.text((), others, is_last=True, skip_special_tokens=skip) or "a"
+    begin = data.draw(st.integers(0, len(text) - 1))
+    word = text[begin : begin + data.draw(st.integers(1, 6))]
+    assume(not (special_of(family) | markers).is_part_of(word))
+    flags: dict[str, Any] = {"include_stop": include_stop, "skip_special_tokens": skip}
+    without = StopStrings(detokenizer, anchors, (word,), **flags)
+    beside = StopStrings(detokenizer, anchors, (word,), **flags, special=special_of(family), markers=markers)
+    assert _run(beside, ids) == _run(without, others)
+
+
+def _run(stop_strings: StopStrings, ids: list[int]) -> tuple[str | None, int]:
+    found = next((word for token_id in ids if (word := stop_strings.append(token_id)) is not None), None)
+    return found or stop_strings.finish(), stop_strings.num_characters
+
+
+@pytest.mark.parametrize("include_stop", [False, True])
+def test_stop_words_that_hold_a_marker_are_found_where_it_stands(include_stop: bool) -> None:
+    family = "byte_level_bpe"
+    marker = _id_of(family, "<think>")
+    detokenizer, anchors = parts(family)
+    markers = named_tokens(TokenBytes(tokenizer_of(family)), [marker])
+    stop_strings = StopStrings(detokenizer, anchors, ("b<think>c",), include_stop=include_stop, markers=markers)
+    ids = [*encode(family, "ab"), marker, *encode(family, "cd")]
+    assert _run(stop_strings, ids) == ("b<think>c", 3 if include_stop else 1)
+    assert _run(StopStrings(detokenizer, anchors, ("b<think>c",), markers=markers), encode(family, "abcd"))[0] is None

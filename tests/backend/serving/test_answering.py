@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.core import SPEC, Client
-from tests.fakes.serving import context, until
+from tests.fakes.serving import Speller, context, until
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.serving.answering import AnsweringThread
 from trident_backend.serving.answers import Answer
@@ -49,7 +49,7 @@ class Open:
         monkeypatch.setattr(Answer, "next", counted)
         anchors = bytes([1]) * SPEC.vocab_size
         self.streams = AnsweringThread(
-            _SETTINGS, _NUM_OPEN, anchors, OutputTensorBuilder(SPEC.block_size, 0),
+            _SETTINGS, _NUM_OPEN, anchors, OutputTensorBuilder(SPEC.block_size, 0, Speller()),
             clock=time.monotonic, tell=lambda *_: None, on_closed=lambda _: None, on_fatal=lambda _: None,
         )  # fmt: skip
         read = self.streams._watch.table.num_acknowledged

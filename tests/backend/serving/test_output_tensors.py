@@ -11,15 +11,16 @@ import numpy.typing as npt
 import pytest
 
 from tests.fakes.core import SPEC, Client
-from tests.fakes.serving import context, serving
+from tests.fakes.serving import Speller, context, serving, spell
 from trident_backend.engine.mock import MockEngine
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.sequences.choices import TokenLogProbs
 from trident_backend.sequences.sequence import FinishReason
-from trident_backend.serving.output_tensors import OutputTensorBuilder, ResponseSlice
+from trident_backend.serving.output_tensors import OutputTensorBuilder
+from trident_backend.serving.responses import ResponseSlice
 from trident_ensemble.contract import tensors
 
-REPORTER = OutputTensorBuilder(SPEC.block_size, epoch_ns=10**18)
+REPORTER = OutputTensorBuilder(SPEC.block_size, 10**18, Speller())
 ALWAYS = {
     "finish_reason", "stop_reason", "num_input_tokens", "num_output_tokens", "num_cached_tokens", "used_seed",
     "sequence_length", "batch_index", "sequence_index",
@@ -96,6 +97,16 @@ def test_output_tensors_what_a_last_response_always_says() -> None:
             set(),
         ),
         ({"return_perf_metrics": True}, PERF, set()),
+        (
+            {"return_log_probs": True, "return_token_bytes": True},
+            {"output_log_probs", "cum_log_probs", "output_token_bytes"},
+            set(),
+        ),
+        (
+            {"return_prompt_log_probs": True, "return_token_bytes": True},
+            {"prompt_log_probs", "prompt_token_bytes"},
+            set(),
+        ),
     ],
 )
 def test_output_tensors_what_is_asked_for_is_said(fields: dict[str, Any], more: set[str], less: set[str]) -> None:
@@ -134,6 +145,41 @@ def test_output_tensors_sequences_of_different_lengths_are_filled_up_with_zeros(
     assert outputs["sequence_index"].tolist() == [0, 1, 2]
     assert outputs["sequence_length"].tolist() == outputs["num_output_tokens"].tolist() == [1, 3, 0]
     assert outputs["finish_reason"].tolist() == [b"length"] * 3
+
+
+def _spelled(token_id: int, *, begins: bool = False) -> bytes:
+    return spell(token_id)[begins:].encode().hex().encode()
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_output_tensors_bytes_are_of_the_tokens_that_have_log_probs(echo: bool) -> None:
+    asked = {"num_top_log_probs": 2, "return_log_probs": True, "return_prompt_log_probs": True, "echo": echo}
+    outputs = _outputs(_request((1, 3), **asked, return_token_bytes=True))
+    begins = not echo
+    assert outputs["output_token_bytes"].tolist() == [
+        [_spelled(0, begins=begins), b"", b""],
+        [_spelled(10, begins=begins), _spelled(11), _spelled(12)],
+    ]
+    first = [[_spelled(0, begins=begins), _spelled(1, begins=begins)]]
+    assert outputs["top_token_bytes"].tolist() == [*first, *first, *[[_spelled(0), _spelled(1)]] * 2]
+    assert outputs["prompt_token_bytes"].tolist() == [_spelled(1, begins=True), *map(_spelled, (2, 3, 4, 5))]
+    assert outputs["prompt_top_token_bytes"].tolist() == [[_spelled(0), _spelled(1)]] * 4
+
+
+@pytest.mark.parametrize(("skip", "num_first"), [(True, 3), (False, 1)])
+def test_output_tensors_bytes_begin_a_text_behind_what_is_no_text(skip: bool, num_first: int) -> None:
+    """Token 0 is special, and 90 a marker; the stream comes in pieces."""
+    fields = {"return_log_probs": True, "return_token_bytes": True, "stream": True, "skip_special_tokens": skip}
+    request = _request((5,), **fields, marker_ids=[90] if skip else [], num_top_log_probs=1)
+    ids = [0, 90, 7, 8, 0]
+    request.first.token_ids[5:] = ids
+    sent, tops = [], []
+    for start, end in ((0, 1), (1, 4), (4, 5)):
+        outputs = _outputs(request, ResponseSlice(request.first, end - start, start, end), is_last=False)
+        sent += outputs["output_token_bytes"].tolist()[0]
+        tops += outputs["top_token_bytes"].tolist()
+    assert sent == [_spelled(token_id, begins=place < num_first) for place, token_id in enumerate(ids)]
+    assert tops == [[_spelled(0, begins=place < num_first)] for place in range(5)]
 
 
 def test_output_tensors_many_small_log_probs_are_summed_without_loss() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.backend.serving.test_responses import Reader
 from tests.fakes.core import SPEC
-from tests.fakes.serving import context, spell, until
+from tests.fakes.serving import Speller, context, spell, until
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.scheduling.outcomes import last_look
 from trident_backend.sequences.choices import TokenLogProbs
@@ -126,7 +126,7 @@ def _scripted() -> tuple[ScriptedLoop, AnsweringThread]:
         SETTINGS,
         32,
         bytes([1]) * SPEC.vocab_size,
-        OutputTensorBuilder(SPEC.block_size, 0),
+        OutputTensorBuilder(SPEC.block_size, 0, Speller()),
         clock=time.monotonic,
         tell=loop.tell,
         on_closed=loop.closed.append,

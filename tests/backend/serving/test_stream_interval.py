@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.backend.serving.test_responses import Reader
 from tests.fakes.core import SPEC, Clock
-from tests.fakes.serving import context, spell
+from tests.fakes.serving import Speller, context, spell
 from trident_backend.requests.request import Request, parse_request
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.serving.answers import Answer
@@ -67,7 +67,7 @@ class Pumping:
         self.told: list[tuple[Command, Sequence]] = []
         self.watch = ClientWatch(table, lambda command, sequence: self.told.append((command, sequence)))
         self.closed: list[Answer] = []
-        builder = OutputTensorBuilder(SPEC.block_size, 0)
+        builder = OutputTensorBuilder(SPEC.block_size, 0, Speller())
         self.pump = ResponsePump(bytes([1]) * SPEC.vocab_size, builder, self.watch, self.closed.append)
         self._ids = itertools.count(1)
 

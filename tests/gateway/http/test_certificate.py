@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
+from tests.gateway.http.certificates import name_of, trusting, write_certificate
 from tests.gateway.http.room import JSON, Client, Room, echo, endpoint, run
 from trident_ensemble.contract.errors import ConfigError
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.http.certificate import Certificate
 from trident_gateway.settings import TlsSettings
-
-
-def write_certificate(files: TlsSettings, name: str, *, is_elliptic: bool = False, days: int = 1) -> None:
-    """Write a certificate that its own key has signed."""
-    key = ec.generate_private_key(ec.SECP256R1()) if is_elliptic else rsa.generate_private_key(65537, 2048)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .sign(key, hashes.SHA256())
-    )
-    files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 @pytest.fixture
@@ -50,32 +23,12 @@ def files(tmp_path: Path) -> TlsSettings:
     return made
 
 
-def trusting(maximum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if maximum is not None:
-        with warnings_off():
-            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-            context.maximum_version = maximum
-        context.set_ciphers("ALL:@SECLEVEL=0")
-    return context
-
-
-@contextmanager
-def warnings_off() -> Iterator[None]:
-    with pytest.warns(DeprecationWarning, match="TLSVersion"):
-        yield
-
-
 async def connect(room: Room, server_name: str | None = None) -> tuple[Client, str]:
     """Return a connection and the name on the certificate that was shown."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", room.port, ssl=trusting(), server_hostname=server_name or ""
     )
-    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    (attribute,) = x509.load_der_x509_certificate(shown).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return Client(reader, writer), str(attribute.value)
+    return Client(reader, writer), name_of(writer)
 
 
 def test_certificate_that_changes_is_shown_to_new_connections_and_hurts_no_stream(files: TlsSettings) -> None:

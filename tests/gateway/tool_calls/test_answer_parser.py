@@ -88,6 +88,7 @@ def answers(draw: st.DrawFn, card: ModelCard) -> tuple[str, Answer]:
     return text, (content, thought, calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
 @settings(max_examples=30, deadline=None)
 @given(st.data())
@@ -110,6 +111,7 @@ def _tokens(card: ModelCard) -> list[str]:
     return [marker.text for marker in card.tool_markers.values() if marker.token_id is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
 @settings(max_examples=30, deadline=None)
 @given(st.data())

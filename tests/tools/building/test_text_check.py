@@ -48,7 +48,7 @@ def check(folder: Path) -> dict[str, str]:
     engine.mkdir()
     opened.tokenizer_files.write(engine / layout.TOKENIZER_FOLDER)
     lines: dict[str, str] = {}
-    for name, text in check_text(opened, engine):
+    for name, text in check_text(opened, engine).lines:
         lines[name] = f"{lines[name]}\n{text}" if name in lines else text
     return lines
 
@@ -220,3 +220,15 @@ def test_text_check_what_passes_is_what_serving_loads(
     assert "end       0 '<|end|>' (config.json, generation_config.json)" in printed
     assert "template  chat_template.json: renders system, user and assistant" in printed
     load_tokenizer(tmp_path / "repository" / "core" / "1")
+
+
+def test_text_check_tells_how_tool_calls_are_written(checkpoint: Path) -> None:
+    set_template(
+        checkpoint,
+        "{%- if tools %}{{ tools | tojson }}{% endif -%}"
+        "{% for message in messages %}{{ '<|' + message.role + '|>' + (message.content or '') }}"
+        "{% for call in message.tool_calls or [] %}"
+        "{{ '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{% endfor %}"
+        "{{ '<|end|>' }}{% endfor %}",
+    )
+    assert "hermes" in check(checkpoint)["tools"]

@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """How far the gateway is on its way to an end."""
+    """The stages of a gateway's way to its end."""
 
     #: It takes requests.
     SERVING = "serving"

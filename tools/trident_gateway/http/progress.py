@@ -10,7 +10,7 @@ STUCK_AFTER_S = 60.0
 
 
 class ProgressWatch:
-    """What was seen of engines' steps."""
+    """The steps of engines, as they were last seen."""
 
     def __init__(self) -> None:
         self._num_steps = -1.0

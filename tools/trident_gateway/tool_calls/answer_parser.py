@@ -285,10 +285,10 @@ class AnswerParser:
         elif self._state == self._in_reasoning:
             if role == _END_THINK:
                 self._end_reasoning()
-            elif role != _THINK:
+            elif role != _THINK or not self._skips_blanks:
+                # Some models begin once more what the prompt has begun.
                 self._take(self._texts[role])
-        elif role == _THINK:
-            self._say(self._held if self._state == self._in_content else "", ContentDelta)
+        elif role == _THINK and self._state == self._at_the_beginning:
             self._begin_reasoning()
         elif role == "start":
             held = self._held if self._state in {self._in_content, self._at_the_beginning} else ""

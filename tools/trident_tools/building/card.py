@@ -13,18 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from trident_compiler.model_folder import Checkpoint
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import CheckpointError, ConfigError
+from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.model_card import ModelCard, check_served_name
 from trident_preprocessing.chat.template_profile import read_profiles
-from trident_preprocessing.chat.template_renderer import TemplateRenderer
-from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
-from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
-from trident_tools.building.output_markers import OutputMarkers, find_markers
+from trident_tools.building.output_markers import OutputMarkers
 
 #: The variable by which builds of all kinds are told a time to write in place of the present one, so that equal inputs
 #: make equal files (https://reproducible-builds.org/specs/source-date-epoch).
@@ -33,7 +27,6 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._:-]+")
 #: A model in the cache of huggingface_hub: `models--owner--name/snapshots/revision`.
 _CACHED = re.compile(r"models--(.+)")
 _LONGEST = 128
-_MAX_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -102,68 +95,21 @@ def build_time(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
-@dataclass(frozen=True)
-class ChatFacts:
-    """The facts about a checkpoint's chat templates that its clients must know.
-
-    Args:
-        takes_messages: it has a template.
-        markers: how it writes tool calls and reasoning.
-    """
-
-    takes_messages: bool
-    markers: OutputMarkers
-
-
-def find_chat_facts(checkpoint: Checkpoint, engine_folder: Path) -> ChatFacts:
-    """Find out what clients must know of the chat templates.
-
-    Args:
-        checkpoint: the checkpoint that is built.
-        engine_folder: its engine folder, which already has the tokenizer's files and the templates' profiles.
+def make_card(
+    names: ServedNames, created: int, engine_folder: Path, manifest: Manifest, markers: OutputMarkers
+) -> ModelCard:
+    """Return the card of a finished engine whose output has these markers.
 
     Raises:
-        CheckpointError: a template takes too long.
+        ArtifactError: the profiles of its chat templates cannot be read.
     """
-    folder = engine_folder / layout.TOKENIZER_FOLDER
-    profiles = read_profiles(engine_folder)
-    renderer = TemplateRenderer(open_tokenizer(folder))
-    tokenizer = Tokenizer.from_file(str(folder / layout.TOKENIZER_FILE))
-    try:
-        markers = TimeLimit(_MAX_SECONDS).run(
-            lambda: find_markers(renderer, profiles, tokenizer, checkpoint.model.vocab_size)
-        )
-    except TimeLimitError:
-        source = checkpoint.tokenizer_files.template_source
-        raise CheckpointError(f"{source}: takes more than {_MAX_SECONDS} s for a few messages with tools") from None
-    return ChatFacts(bool(profiles), markers)
-
-
-def chat_lines(facts: ChatFacts) -> list[tuple[str, str]]:
-    """Return what was found out about tool calls and reasoning, as lines of the build's plan."""
-    markers = facts.markers
-    lines = []
-    if markers.takes_tools or markers.tool_format is not None:
-        shown = "the template shows them" if markers.takes_tools else "the template does not show them"
-        how = "in no format that is known: answers are passed on as text"
-        if markers.tool_format is not None:
-            how = f"as {markers.tool_format.value}"
-        lines.append(("tools", f"{shown}, calls are written {how}"))
-    if markers.reasoning is not None:
-        lines.append(("reasoning", f"from {markers.reasoning.start.text} to {markers.reasoning.end.text}"))
-    return lines
-
-
-def make_card(names: ServedNames, created: int, manifest: Manifest, facts: ChatFacts) -> ModelCard:
-    """Return the card of a finished engine."""
-    markers = facts.markers
     return ModelCard(
         name=names.name,
         aliases=names.aliases,
         created=created,
         max_seq_len=manifest.limits.max_seq_len,
         digest=_text_digest(manifest),
-        takes_messages=facts.takes_messages,
+        takes_messages=bool(read_profiles(engine_folder)),
         takes_tools=markers.takes_tools,
         tool_format=markers.tool_format,
         tool_markers=markers.tool_markers,

@@ -8,6 +8,7 @@ served.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from trident_ensemble.contract.errors import ArtifactError, CheckpointError
 from trident_ensemble.contract.layout import TOKENIZER_FILE
 from trident_ensemble.text.detokenizer import load_detokenizer
 from trident_preprocessing.chat.template_probe import write_template_profiles
+from trident_preprocessing.chat.template_profile import read_profiles
 from trident_preprocessing.chat.template_renderer import TemplateRenderer
 from trident_preprocessing.chat.time_limit import TimeLimit, TimeLimitError
 from trident_preprocessing.tokens.checkpoint_tokenizer import open_tokenizer
+from trident_tools.building.output_markers import OutputMarkers, find_markers
 from trident_tools.building.template_check import TemplateFindings, find_out
 
 #: The subject and the text of a line in the build's plan.
@@ -40,7 +43,20 @@ _PROBES = (
 )
 
 
-def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
+@dataclass(frozen=True)
+class TextFindings:
+    """The findings of the check of the text side.
+
+    Args:
+        lines: for the user, some of them warnings.
+        markers: how the checkpoint writes tool calls and reasoning.
+    """
+
+    lines: tuple[Line, ...]
+    markers: OutputMarkers
+
+
+def check_text(checkpoint: Checkpoint, engine_folder: Path) -> TextFindings:
     """Load the tokenizer, the chat templates, the detokenizer and the vocabulary of guides as serving does.
 
     The profiles of the templates are written into the engine folder.
@@ -48,9 +64,6 @@ def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
     Args:
         checkpoint: the checkpoint that is built.
         engine_folder: the engine folder, which already has the tokenizer's files.
-
-    Returns:
-        lines for the user, some of them warnings.
 
     Raises:
         CheckpointError: something cannot be served; names the file and what to do.
@@ -61,12 +74,13 @@ def check_text(checkpoint: Checkpoint, engine_folder: Path) -> list[Line]:
     load_detokenizer(engine_folder)
     lines = [*_check_ids(checkpoint, tokenizer, backend)]
     lines += _check_splitting(checkpoint, tokenizer, backend)
-    lines += _check_templates(checkpoint, engine_folder, tokenizer, backend)
+    template_lines, markers = _check_templates(checkpoint, engine_folder, tokenizer, backend)
+    lines += template_lines
     try:
         read_vocabulary(folder / TOKENIZER_FILE, checkpoint.model.vocab_size)
     except CheckpointError as error:
         lines.append(("guides", f"none, requests that ask for one are refused: {error}"))
-    return lines
+    return TextFindings(tuple(lines), markers)
 
 
 def _load(checkpoint: Checkpoint, folder: Path) -> Any:
@@ -134,23 +148,38 @@ def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer)
             return
 
 
-def _check_templates(checkpoint: Checkpoint, engine_folder: Path, tokenizer: Any, backend: Tokenizer) -> list[Line]:
+def _check_templates(
+    checkpoint: Checkpoint, engine_folder: Path, tokenizer: Any, backend: Tokenizer
+) -> tuple[list[Line], OutputMarkers]:
     source = checkpoint.tokenizer_files.template_source
     renderer = TemplateRenderer(tokenizer)
     if not renderer.templates:
         write_template_profiles(engine_folder)
-        return [("template", "none: requests with messages are refused, text_input is served")]
+        return [("template", "none: requests with messages are refused, text_input is served")], OutputMarkers()
+    limit = TimeLimit(_MAX_SECONDS)
     try:
         write_template_profiles(engine_folder)
-        findings = TimeLimit(_MAX_SECONDS).run(lambda: find_out(renderer, backend))
+        findings = limit.run(lambda: find_out(renderer, backend))
+        profiles = read_profiles(engine_folder)
+        markers = limit.run(lambda: find_markers(renderer, profiles, backend, checkpoint.model.vocab_size))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}; mend the template, or remove it to serve text_input alone") from None
     except TimeLimitError:
         raise CheckpointError(f"{source}: takes more than {_MAX_SECONDS} s for a few messages") from None
     if findings is None:
         names = ", ".join(sorted(renderer.templates))
-        return [("template", f"{names}, and no default: messages without tools are refused")]
-    return [("template", f"{source}: {_roles(findings)}"), *_end_of_turn(checkpoint, findings)]
+        return [("template", f"{names}, and no default: messages without tools are refused")], markers
+    lines = [("template", f"{source}: {_roles(findings)}"), *_end_of_turn(checkpoint, findings)]
+    return [*lines, *_markers(markers)], markers
+
+
+def _markers(markers: OutputMarkers) -> Iterator[Line]:
+    if markers.tool_format is not None:
+        yield "tools", f"calls are written as {markers.tool_format.value} has it"
+    elif markers.takes_tools:
+        yield "tools", "the template takes tools, but the form of its calls is not known: the gateway refuses tools"
+    if markers.reasoning is not None:
+        yield "reasoning", f"from {markers.reasoning.start.text} to {markers.reasoning.end.text}"
 
 
 def _roles(findings: TemplateFindings) -> str:
