@@ -200,12 +200,18 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "trident_tools.main", *map(str, arguments)]
 
 
+def without_gateway(options: Sequence[object]) -> list[str]:
+    """What keeps `trident serve` from its usual port for OpenAI's API, unless options speak of one."""
+    return [] if any("openai" in str(option) for option in options) else ["--no-openai"]
+
+
 @contextlib.contextmanager
 def deploy(repository: Path, *options: object) -> Iterator[Deployment]:
     """Start `trident serve`; whatever happens, nothing of it is left afterwards."""
     http, grpc, metrics = free_ports(3)
     words = command(
         *("serve", "--repository", repository, "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics),
+        *without_gateway(options),
         *options,
     )
     output = repository.parent / "output"

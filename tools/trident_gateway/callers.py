@@ -1,4 +1,4 @@
-"""Who a request comes from, and what that caller may use.
+"""The one a request comes from, and the limits of what that caller may use.
 
 Owns the values that a key or a token comes down to. Never reads a file, never looks at a clock.
 """
@@ -21,7 +21,7 @@ _Quota = Annotated[int, msgspec.Meta(ge=1, le=MAX_QUOTA)]
 
 
 class CallerLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How much a caller may use; None where nothing bounds it. The strictest one decides.
+    """The limits of one caller; None where nothing bounds it. The strictest one decides.
 
     Args:
         requests_per_minute: that may begin; as many may begin at once after a quiet minute.

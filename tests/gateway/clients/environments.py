@@ -70,7 +70,7 @@ def run_client(command: Sequence[str | Path], *, seconds: float = 120, stdin: st
         tied([str(word) for word in command]), cwd=ROOT, env=environment, input=stdin, capture_output=True, text=True,
         timeout=seconds, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
 

@@ -1,4 +1,4 @@
-"""Gateways as processes, with two keys.
+"""Gateways as processes, with two keys or with none.
 
 Owns the command line of `trident gateway` in these tests. Never starts what is behind it.
 """
@@ -75,14 +75,19 @@ _TRIDENT = (sys.executable, "-m", "trident_tools.main")
 
 
 @contextmanager
-def gateway(folder: Path, servers: Sequence[ServerAddress], *options: str) -> Iterator[RunningGateway]:
+def gateway(
+    folder: Path, servers: Sequence[ServerAddress], *options: str, has_keys: bool = True
+) -> Iterator[RunningGateway]:
     """Yield a gateway before these servers, once it is ready; stop it at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     keys, log, output = folder / "keys.json", folder / "requests.log", folder / "output"
-    key, spent_key = make_key(keys, "alice"), make_key(keys, "bob", "--rpm", "1")
+    key = spent_key = "none"
+    if has_keys:
+        key, spent_key = make_key(keys, "alice"), make_key(keys, "bob", "--rpm", "1")
+        options = ("--keys", str(keys), *options)
     port, private_port = free_ports(2)
     command = [
-        *_TRIDENT, "gateway", "--keys", str(keys), "--port", str(port), "--private-port", str(private_port),
+        *_TRIDENT, "gateway", "--port", str(port), "--private-port", str(private_port),
         "--log-file", str(log), "--drain-delay", "0", "--drain-timeout", "10",
         *(word for server in servers for word in ("--server", server.url)),
         *(word for server in servers for word in ("--metrics-url", server.metrics_url)), *options,

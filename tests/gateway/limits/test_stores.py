@@ -221,3 +221,24 @@ def test_a_clock_that_goes_back_gives_nothing(open_store: OpenStore) -> None:
             assert (await store.take(Hold(account, limits, "three"), Demand(1, 0))).is_taken
 
     asyncio.run(main())
+
+
+def test_what_was_taken_yesterday_is_given_back_to_yesterday(open_store: OpenStore) -> None:
+    async def main() -> None:
+        account, clock = f"days-{next(_numbers)}", _Clock()
+        limits = CallerLimits(tokens_per_day=1000, tokens_per_month=1000)
+        async with open_store(clock) as store:
+            old, new = (Hold(account, limits, f"{account}-{name}") for name in ("old", "new"))
+            await store.take(old, Demand(300, 0))
+            taken_at_ms, clock.now_ms = clock.now_ms, clock.now_ms + 86_400_000
+            await store.take(new, Demand(50, 0))
+            await store.adjust(old, Demand(-200, 0), taken_at_ms=taken_at_ms, is_last=True)
+            standing = (await store.take(Hold(account, limits, f"{account}-last"), Demand(0, 0))).standing
+            assert (standing.day_used, standing.month_used) == (50, 150)
+            taken_at_ms, clock.now_ms = clock.now_ms, clock.now_ms + 2 * 86_400_000
+            await store.take(Hold(account, limits, f"{account}-february"), Demand(30, 0))
+            await store.adjust(new, Demand(-50, 0), taken_at_ms=taken_at_ms, is_last=True)
+            standing = (await store.take(Hold(account, limits, f"{account}-end"), Demand(0, 0))).standing
+            assert (standing.day_used, standing.month_used) == (30, 30)
+
+    asyncio.run(main())

@@ -1,4 +1,4 @@
-"""From the header of a request to the caller it comes from.
+"""The authenticator, which finds the caller that the header of a request names.
 
 Owns the order in which keys and tokens are tried, and that every refusal is the same. Never reads a file while a
 request waits; a provider is asked only for a key that it has not shown before.

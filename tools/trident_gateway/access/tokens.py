@@ -36,7 +36,7 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the bearers of tokens of one plan may use.
+    """The limits, models and priority of the bearers of tokens of one plan.
 
     Args:
         models: None for all.

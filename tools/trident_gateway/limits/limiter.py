@@ -135,7 +135,7 @@ class Limiter:
 
 
 class Reservation:
-    """What one request holds of its caller's limits, until it is settled.
+    """A part of its caller's limits, which one request holds until it is settled.
 
     Args:
         limiter: made it.

@@ -22,7 +22,7 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Demand:
-    """What one request wants to hold, beside being one request.
+    """The tokens that one request wants to hold.
 
     Args:
         input_tokens: of its prompt.
@@ -40,7 +40,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a store knows of an account.
+    """An account as a store knows it.
 
     Args:
         now_ms: milliseconds since 1970, by the store's clock.

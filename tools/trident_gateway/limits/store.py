@@ -18,7 +18,7 @@ class StoreLostError(Exception):
 
 @dataclass(frozen=True)
 class Hold:
-    """What one request holds, or wants to hold.
+    """The name of what one request holds, or wants to hold.
 
     Args:
         account: what is counted together.
@@ -33,7 +33,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attempt to take.
+    """The result of an attempt to take.
 
     Args:
         is_taken: whether everything was taken, or nothing.

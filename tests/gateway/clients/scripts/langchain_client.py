@@ -27,8 +27,8 @@ class GetWeather(BaseModel):
 def chat(gateway: Gateway, **options: Any) -> ChatOpenAI:
     """Return a chat model."""
     return ChatOpenAI(
-        model=gateway.model, base_url=gateway.base, api_key=gateway.key, max_retries=0, timeout=60,
-        **{"max_completion_tokens": 100, "seed": 7, **options},
+        base_url=gateway.base, api_key=gateway.key, max_retries=0, timeout=60,
+        **{"model": gateway.model, "max_completion_tokens": 100, "seed": 7, **options},
     )  # fmt: skip
 
 
