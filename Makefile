@@ -4,6 +4,7 @@
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+OPENAI_PORT ?= 8080
 
 CHECKPOINT := tools/demo/checkpoint
 REPOSITORY := model_repository
@@ -15,7 +16,7 @@ BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/tride
 
 serve: $(ENGINE)
 	.venv/bin/trident serve --repository $(REPOSITORY) \
-		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --openai-port $(OPENAI_PORT)
 
 # A worker on each core, at most four workers, runs whole files. The real server has the machine to itself. TensorRT's
 # builder has processes of its own: it speaks to one logger for as long as a process lives, and shares its memory with no

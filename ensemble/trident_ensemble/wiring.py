@@ -133,7 +133,7 @@ def read_card(config: str) -> ModelCard | None:
     Raises:
         ConfigError: the card cannot be read.
     """
-    parameters = text_format.Parse(config, pb.ModelConfig()).parameters
+    parameters = text_format.Parse(config, pb.ModelConfig(), allow_unknown_field=True).parameters
     return parse_card(parameters[PARAMETER].string_value) if PARAMETER in parameters else None
 
 

@@ -58,6 +58,9 @@ def test_build_the_repository_is_complete_and_relocatable(
     assert read_profiles(engine) == probe_template(engine / layout.TOKENIZER_FOLDER)
     assert manifest.generation.end_ids == (0, 3)
     assert manifest.limits.max_seq_len == 512
+    assert manifest.resident_bytes > 0
+    cache = manifest.kv_cache
+    assert manifest.memory_bytes == manifest.resident_bytes + cache.num_blocks * cache.block_bytes
     assert manifest.kv_cache.num_blocks * manifest.kv_cache.block_size == 2048
     tokenizer = engine / layout.TOKENIZER_FOLDER
     assert {path.name for path in tokenizer.iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.fakes.serving import until
 from tests.ports import free_ports
 from trident_ensemble.contract.errors import ServerError, TridentError
 from trident_ensemble.contract.model_card import ModelCard
@@ -120,7 +122,7 @@ def test_gateway_keeper_a_dead_gateway_is_started_again_after_longer_and_longer(
     assert stage.starts == pytest.approx([0, 2.1, 8.1, 15.1], abs=0.11)
     told = [event for event in stage.events if "tritonserver goes on" in event]
     assert told[0] == (
-        "the gateway ended (killed by SIGKILL): said why\ntritonserver goes on; starting the gateway again in 1 s."
+        "the gateway ended (killed by SIGKILL)\ntritonserver goes on; starting the gateway again in 1 s."
     )
     assert [re.findall(r"in (\d+) s", event) for event in told] == [["1"], ["2"], ["4"]]
     assert stage.events.count("announced") == 1
@@ -219,6 +221,31 @@ def test_gateway_keeper_complains_with_the_words_of_the_real_process(tmp_path: P
             keeper.tend()
     assert last_complaint(path, path.stat().st_size) == ""
     assert last_complaint(tmp_path / "none", 0) == ""
+
+
+KEEPER = """
+import sys, time
+from trident_tools.server.gateway_keeper import keep_gateway
+from trident_tools.server.signals import StopSignals
+
+keeper = keep_gateway(
+    [sys.executable, "-c", "import time; time.sleep(600)"], None, is_ready=bool, signals=StopSignals(),
+    drain_timeout_s=1, announce=print, complain=print,
+)
+keeper.start()
+print(keeper._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_gateway_keeper_that_is_killed_leaves_no_gateway() -> None:
+    with subprocess.Popen([sys.executable, "-c", KEEPER], stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        status = Path(f"/proc/{int(keeper.stdout.readline())}/stat")
+        assert status.exists()
+        keeper.kill()
+        keeper.wait()
+    until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX", 10)
 
 
 def test_gateway_command_names_server_and_ports() -> None:

@@ -50,11 +50,11 @@ def stage(server: dict[str, Any] | None, first_token: float) -> StageResult:
     )
 
 
-def benched(tmp_path: Path, *stages: StageResult) -> Path:
+def benched(tmp_path: Path, *stages: StageResult, model: str = "ensemble") -> Path:
     """A file as `trident bench --json` writes it."""
     file = tmp_path / "bench.json"
     pairs = tuple((each, measure(each.records, each.started_at, each.window, [])) for each in stages)
-    file.write_text(render_json(Outcome({}, "ensemble", (), pairs), with_records=False))
+    file.write_text(render_json(Outcome({}, model, (), pairs), with_records=False))
     return file
 
 
@@ -109,3 +109,15 @@ def test_simulate_bench_file_says_what_is_missing(spoil: Callable[[Any], None], 
     file.write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match=message):
         read_bench(file)
+
+
+@pytest.mark.parametrize(("model", "base"), [("ensemble", 0.001), ("small", 0.005), ("owner/small", 0.001)])
+def test_simulate_bench_file_of_several_models_takes_the_one_that_was_benched(
+    tmp_path: Path, model: str, base: float
+) -> None:
+    one, other = counted(0.001, 1.0, 2), counted(0.005, 0.5, 2)
+    both = {
+        kind: one[kind] | {series.replace('"core"', '"small_core"'): value for series, value in other[kind].items()}
+        for kind in one
+    }
+    assert read_bench(benched(tmp_path, stage(both, 0.9), model=model)).step_time.base == base

@@ -135,7 +135,7 @@ class GatewayKeeper:
         assert status is not None
         process.kill()  # what it may have started itself
         self._process = None
-        words = self._last_words()
+        words = self._last_words() if status > 0 else ""  # a crash has no words for itself
         what = f"the gateway ended ({describe_ending(status)}){f': {words}' if words else ''}"
         if status > 0 and not self._has_announced:
             raise TridentError(f"{what}\n--no-openai serves without it.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from trident_backend.sequences.step_time import StepTime
 from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.layout import ModelNames
 from trident_tools.simulation.step_cost import make_step_time
 
 
@@ -46,8 +47,8 @@ def read_bench(path: Path) -> BenchedServer:
         ConfigError: the file cannot be read, or does not have the server's metrics.
     """
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-        read = [stage for stage in stages if stage["server"] is not None]
+        benched = json.loads(path.read_text(encoding="utf-8"))
+        read = [_of_model(stage, benched["model"]) for stage in benched["stages"] if stage["server"] is not None]
         if not read:
             raise ConfigError(
                 f"--from-bench: {path}: the server's metrics are not in it; let `trident bench` read them "
@@ -57,6 +58,21 @@ def read_bench(path: Path) -> BenchedServer:
         return replace(_understand(read[-1], path), overhead=0.0 if overhead == math.inf else overhead)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"--from-bench: {path} was not written by `trident bench --json`: {error!r}") from None
+
+
+def _of_model(stage: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    """Return a stage without the series of other models, which one server may have as well.
+
+    A model that was asked by another name than its repository's, as through a gateway, is not found so; then all stay.
+    """
+    try:
+        mine = f'model="{ModelNames(model).core}"'
+    except ConfigError:
+        return stage
+    kinds = stage["server"].items()
+    if not any(mine in series for _, kind in kinds for series in kind):
+        return stage
+    return {**stage, "server": {key: {name: kind[name] for name in kind if mine in name} for key, kind in kinds}}
 
 
 def _understand(stage: Mapping[str, Any], path: Path) -> BenchedServer:
