@@ -48,7 +48,8 @@ class Row(NamedTuple):
 
 
 def read_table() -> list[Row]:
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    text = PAGE.read_text(encoding="utf-8")
+    lines = [line for line in text[text.index("| situation |") :].splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
     assert [cell.replace("`", "") for cell in rows[0][1:6]] == list(WAYS)
     return [Row(row[0].replace("`", ""), tuple(row[1:6]), tuple(re.findall("`([^`]+)`", row[6]))) for row in rows[1:]]

@@ -81,7 +81,9 @@ def _generate(family: str, stream: Any, output_ids: list[int], steps: list[int])
         if stream.is_held:
             context = stream.context_ids(anchors)
             ids, part, _ = stream.send(0.0)
-            added = detokenizer.text(context, ids[: part.num_ids - part.num_hidden], is_last=stream.ended)
+            skip = stream.answer.request.output.skip_special_tokens
+            shown = ids[: part.num_ids - part.num_hidden]
+            added = detokenizer.text(context, shown, is_last=stream.ended, skip_special_tokens=skip)
             text += added if part.num_characters == ALL else added[: part.num_characters]
     said = sequence.token_ids[sequence.num_prompt_tokens :]
     return Ending(said, None if reason is None else reason.value, sequence.stop_reason, text)
