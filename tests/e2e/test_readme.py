@@ -8,12 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.server import Server, serve
+from tests.gateway.clients.environments import NEWEST, program
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -52,18 +56,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def readme_server(folder: Path) -> Iterator[Server]:
-    """Built by the README's command, served with the options of its example."""
+def openai_port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="module")
+def readme_server(folder: Path, openai_port: int) -> Iterator[Server]:
+    """Built by the README's command under the demo's name, served with the options of its example and a gateway."""
     (build,) = (words for words in _trident("build") if "--engine" not in words)
-    _run([*build, "--engine", "openvino"], folder)
+    _run([*build, "--engine", "openvino", "--served-name", "trident-demo"], folder)
     options = max(_trident("serve"), key=len)[6:]
     assert options, "an example of serve has options"
-    with serve(folder / "my_models", folder / "log", *options) as running:
+    gateway = ("--openai-port", str(openai_port), "--openai-private-port", "0")
+    with serve(folder / "my_models", folder / "log", *options, *gateway) as running:
+        wait_for(f"http://127.0.0.1:{openai_port}/v1/models/trident-demo")
         yield running
 
 
-def _here(text: str, server: Server) -> str:
-    return text.replace("localhost:8000", server.http).replace("localhost:8001", server.grpc)
+@pytest.fixture
+def here(readme_server: Server, openai_port: int) -> Callable[[str], str]:
+    """Puts the ports of this server into a text of the README."""
+    ports = {"8000": readme_server.http, "8001": readme_server.grpc, "8080": f"127.0.0.1:{openai_port}"}
+
+    def replaced(text: str) -> str:
+        for port, place in ports.items():
+            text = text.replace(f"localhost:{port}", place)
+        return text
+
+    return replaced
+
+
+def wait_for(url: str) -> None:
+    """Wait until a URL is answered with 200."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError as error:
+            assert time.monotonic() < deadline, error
+            time.sleep(0.1)
 
 
 def test_readme_the_conversation(readme_server: Server, folder: Path) -> None:
@@ -77,19 +109,22 @@ def test_readme_the_conversation(readme_server: Server, folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
-def test_readme_the_examples_with_curl(readme_server: Server, folder: Path) -> None:
+def test_readme_the_examples_with_curl(here: Callable[[str], str], folder: Path) -> None:
     commands = _commands("curl")
     assert len(commands) >= 2
     for command in commands:
-        words = [_here(word, readme_server) for word in command]
-        reply = _run([*words, "--fail-with-body"], folder)
-        texts = [json.loads(line.removeprefix("data:")) for line in reply.splitlines() if line.strip()]
-        assert "".join(part["text_output"] for part in texts if "text_output" in part).strip()
+        reply = _run([*map(here, command), "--fail-with-body"], folder)
+        parts = [json.loads(line.removeprefix("data:")) for line in reply.splitlines() if line.strip()]
+        texts = [part["text_output"] for part in parts if "text_output" in part]
+        texts += [choice["message"]["content"] for part in parts for choice in part.get("choices", ())]
+        assert "".join(texts).strip()
 
 
-def test_readme_the_examples_in_python(readme_server: Server, folder: Path) -> None:
+def test_readme_the_examples_in_python(here: Callable[[str], str], folder: Path) -> None:
+    """The official client of OpenAI's API has an environment of its own."""
     for example in _blocks("python"):
-        assert _run([sys.executable, "-c", _here(example, readme_server)], folder).strip()
+        python = str(program(NEWEST)) if "openai" in example else sys.executable
+        assert _run([python, "-c", here(example)], folder).strip()
 
 
 def test_readme_bench_and_the_simulations_of_it(readme_server: Server, folder: Path) -> None:
