@@ -93,8 +93,9 @@ def wait_for(url: str) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
-        except OSError as error:
-            assert time.monotonic() < deadline, error
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.1)
 
 
