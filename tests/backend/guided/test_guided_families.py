@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +52,35 @@ def test_guided_families_the_decoded_output_after_a_prompt_matches(
     token_ids, has_ended = write(guide, seeded(seed), most=100)
     text = tokenizer.decode(prompt + token_ids)[len(tokenizer.decode(prompt)) :]
     assert not has_ended or re.fullmatch(EXPRESSION, text), text
+
+
+_TAG: dict[str, Any] = {
+    "type": "tag",
+    "begin": "<|late|>",
+    "content": {"type": "regex", "pattern": "[a-z]{1,3}"},
+    "end": "<think>",
+}
+_TAGS = {"type": "triggered_tags", "triggers": ["<|late|>"], "tags": [_TAG]}
+
+
+@pytest.mark.parametrize("family", GUIDED)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_guided_families_markers_stand_around_what_the_guide_says(
+    guides_of: dict[str, GrammarCompiler], family: str, seed: int
+) -> None:
+    """A special token and an ordinary added one, by their ids, also as the first token."""
+    tokenizer = tokenizer_of(family)
+    begin, end = (tokenizer.token_to_id(text) for text in (_TAG["begin"], _TAG["end"]))
+    assert begin is not None
+    assert end is not None
+    guide = guides_of[family].compile("structural_tag", json.dumps({"type": "structural_tag", "format": _TAGS}))
+    closers = frozenset({begin, end})
+    token_ids, has_ended = write(guide.start(frozenset({NO_TEXT})), seeded(seed), closers=closers, most=60)
+    if has_ended:
+        text = tokenizer.decode(token_ids, skip_special_tokens=False)
+        num_tags = len(re.findall(r"<\|late\|> ?[a-z]{1,3} ?<think>", text))
+        assert token_ids.count(begin) == token_ids.count(end) == num_tags, text
 
 
 @pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma"])
@@ -113,7 +143,7 @@ def test_guided_families_a_character_that_decoding_replaces_is_never_spelt(
 def test_guided_families_the_texts_of_tokens_join_to_what_is_decoded(family: str) -> None:
     tokenizer = tokenizer_of(family)
     vocabulary = vocabulary_of(tokenizer, VOCAB_SIZE)
-    assert not any(b"\xff" in text for text in vocabulary.texts)
+    assert not any(b"\xff" in text for at, text in enumerate(vocabulary.texts) if at not in vocabulary.marker_tokens)
     rng = seeded(3)
     candidates = [token_id for token_id in range(VOCAB_SIZE) if vocabulary.texts[token_id]]
     for _ in range(500):

@@ -1,6 +1,6 @@
 """Which of several servers takes a call.
 
-Owns the rule. Pure: it is given what is known of the servers, and a source of random numbers, and asks nobody.
+Owns the rule. It is given what is known of the servers, and a source of random numbers, and never asks anybody.
 """
 
 from __future__ import annotations

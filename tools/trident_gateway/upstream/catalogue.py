@@ -1,7 +1,7 @@
 """The models that the servers serve, by the names under which clients ask for them.
 
-Owns which servers have which model, and what happens when they disagree. Pure: it is told what each server has, and
-asks none.
+Owns which servers have which model, and what happens when they disagree. It is told what each server has, and never
+asks one.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 class MalformedEventError(Exception):
-    """What a server sent is no event of Triton's."""
+    """A server has sent what is no event of Triton's."""
 
 
 class GenerateEvent(msgspec.Struct, gc=False):

@@ -13,7 +13,7 @@ _FIRST_BAN_S, _MAX_BAN_S = 1.0, 30.0
 
 
 class Level(IntEnum):
-    """How much is to be hoped of a server."""
+    """The levels of hope that a server will answer."""
 
     #: It does not answer.
     DOWN = 0

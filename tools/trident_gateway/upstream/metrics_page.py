@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_GAUGES = re.compile(rb"^nv_trt_llm_(?:request|kv_cache_block|general)_metrics\{([^}]*)\} ([0-9.eE+-]+)$", re.MULTILINE)
+_GAUGES = re.compile(
+    rb"^nv_trt_llm_(?:request|kv_cache_block|general)_metrics\{([^}]*)\} (\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)$",
+    re.MULTILINE,
+)
 _LABELS = re.compile(rb'(\w+)="([^"]*)"')
 _KINDS = {
     (b"request_type", b"active"): "num_active",
@@ -21,7 +24,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class CoreFigures:
-    """How busy one core is.
+    """The load of one core.
 
     Args:
         num_active: requests that it has, those that wait among them.

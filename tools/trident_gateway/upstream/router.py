@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """What metrics show of a server.
+    """The state of a server, as metrics show it.
 
     Args:
         server: its name, `HOST:PORT`.

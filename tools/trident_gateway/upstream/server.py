@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WatchTimes:
-    """How often servers are looked at, and how long they may be silent; all in seconds.
+    """The times by which servers are watched, all in seconds.
 
     Args:
         probe_s: between two looks at a server, its health and its figures.
@@ -48,7 +48,7 @@ class WatchTimes:
 
 
 class Server:
-    """One server.
+    """One tritonserver, its state and the way to it.
 
     Args:
         address: of its ports.
