@@ -33,7 +33,7 @@ def test_gateway_command_reads_every_option() -> None:
         "--jwt-plan-claim", "p", "--plans", "q", "--limits-store", "redis://r", "--limits-fail", "closed",
         "--replicas", "3", "--tls-cert", "c", "--tls-key", "d", "--drain-delay", "4", "--drain-timeout", "5",
         "--keep-alive", "6", "--request-timeout", "7", "--max-n", "8", "--max-body", "9999", "--allow-unknown-fields",
-        "--share-prefix-cache", "--otlp", "http://o", "--log-file", "l", "--quiet",
+        "--relax-tools", "--share-prefix-cache", "--otlp", "http://o", "--log-file", "l", "--quiet",
     )  # fmt: skip
     assert made.servers == (
         ServerAddress("http://a:8000", "http://a:8002"), ServerAddress("http://[::1]:9000", "http://[::1]:8002")

@@ -110,6 +110,7 @@ class GatewaySettings:
         request_timeout_s: for a request whose client names no timeout.
         max_n: answers to one prompt that a client may ask for.
         allow_unknown_fields: ignore what is not known in a request, and list it in a header of the answer.
+        relax_tools: with tool_choice `auto`, hold calls to the tools' schemas only where a tool says `strict`.
         share_prefix_cache: let prompts of one tenant use what those of another have left in the cache.
         otlp_url: of the collector of traces; None for no traces.
         log_file: of the request log; None for standard output.
@@ -134,6 +135,7 @@ class GatewaySettings:
     request_timeout_s: float = 600.0
     max_n: int = 128
     allow_unknown_fields: bool = False
+    relax_tools: bool = False
     share_prefix_cache: bool = False
     otlp_url: str | None = None
     log_file: Path | None = None

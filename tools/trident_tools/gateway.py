@@ -123,6 +123,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ignore unknown fields, and list them in the header x-trident-ignored, rather than refuse them",
     )
     group.add_argument(
+        "--relax-tools",
+        action="store_true",
+        help="with tool_choice auto, hold calls to schemas only where a tool says strict (default: always)",
+    )
+    group.add_argument(
         "--max-body",
         type=int,
         default=defaults.http.max_body_bytes,
@@ -213,6 +218,7 @@ def read_settings(args: argparse.Namespace) -> GatewaySettings:
         request_timeout_s=args.request_timeout,
         max_n=args.max_n,
         allow_unknown_fields=args.allow_unknown_fields,
+        relax_tools=args.relax_tools,
         share_prefix_cache=args.share_prefix_cache,
         otlp_url=args.otlp or os.environ.get(_OTLP_VARIABLE) or None,
         log_file=args.log_file,

@@ -13,6 +13,7 @@ from tests.fakes.gateway_upstream import FakeRouter, Script, SpokenAnswer, Token
 from tests.gateway.api.client import ApiClient, chat_body, joined_chat
 from tests.gateway.api.models import END, START, THINK, THINKING_MODEL, THOUGHT, TOOL_MODEL
 from tests.gateway.api.test_responses_endpoint import events_of
+from trident_gateway.settings import GatewaySettings
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -98,6 +99,32 @@ def test_tools_reach_the_template_without_what_is_not_for_it() -> None:
     client.post(CHAT, chat_body(tools=TOOLS, tool_choice="required"))
     assert client.router.asked["guided_decoding_guide_type"] == "structural_tag"
     assert client.router.asked["marker_ids"] == [START, END]
+
+
+@pytest.mark.parametrize(
+    ("relax", "strict", "choice", "held"),
+    [
+        (False, None, "auto", True),
+        (True, None, "auto", False),
+        (True, False, "auto", False),
+        (True, True, "auto", True),
+        (True, False, "required", True),
+    ],
+)
+def test_calls_are_held_to_schemas_unless_that_is_relaxed(
+    relax: bool, strict: bool | None, choice: str, held: bool
+) -> None:
+    """For the requests of both endpoints."""
+    script = Script([SpokenAnswer(call("add", "{}"))])
+    router = FakeRouter(lambda _call: script, served=(TOOL_MODEL,))
+    client = ApiClient(script, router=router, settings=GatewaySettings(relax_tools=relax))
+    function = {"name": "add", "strict": strict}
+    chat = chat_body(tools=[{"type": "function", "function": function}], tool_choice=choice)
+    response = {"model": "demo", "input": "x", "tools": [{"type": "function", **function}], "tool_choice": choice}
+    for path, body in ((CHAT, chat), (RESPONSES, response)):
+        assert client.post(path, body).status == 200
+        assert ("guided_decoding_guide" in router.asked) is held
+        assert router.asked["marker_ids"] == [START, END]
 
 
 def test_tools_and_a_form_of_the_whole_answer_exclude_each_other() -> None:

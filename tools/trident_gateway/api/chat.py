@@ -27,7 +27,7 @@ from trident_gateway.api.translate import ParamNames, Tensors, plan_tensors, sam
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.tool_calls.guides import ToolPlan, plan_guide, plan_tools, turns_reasoning_off
-from trident_gateway.tool_calls.tools import Choice
+from trident_gateway.tool_calls.tools import Choice, ToolChoice
 from trident_gateway.upstream.served_model import ServedModel
 
 #: Tokens of an answer that a request without a bound is taken for; the core's own default.
@@ -110,7 +110,7 @@ def plan_chat(fields: ChatRequest, model: ServedModel, caller: Caller, settings:
         values[tensors.RETURN_LOG_PROBS.name] = values[tensors.RETURN_TOKEN_BYTES.name] = True
         if fields.top_logprobs:
             values[tensors.NUM_TOP_LOG_PROBS.name] = fields.top_logprobs
-    guide_param, tool_plan = _plan_tools(fields, model)
+    guide_param, tool_plan = _plan_tools(fields, model, settings)
     plan_tensors(tool_plan, card, values)
     names = ParamNames(
         "messages",
@@ -141,7 +141,7 @@ def _put_template_fields(fields: ChatRequest, values: Tensors) -> None:
         values[tensors.CONTINUE_FINAL_MESSAGE.name] = fields.continue_final_message
 
 
-def _plan_tools(fields: ChatRequest, model: ServedModel) -> tuple[str, ToolPlan]:
+def _plan_tools(fields: ChatRequest, model: ServedModel, settings: GatewaySettings) -> tuple[str, ToolPlan]:
     """Return the field that asked for a guide, and the plan of tool calls and reasoning."""
     tools, choice = tools_of(fields), choice_of(fields)
     in_prompt = (
@@ -152,13 +152,20 @@ def _plan_tools(fields: ChatRequest, model: ServedModel) -> tuple[str, ToolPlan]
     guide = guide_of(fields, fields.response_format)
     if guide is None:
         parallel = fields.parallel_tool_calls is not False
-        plan = plan_tools(model.card, tools, choice, parallel=parallel, in_prompt=in_prompt)
+        strict = any(tool.function.strict for tool in fields.tools or ())
+        guided = strict or holds_calls(choice, settings)
+        plan = plan_tools(model.card, tools, choice, parallel=parallel, in_prompt=in_prompt, guided=guided)
         return "tools", plan
     if tools and choice.choice is not Choice.NONE:
         raise invalid(
             guide.param, "cannot be given together with tools that may be called; send 'tool_choice': 'none'."
         )
     return guide.param, plan_guide(model.card, guide.kind, guide.text, in_prompt=in_prompt)
+
+
+def holds_calls(choice: ToolChoice, settings: GatewaySettings) -> bool:
+    """Return whether calls are held to the schemas of tools that do not ask for it."""
+    return not settings.relax_tools or choice.choice is not Choice.AUTO
 
 
 def render_tools(tools: Sequence[ToolDefinition]) -> str:

@@ -19,12 +19,12 @@ _MAX_TOP_LOGPROBS = 20
 
 
 class FunctionDefinition(Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
-    """The description of a tool, whose arguments always follow the schema, whether `strict` or not."""
+    """The description of a tool, whose arguments follow the schema, whether `strict` or not, unless that is relaxed."""
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[bool | None, NO_EFFECT] = None
+    strict: bool | None = None
 
 
 class ToolDefinition(Struct, tag_field="type", tag="function", forbid_unknown_fields=True, frozen=True):

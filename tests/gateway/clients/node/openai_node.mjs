@@ -60,7 +60,7 @@ const cases = {
   },
   tools: async () => {
     const answer = await client.chat.completions.create({
-      ...asked, messages: weather, tools: [tool], tool_choice: 'required', max_completion_tokens: 100,
+      ...asked, messages: weather, tools: [tool], tool_choice: 'required', max_completion_tokens: 400,
       parallel_tool_calls: false,
     });
     const call = answer.choices[0].message.tool_calls[0];
@@ -70,7 +70,7 @@ const cases = {
   run_tools: async () => {
     const calls = [];
     const run = client.chat.completions.runTools({
-      model, messages: weather, max_completion_tokens: 100, stream: true, tool_choice: { type: 'function', function: { name: 'get_weather' } },
+      model, messages: weather, max_completion_tokens: 400, stream: true, tool_choice: { type: 'function', function: { name: 'get_weather' } },
       tools: [{
         type: 'function',
         function: {
@@ -84,7 +84,7 @@ const cases = {
   },
   json_schema: async () => {
     const answer = await client.chat.completions.parse({
-      ...asked, max_completion_tokens: 100,
+      ...asked, max_completion_tokens: 400,
       response_format: { type: 'json_schema', json_schema: { name: 'person', schema: person, strict: true } },
     });
     return JSON.parse(answer.choices[0].message.content);

@@ -30,7 +30,7 @@ def extracted(gateway: Gateway, mode: instructor.Mode) -> Any:
     return (
         client_of(gateway, mode)
         .chat.completions.create(
-            model=gateway.model, response_model=Person, max_retries=0, max_tokens=100,
+            model=gateway.model, response_model=Person, max_retries=0, max_tokens=400,
             messages=[{"role": "user", "content": "Somebody, please."}],
         )
         .model_dump()
@@ -56,7 +56,7 @@ def by_json_schema(gateway: Gateway) -> Any:
 def partial(gateway: Gateway) -> Any:
     found = list(
         client_of(gateway, instructor.Mode.TOOLS).chat.completions.create_partial(
-            model=gateway.model, response_model=Person, max_tokens=100,
+            model=gateway.model, response_model=Person, max_tokens=400,
             messages=[{"role": "user", "content": "Somebody, please."}],
         )
     )  # fmt: skip

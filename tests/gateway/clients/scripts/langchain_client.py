@@ -28,7 +28,7 @@ def chat(gateway: Gateway, **options: Any) -> ChatOpenAI:
     """Return a chat model."""
     return ChatOpenAI(
         base_url=gateway.base, api_key=gateway.key, max_retries=0, timeout=60,
-        **{"model": gateway.model, "max_completion_tokens": 100, "seed": 7, **options},
+        **{"model": gateway.model, "max_completion_tokens": 400, "seed": 7, **options},
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def streamed(gateway: Gateway) -> Any:
 @case
 def tools(gateway: Gateway) -> Any:
     answer = litellm.completion(
-        messages=WEATHER, tools=[TOOL], tool_choice="required", max_tokens=100, **options(gateway)
+        messages=WEATHER, tools=[TOOL], tool_choice="required", max_tokens=400, **options(gateway)
     )
     (call,) = answer.choices[0].message.tool_calls
     return {"name": call.function.name, "arguments": call.function.arguments, "finish": answer.choices[0].finish_reason}
@@ -48,7 +48,7 @@ def tools(gateway: Gateway) -> Any:
 def tools_streamed(gateway: Gateway) -> Any:
     chunks = list(
         litellm.completion(
-            messages=WEATHER, tools=[TOOL], tool_choice="required", max_tokens=100, stream=True, **options(gateway)
+            messages=WEATHER, tools=[TOOL], tool_choice="required", max_tokens=400, stream=True, **options(gateway)
         )
     )
     joined = litellm.stream_chunk_builder(chunks, messages=WEATHER)
@@ -59,7 +59,7 @@ def tools_streamed(gateway: Gateway) -> Any:
 @case
 def json_schema(gateway: Gateway) -> Any:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
-    answer = litellm.completion(messages=PLAIN, response_format=form, max_tokens=100, **options(gateway))
+    answer = litellm.completion(messages=PLAIN, response_format=form, max_tokens=400, **options(gateway))
     return answer.choices[0].message.content
 
 

@@ -139,7 +139,7 @@ def logprobs_streamed(gateway: Gateway) -> Any:
 
 @case
 def json_object(gateway: Gateway) -> Any:
-    return told(chat(gateway, response_format={"type": "json_object"}, max_completion_tokens=100))
+    return told(chat(gateway, response_format={"type": "json_object"}, max_completion_tokens=400))
 
 
 @case
@@ -149,7 +149,7 @@ def json_schema(gateway: Gateway) -> Any:
         chat(
             gateway,
             response_format={"type": "json_schema", "json_schema": schema},
-            max_completion_tokens=100,
+            max_completion_tokens=400,
         )
     )
 
@@ -157,7 +157,7 @@ def json_schema(gateway: Gateway) -> Any:
 @case
 def parsed(gateway: Gateway) -> Any:
     answer = client_of(gateway).chat.completions.parse(
-        model=gateway.model, messages=PLAIN, response_format=Person, max_completion_tokens=100
+        model=gateway.model, messages=PLAIN, response_format=Person, max_completion_tokens=400
     )
     person = answer.choices[0].message.parsed
     return None if person is None else person.model_dump()
@@ -166,7 +166,7 @@ def parsed(gateway: Gateway) -> Any:
 @case
 def parsed_stream(gateway: Gateway) -> Any:
     with client_of(gateway).chat.completions.stream(
-        model=gateway.model, messages=PLAIN, response_format=Person, max_completion_tokens=100
+        model=gateway.model, messages=PLAIN, response_format=Person, max_completion_tokens=400
     ) as stream:
         kinds = [event.type for event in stream]
         person = stream.get_final_completion().choices[0].message.parsed
@@ -177,7 +177,7 @@ def tools(gateway: Gateway, choice: Any, **fields: Any) -> Any:
     """Ask for the weather with two tools."""
     messages = WEATHER
     return chat(
-        gateway, messages=messages, tools=[TOOL, OTHER_TOOL], tool_choice=choice, max_completion_tokens=100, **fields
+        gateway, messages=messages, tools=[TOOL, OTHER_TOOL], tool_choice=choice, max_completion_tokens=400, **fields
     )
 
 
@@ -224,7 +224,7 @@ def tools_helper_stream(gateway: Gateway) -> Any:
     """The client's own joining of a stream, which is strict about the order of events."""
     with client_of(gateway).chat.completions.stream(
         model=gateway.model, messages=WEATHER, tools=[TOOL], tool_choice="required", parallel_tool_calls=False,
-        max_completion_tokens=100,
+        max_completion_tokens=400,
     ) as stream:  # fmt: skip
         kinds = [event.type for event in stream]
         return {"kinds": sorted(set(kinds)), **told_final(stream.get_final_completion())}
@@ -342,7 +342,7 @@ def flat(tool: dict[str, Any]) -> dict[str, Any]:
 def responses_tools(gateway: Gateway) -> Any:
     answer = client_of(gateway).responses.create(
         model=gateway.model, input="What is the weather in Athens?", tools=[flat(TOOL)], tool_choice="required",
-        parallel_tool_calls=False, max_output_tokens=100, store=False,
+        parallel_tool_calls=False, max_output_tokens=400, store=False,
     )  # fmt: skip
     return [item.model_dump() for item in answer.output]
 
@@ -352,7 +352,7 @@ def responses_tools_streamed(gateway: Gateway) -> Any:
     events = list(
         client_of(gateway).responses.create(
             model=gateway.model, input="What is the weather in Athens?", tools=[flat(TOOL)], tool_choice="required",
-            parallel_tool_calls=False, max_output_tokens=100, store=False, stream=True,
+            parallel_tool_calls=False, max_output_tokens=400, store=False, stream=True,
         )
     )  # fmt: skip
     return {
@@ -365,7 +365,7 @@ def responses_tools_streamed(gateway: Gateway) -> Any:
 @case
 def responses_parsed(gateway: Gateway) -> Any:
     answer = client_of(gateway).responses.parse(
-        model=gateway.model, input="Somebody.", text_format=Person, max_output_tokens=100, store=False
+        model=gateway.model, input="Somebody.", text_format=Person, max_output_tokens=400, store=False
     )
     return None if answer.output_parsed is None else answer.output_parsed.model_dump()
 

@@ -9,7 +9,7 @@ import msgspec
 
 from trident_ensemble.contract import tensors
 from trident_gateway.api.body import invalid, planned
-from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of
+from trident_gateway.api.chat import DEFAULT_MAX_TOKENS, affinity_of, holds_calls
 from trident_gateway.api.choices import AnswerPlan
 from trident_gateway.api.context import ApiContext
 from trident_gateway.api.generation import Generation, generating
@@ -104,7 +104,7 @@ def plan_response(
         values[tensors.RETURN_LOG_PROBS.name] = values[tensors.RETURN_TOKEN_BYTES.name] = True
         if fields.top_logprobs:
             values[tensors.NUM_TOP_LOG_PROBS.name] = fields.top_logprobs
-    guide_param, tool_plan = _plan_tools(fields, model)
+    guide_param, tool_plan = _plan_tools(fields, model, settings)
     if tool_plan.parses and LOGPROBS in (fields.include or ()):
         raise invalid("include", "log probabilities go with plain text alone here; /v1/chat/completions has them all.")
     plan_tensors(tool_plan, card, values)
@@ -121,12 +121,13 @@ def plan_response(
     )
 
 
-def _plan_tools(fields: ResponsesRequest, model: ServedModel) -> tuple[str, ToolPlan]:
+def _plan_tools(fields: ResponsesRequest, model: ServedModel, settings: GatewaySettings) -> tuple[str, ToolPlan]:
     tools, choice = tools_of(fields), choice_of(fields)
     guide = _guide(fields)
     if guide is None:
         parallel = fields.parallel_tool_calls is not False
-        plan = plan_tools(model.card, tools, choice, parallel=parallel, param=_TOOL_PARAM)
+        guided = any(tool.strict for tool in fields.tools or ()) or holds_calls(choice, settings)
+        plan = plan_tools(model.card, tools, choice, parallel=parallel, guided=guided, param=_TOOL_PARAM)
         return "tools", plan
     if tools and choice.choice is not Choice.NONE:
         raise invalid(

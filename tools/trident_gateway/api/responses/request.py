@@ -49,7 +49,7 @@ class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fiel
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[bool | None, NO_EFFECT] = None
+    strict: bool | None = None
 
 
 class NamedTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True, frozen=True):
