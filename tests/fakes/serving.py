@@ -17,6 +17,7 @@ from trident_ensemble.contract.errors import RequestError
 from trident_ensemble.contract.manifest import Generation
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.draining import DrainNotice
+from trident_ensemble.text.special_tokens import SpecialTokens
 
 NO_DEFAULTS = Generation(end_ids=(), temperature=0.0, top_k=0, top_p=1.0)
 
@@ -35,6 +36,16 @@ def spell(token_id: int) -> str:
     return "".join("abcde"[token_id // scale % 5] for scale in (25, 5, 1))
 
 
+class Speller:
+    """Spells the tokens of `Letters`, without their first letter at the beginning of a text; token 0 is special."""
+
+    def of(self, token_id: int, *, begins: bool) -> bytes:
+        return spell(token_id)[begins:].encode()
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == 0
+
+
 def context(spec: EngineSpec = SPEC, defaults: Generation = NO_DEFAULTS) -> RequestContext:
     anchors = bytes([1]) * spec.vocab_size
 
@@ -45,6 +56,7 @@ def context(spec: EngineSpec = SPEC, defaults: Generation = NO_DEFAULTS) -> Requ
         min_tokens: int,
         include_stop: bool,
         skip_special_tokens: bool,
+        markers: SpecialTokens,
     ) -> StopStrings:
         return StopStrings(
             Letters(),
@@ -54,9 +66,10 @@ def context(spec: EngineSpec = SPEC, defaults: Generation = NO_DEFAULTS) -> Requ
             min_tokens=min_tokens,
             include_stop=include_stop,
             skip_special_tokens=skip_special_tokens,
+            markers=markers,
         )
 
-    return RequestContext(spec, defaults, stop_strings)
+    return RequestContext(spec, defaults, stop_strings, Speller())
 
 
 class CountdownGuide:
