@@ -123,7 +123,7 @@ class FakeTriton:
         self.num_deaf_stops = 0
         #: What the metrics page says of each core: waiting, active, fraction.
         self.figures: dict[str, tuple[float, float, float]] = {}
-        #: How preprocessing answers `generate`.
+        #: How preprocessing answers `generate`; what has the key `error` is a refusal.
         self.preprocess: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {"input_ids": [1, 2, 3]}
         #: Every request for text, in order, and every request with `stop`.
         self.requests: list[Running] = []
@@ -228,7 +228,8 @@ class FakeTriton:
             asked = json.loads(body)
             if "ensemble_scheduling" in config:
                 return await self._generate(reader, writer, model, asked, headers, is_stream=verb != "generate")
-            status, answer = 200, json.dumps(self.preprocess(asked))
+            prepared = self.preprocess(asked)
+            status, answer = 400 if "error" in prepared else 200, json.dumps(prepared)
         else:
             status, answer = self._look(path, model, config if verb == "config" else None)
         _plain(writer, status, answer)

@@ -100,6 +100,7 @@ class _Writer:
             follows_safely: what comes after them is the end or a marker, so that it cannot be taken for free text.
         """
         parts = [part for node in nodes for part in self._flat(node)]
+        safe = self._safe_places(parts, follows_safely)
         expressions: list[str] = []
         place = 0
         while place < len(parts):
@@ -113,7 +114,7 @@ class _Writer:
                 end += 1
                 expressions.append(self._lazy(part.excludes, until.text))
             else:
-                expressions.append(self._one(part, self._begins_safely(parts[end:], follows_safely)))
+                expressions.append(self._one(part, safe[end]))
             place = end
         return " ".join(expressions) or '""'
 
@@ -159,7 +160,7 @@ class _Writer:
 
     def _separated(self, node: Separated, follows_safely: bool) -> str:
         separator = self._split(node.separator)
-        after = self._begins_safely(separator, True) and follows_safely
+        after = self._safe_places(separator, True)[0] and follows_safely
         tags = self._rule(" | ".join(self.run([tag], follows_safely=after) for tag in node.tags))
         more = "" if node.stop_after_first else f" ({self.run(separator, follows_safely=False)} {tags})*"
         return f"({tags}{more}){'' if node.at_least_one else '?'}"
@@ -230,19 +231,22 @@ class _Writer:
         options = [" ".join(map(self._regular, self._flat(option))) or '""' for option in part.options]
         return f"({' | '.join(options)})"
 
-    def _begins_safely(self, parts: Sequence[_Part], follows_safely: bool) -> bool:
-        """Return whether what comes next cannot be taken for free text: it is a marker, or the end."""
-        if not parts:
-            return follows_safely
-        first, rest = parts[0], parts[1:]
-        if isinstance(first, Either | Separated):
-            after = self._begins_safely(rest, follows_safely)
-            options = first.options if isinstance(first, Either) else first.tags
-            may_lack = isinstance(first, Separated) and not first.at_least_one
-            return (after or not may_lack) and all(
-                self._begins_safely([*self._flat(option)], after) for option in options
-            )
-        return isinstance(first, _Marker)
+    def _safe_places(self, parts: Sequence[_Part], follows_safely: bool) -> list[bool]:
+        """Return for each place of a run, its end included, whether what begins there cannot be taken for free text.
+
+        A marker cannot, nor can the end.
+        """
+        safe = [follows_safely]
+        for part in reversed(parts):
+            after = safe[-1]
+            if isinstance(part, Either | Separated):
+                options = part.options if isinstance(part, Either) else part.tags
+                may_lack = isinstance(part, Separated) and not part.at_least_one
+                begins = (self._safe_places([*self._flat(option)], after)[0] for option in options)
+                safe.append((after or not may_lack) and all(begins))
+            else:
+                safe.append(isinstance(part, _Marker))
+        return safe[::-1]
 
     def _rule(self, body: str) -> str:
         self.lines.append(f"r{len(self.lines)}: {body}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -494,3 +495,54 @@ def test_structural_tag_may_be_larger_than_other_guides(checked: Checked) -> Non
     checked.compile({"type": "json_schema", "json_schema": schema})
     with pytest.raises(RequestError, match="at most 262144"):
         checked.compile({"type": "json_schema", "json_schema": {**schema, "title": "x" * 200_000}})
+
+
+_FREE = {"type": "any_text"}
+_MAYBE = {"type": "optional", "content": _OBJECT}
+
+
+def _nested(depth: int) -> Format:
+    form: Format = _MAYBE
+    for _ in range(depth):
+        form = {"type": "tags_with_separator", "tags": [{"begin": "", "content": form, "end": ""}], "separator": ""}
+    return form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "sequence", "elements": [_MAYBE] * 900},
+        _nested(12),
+        {"type": "regex", "pattern": "((a{1,100}){1,100}){1,100}"},
+        {
+            "type": "tag",
+            "begin": "<tool_call>",
+            "content": {"type": "regex", "pattern": "(a|b)*a(a|b){500}"},
+            "end": "</tool_call>",
+        },
+        {"type": "any_text", "excludes": ["x" * 100_000, "y" * 100_000]},
+        _call("x" * 100_000, "y"),
+        {
+            "type": "or",
+            "elements": [
+                {"type": "sequence", "elements": [_FREE, {"type": "const_string", "value": f"a{number}"}, _OBJECT]}
+                for number in range(400)
+            ],
+        },
+    ],
+)
+def test_structural_tag_that_costs_too_much_costs_its_own_request(checked: Checked, form: Format) -> None:
+    """It compiles in a moment, and ends by itself where it can no longer be followed."""
+    began = time.thread_time()
+    guide = checked.compile(form).start(frozenset({NO_TEXT}))
+    assert time.thread_time() - began < 10
+    rng = seeded(0)
+    for _ in range(40):
+        began = time.thread_time()
+        choices = allowed(guide)[0] - {NO_TEXT}
+        assert time.thread_time() - began < 2
+        if not choices:
+            assert guide.is_finished or guide.failure is not None
+            break
+        guide.advance(rng.choice(sorted(choices)))

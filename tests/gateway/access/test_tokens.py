@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.num_calls += 1
         self.server.gate.wait(60)
         self.send_response(self.server.status)
-        self.send_header("location", "https://evil.example/")
+        self.send_header("location", f"{self.server.url}/elsewhere")
         self.end_headers()
         self.wfile.write(json.dumps(self.server.key_set).encode())
 
@@ -311,6 +311,8 @@ def test_keys_stay_in_force_while_the_provider_is_gone(provider: _Provider) -> N
             await verifier.keys.refresh()
             assert await verifier.verify(signed_token()) is not None
         assert verifier.keys.num_failures == 3
+        # Nobody was sent elsewhere.
+        assert provider.num_calls == 4
         await verifier.close()
 
     _run(main())

@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway_upstream import FakeRouter, Script, SpokenAnswer, tokens_of
-from tests.gateway.api.client import ApiClient
-from tests.gateway.api.models import TOOL_MODEL
+from tests.fakes.triton_http import FakeTriton
+from tests.gateway.api.client import ApiClient, Authenticator, Limiter
+from tests.gateway.api.models import TOOL_CARD, TOOL_MODEL
+from tests.gateway.http.room import JSON, Room
+from tests.gateway.upstream.driver import routing
 from trident_ensemble.contract import tensors
+from trident_gateway.api.context import ApiContext
+from trident_gateway.api.openai_api import endpoints
+from trident_gateway.callers import ANYBODY
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.upstream.served_model import GenerateCall
 
@@ -168,3 +174,23 @@ def test_no_body_is_a_fault(allow: bool) -> None:
     asyncio.run(run())
     assert num_answered > _NUM_BODIES // 20
     assert num_refused > _NUM_BODIES // 20
+
+
+@pytest.mark.slow
+def test_no_body_is_a_fault_on_the_whole_way() -> None:
+    """Some of them over HTTP, from a client's connection to a server's and back."""
+    draw = random.Random(21)  # noqa: S311 (no secret)
+
+    async def run() -> None:
+        async with routing(FakeTriton(TOOL_CARD)) as router:
+            callers: Any = Authenticator({None: ANYBODY})
+            limiter: Any = Limiter()
+            context = ApiContext(GatewaySettings(max_n=4), router, callers, limiter)
+            async with Room(*endpoints(context)) as room:
+                for _ in range(300):
+                    path, body = draw.choice(_BODIES)
+                    raw = _mutated(draw, body)
+                    reply = await room.ask("POST", path, raw, JSON)
+                    assert reply.status < 500, (raw, reply.body)
+
+    asyncio.run(asyncio.wait_for(run(), 300))

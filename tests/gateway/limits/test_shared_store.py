@@ -265,8 +265,10 @@ def test_what_was_settled_without_the_store_is_told_to_it_when_it_is_back(own_se
         caller = _caller(concurrency=2, tokens_per_day=10**6)
         settled, running = await limiter.reserve(caller, 100, 1000), await limiter.reserve(caller, 100, 1000)
         own_server.pause()
-        await settled.settle(100, 7)
+        # Another one finds the store gone, so that the settlement is never sent while it is.
+        await limiter.reserve(_caller(concurrency=1), 1, 1)
         assert not limiter.is_store_up
+        await settled.settle(100, 7)
         own_server.resume()
         await limiter.start()
 

@@ -200,6 +200,24 @@ def test_exchange_past_its_deadline_is_ended(hang_after: int, streaming: bool) -
     run(main())
 
 
+def test_exchange_past_its_deadline_is_ended_though_events_wait_for_their_reader() -> None:
+    async def main() -> None:
+        async with FakeTriton() as fake, routing(fake) as router:
+            fake.answer = lambda body: Script(tokens(body).events, gap_s=0.001)
+            exchange = await router.open(make_call(router, max_tokens=100_000, deadline_s=0.2))
+
+            async def read_slowly() -> None:
+                while await exchange.read():
+                    await asyncio.sleep(0.01)
+
+            with pytest.raises(DeadlineError):
+                await read_slowly()
+            await exchange.close()
+            await until(lambda: not fake.running)
+
+    run(main())
+
+
 def test_exchange_stops_again_what_was_not_there_to_be_stopped() -> None:
     """A request that is on its way to the core when the first `stop` arrives is not missed."""
 

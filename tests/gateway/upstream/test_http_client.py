@@ -12,8 +12,8 @@ import pytest
 from tests.fakes.triton_http import FakeTriton
 from tests.gateway.upstream.driver import run, until
 from trident_ensemble.contract.errors import ConfigError
-from trident_gateway.upstream.connection import HIGH_WATER, ConnectionLostError
-from trident_gateway.upstream.http_client import BodyTooLargeError, ConnectError, HttpClient
+from trident_gateway.upstream.connection import HIGH_WATER, ConnectError, ConnectionLostError
+from trident_gateway.upstream.http_client import BodyTooLargeError, HttpClient
 
 Talk = Callable[[asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

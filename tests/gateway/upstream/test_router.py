@@ -253,7 +253,7 @@ def test_router_waits_for_a_model_that_is_being_loaded_again() -> None:
             )
             opening = asyncio.ensure_future(router.open(make_call(router)))
             await until(lambda: router.retries["missing"] == 1)
-            router._tell_news()
+            router._fleet._tell_news()
             assert await read_out(await opening)
 
     run(main())
@@ -385,7 +385,8 @@ def test_call_json_reaches_another_model_and_tries_another_server() -> None:
             for _ in range(6):
                 body = await router.call_json(model, f"{model.preprocessing}/generate", b'{"text_input": "four"}')
                 assert body == b'{"input_ids": [4]}'
-            with pytest.raises(EngineFaultError):
-                await router.call_json(model, "nobody/generate", b"{}")
+            well.preprocess = lambda _: {"error": "[INVALID_ARG] text_input: is missing"}
+            with pytest.raises(UpstreamRefusalError):
+                await router.call_json(model, f"{model.preprocessing}/generate", b"{}")
 
     run(main())

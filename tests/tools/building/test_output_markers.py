@@ -69,6 +69,8 @@ PYTHONIC = """
     {%- endfor %}
 {%- endfor %}
 """
+pytestmark = pytest.mark.slow
+
 TOKENS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 CONTROL = ("<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 

@@ -66,7 +66,7 @@ class ChatEndpoint:
 async def _stream(generation: Generation, fields: ChatRequest, plan: GenerationPlan, out: AnswerSink) -> None:
     include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
     stream = ChatStream(new_id("chatcmpl-"), int(time.time()), plan.model.card.name, include_usage=include_usage)
-    async for deltas in generation.deltas():
+    while (deltas := await generation.read()) is not None:
         events = stream.render(deltas)
         if events:
             await out.send_events(events)
@@ -76,7 +76,7 @@ async def _stream(generation: Generation, fields: ChatRequest, plan: GenerationP
 
 async def _answer(generation: Generation, fields: ChatRequest, plan: GenerationPlan, out: AnswerSink) -> None:
     deltas: list[Delta] = []
-    async for more in generation.deltas():
+    while (more := await generation.read()) is not None:
         deltas += more
     await generation.settle()
     body = render_chat(

@@ -68,7 +68,7 @@ async def _stream(generation: Generation, fields: CompletionRequest, plan: Gener
     include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
     stream = CompletionStream(_head(plan), include_usage=include_usage)
     parts = CompletionParts(fields.logprobs, plan.num_choices)
-    async for deltas in generation.deltas():
+    while (deltas := await generation.read()) is not None:
         events = stream.render(parts.read(deltas, generation.prompt_scores))
         if events:
             await out.send_events(events)
@@ -79,7 +79,7 @@ async def _stream(generation: Generation, fields: CompletionRequest, plan: Gener
 async def _answer(generation: Generation, fields: CompletionRequest, plan: GenerationPlan, out: AnswerSink) -> None:
     parts = CompletionParts(fields.logprobs, plan.num_choices)
     found: list[CompletionPart] = []
-    async for deltas in generation.deltas():
+    while (deltas := await generation.read()) is not None:
         found += parts.read(deltas, generation.prompt_scores)
     await generation.settle()
     num_answers = len(plan.prompts) * plan.num_choices

@@ -50,6 +50,7 @@ class Generation:
             [Choice(at * num + index, plan.answers) for index in range(num)] for at in range(len(exchanges))
         ]
         self._reads: dict[asyncio.Task[Sequence[GenerateEvent]], int] = {}
+        self._is_reading = False
         self._is_corrected = False
         #: The prompts' tokens with their log probabilities, where they were asked for, by the prompt's position.
         self.prompt_scores: dict[int, list[TokenScores]] = {}
@@ -66,21 +67,21 @@ class Generation:
             sum(counted) if counted else None,
         )
 
-    async def deltas(self) -> AsyncIterator[list[Delta]]:
-        """Yield what has come, all of one read together, until every answer is complete.
+    async def read(self) -> list[Delta] | None:
+        """Return what has come, all of one read together; None when every answer is complete.
 
         Raises:
             ApiError: a server was lost, or has failed.
         """
         if len(self._exchanges) == 1:
-            exchange = self._exchanges[0]
-            while events := await exchange.read():
-                yield self._take(0, events)
+            position, events = 0, await self._exchanges[0].read()
         else:
-            async for position, events in self._merged():
-                yield self._take(position, events)
+            position, events = await self._read_any()
+        if events:
+            return self._take(position, events)
         if not all(choice.finish_reason for choices in self._choices for choice in choices):
             raise UpstreamLostError
+        return None
 
     async def settle(self) -> None:
         """Pay for what was used; only the first call counts."""
@@ -98,21 +99,27 @@ class Generation:
             task.cancel()
         await asyncio.gather(*self._reads, *(exchange.close() for exchange in self._exchanges), return_exceptions=True)
 
-    async def _merged(self) -> AsyncIterator[tuple[int, Sequence[GenerateEvent]]]:
-        """Yield each prompt's events as they come."""
-        self._reads = {self._read(exchange): at for at, exchange in enumerate(self._exchanges)}
+    async def _read_any(self) -> tuple[int, Sequence[GenerateEvent]]:
+        """Return the events of the prompt that has some first, and its position; none when all have ended."""
+        if not self._is_reading:
+            self._is_reading = True
+            for position in range(len(self._exchanges)):
+                self._begin_read(position)
         while self._reads:
-            done, _ = await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                position = self._reads.pop(task)
-                events = task.result()
-                if events:
-                    yield position, events
-                    self._reads[self._read(self._exchanges[position])] = position
+            task = next((task for task in self._reads if task.done()), None)
+            if task is None:
+                await asyncio.wait(self._reads, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            position = self._reads.pop(task)
+            events = task.result()
+            if events:
+                self._begin_read(position)
+                return position, events
+        return 0, ()
 
-    @staticmethod
-    def _read(exchange: Exchange) -> asyncio.Task[Sequence[GenerateEvent]]:
-        return asyncio.get_running_loop().create_task(exchange.read())
+    def _begin_read(self, position: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._exchanges[position].read())
+        self._reads[task] = position
 
     def _take(self, position: int, events: Sequence[GenerateEvent]) -> list[Delta]:
         meter, choices = self._meters[position], self._choices[position]

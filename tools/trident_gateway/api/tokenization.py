@@ -104,7 +104,7 @@ class TokenizationEndpoints:
         )
         text = ""
         async with generating(context, request, out, caller, plan) as generation:
-            async for deltas in generation.deltas():
+            while (deltas := await generation.read()) is not None:
                 for delta in deltas:
                     text += "".join(event.text for event in delta.events if isinstance(event, ContentDelta))
             await generation.settle()

@@ -19,6 +19,10 @@ _MAX_HEAD_BYTES = 64 << 10
 _KEEPALIVE = (10, 5, 3)
 
 
+class ConnectError(Exception):
+    """No connection to the server could be made."""
+
+
 class ConnectionLostError(Exception):
     """A connection that has failed before the answer was complete.
 
@@ -103,6 +107,8 @@ class Connection(asyncio.Protocol):
             ConnectionLostError: the connection has failed.
         """
         chunks = self._chunks
+        if self._interrupt is not None:
+            raise self._interrupt
         while not chunks:
             if self._is_complete:
                 return b""
@@ -128,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._is_busy = False
 
     def interrupt(self, error: Exception | None) -> None:
-        """Make the one who waits for the answer get an error, though the answer may still come; None takes it back."""
+        """Make whoever reads the answer get an error, though the answer may still come; None takes it back."""
         self._interrupt = error
         self._wake()
 

@@ -12,14 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trident_ensemble.contract.errors import ConfigError
-from trident_gateway.upstream.connection import Connection, ConnectionLostError
+from trident_gateway.upstream.connection import ConnectError, Connection, ConnectionLostError
 
 _MAX_IDLE = 256
 Headers = Iterable[tuple[bytes, bytes]]
-
-
-class ConnectError(Exception):
-    """No connection to the server could be made."""
 
 
 class BodyTooLargeError(Exception):

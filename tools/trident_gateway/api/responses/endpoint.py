@@ -66,7 +66,7 @@ class ResponsesEndpoint:
 async def _answer(generation: Generation, response: RunningResponse, out: AnswerSink, *, is_stream: bool) -> None:
     is_begun = False
     reason = ""
-    async for deltas in generation.deltas():
+    while (deltas := await generation.read()) is not None:
         events = b"" if is_begun else response.begin()
         is_begun = True
         for delta in deltas:
