@@ -23,6 +23,7 @@ from trident_gateway.http.certificate import Certificate
 from trident_gateway.http.drain import Drain
 from trident_gateway.http.lifecycle import Lifecycle, Phase
 from trident_gateway.http.listening import Port
+from trident_gateway.http.part_metrics import add_metrics_of_parts
 from trident_gateway.http.private import PrivateApplication
 from trident_gateway.http.probes import Probes
 from trident_gateway.http.progress import ProgressWatch
@@ -95,7 +96,7 @@ class Gateway:
             for part in (router, limiter, authenticator):
                 stack.push_async_callback(part.close)
                 await part.start()
-            _add_metrics(metrics, router, limiter, authenticator, public)
+            add_metrics_of_parts(metrics, router, limiter, authenticator, public)
 
             progress = ProgressWatch()
             probes = Probes(lifecycle, lambda: router.is_ready, lambda: progress.is_stuck)
@@ -194,84 +195,3 @@ def _counter(metrics: Metrics, part: str) -> Callable[[], None]:
         loop.call_soon_threadsafe(metrics.count_failure, part)
 
     return count
-
-
-def _add_metrics(metrics: Metrics, router: Router, limiter: Limiter, authenticator: Authenticator, port: Port) -> None:
-    metrics.add(
-        "counter",
-        "upstream_picks_total",
-        "Calls to servers, and why this one",
-        ("server", "reason"),
-        router.picks.items,
-    )
-    metrics.add(
-        "counter",
-        "retries_total",
-        "Calls that were tried once more",
-        ("reason",),
-        lambda: [((reason,), number) for reason, number in router.retries.items()],
-    )
-    metrics.add(
-        "gauge",
-        "server_ready",
-        "1 for a server in rotation",
-        ("server",),
-        lambda: [((one.server,), one.is_ready) for one in router.status()],
-    )
-    metrics.add(
-        "gauge",
-        "server_inflight",
-        "Calls that a server has",
-        ("server",),
-        lambda: [((one.server,), one.num_in_flight) for one in router.status()],
-    )
-    metrics.add(
-        "counter",
-        "server_ejections_total",
-        "Times that a server was taken out of rotation",
-        ("server",),
-        lambda: [((one.server,), one.num_ejections) for one in router.status()],
-    )
-    metrics.add(
-        "gauge",
-        "model_conflicts",
-        "1 for a model on which servers do not agree, so that only some of them serve it",
-        ("model",),
-        lambda: [((name,), 1) for name in sorted(router.conflicts)],
-    )
-    metrics.add(
-        "gauge",
-        "limits_store_up",
-        "0 while the shared store of limits is gone",
-        (),
-        lambda: [((), limiter.is_store_up)],
-    )
-    metrics.add(
-        "counter",
-        "limits_store_losses_total",
-        "Times that the shared store of limits was lost",
-        (),
-        lambda: [((), limiter.num_store_losses)],
-    )
-    metrics.add(
-        "gauge",
-        "reservations",
-        "Requests that hold a part of a limit",
-        (),
-        lambda: [((), limiter.num_held)],
-    )
-    metrics.add(
-        "gauge",
-        "stale_files",
-        "Files of keys and plans that have changed and cannot be understood",
-        (),
-        lambda: [((), authenticator.num_stale_files)],
-    )
-    metrics.add(
-        "counter",
-        "provider_failures_total",
-        "Times that the identity provider's keys could not be fetched",
-        (),
-        lambda: [((), authenticator.num_failed_fetches)],
-    )
-    metrics.add("gauge", "connections", "Open connections of clients", (), lambda: [((), port.num_connections)])

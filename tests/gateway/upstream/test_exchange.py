@@ -204,15 +204,18 @@ def test_exchange_past_its_deadline_is_ended_though_events_wait_for_their_reader
     async def main() -> None:
         async with FakeTriton() as fake, routing(fake) as router:
             fake.answer = lambda body: Script(tokens(body).events, gap_s=0.001)
-            exchange = await router.open(make_call(router, max_tokens=100_000, deadline_s=0.2))
+            call = make_call(router, max_tokens=100_000, deadline_s=0.2)
 
             async def read_slowly() -> None:
-                while await exchange.read():
-                    await asyncio.sleep(0.01)
+                exchange = await router.open(call)
+                try:
+                    while await exchange.read():
+                        await asyncio.sleep(0.01)
+                finally:
+                    await exchange.close()
 
             with pytest.raises(DeadlineError):
                 await read_slowly()
-            await exchange.close()
             await until(lambda: not fake.running)
 
     run(main())

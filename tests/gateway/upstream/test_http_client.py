@@ -12,8 +12,8 @@ import pytest
 from tests.fakes.triton_http import FakeTriton
 from tests.gateway.upstream.driver import run, until
 from trident_ensemble.contract.errors import ConfigError
-from trident_gateway.upstream.connection import HIGH_WATER, ConnectError, ConnectionLostError
-from trident_gateway.upstream.http_client import BodyTooLargeError, HttpClient
+from trident_gateway.upstream.connection import HIGH_WATER, BodyTooLargeError, ConnectError, ConnectionLostError
+from trident_gateway.upstream.http_client import HttpClient
 
 Talk = Callable[[asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -54,7 +54,9 @@ async def _get(client: HttpClient, path: str = READY) -> tuple[int, bytes]:
     return await client.fetch(b"GET", path, max_bytes=1 << 20, timeout_s=60)
 
 
-@pytest.mark.parametrize("url", ["https://a:1", "a:1", "http://", "http://a:1/path", "http://a:x", "http://u@a:1"])
+@pytest.mark.parametrize(
+    "url", ["https://a:1", "a:1", "http://", "http://a:1/path", "http://a:x", "http://u@a:1", "http://ä:1"]
+)
 def test_client_refuses_what_is_no_address_of_a_server(url: str) -> None:
     with pytest.raises(ConfigError, match="server"):
         HttpClient(url)

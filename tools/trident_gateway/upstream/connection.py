@@ -23,6 +23,10 @@ class ConnectError(Exception):
     """No connection to the server could be made."""
 
 
+class BodyTooLargeError(Exception):
+    """An answer is longer than whoever asked wants to read."""
+
+
 class ConnectionLostError(Exception):
     """A connection that has failed before the answer was complete.
 

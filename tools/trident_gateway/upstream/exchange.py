@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from trident_ensemble.contract.errors import read_wire_message
 from trident_gateway.errors import ApiError, DeadlineError, EngineFaultError, UpstreamLostError
-from trident_gateway.upstream.connection import ConnectError, ConnectionLostError
+from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
 from trident_gateway.upstream.events import EventCutter, GenerateEvent, MalformedEventError
-from trident_gateway.upstream.http_client import BodyTooLargeError, HttpClient, Response
+from trident_gateway.upstream.http_client import HttpClient, Response
 from trident_gateway.upstream.refusals import (
     RefusedError,
     UpstreamRefusalError,

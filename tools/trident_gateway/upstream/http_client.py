@@ -12,14 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trident_ensemble.contract.errors import ConfigError
-from trident_gateway.upstream.connection import ConnectError, Connection, ConnectionLostError
+from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, Connection, ConnectionLostError
 
 _MAX_IDLE = 256
 Headers = Iterable[tuple[bytes, bytes]]
-
-
-class BodyTooLargeError(Exception):
-    """An answer is longer than whoever asked wants to read."""
 
 
 class HttpClient:
@@ -37,13 +33,13 @@ class HttpClient:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
+            self._authority = parts.netloc.encode("ascii")
         except ValueError as error:
             raise ConfigError(f"server {url}: {error}") from None
         if parts.scheme != "http" or not host or parts.path not in {"", "/"} or parts.query or parts.username:
             raise ConfigError(f"server {url}: must be of the form http://HOST:PORT")
         self._host = host
         self._port = port or 80
-        self._authority = parts.netloc.encode("idna")
         self._connect_timeout_s = connect_timeout_s
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
@@ -148,7 +144,7 @@ class HttpClient:
         except OSError as error:
             raise ConnectError(f"{self._host}:{self._port}: {error}") from None
 
-    def exchange(self, old: Connection, new: Connection) -> None:
+    def replace(self, old: Connection, new: Connection) -> None:
         """Count a connection as busy in the place of another."""
         self._busy.discard(old)
         self._busy.add(new)
@@ -211,7 +207,7 @@ class Response:
         self._is_reused = False
         connection = await self._client.connect()
         connection.send(self._request)
-        self._client.exchange(self._connection, connection)
+        self._client.replace(self._connection, connection)
         self._connection = connection
         connection.interrupt(self._interrupt)
         return await connection.read_status()

@@ -21,10 +21,9 @@ from trident_gateway.errors import (
     UpstreamLostError,
 )
 from trident_gateway.settings import ServerAddress
-from trident_gateway.upstream.connection import ConnectError, ConnectionLostError
+from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
 from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.fleet import Fleet, ServerStatus
-from trident_gateway.upstream.http_client import BodyTooLargeError
 from trident_gateway.upstream.refusals import RefusedError, api_error, read_refusal
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 from trident_gateway.upstream.server import Server, WatchTimes

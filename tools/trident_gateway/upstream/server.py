@@ -13,11 +13,11 @@ from typing import Any
 
 from trident_gateway.settings import ServerAddress
 from trident_gateway.upstream.balancer import Candidate
-from trident_gateway.upstream.connection import ConnectError, ConnectionLostError
+from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
 from trident_gateway.upstream.discovery import read_models
 from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.health import Health, Level
-from trident_gateway.upstream.http_client import BodyTooLargeError, HttpClient
+from trident_gateway.upstream.http_client import HttpClient
 from trident_gateway.upstream.metrics_page import MetricsPage, read_page
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 
