@@ -159,7 +159,7 @@ def alone(sequence: Sequence, sampler: ScoringSampler, next_logits: Any) -> Alon
     ]
     log_probs: list[TokenLogProbs] = []
     output: list[int] = []
-    ending = None
+    ending = None if sequence.max_tokens else (FinishReason.LENGTH, "", False)
     while ending is None:
         copied.token_ids = prompt + output
         copied.guide = Grammar(length, list(output)) if length is not None else None
