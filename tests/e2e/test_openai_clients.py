@@ -133,8 +133,9 @@ def test_openai_clients_random_answers_are_alike_streamed_and_whole(stack: Stack
         assert _are_close(joined_scores, scores), asked
         assert "\ufffd" not in json.dumps(plain["texts"], ensure_ascii=False), asked
         assert set(plain["finish"].values()) <= FINISH_REASONS
-        for name in usage:
-            usage[name] += 2 * plain["usage"][name]
+        # The engine counts a prompt once for each of its answers, a client's usage once.
+        usage["prompt_tokens"] += 2 * plain["usage"]["prompt_tokens"] * len(plain["texts"])
+        usage["completion_tokens"] += 2 * plain["usage"]["completion_tokens"]
     until(lambda: _counted(stack.server)[1] - before[1] >= usage["completion_tokens"], 10, "the counters are up")
     after = _counted(stack.server)
     assert (after[0] - before[0], after[1] - before[1]) == (usage["prompt_tokens"], usage["completion_tokens"])
@@ -302,7 +303,10 @@ def _cancelled(server: Server) -> int:
 
 def test_openai_clients_nothing_that_was_said_is_left_anywhere(stack: Stack) -> None:
     """The server logs at its most talkative; what is looked for stands in prompts, tools, arguments and the key."""
-    tool = {"type": "function", "function": {"name": CANARY, "description": CANARY, "parameters": {"title": CANARY}}}
+    tool: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": CANARY, "description": CANARY, "parameters": {"title": CANARY}},
+    }
     asked = {"messages": [{"role": "user", "content": CANARY}], "max_completion_tokens": 8, "user": CANARY}
     bodies: Sequence[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", {**asked, "tools": [tool], "tool_choice": "required"}),
@@ -318,9 +322,9 @@ def test_openai_clients_nothing_that_was_said_is_left_anywhere(stack: Stack) -> 
     assert stack.post("/v1/chat/completions", asked, f"sk-{CANARY}")[0] == 401
     with urllib.request.urlopen(f"http://127.0.0.1:{stack.server.metrics_port}/metrics", timeout=60) as reply:
         pages = {"server's metrics": reply.read().decode(), "gateway's metrics": stack.gateway.metrics()}
-    logs = {path: path.read_text(errors="replace") for path in stack.folder.rglob("*") if _may_be_written(path)}
-    assert stack.gateway.log in logs
-    assert stack.server.log in logs
+    written = [path for path in stack.folder.rglob("*") if _may_be_written(path)]
+    assert {stack.gateway.log, stack.gateway.output, stack.server.log} <= set(written)
+    logs = {str(path): path.read_text(errors="replace") for path in written}
     for where, text in {**pages, **logs}.items():
         assert CANARY not in text.lower(), where
         assert stack.gateway.key not in text, where

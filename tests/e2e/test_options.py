@@ -193,6 +193,10 @@ def test_options_truncation_is_asked_for(server: Server) -> None:
         ("choice", json.dumps(["yes", "no", "perhaps"]), "yes|no|perhaps"),
         ("json_schema", json.dumps({"type": "object", "properties": {"n": {"type": "integer", "maximum": 99,
          "minimum": 0}, "ok": {"type": "boolean"}}, "required": ["n", "ok"], "additionalProperties": False}), None),
+        ("structural_tag", json.dumps({"type": "structural_tag", "format": {"type": "tags_with_separator", "tags": [
+         {"type": "tag", "begin": "<call>", "content": {"type": "json_schema", "json_schema": {"enum": ["a", "b"]}},
+         "end": "</call>"}], "separator": "", "at_least_one": True, "stop_after_first": True}}),
+         '<call>"[ab]"</call>'),
     ],
 )  # fmt: skip
 def test_options_guided_outputs_are_valid(server: Server, kind: str, guide: str, pattern: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.triton_http import FakeTriton, Script, tokens
 from tests.gateway.http.certificates import name_of, trusting, write_certificate
 from tests.gateway.http.room import Client, run, until
-from tests.gateway.process import JSON, GatewayProcess, completion
+from tests.gateway.process import JSON, ROOT, GatewayProcess, completion
 from trident_gateway.settings import TlsSettings
 
 pytestmark = pytest.mark.e2e
@@ -242,5 +244,21 @@ def test_server_says_where_it_is_and_how_to_use_it() -> None:
             compile("\n".join(line.strip() for line in python), "announcement", "exec")
             gateway.signal()
             assert await gateway.status() == 0
+
+    run(test)
+
+
+def test_server_metrics_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8").split("## Metrics")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
+    told = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+    async def test() -> None:
+        async with FakeTriton() as fake, GatewayProcess(fake, options=("--drain-delay", "0")) as gateway:
+            assert (await gateway.ask("/v1/completions", completion())).status == 200
+            text = (await gateway.ask("/metrics", private=True)).body.decode()
+        shown = set(re.findall(r"^# TYPE trident_gateway_(\w+) ", text, re.MULTILINE))
+        assert shown | {"certificate_end_seconds"} == told
+        assert {family.name for family in text_string_to_metric_families(text)}
 
     run(test)

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def tokenizers(tmp_path: Path) -> Path:
 
 def test_load_tools_aiperf(served: Served, tokenizers: Path, tmp_path: Path) -> None:
     folder = tmp_path / "figures"
-    command = [
+    command: list[str | Path] = [
         program(PINNED, "aiperf"), "profile", "-m", "demo", "--url", f"http://127.0.0.1:{served.relay.port}",
         "--endpoint-type", "chat", "--streaming", "--tokenizer", "trident/demo", "--api-key", served.gateway.key,
         "--request-count", str(NUM_REQUESTS), "--num-dataset-entries", str(NUM_REQUESTS), "--concurrency", "2",
@@ -59,10 +60,13 @@ def test_load_tools_aiperf(served: Served, tokenizers: Path, tmp_path: Path) -> 
 def test_load_tools_trident_bench(served: Served, tmp_path: Path, prompts: str) -> None:
     """It knows no keys, so this gateway has none."""
     report, file = tmp_path / "report.json", tmp_path / "prompts.jsonl"
-    asked = {"text": {"text_input": "The ferry"}, "messages": {"messages": [{"role": "user", "content": "The ferry?"}]}}
+    asked: dict[str, dict[str, Any]] = {
+        "text": {"text_input": "The ferry"},
+        "messages": {"messages": [{"role": "user", "content": "The ferry?"}]},
+    }
     file.write_text(json.dumps({**asked[prompts], "max_tokens": OUTPUT_TOKENS}) + "\n", encoding="utf-8")
     with gateway(tmp_path, [served.triton.address], has_keys=False) as running, relaying(running.port) as relay:
-        command = [
+        command: list[str | Path] = [
             sys.executable, "-m", "trident_tools.main", "bench", "--protocol", "openai", "--url", relay.url,
             "--users", "2", "--ramp", "0", "--duration", "1", "--prompts", file, "--quiet", "--json", report,
             "--records", "--metrics-url", f"{served.triton.address.metrics_url}/metrics",

@@ -87,7 +87,7 @@ def response_stream(*events: dict[str, Any]) -> str:
     return "".join(f"event: {event.get('type')}\ndata: {json.dumps(event)}\n\n" for event in events)
 
 
-WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+WITH_USAGE: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def exchange_of(kind: str, value: Any) -> dict[str, Any]:
