@@ -211,8 +211,9 @@ class Histories(RuleBasedStateMachine):
             assert not set(chosen) & set(preempted), "it lost its room to a stream and got it back at once"
         advanced = {advance.sequence for advance in result.advances}
         stuck = {s for s in streams if s.finish_reason is FinishReason.ERROR}
+        satisfied = {s for s in streams if s.finish_reason is FinishReason.LENGTH and not s.max_tokens}
         assert not advanced & self.masks.held
-        assert set(streams) <= advanced | set(preempted) | stuck | self.masks.held, (
+        assert set(streams) <= advanced | set(preempted) | stuck | satisfied | self.masks.held, (
             "a running stream waited for somebody's prompt"
         )
         assert all(s.num_tokens == length for s, length in paused.items())
