@@ -18,7 +18,7 @@ from trident_gateway.tool_calls.answer_events import (
     ToolCallDelta,
     ToolCallStart,
 )
-from trident_gateway.tool_calls.call_syntax import Beginning, Braces, CallSyntax, Progress, syntax_of
+from trident_gateway.tool_calls.call_syntax import Beginning, Braces, CallSyntax, Progress, Rest, syntax_of
 from trident_gateway.tool_calls.guides import ToolPlan
 
 __all__ = [
@@ -54,6 +54,7 @@ class AnswerParser:
         self._texts = {role: marker.text for role, marker in markers.items()}
         self._events: list[AnswerEvent] = []
         self._num_calls = 0
+        self._is_open = False
         #: Text of the content or reasoning that white space or the beginning of a marker may follow.
         self._held = ""
         #: White space that follows belongs to the marker before it.
@@ -62,6 +63,8 @@ class AnswerParser:
         self._opening, self._consumed = "", ""
         self._beginning = Beginning(())
         self._braces = Braces()
+        #: What stands between the arguments of a call and the end of its object.
+        self._rest = Rest()
         self._state = self._in_reasoning if plan.in_reasoning else self._at_the_beginning
         self._skips_blanks = plan.in_reasoning
 
@@ -69,6 +72,11 @@ class AnswerParser:
     def num_calls(self) -> int:
         """Calls that have begun."""
         return self._num_calls
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last call has not come to the end of its arguments, so that nobody may make it."""
+        return self._is_open
 
     @property
     def in_reasoning(self) -> bool:
@@ -96,10 +104,13 @@ class AnswerParser:
         while self._state == self._in_beginning:
             if self._is_guided and (self._opening or self._beginning.is_past_name_key):
                 # A call that was cut before its arguments.
+                self._is_open = True
                 return self._take_events()
             self._take(self._give_up())
         if self._state == self._in_reasoning:
             self._say(self._held, ReasoningDelta)
+        elif self._state == self._in_rest:
+            self._say(self._rest.end(), ContentDelta)
         elif self._state != self._after_call and not (self._skips_blanks and not self._held.strip(_BLANKS)):
             self._say(self._held, ContentDelta)
         self._held = ""
@@ -180,6 +191,7 @@ class AnswerParser:
             return self._give_up() + text[length:]
         self._events.append(ToolCallStart(self._num_calls, self._draw_id(), self._beginning.name))
         self._num_calls += 1
+        self._is_open = True
         self._opening = self._consumed = ""
         self._braces = Braces()
         self._state = self._in_arguments
@@ -192,7 +204,9 @@ class AnswerParser:
         if end < 0:
             return ""
         assert self._syntax is not None
+        self._is_open = False
         self._braces = Braces(depth=1)
+        self._rest = Rest()
         if self._syntax.is_object:
             self._state = self._in_rest
         else:
@@ -200,11 +214,13 @@ class AnswerParser:
         return text[end:]
 
     def _in_rest(self, text: str) -> str:
-        """What the object of a call has after the arguments, which is nothing where it was held to a grammar."""
+        """What the object of a call has after the arguments: at most an id, where it was held to a grammar."""
         end = self._braces.end(text)
+        self._say(self._rest.feed(text if end < 0 else text[: end - 1]), ContentDelta)
         if end < 0:
             return ""
         assert self._syntax is not None
+        self._say(self._rest.end(), ContentDelta)
         self._state = self._in_list if self._syntax.is_listed else self._after_call
         self._held = ""
         return text[end:]
@@ -280,6 +296,8 @@ class AnswerParser:
                 self._consumed += self._texts[role]
                 return
             self._take(self._give_up())
+        if self._state == self._in_rest:
+            self._say(self._rest.end(), ContentDelta)
         if self._state == self._in_arguments and self._braces.in_string:
             self._take(self._texts[role])
         elif self._state == self._in_reasoning:
