@@ -21,7 +21,7 @@ class Probes:
     Args:
         lifecycle: says whether it drains.
         has_model: returns whether a server with a model can be reached.
-        is_stuck: returns whether requests have been running for long without any progress of their engines.
+        is_stuck: returns whether engines have stood still for long while calls waited for them.
     """
 
     def __init__(self, lifecycle: Lifecycle, has_model: Callable[[], bool], is_stuck: Callable[[], bool]) -> None:
