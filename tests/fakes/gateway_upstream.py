@@ -206,6 +206,8 @@ class FakeExchange:
         self._script = script
         self._events = script.events(call)
         self._num_read = 0
+        self._spending = call.spending
+        self._spending.note_sent()
         self.is_closed = False
 
     async def read(self) -> Sequence[GenerateEvent]:
@@ -220,7 +222,9 @@ class FakeExchange:
 
     async def close(self) -> None:
         """Note the end."""
-        self.is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
+            self._spending.note_ended()
 
 
 @dataclass
