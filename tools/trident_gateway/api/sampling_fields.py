@@ -50,7 +50,7 @@ class SamplingFields(Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[TokenNumber, Bias] | None = None
+    logit_bias: Annotated[dict[TokenNumber, Bias], Meta(max_length=1000)] | None = None
     prompt_cache_key: str | None = None
 
     user: Annotated[str | None, NO_EFFECT] = None
