@@ -10,8 +10,9 @@ import pytest
 
 from tests.fakes.gateway_upstream import MODEL, FakeRouter, Script, SpokenAnswer, tokens_of
 from tests.gateway.api.client import ApiClient, chat_body
+from tests.gateway.api.schema import fields_without_effect
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import fields_without_effect, refused_fields
+from trident_gateway.api.body import refused_fields
 from trident_gateway.api.chat_request import ChatRequest
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
