@@ -83,9 +83,9 @@ class Cell(NamedTuple):
 
 
 _CELLS = [
-    Cell(choice, *flags, end)
+    Cell(choice, strict, parallel, stream, end)
     for choice in ("auto", "none", "required", "named")
-    for flags in itertools.product((True, False), repeat=3)
+    for strict, parallel, stream in itertools.product((True, False), repeat=3)
     for end in ("eos", "length", "stop")
 ]
 
