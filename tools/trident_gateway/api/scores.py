@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 
@@ -107,11 +106,6 @@ def join_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
         if whole.top_logprobs is not None:
             whole.top_logprobs += part.top_logprobs or []
     return whole
-
-
-def to_body(logprobs: CompletionLogprobs | list[TokenLogprob] | None) -> Any:
-    """Return what stands in the field `logprobs` of a choice."""
-    return {"content": logprobs, "refusal": None} if isinstance(logprobs, list) else logprobs
 
 
 def _finite(scored: ScoredToken) -> float:
