@@ -106,7 +106,7 @@ class Connection:
             events: leave it after so many; None reads to the end.
         """
         payload = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(payload)}\r\n\r\n"
         began = time.perf_counter()
         self._writer.write(head.encode() + payload)
