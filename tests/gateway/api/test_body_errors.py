@@ -107,7 +107,15 @@ def test_a_body_that_is_no_json_is_400_invalid_json(path: str, body: bytes) -> N
         (CHAT, chat_body(guided_choice=[]), "invalid_value", "guided_choice"),
         (CHAT, chat_body(tool_choice="auto"), "invalid_value", "tool_choice"),
         (CHAT, chat_body(tool_choice="sometimes"), "invalid_value", "tool_choice"),
-        (CHAT, chat_body(parallel_tool_calls=True), "invalid_value", "parallel_tool_calls"),
+        (CHAT, chat_body(response_format={"type": "structural_tag", "format": {}, "tags": []}),
+         "unknown_parameter", "response_format.tags"),
+        (CHAT, chat_body(prompt_cache_key="x" * 1025), "invalid_value", "prompt_cache_key"),
+        (CHAT, {"model": "demo", "messages": [{"role": "user", "content": "x"}] * 16_385},
+         "invalid_value", "messages"),
+        ("/tokenize", {"model": "demo", "messages": [{"role": "user", "content": "x"}] * 16_385},
+         "invalid_value", "messages"),
+        (RESPONSES, response(input=[{"role": "user", "content": "x"}] * 16_385), "invalid_value", "input"),
+        (RESPONSES, response(prompt_cache_key="x" * 1025), "invalid_value", "prompt_cache_key"),
         (CHAT, chat_body(tools=[{"type": "web_search"}]), "invalid_value", "tools[0].type"),
         (CHAT, chat_body(tools=[{"type": "function", "function": {}}]), MISSING, "tools[0].function.name"),
         (CHAT, chat_body(add_generation_prompt=True, continue_final_message=True),
@@ -361,3 +369,28 @@ def test_a_guide_that_can_just_be_read_is_never_a_fault() -> None:
         nested = '{"a":' * depth + "1" + "}" * depth
         raw = json.dumps(completion())[:-1] + f', "guided_json": {nested}}}'
         assert client.post(COMPLETIONS, raw.encode()).status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat_body()), (COMPLETIONS, completion()), (RESPONSES, response()),
+        ("/tokenize", completion()), ("/detokenize", {"model": "demo", "tokens": [1]}),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_models_is_not_sent_back(path: str, body: Any) -> None:
+    """An error is as small as it can be, however long the name is."""
+    answer = ApiClient(SCRIPT).post(path, {**body, "model": "x" * 257})
+    assert answer.error == (400, "invalid_request_error", "invalid_value", "model")
+    assert len(answer.body) < 300
+    assert ApiClient(SCRIPT).post(path, {**body, "model": "x" * 256}).error[2] == "model_not_found"
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat_body()), (RESPONSES, response())])
+def test_a_bound_on_calls_changes_nothing_without_tools(path: str, body: Any, parallel: bool) -> None:
+    """Agents send it by themselves; chat and responses take it alike."""
+    client = ApiClient(SCRIPT)
+    for fields in ({}, {"parallel_tool_calls": parallel}):
+        assert client.post(path, {**body, **fields}).status == 200
+    assert client.router.calls[0].body == client.router.calls[1].body
