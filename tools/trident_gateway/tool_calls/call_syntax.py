@@ -190,43 +190,10 @@ _OBJECT_CALL: tuple[Part, ...] = (
 
 
 #: The id that Mistral's models give a call; another is drawn for it.
-_ID: tuple[Part, ...] = (
+ID: tuple[Part, ...] = (
     Sign.BLANKS, _text(","), Sign.BLANKS, _text('"id"'), Sign.BLANKS, _text(":"), Sign.BLANKS, _text('"'), Sign.CALL_ID,
     _text('"'),
 )  # fmt: skip
-
-
-class Rest:
-    """What the object of a call has after its arguments: nothing, an id, or what belongs to no call."""
-
-    def __init__(self) -> None:
-        self._id = Beginning(_ID)
-        self._may_be_id = True
-        #: What has come and may be left out: a part of an id, or white space.
-        self._held = ""
-        self._skips_blanks = True
-
-    def feed(self, text: str) -> str:
-        """Take text of the object; return what is certain to belong to no call, without the white space around it."""
-        text, before = self._held + text, self._held
-        if self._may_be_id:
-            length, progress = self._id.feed(text[len(before) :])
-            if progress is Progress.MORE:
-                self._held = text
-                return ""
-            self._may_be_id = False
-            if progress is Progress.DONE:
-                text = text[len(before) + length :]
-        if self._skips_blanks:
-            text = text.lstrip(_BLANKS)
-        certain = text.rstrip(_BLANKS)
-        self._held = text[len(certain) :]
-        self._skips_blanks = self._skips_blanks and not certain
-        return certain
-
-    def end(self) -> str:
-        """Return what was held and is no id, when nothing comes any more."""
-        return self._held.strip(_BLANKS)
 
 
 @dataclass(frozen=True)
