@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from tests.ports import free_ports
 from trident_ensemble.contract.model_card import PARAMETER, ModelCard, render_card
 from trident_gateway.settings import ServerAddress
 
@@ -135,6 +136,8 @@ class FakeTriton:
         self.ended: dict[str, int] = {"done": 0, "cancelled": 0, "left": 0}
         self.num_connections = 0
         self.num_accepted = 0
+        #: Answered questions whether it is ready.
+        self.num_probes = 0
         #: Bytes of a send buffer, to see a slow reader; None for the system's.
         self.send_buffer: int | None = None
         self._servers: list[asyncio.Server] = []
@@ -159,8 +162,10 @@ class FakeTriton:
     async def start(self) -> None:
         """Listen; the ports stay the same when it is started again after a stop."""
         for attribute in ("port", "metrics_port"):
-            server = await asyncio.start_server(self._serve, "127.0.0.1", getattr(self, attribute), backlog=4096)
-            setattr(self, attribute, server.sockets[0].getsockname()[1])
+            # A port that the kernel gave might be another connection's by the time of the next start.
+            port = getattr(self, attribute) or free_ports(1)[0]
+            server = await asyncio.start_server(self._serve, "127.0.0.1", port, backlog=4096)
+            setattr(self, attribute, port)
             self._servers.append(server)
 
     async def kill(self) -> None:
@@ -234,6 +239,7 @@ class FakeTriton:
             status, answer = 400 if "error" in prepared else 200, json.dumps(prepared)
         else:
             status, answer = self._look(path, model, config if verb == "config" else None)
+            self.num_probes += path == "/v2/health/ready"
         _plain(writer, status, answer)
         return True
 

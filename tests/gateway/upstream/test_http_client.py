@@ -199,16 +199,20 @@ def test_client_drops_a_connection_on_which_something_comes_unasked() -> None:
     async def talk(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
-        await until(lambda: len(client_._idle) == 1)
+        await is_answered.wait()
+        is_answered.clear()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
 
     client_: HttpClient
+    is_answered = asyncio.Event()
 
     async def main() -> None:
         nonlocal client_
         async with _server(talk) as client_:
             assert await _get(client_) == (200, b"")
-            await asyncio.sleep(0.05)  # there is nothing that shows that it has come
+            assert len(client_._idle) == 1
+            is_answered.set()
+            await until(lambda: not client_._idle[0].is_reusable)
             assert await _get(client_) == (200, b"")
 
     run(main())

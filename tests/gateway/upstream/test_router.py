@@ -375,12 +375,14 @@ def test_router_kill_of_one_of_two_servers_under_load_fails_its_running_streams_
     run(main())
 
 
+@pytest.mark.slow
 def test_router_gives_up_calls_to_a_server_that_says_nothing_at_all() -> None:
     """A stopped process keeps its connections; a call that has had no byte is then made elsewhere."""
 
     async def main() -> None:
         hung, well = FakeTriton(CARD), FakeTriton(CARD)
-        times = WatchTimes(probe_s=0.05, probe_down_s=0.02, models_s=0.05, timeout_s=0.05, silence_s=0.3)
+        times = WatchTimes(probe_s=0.05, probe_down_s=0.02, models_s=0.05, timeout_s=1, silence_s=5)
+        loop = asyncio.get_running_loop()
         async with routing(hung, well, times=times) as router:
             hung.answer = lambda body: Script(tokens(body).events, hang_after=1)
             well.is_ready = False
@@ -390,7 +392,8 @@ def test_router_gives_up_calls_to_a_server_that_says_nothing_at_all() -> None:
             waiting = asyncio.ensure_future(ask(router))
             await until(lambda: len(hung.running) == 2)
             # As long as the server answers anything, a call may wait for as long as it likes.
-            await asyncio.sleep(0.6)
+            begin, probes = loop.time(), hung.num_probes
+            await until(lambda: loop.time() - begin > times.silence_s and hung.num_probes > probes + 10)
             assert not waiting.done()
             well.is_ready = True
             hung.is_silent = True
