@@ -37,7 +37,7 @@ class Stage(Enum):
 
 
 class Rest:
-    """What the object of a call has after its arguments: nothing, an id, or what belongs to no call."""
+    """The text in the object of a call after its arguments: an id or nothing, and else what belongs to no call."""
 
     def __init__(self) -> None:
         self._id = Beginning(ID)
