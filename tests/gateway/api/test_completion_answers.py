@@ -243,4 +243,6 @@ def test_a_refused_prompt_of_several_ends_the_others() -> None:
     answer = client.post(PATH, {"model": "demo", "prompt": ["a", "bad", "b"]})
     assert answer.error == (400, "invalid_request_error", "invalid_value", "prompt")
     assert all(exchange.is_closed for exchange in client.router.exchanges)
-    assert client.limiter.reservations[0].settled == [(None, 0)], "the others were taken, and said nothing of their cost"
+    assert client.limiter.reservations[0].settled == [(None, 0)], (
+        "the others were taken, and said nothing of their cost"
+    )
