@@ -398,6 +398,7 @@ def test_application_misses_no_cancellation_that_comes_with_the_end_of_the_body(
         await out.send_json(b"{}")
 
     async def test() -> None:
+        nonlocal has_read
         loop = asyncio.get_running_loop()
         lifecycle = Lifecycle()
         sent: list[Any] = []
