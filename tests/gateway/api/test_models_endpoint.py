@@ -65,8 +65,8 @@ def test_an_alias_of_two_models_stands_for_one_of_them() -> None:
     names = [model["id"] for model in ApiClient(SCRIPT, router=router).get("/v1/models").json["data"]]
     assert names == ["demo", "gpt-demo", "other"]
     for right, name, status in (("gpt-demo", "other", 404), ("demo", "other", 404), ("gpt-demo", "demo", 200)):
-        callers = {None: Caller("k", "k", "t", models=frozenset({right}))}
-        own = ApiClient(SCRIPT, callers=callers, router=router)
+        caller = Caller("k", "k", "t", models=frozenset({right}))
+        own = ApiClient(SCRIPT, callers={None: caller}, router=router)
         assert own.get("/v1/models/{model:path}", {"model": name}).status == status
 
 
