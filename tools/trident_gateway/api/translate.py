@@ -48,6 +48,9 @@ _OWN = frozenset(
         tensors.STOP, tensors.RETURN_PERF_METRICS,
     )
 )  # fmt: skip
+#: Added to the timeout that a server is told: the gateway ends a request in time, and only what it ends has a count of
+#: its tokens.
+_GRACE_MS = 1000
 #: The bias that bans a token.
 _BAN = -100
 _GUIDES = frozenset({tensors.GUIDE.name, tensors.GUIDE_TYPE.name})
@@ -98,7 +101,7 @@ def sampling_tensors(fields: SamplingFields, caller: Caller, settings: GatewaySe
         values[tensors.PRIORITY.name] = priority
     if caller.tenant and not settings.share_prefix_cache:
         values[tensors.CACHE_SALT.name] = caller.tenant
-    values[tensors.TIMEOUT_MS.name] = math.ceil(timeout_s(fields, settings) * 1000)
+    values[tensors.TIMEOUT_MS.name] = math.ceil(timeout_s(fields, settings) * 1000) + _GRACE_MS
     return values
 
 
