@@ -37,6 +37,7 @@ class Script:
         status: of the HTTP answer.
         gap_s: seconds before each event.
         gate: awaited before the first event, if it is there.
+        gates: awaited before other events, by their index.
         hang_after: sends nothing more after so many events, if there are so many, until it is stopped or left.
         break_after: cuts the connection after so many events.
         pieces: cuts what is sent into pieces of this many bytes; 0 for one piece an event.
@@ -47,6 +48,7 @@ class Script:
     status: int = 200
     gap_s: float = 0.0
     gate: asyncio.Event | None = None
+    gates: Mapping[int, asyncio.Event] = field(default_factory=dict)
     hang_after: int | None = None
     break_after: int | None = None
     pieces: int = 0
@@ -320,15 +322,15 @@ class FakeTriton:
     ) -> bool:  # fmt: skip
         """Send what the script says; return whether all of it was sent before the request was ended."""
         if script.gate is not None:
-            gate = asyncio.ensure_future(script.gate.wait())
-            await asyncio.wait([gate, *ends], return_when=asyncio.FIRST_COMPLETED)
-            gate.cancel()
+            await _opened(script.gate, ends)
         count = len(script.events)
         hang_after = None if script.hang_after is None or script.hang_after > count else script.hang_after
         last = count - 1 if hang_after is None and script.break_after is None else -1
         for index in range(count + 1):
             if script.gap_s and index < count and not any(end.done() for end in ends):
                 await asyncio.wait(ends, timeout=script.gap_s, return_when=asyncio.FIRST_COMPLETED)
+            if index in script.gates:
+                await _opened(script.gates[index], ends)
             if hang_after == index:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if script.break_after == index:
@@ -400,6 +402,13 @@ async def _left(reader: asyncio.StreamReader) -> None:
 def _event(event: Event) -> bytes:
     text = json.dumps(dict(sorted(event.items())), ensure_ascii=False, separators=(",", ":"))
     return b"data: %b\n\n" % text.encode()
+
+
+async def _opened(gate: asyncio.Event, ends: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait until a gate is open, or the request has ended."""
+    waiting = asyncio.ensure_future(gate.wait())
+    await asyncio.wait([waiting, *ends], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 def _head(writer: asyncio.StreamWriter, status: int) -> None:
