@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,8 +20,10 @@ from tests.e2e.metrics_page import settled_page
 from tests.e2e.server import Server, serve, until
 from tests.gateway.upstream.driver import read_out, run
 from tests.gateway.upstream.driver import until as comes
+from trident_gateway.api.usage import TokenMeter
 from trident_gateway.errors import UpstreamLostError
 from trident_gateway.settings import ServerAddress
+from trident_gateway.upstream.call_spending import CallSpending
 from trident_gateway.upstream.refusals import UpstreamRefusalError
 from trident_gateway.upstream.router import Router
 from trident_gateway.upstream.served_model import GenerateCall
@@ -68,6 +71,30 @@ def test_gateway_upstream_stream_and_plain_answer_are_the_same_and_refusals_are_
             assert router.status()[0].num_in_flight == 0
 
     run(main())
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_gateway_upstream_an_answer_that_nobody_waits_for_says_what_it_has_cost(
+    server: Server, *, streaming: bool
+) -> None:
+    """Its last response has both counts, so that hanging up is not free."""
+    meter = TokenMeter()
+
+    async def main() -> None:
+        async with _routing(server) as router:
+            call = replace(_call(router, 4000, streaming=streaming), spending=CallSpending(meter.take))
+            opening = asyncio.ensure_future(router.open(call))
+            if streaming:
+                await (await opening).close()
+            else:
+                await asyncio.sleep(0.5)
+                opening.cancel()
+                await asyncio.gather(opening, return_exceptions=True)
+            await asyncio.wait_for(call.spending.wait_until_ended(), 4.0)
+
+    run(main())
+    assert meter.num_input
+    assert 0 < meter.num_output < 4000
 
 
 @pytest.mark.parametrize("streaming", [True, False])

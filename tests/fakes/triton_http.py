@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from tests.ports import free_ports
 from trident_ensemble.contract.model_card import PARAMETER, ModelCard, render_card
 from trident_gateway.settings import ServerAddress
 
@@ -36,18 +37,22 @@ class Script:
         status: of the HTTP answer.
         gap_s: seconds before each event.
         gate: awaited before the first event, if it is there.
+        gates: awaited before other events, by their index.
         hang_after: sends nothing more after so many events, if there are so many, until it is stopped or left.
         break_after: cuts the connection after so many events.
         pieces: cuts what is sent into pieces of this many bytes; 0 for one piece an event.
+        cancelled: what the last response has, beside its reason, when the request is stopped.
     """
 
     events: Sequence[Event]
     status: int = 200
     gap_s: float = 0.0
     gate: asyncio.Event | None = None
+    gates: Mapping[int, asyncio.Event] = field(default_factory=dict)
     hang_after: int | None = None
     break_after: int | None = None
     pieces: int = 0
+    cancelled: Event = field(default_factory=dict)
 
 
 def tokens(request: Mapping[str, Any]) -> Script:
@@ -133,6 +138,8 @@ class FakeTriton:
         self.ended: dict[str, int] = {"done": 0, "cancelled": 0, "left": 0}
         self.num_connections = 0
         self.num_accepted = 0
+        #: Answered questions whether it is ready.
+        self.num_probes = 0
         #: Bytes of a send buffer, to see a slow reader; None for the system's.
         self.send_buffer: int | None = None
         self._servers: list[asyncio.Server] = []
@@ -157,8 +164,10 @@ class FakeTriton:
     async def start(self) -> None:
         """Listen; the ports stay the same when it is started again after a stop."""
         for attribute in ("port", "metrics_port"):
-            server = await asyncio.start_server(self._serve, "127.0.0.1", getattr(self, attribute), backlog=4096)
-            setattr(self, attribute, server.sockets[0].getsockname()[1])
+            # A port that the kernel gave might be another connection's by the time of the next start.
+            port = getattr(self, attribute) or free_ports(1)[0]
+            server = await asyncio.start_server(self._serve, "127.0.0.1", port, backlog=4096)
+            setattr(self, attribute, port)
             self._servers.append(server)
 
     async def kill(self) -> None:
@@ -232,6 +241,7 @@ class FakeTriton:
             status, answer = 400 if "error" in prepared else 200, json.dumps(prepared)
         else:
             status, answer = self._look(path, model, config if verb == "config" else None)
+            self.num_probes += path == "/v2/health/ready"
         _plain(writer, status, answer)
         return True
 
@@ -303,7 +313,7 @@ class FakeTriton:
         if not running.num_sent:
             _head(writer, 200)
         final = {"finish_reason": "cancelled", "output_ids": [], "text_output": "", "num_output_tokens": 0}
-        _chunk(writer, _event({**final, **common}), is_last=True)
+        _chunk(writer, _event({**final, **script.cancelled, **common}), is_last=True)
         return "cancelled"
 
     async def _send_events(
@@ -312,15 +322,15 @@ class FakeTriton:
     ) -> bool:  # fmt: skip
         """Send what the script says; return whether all of it was sent before the request was ended."""
         if script.gate is not None:
-            gate = asyncio.ensure_future(script.gate.wait())
-            await asyncio.wait([gate, *ends], return_when=asyncio.FIRST_COMPLETED)
-            gate.cancel()
+            await _opened(script.gate, ends)
         count = len(script.events)
         hang_after = None if script.hang_after is None or script.hang_after > count else script.hang_after
         last = count - 1 if hang_after is None and script.break_after is None else -1
         for index in range(count + 1):
             if script.gap_s and index < count and not any(end.done() for end in ends):
                 await asyncio.wait(ends, timeout=script.gap_s, return_when=asyncio.FIRST_COMPLETED)
+            if index in script.gates:
+                await _opened(script.gates[index], ends)
             if hang_after == index:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if script.break_after == index:
@@ -392,6 +402,13 @@ async def _left(reader: asyncio.StreamReader) -> None:
 def _event(event: Event) -> bytes:
     text = json.dumps(dict(sorted(event.items())), ensure_ascii=False, separators=(",", ":"))
     return b"data: %b\n\n" % text.encode()
+
+
+async def _opened(gate: asyncio.Event, ends: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait until a gate is open, or the request has ended."""
+    waiting = asyncio.ensure_future(gate.wait())
+    await asyncio.wait([waiting, *ends], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 def _head(writer: asyncio.StreamWriter, status: int) -> None:

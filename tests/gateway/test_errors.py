@@ -14,6 +14,7 @@ BUSY = "service_unavailable_error"
 TABLE: list[tuple[ApiError, int, str, str | None, str | None, dict[str, str]]] = [
     (errors.AuthenticationError(), 401, INVALID, "invalid_api_key", None, {"www-authenticate": "Bearer"}),
     (errors.ModelNotFoundError("m"), 404, INVALID, "model_not_found", "model", {}),
+    (errors.ForeignOriginError("s"), 403, INVALID, "foreign_origin", None, {}),
     (errors.NotFoundError(), 404, INVALID, "not_found", None, {}),
     (errors.MethodNotAllowedError(("GET", "POST")), 405, INVALID, "method_not_allowed", None, {"allow": "GET, POST"}),
     (errors.SlowRequestError("s"), 408, INVALID, "request_timeout", None, {"connection": "close"}),

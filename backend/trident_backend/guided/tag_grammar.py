@@ -1,20 +1,17 @@
 """Structural tags written in llguidance's language.
 
-Owns which texts are matched by the ids of tokens, and where one terminal ends and another begins. llguidance's lexer is
-greedy, so neighbours that are regular become one terminal, and free text ends lazily at the text that comes after it.
-Never reads JSON.
+Owns where one terminal ends and another begins. llguidance's lexer is greedy, so neighbours that are regular become one
+terminal, and free text ends lazily at the text that comes after it. Never reads JSON.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from llguidance import regex_to_lark
 
-from trident_backend.guided.added_tokens import AddedTokens, finder
+from trident_backend.guided.added_tokens import AddedTokens
 from trident_backend.guided.ebnf import escaped
 from trident_backend.guided.json_schemas import CheckedSchema
 from trident_backend.guided.tag_formats import TagFormatError
@@ -25,23 +22,12 @@ from trident_backend.guided.tag_nodes import (
     Literal,
     Node,
     Pattern,
-    Run,
     Separated,
     Tagged,
     Triggered,
     texts_of,
 )
-
-
-@dataclass(frozen=True)
-class _Marker:
-    """A token that is matched by its id."""
-
-    text: str
-
-
-#: What a run consists of when its texts have been split at the markers.
-_Part: TypeAlias = Node | _Marker
+from trident_backend.guided.tag_parts import Marker, Part, TagParts
 
 
 @dataclass(frozen=True)
@@ -89,25 +75,25 @@ class _Writer:
         self.schemas: list[CheckedSchema] = []
         self._added = added
         self._whole = frozenset(whole)
-        self._patterns = [pattern for pattern in (finder(whole), added.special_pattern) if pattern is not None]
+        self._parts = TagParts(added, whole)
         self._free: dict[frozenset[str], str] = {}
 
-    def run(self, nodes: Sequence[_Part], *, follows_safely: bool) -> str:
+    def run(self, nodes: Sequence[Part], *, follows_safely: bool) -> str:
         """Return the expression of parts one after another.
 
         Args:
             nodes: the parts.
             follows_safely: what comes after them is the end or a marker, so that it cannot be taken for free text.
         """
-        parts = [part for node in nodes for part in self._flat(node)]
-        safe = self._safe_places(parts, follows_safely)
+        parts = [part for node in nodes for part in self._parts.flat(node)]
+        safe = self._parts.safe_places(parts, follows_safely)
         expressions: list[str] = []
         place = 0
         while place < len(parts):
             part = parts[place]
             end = place + 1
-            if self._is_regular(part):
-                while end < len(parts) and self._is_regular(parts[end]):
+            if self._parts.is_regular(part):
+                while end < len(parts) and self._parts.is_regular(parts[end]):
                     end += 1
                 expressions.append(self._terminal(" ".join(map(self._regular, parts[place:end]))))
             elif isinstance(part, AnyText) and end < len(parts) and isinstance(until := parts[end], Literal):
@@ -118,28 +104,8 @@ class _Writer:
             place = end
         return " ".join(expressions) or '""'
 
-    def _flat(self, node: _Part) -> Iterator[_Part]:
-        if isinstance(node, Run):
-            for part in node.parts:
-                yield from self._flat(part)
-        elif isinstance(node, Tagged):
-            yield from self._split(node.begin)
-            yield from self._flat(node.content)
-            yield from self._split(node.end)
-        elif isinstance(node, Literal):
-            yield from self._split(node.text)
-        else:
-            yield node
-
-    def _split(self, text: str) -> list[_Part]:
-        """Split a text at the tokens that are matched by id."""
-        parts: list[_Part] = [Literal(text)] if text else []
-        for pattern in self._patterns:
-            parts = [piece for part in parts for piece in _pieces(part, pattern)]
-        return parts
-
-    def _one(self, part: _Part, follows_safely: bool) -> str:
-        if isinstance(part, _Marker):
+    def _one(self, part: Part, follows_safely: bool) -> str:
+        if isinstance(part, Marker):
             index = self._added.indices[part.text]
             self.markers.add(index)
             return f"<[{index}]>"
@@ -159,8 +125,8 @@ class _Writer:
         return self._triggered(part)
 
     def _separated(self, node: Separated, follows_safely: bool) -> str:
-        separator = self._split(node.separator)
-        after = self._safe_places(separator, True)[0] and follows_safely
+        separator = self._parts.split(node.separator)
+        after = self._parts.safe_places(separator, True)[0] and follows_safely
         tags = self._rule(" | ".join(self.run([tag], follows_safely=after) for tag in node.tags))
         more = "" if node.stop_after_first else f" ({self.run(separator, follows_safely=False)} {tags})*"
         return f"({tags}{more}){'' if node.at_least_one else '?'}"
@@ -177,7 +143,7 @@ class _Writer:
             heads[found[0]].append(rest)
             if node.at_least_one:
                 whole.append(f"{self.run([Literal(found[0])], follows_safely=False)} {rest}")
-        split = {trigger: self._split(trigger) for trigger in heads}
+        split = {trigger: self._parts.split(trigger) for trigger in heads}
         spelled = {trigger for trigger, parts in split.items() if isinstance(parts[0], Literal)}
         if mixed := next((trigger for trigger in spelled if len(split[trigger]) > 1), None):
             where = node.path / "triggers" / node.triggers.index(mixed)
@@ -214,13 +180,7 @@ class _Writer:
         self.lines.append(f"r{len(self.lines)}[lazy]: {free} /{escaped(until)}/")
         return f"r{len(self.lines) - 1}"
 
-    def _is_regular(self, part: _Part) -> bool:
-        """Return whether a part is one regular expression."""
-        if isinstance(part, Either):
-            return all(self._is_regular(inner) for option in part.options for inner in self._flat(option))
-        return isinstance(part, Literal | Pattern)
-
-    def _regular(self, part: _Part) -> str:
+    def _regular(self, part: Part) -> str:
         """Return the expression of a regular part, for the inside of a terminal."""
         if isinstance(part, Literal):
             return f"/{escaped(part.text)}/"
@@ -228,25 +188,8 @@ class _Writer:
             # A terminal of its own, so that no expression reaches beyond itself.
             return self._terminal(f"/{regex_to_lark(part.regex, ASCII)}/")
         assert isinstance(part, Either)
-        options = [" ".join(map(self._regular, self._flat(option))) or '""' for option in part.options]
+        options = [" ".join(map(self._regular, self._parts.flat(option))) or '""' for option in part.options]
         return f"({' | '.join(options)})"
-
-    def _safe_places(self, parts: Sequence[_Part], follows_safely: bool) -> list[bool]:
-        """Return for each place of a run, its end included, whether what begins there cannot be taken for free text.
-
-        A marker cannot, nor can the end.
-        """
-        safe = [follows_safely]
-        for part in reversed(parts):
-            after = safe[-1]
-            if isinstance(part, Either | Separated):
-                options = part.options if isinstance(part, Either) else part.tags
-                may_lack = isinstance(part, Separated) and not part.at_least_one
-                begins = (self._safe_places([*self._flat(option)], after)[0] for option in options)
-                safe.append((after or not may_lack) and all(begins))
-            else:
-                safe.append(isinstance(part, _Marker))
-        return safe[::-1]
 
     def _rule(self, body: str) -> str:
         self.lines.append(f"r{len(self.lines)}: {body}")
@@ -259,20 +202,6 @@ class _Writer:
 
 def _without(tag: Tagged, trigger: str) -> Tagged:
     return Tagged(tag.begin.removeprefix(trigger), tag.content, tag.end, tag.path)
-
-
-def _pieces(part: _Part, pattern: re.Pattern[str]) -> Iterator[_Part]:
-    if not isinstance(part, Literal):
-        yield part
-        return
-    place = 0
-    for found in pattern.finditer(part.text):
-        if found.start() > place:
-            yield Literal(part.text[place : found.start()])
-        yield _Marker(found.group())
-        place = found.end()
-    if place < len(part.text):
-        yield Literal(part.text[place:])
 
 
 #: \d, \w and \s mean ASCII, as in JSON schemas.

@@ -295,7 +295,7 @@ def test_whatever_becomes_of_requests_what_was_used_is_what_was_settled(
 async def _all_ways_out(server: RedisServer | None, ways: list[tuple[int, int, str, int, int]]) -> None:
     store: LimitStore = MemoryStore()
     if server is not None:
-        store = SharedStore(RedisStore(server.url), num_replicas=1, fails_open=False)
+        store = SharedStore(RedisStore(server.url, timeout_s=30), num_replicas=1, fails_open=False)
     limiter = Limiter(store)
     # A month, so that a history that runs at midnight is counted as a whole.
     caller = _caller(concurrency=1000, tokens_per_month=10**6)
@@ -326,7 +326,7 @@ async def _all_ways_out(server: RedisServer | None, ways: list[tuple[int, int, s
 
     await asyncio.gather(*(serve(*way) for way in ways), return_exceptions=True)
     await limiter.close()
-    store = MemoryStore() if server is None else RedisStore(server.url)
+    store = MemoryStore() if server is None else RedisStore(server.url, timeout_s=30)
     assert limiter.num_held == 0
     last = await (limiter._store if server is None else store).take(
         Hold(caller.account, caller.limits, "last"), Demand(0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.child_processes import tied
 from tests.gateway.limits.redis_servers import RedisServer
 from trident_ensemble.contract.errors import ConfigError
 from trident_gateway.callers import Caller, CallerLimits
@@ -38,14 +40,28 @@ def _limiter(
     num_replicas: int = 2,
     fails_open: bool = True,
     lease_ms: int = 30_000,
-    timeout_s: float = 10,
+    timeout_s: float = 30,
+    clock_ms: Callable[[], int] | None = None,
 ) -> Limiter:
-    shared = RedisStore(server.url, lease_ms=lease_ms, timeout_s=timeout_s)
+    shared = RedisStore(server.url, lease_ms=lease_ms, timeout_s=timeout_s, clock_ms=clock_ms)
     return Limiter(SharedStore(shared, num_replicas=num_replicas, fails_open=fails_open, retry_s=0.02))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 60))
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now_ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def _shared_store(limiter: Limiter) -> RedisStore:
+    assert isinstance(limiter._store, SharedStore)
+    return limiter._store._shared
 
 
 async def _try(limiter: Limiter, caller: Caller, input_tokens: int = 1, output_tokens: int = 1) -> Reservation | None:
@@ -98,11 +114,11 @@ async def main():
     granted, last_s = 0, begin_s
     async def ask():
         nonlocal granted, last_s
-        while time.time() < begin_s + 2:
+        while True:
             try:
                 reservation = await limiter.reserve(caller, 10, 10)
-            except ApiError:
-                continue
+            except ApiError:  # the bucket is empty
+                return
             granted, last_s = granted + 1, time.time()
             await reservation.settle(10, 5)
     await asyncio.gather(*(ask() for _ in range(16)))
@@ -115,10 +131,10 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_two_processes_under_load_hold_one_limit_to_within_one_request(redis_server: RedisServer) -> None:
-    """Both ask as fast as they can for two seconds: what passes is the bucket and what flows into it in that time."""
+    """Both ask as fast as they can until the bucket is empty: what passes is the bucket and what flows into it."""
     account = f"processes-{os.getpid()}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", _GATEWAY, redis_server.url, account]
+    command = tied([sys.executable, "-c", _GATEWAY, redis_server.url, account])
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     gateways = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]  # type: ignore[call-overload]
     for gateway in gateways:
@@ -129,7 +145,6 @@ def test_two_processes_under_load_hold_one_limit_to_within_one_request(redis_ser
         gateway.stdin.flush()
     said = [gateway.communicate(timeout=60)[0].split() for gateway in gateways]
     granted = [int(number) for number, _ in said]
-    assert min(granted) > 0
     lasted_s = max(float(last_s) for _, last_s in said) - begin_s
     assert 200 <= sum(granted) <= 200 + lasted_s * 200 / 60 + 1
     client = redis.Redis.from_url(redis_server.url)
@@ -140,38 +155,68 @@ def test_two_processes_under_load_hold_one_limit_to_within_one_request(redis_ser
 def test_what_a_dead_gateway_held_returns_when_its_lease_ends(redis_server: RedisServer) -> None:
     async def main() -> None:
         caller = _caller(concurrency=2)
-        dead, other = _limiter(redis_server, lease_ms=300), _limiter(redis_server, lease_ms=300)
-        await other.start()
-        assert await _try(dead, caller) is not None
-        assert await _try(other, caller) is not None
-        assert await _try(other, caller) is None
+        clock = _Clock()
+        dead, other = (_limiter(redis_server, clock_ms=clock) for _ in range(2))
+        try:
+            assert await _try(dead, caller) is not None
+            clock.now_ms += 20_000
+            assert await _try(other, caller) is not None
+            clock.now_ms += 9_999
+            assert await _try(other, caller) is None
+            clock.now_ms += 2
+            assert await _try(other, caller) is not None
+            assert await _try(other, caller) is None
+        finally:
+            await other.close()
+            await dead.close()
 
-        async def passes() -> bool:
-            return await _try(other, caller) is not None
+    _run(main())
 
-        await _until(passes)
-        await other.close()
-        await dead.close()
+
+def test_a_gateway_that_lives_keeps_what_it_holds(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        caller = _caller(concurrency=1)
+        clock = _Clock()
+        alive, other = (_limiter(redis_server, clock_ms=clock) for _ in range(2))
+        try:
+            held = await _try(alive, caller)
+            assert held is not None
+            for _ in range(5):
+                clock.now_ms += 20_000
+                assert await _try(other, caller) is None
+                await _shared_store(alive).renew(also_lost=False)
+            await held.settle(1, 1)
+            assert await _try(other, caller) is not None
+        finally:
+            await other.close()
+            await alive.close()
 
     _run(main())
 
 
 @pytest.mark.slow
-def test_a_gateway_that_lives_keeps_what_it_holds(redis_server: RedisServer) -> None:
+def test_a_gateway_renews_what_it_holds_by_itself(redis_server: RedisServer) -> None:
     async def main() -> None:
-        caller = _caller(concurrency=1)
-        alive, other = _limiter(redis_server, lease_ms=600), _limiter(redis_server, lease_ms=600)
-        await alive.start()
-        held = await _try(alive, caller)
-        assert held is not None
-        begin_s = time.monotonic()
-        while time.monotonic() - begin_s < 1.5:
+        caller, clock = _caller(concurrency=1), _Clock()
+        alive, other = (_limiter(redis_server, lease_ms=9_000, clock_ms=clock) for _ in range(2))
+        client = redis.Redis.from_url(redis_server.url)
+
+        async def is_renewed() -> bool:
+            name = f"trident:{{{caller.account}}}:leases"
+            return client.zcount(name, clock.now_ms + 9_000, "+inf") == 1
+
+        try:
+            assert await _try(alive, caller) is not None
+            clock.now_ms += 8_000
+            assert not await is_renewed()
+            await alive.start()
+            await _until(is_renewed)
+            clock.now_ms += 8_000
             assert await _try(other, caller) is None
-            await asyncio.sleep(0.05)
-        await held.settle(1, 1)
-        assert await _try(other, caller) is not None
-        await other.close()
-        await alive.close()
+        finally:
+            await other.close()
+            await alive.close()
+            client.close()
 
     _run(main())
 
@@ -231,9 +276,10 @@ def test_without_the_store_a_closed_gateway_refuses(own_server: RedisServer) -> 
     _run(main())
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_holds_nobody_up(own_server: RedisServer) -> None:
     async def main() -> None:
-        limiter, caller = _limiter(own_server, num_replicas=1, timeout_s=0.2), _caller(concurrency=100)
+        limiter, caller = _limiter(own_server, num_replicas=1, timeout_s=2), _caller(concurrency=100)
         held = await _try(limiter, caller)
         assert held is not None
         own_server.pause()
@@ -259,9 +305,10 @@ def test_a_store_that_does_not_answer_holds_nobody_up(own_server: RedisServer) -
     _run(main())
 
 
+@pytest.mark.slow
 def test_what_was_settled_without_the_store_is_told_to_it_when_it_is_back(own_server: RedisServer) -> None:
     async def main() -> None:
-        limiter = _limiter(own_server, num_replicas=1, timeout_s=0.2)
+        limiter = _limiter(own_server, num_replicas=1, timeout_s=2)
         caller = _caller(concurrency=2, tokens_per_day=10**6)
         settled, running = await limiter.reserve(caller, 100, 1000), await limiter.reserve(caller, 100, 1000)
         own_server.pause()
@@ -286,9 +333,10 @@ def test_what_was_settled_without_the_store_is_told_to_it_when_it_is_back(own_se
     _run(main())
 
 
+@pytest.mark.slow
 def test_what_was_used_without_the_store_counts_to_the_shared_quota(own_server: RedisServer) -> None:
     async def main() -> None:
-        limiter = _limiter(own_server, num_replicas=2, timeout_s=0.2)
+        limiter = _limiter(own_server, num_replicas=2, timeout_s=2)
         caller = _caller(output_tokens_per_minute=1000, tokens_per_month=10**6)
         own_server.pause()
         settled, running = await limiter.reserve(caller, 100, 100), await limiter.reserve(caller, 100, 100)
@@ -332,6 +380,34 @@ def test_a_store_that_forgot_everything_learns_who_runs(own_server: RedisServer)
     _run(main())
 
 
+def test_a_store_closes_though_its_client_swallows_that_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `asyncio.wait_for`, by which the client sends, may do before Python 3.12."""
+
+    async def main() -> None:
+        store, is_asked, num_swallowed = RedisStore("redis://localhost", lease_ms=3), asyncio.Event(), 0
+
+        async def ask(**_: object) -> list[int]:
+            nonlocal num_swallowed
+            is_asked.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                num_swallowed += 1
+                if num_swallowed > 1:
+                    raise
+            return []
+
+        monkeypatch.setattr(store, "_script", ask)
+        store._leases["account"].add("lease")
+        await store.start()
+        await is_asked.wait()
+        await store.close()
+        assert store._heart is not None
+        assert store._heart.cancelled()
+
+    _run(main())
+
+
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost:6379"])
 def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="--limits-store: is no URL") as caught:
@@ -339,7 +415,10 @@ def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
     assert not url or url not in str(caught.value)
 
 
-def test_the_settings_say_which_store_counts(redis_server: RedisServer) -> None:
+def test_the_settings_say_which_store_counts(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = functools.partial(RedisStore, timeout_s=30)
+    monkeypatch.setattr("trident_gateway.limits.redis.RedisStore", made)
+
     async def main() -> None:
         caller = _caller(concurrency=1)
         shared = GatewaySettings(limits_store=redis_server.url, num_replicas=2)

@@ -38,7 +38,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
             yield MemoryStore(clock_ms)
             return
         # Leases of these histories end when they are ended, and not by themselves.
-        store = RedisStore(server.url, clock_ms=clock_ms, lease_ms=10**12)
+        store = RedisStore(server.url, clock_ms=clock_ms, lease_ms=10**12, timeout_s=30)
         try:
             yield store
         finally:

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.collector import Collector
-from tests.fakes.triton_http import FakeTriton, Script, tokens
-from tests.gateway.http.room import JSON, Room, echo, endpoint, run, until
-from tests.gateway.process import GatewayProcess, completion
+from tests.gateway.http.room import JSON, Room, echo, endpoint, run
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.observing.otlp import OtlpTracer
 from trident_gateway.observing.request_log import RequestRecord
@@ -110,7 +108,7 @@ def test_tracer_calls_faults_of_the_service_errors(fields: dict[str, Any], is_fa
 
 
 @pytest.mark.slow
-def test_tracer_without_a_collector_costs_a_count_and_no_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_tracer_without_a_collector_costs_a_count(caplog: pytest.LogCaptureFixture) -> None:
     failures: list[None] = []
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
@@ -119,9 +117,7 @@ def test_tracer_without_a_collector_costs_a_count_and_no_time(caplog: pytest.Log
             span = tracer.start([], record())
             span.start_upstream()
             span.finish(record())
-        began = time.monotonic()
         tracer.close()
-        assert time.monotonic() - began < 10
     assert failures
     assert not caplog.records
 
@@ -157,45 +153,3 @@ def test_tracer_that_is_off_imports_nothing() -> None:
     code = f"import sys, trident_gateway.server\nprint([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def timed(request: dict[str, Any]) -> Script:
-    """Answer with tokens, and with times if they are asked for."""
-    script = tokens(request)
-    if request.get("return_perf_metrics"):
-        now = time.time_ns()
-        times = {"arrival": now, "first_scheduled": now + 10, "first_token": now + 20, "last_token": now + 30}
-        script.events = [*script.events[:-1], {**script.events[-1], **{f"{k}_time_ns": v for k, v in times.items()}}]
-    return script
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("by_variable", [False, True])
-def test_tracer_of_a_gateway_hands_the_trace_on_and_sends_the_whole_tree(by_variable: bool) -> None:
-    async def test() -> None:
-        with Collector() as collector:
-            options = ("--drain-delay", "0", *(() if by_variable else ("--otlp", collector.url)))
-            environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url} if by_variable else {}
-            async with (
-                FakeTriton(answer=timed) as fake,
-                GatewayProcess(fake, options=options, **environment) as gateway,
-            ):
-                headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-                reply = await gateway.ask("/v1/completions", completion(), headers)
-                assert reply.status == 200
-                unsampled = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
-                assert (await gateway.ask("/v1/completions", completion(), unsampled)).status == 200
-                gateway.signal()
-                assert await gateway.status() == 0
-                first, second = fake.requests
-            await until(lambda: collector.spans)
-            assert collector.tree() == {
-                "text_completion demo": "", "triton generate": "text_completion demo", "queue": "triton generate",
-                "prefill": "triton generate", "decode": "triton generate",
-            }  # fmt: skip
-            assert first.headers["traceparent"] == f"00-{TRACE}-{collector.named('triton generate').span_id}-01"
-            assert "traceparent" not in second.headers
-            assert "return_perf_metrics" not in second.body
-            assert collector.named("text_completion demo").parent_id == PARENT
-
-    run(test)

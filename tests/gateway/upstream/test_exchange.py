@@ -182,7 +182,7 @@ def test_exchange_past_its_deadline_is_ended(hang_after: int, streaming: bool) -
     async def main() -> None:
         async with FakeTriton() as fake, routing(fake) as router:
             fake.answer = lambda body: Script(tokens({**body, "stream": True}).events, hang_after=hang_after)
-            call = make_call(router, deadline_s=0.05, streaming=streaming)
+            call = make_call(router, deadline_s=1, streaming=streaming)
 
             async def whole() -> None:
                 exchange = await router.open(call)
@@ -194,7 +194,8 @@ def test_exchange_past_its_deadline_is_ended(hang_after: int, streaming: bool) -
             with pytest.raises(DeadlineError):
                 await whole()
             await until(lambda: not fake.running)
-            assert fake.stops == [{"id": call.request_id, "tenant": "t", "stop": True}]
+            # A stop that overtakes its request is sent again.
+            assert {(stop["id"], stop["tenant"]) for stop in fake.stops} == {(call.request_id, "t")}
             await until(lambda: router.status()[0].num_in_flight == 0)
 
     run(main())
@@ -204,7 +205,7 @@ def test_exchange_past_its_deadline_is_ended_though_events_wait_for_their_reader
     async def main() -> None:
         async with FakeTriton() as fake, routing(fake) as router:
             fake.answer = lambda body: Script(tokens(body).events, gap_s=0.001)
-            call = make_call(router, max_tokens=100_000, deadline_s=0.2)
+            call = make_call(router, max_tokens=100_000, deadline_s=1)
 
             async def read_slowly() -> None:
                 exchange = await router.open(call)

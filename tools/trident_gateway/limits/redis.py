@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -116,7 +116,7 @@ class RedisStore:
             StoreLostError: there is none.
         """
         try:
-            await self._redis.ping()
+            await _answer(self._redis.ping())
         except (RedisError, OSError, asyncio.TimeoutError):
             raise StoreLostError from None
 
@@ -144,10 +144,32 @@ class RedisStore:
         # The braces put both keys on one node of a cluster.
         keys = [f"trident:{{{account}}}:account", f"trident:{{{account}}}:leases"]
         try:
-            answer: Any = await self._script(keys=keys, args=[operation, now, self._lease_ms, *arguments])
+            answer: Any = await _answer(self._script(keys=keys, args=[operation, now, self._lease_ms, *arguments]))
         except (RedisError, OSError, asyncio.TimeoutError):
             raise StoreLostError from None
         return cast("list[int]", answer)
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    """Return what a call of the client returns, and end at once where the caller is cancelled.
+
+    The client calls `asyncio.wait_for`, which before Python 3.12 may swallow that its caller is cancelled; a task that
+    goes round for ever would then do so also after its end.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task})
+    finally:
+        if not task.done():
+            task.add_done_callback(_forget)
+            task.cancel()
+    return task.result()
+
+
+def _forget(abandoned: asyncio.Task[Any]) -> None:
+    """Take note of a failure that nobody asks for."""
+    if not abandoned.cancelled():
+        abandoned.exception()
 
 
 def _limits(hold: Hold) -> tuple[int, ...]:

@@ -19,8 +19,6 @@ from tests.gateway.process import JSON, GatewayProcess
 from trident_ensemble.contract.model_card import Marker, ModelCard, ToolFormat
 from trident_tools.main import main
 
-pytestmark = pytest.mark.e2e
-
 CANARY = "kanarienvogel"
 CARD = ModelCard(
     "demo", 1_700_000_000, 4096, "d0", takes_messages=True, takes_tools=True, tool_format=ToolFormat.HERMES,

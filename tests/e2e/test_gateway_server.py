@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,6 @@ from tests.gateway.http.certificates import name_of, trusting, write_certificate
 from tests.gateway.http.room import Client, run, until
 from tests.gateway.process import JSON, ROOT, GatewayProcess, completion
 from trident_gateway.settings import TlsSettings
-
-pytestmark = pytest.mark.e2e
 
 STREAM = json.dumps(completion(stream=True, max_tokens=35)).encode()
 PLAIN = json.dumps(completion(max_tokens=20)).encode()
@@ -67,17 +66,25 @@ async def probe(gateway: GatewayProcess, path: str) -> tuple[int, str]:
 
 def test_server_drains_without_losing_a_request() -> None:
     async def test() -> None:
-        async with FakeTriton(answer=paced) as fake, GatewayProcess(fake, options=("--drain-delay", "2")) as gateway:
+        may_end = asyncio.Event()
+
+        def held(request: dict[str, Any]) -> Script:
+            """Hold a stream after its first word until it may end."""
+            script = tokens(request)
+            if request.get("stream"):
+                script.gates = {1: may_end}
+            return script
+
+        async with FakeTriton(answer=held) as fake, GatewayProcess(fake, options=("--drain-delay", "5")) as gateway:
             streams = await begin_streams(gateway, 10)
             kept = await gateway.connect()
             kept.send("GET", "/v1/models")
             assert "connection" not in (await kept.reply()).headers
             loop = asyncio.get_running_loop()
-            gateway.signal()
             began = loop.time()
+            gateway.signal()
             while await probe(gateway, "/ready") != (503, "draining"):
                 pass
-            assert loop.time() - began < 0.5
             assert await probe(gateway, "/live") == (200, "live")
             assert (await gateway.ask("/health")).status == 503
 
@@ -85,18 +92,18 @@ def test_server_drains_without_losing_a_request() -> None:
             kept.send("GET", "/v1/models")
             for reply in (await kept.reply(), await gateway.ask("/v1/completions", completion(max_tokens=1))):
                 assert (reply.status, reply.headers["connection"]) == (200, "close")
-            assert loop.time() - began < 2.0, "too slow a machine to see the delay"
 
             refused = await gateway.ask("/v1/completions", completion(max_tokens=1))
             while refused.status == 200:
                 refused = await gateway.ask("/v1/completions", completion(max_tokens=1))
-            assert loop.time() - began > 2.0
+            assert loop.time() - began > 5.0
             assert (refused.status, refused.error()["code"]) == (503, "draining")
             assert refused.headers["connection"] == "close"
             assert refused.headers["retry-after"] == "1"
             assert refused.headers["x-should-retry"] == "true"
             assert await probe(gateway, "/live") == (200, "live")
 
+            may_end.set()
             for client in streams:
                 assert (await rest_of(client)).endswith(b"data: [DONE]\n\n")
             assert await gateway.status() == 0
@@ -199,7 +206,7 @@ def test_server_shows_a_certificate_that_was_replaced_within_seconds(tmp_path: P
             assert (await stream.head()).status == 200
             write_certificate(files, "second", is_elliptic=True)
             while name != "second":
-                client, name = await asyncio.wait_for(connect(gateway), 10)
+                client, name = await asyncio.wait_for(connect(gateway), 60)
                 client.close()
             gateway.signal()
             assert (await rest_of(stream)).endswith(b"data: [DONE]\n\n")
@@ -229,6 +236,7 @@ def test_server_refuses_what_it_cannot_do_before_it_listens() -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed on this machine")
 def test_server_says_where_it_is_and_how_to_use_it() -> None:
     async def test() -> None:
         async with FakeTriton() as fake, GatewayProcess(fake, options=("--drain-delay", "0")) as gateway:
