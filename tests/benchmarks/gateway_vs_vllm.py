@@ -88,7 +88,7 @@ def _vllm(args: argparse.Namespace, work: Path) -> Iterator[str]:
     words = [
         str(args.vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(args.model), "--host", "127.0.0.1",
         "--port", str(port), "--served-model-name", "demo", "--max-model-len", "1024", "--dtype", args.dtype,
-        "--max-num-seqs", "128", "--disable-log-requests",
+        "--max-num-seqs", "128",
     ]  # fmt: skip
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",

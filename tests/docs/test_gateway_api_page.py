@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from trident_gateway.api.body import fields_without_effect, refused_fields
+from tests.gateway.api.schema import fields_without_effect
+from trident_gateway.api.body import refused_fields
 from trident_gateway.api.chat_request import ChatRequest
 from trident_gateway.api.completion_request import CompletionRequest
 from trident_gateway.api.openai_api import endpoints

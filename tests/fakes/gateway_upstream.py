@@ -29,12 +29,23 @@ MODEL = ServedModel(CARD, "ensemble", "preprocessing")
 
 @dataclass(frozen=True)
 class Token:
-    """A token that a model has chosen: its id, bytes and scores."""
+    """A token that a model has chosen: its id, bytes and scores, and whether the text has it."""
 
     token_id: int
     raw: bytes
     log_prob: float = -0.5
     top: tuple[tuple[bytes, float], ...] = ()
+    is_text: bool = True
+
+    @property
+    def digits(self) -> str:
+        """The bytes as the core sends them."""
+        return self.raw.hex() if self.is_text else f"!{self.raw.hex()}"
+
+    @property
+    def said(self) -> bytes:
+        """The bytes that are in the text."""
+        return self.raw if self.is_text else b""
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class Script:
         if wants.get("return_prompt_log_probs"):
             top = wants.get("num_top_log_probs", 0)
             values["prompt_log_probs"] = [0.0, *(token.log_prob for token in self.prompt[1:])]
-            values["prompt_token_bytes"] = [token.raw.hex() for token in self.prompt]
+            values["prompt_token_bytes"] = [token.digits for token in self.prompt]
             if top:
                 rest = self.prompt[1:]
                 values["prompt_top_log_probs"] = [value for token in rest for _, value in token.top[:top]]
@@ -137,13 +148,13 @@ class _Piece:
         self.is_over = self._at >= len(self._answer.tokens)
         text, markers = "", []
         for token in self._prompt:
-            text += self._decoder.decode(token.raw)
+            text += self._decoder.decode(token.said)
         for token in tokens:
             if token.token_id in self._markers:
                 text += self._decoder.decode(b"", True)
                 markers.append((len(text), token.token_id))
             else:
-                text += self._decoder.decode(token.raw)
+                text += self._decoder.decode(token.said)
         if self.is_over:
             text += self._decoder.decode(b"", True)
         ids = [token.token_id for token in (*self._prompt, *tokens)]
@@ -176,7 +187,7 @@ def _joined(parts: Sequence[dict[str, Any]], wants: Mapping[str, Any], extra: Ma
         top = wants.get("num_top_log_probs", 0)
         padded = [[*part["tokens"], *[None] * (most - len(part["tokens"]))] for part in parts]
         raw["output_log_probs"] = [token.log_prob if token else 0.0 for row in padded for token in row]
-        raw["output_token_bytes"] = [token.raw.hex() if token else "" for row in padded for token in row]
+        raw["output_token_bytes"] = [token.digits if token else "" for row in padded for token in row]
         if top:
             tokens = [token for part in parts for token in part["tokens"]]
             raw["top_log_probs"] = [value for token in tokens for _, value in token.top[:top]]
@@ -206,6 +217,8 @@ class FakeExchange:
         self._script = script
         self._events = script.events(call)
         self._num_read = 0
+        self._spending = call.spending
+        self._spending.note_sent()
         self.is_closed = False
 
     async def read(self) -> Sequence[GenerateEvent]:
@@ -220,7 +233,9 @@ class FakeExchange:
 
     async def close(self) -> None:
         """Note the end."""
-        self.is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
+            self._spending.note_ended()
 
 
 @dataclass

@@ -39,6 +39,7 @@ class Script:
         hang_after: sends nothing more after so many events, if there are so many, until it is stopped or left.
         break_after: cuts the connection after so many events.
         pieces: cuts what is sent into pieces of this many bytes; 0 for one piece an event.
+        cancelled: what the last response has, beside its reason, when the request is stopped.
     """
 
     events: Sequence[Event]
@@ -48,6 +49,7 @@ class Script:
     hang_after: int | None = None
     break_after: int | None = None
     pieces: int = 0
+    cancelled: Event = field(default_factory=dict)
 
 
 def tokens(request: Mapping[str, Any]) -> Script:
@@ -303,7 +305,7 @@ class FakeTriton:
         if not running.num_sent:
             _head(writer, 200)
         final = {"finish_reason": "cancelled", "output_ids": [], "text_output": "", "num_output_tokens": 0}
-        _chunk(writer, _event({**final, **common}), is_last=True)
+        _chunk(writer, _event({**final, **script.cancelled, **common}), is_last=True)
         return "cancelled"
 
     async def _send_events(

@@ -21,7 +21,14 @@ def settings_of(*options: str) -> GatewaySettings:
 
 def test_gateway_command_has_the_defaults_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.delenv("TRIDENT_LIMITS_STORE", raising=False)
     assert settings_of() == GatewaySettings()
+
+
+def test_gateway_command_reads_the_store_of_limits_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIDENT_LIMITS_STORE", "redis://:secret@r")
+    assert settings_of().limits_store == "redis://:secret@r"
+    assert settings_of("--limits-store", "redis://other").limits_store == "redis://other"
 
 
 def test_gateway_command_reads_every_option() -> None:

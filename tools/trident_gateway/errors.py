@@ -4,6 +4,7 @@
     ├── InvalidRequestError      400, what the client sent is at fault; names the field
     │   └── TooLargeForLimitError  it could never pass the key's limit
     ├── AuthenticationError      401
+    ├── ForeignOriginError       403, from a page that a browser shows
     ├── NotFoundError            404, no such path
     ├── ModelNotFoundError       404, the model is not there, or not for this key
     ├── MethodNotAllowedError    405
@@ -112,6 +113,13 @@ class AuthenticationError(ApiError):
             code="invalid_api_key",
             headers=((b"www-authenticate", b"Bearer"),),
         )
+
+
+class ForeignOriginError(ApiError):
+    """A request that a page of somebody else has made a browser send."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=403, type=_INVALID_REQUEST, code="foreign_origin")
 
 
 class NotFoundError(ApiError):

@@ -118,7 +118,7 @@ class Gateway:
                 self._say(f"Listening on port {public.number}. No server with a model answers yet: {urls}")
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, drain.take_signal)
-            watch = loop.create_task(self._watch(router, lifecycle, progress, public.number))
+            watch = loop.create_task(self._watch(router, progress, public.number))
             stack.callback(watch.cancel)
             num_cut = await drain.run()
             # Connections that are left have nothing to say; the parts behind them end what they have begun.
@@ -127,7 +127,7 @@ class Gateway:
             self._complain(f"{num_cut} requests were cut")
         return EXIT_CUT if num_cut else EXIT_CLEAN
 
-    async def _watch(self, router: Router, lifecycle: Lifecycle, progress: ProgressWatch, port: int) -> None:
+    async def _watch(self, router: Router, progress: ProgressWatch, port: int) -> None:
         is_announced = False
         loop = asyncio.get_running_loop()
         while True:
@@ -135,7 +135,7 @@ class Gateway:
                 models = {name: model.card.takes_messages for name, model in router.models().items()}
                 self._announce(models, port)
                 is_announced = True
-            progress.look(loop.time(), num_running=lifecycle.num_running, num_steps=router.num_steps)
+            progress.look(loop.time(), router.status())
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def _certificate(self, stack: AsyncExitStack, metrics: Metrics) -> Any:

@@ -17,6 +17,7 @@ from trident_ensemble.contract.errors import ConfigError, TridentError
 from trident_gateway.settings import GatewaySettings, HttpLimits, JwtSettings, ServerAddress, TlsSettings
 
 _METRICS_PORT = 8002
+_LIMITS_STORE_VARIABLE = "TRIDENT_LIMITS_STORE"
 _OTLP_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -96,7 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--plans", type=Path, metavar="FILE", help="limits, models and priorities by plan, for tokens")
     group.add_argument(
-        "--limits-store", metavar="URL", help="count limits in this Redis or Valkey, for several gateways together"
+        "--limits-store",
+        metavar="URL",
+        help="count limits in this Redis or Valkey, for several gateways together; a password is better kept in the "
+        f"variable (default: ${_LIMITS_STORE_VARIABLE}, or none)",
     )
     group.add_argument(
         "--limits-fail",
@@ -208,7 +212,7 @@ def read_settings(args: argparse.Namespace) -> GatewaySettings:
         private_port=_port("--private-port", args.private_port),
         keys_file=args.keys,
         jwt=_jwt(args),
-        limits_store=args.limits_store,
+        limits_store=args.limits_store or os.environ.get(_LIMITS_STORE_VARIABLE) or None,
         limits_fail_open=args.limits_fail == "open",
         num_replicas=args.replicas,
         tls=_tls(args),

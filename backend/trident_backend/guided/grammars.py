@@ -23,7 +23,7 @@ from trident_backend.guided.tag_formats import TagFormatError, parse_structural_
 from trident_backend.guided.tag_grammar import ASCII, write_tags
 from trident_ensemble.contract import tensors
 from trident_ensemble.contract.client_input import MAX_GUIDE_BYTES, check_size
-from trident_ensemble.contract.errors import RequestError
+from trident_ensemble.contract.errors import InvalidGuideError, RequestError
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def lark_grammar(guide_type: str, guide: str, added: AddedTokens | None = None) 
     return _structural_tag(guide, added or AddedTokens()) if guide_type == _TAG else _GRAMMARS[guide_type](guide)
 
 
-def bad_guide(problem: str) -> RequestError:
+def bad_guide(problem: str) -> InvalidGuideError:
     """Return the error for a guide that cannot be followed."""
-    return RequestError(tensors.GUIDE.name, problem)
+    return InvalidGuideError(tensors.GUIDE.name, problem)
 
 
 def _json_schema(guide: str) -> LarkGrammar:

@@ -20,7 +20,7 @@ from trident_backend.sequences.guide import MASK_WORD, RowMasks
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_ensemble.contract import tensors
-from trident_ensemble.contract.errors import RequestError, TridentError
+from trident_ensemble.contract.errors import InvalidGuideError, TridentError
 from trident_ensemble.contract.failures import internal_error
 
 
@@ -133,7 +133,7 @@ class MaskWorker:
                 taken.append((sequence, job.error))
             elif job.began is not None and now - job.began > self._limit_s:
                 problem = f"is too costly to follow: a mask took more than {self._limit_s:g} s"
-                taken.append((sequence, RequestError(tensors.GUIDE.name, problem)))
+                taken.append((sequence, InvalidGuideError(tensors.GUIDE.name, problem)))
             elif sequence.finish_reason is None:
                 continue
             del self._late[sequence]

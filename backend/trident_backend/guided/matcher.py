@@ -18,7 +18,7 @@ from trident_backend.guided.memory import Reservation
 from trident_backend.guided.vocabulary import Vocabulary
 from trident_backend.sequences.guide import MASK_WORD, Masks
 from trident_ensemble.contract import tensors
-from trident_ensemble.contract.errors import RequestError, TridentError, UnavailableError
+from trident_ensemble.contract.errors import InvalidGuideError, TridentError, UnavailableError
 
 
 class Lexer:
@@ -117,7 +117,7 @@ class GrammarMatcher:
         if self._failure is None and self._matcher.is_error():
             said = str(self._matcher.get_error()).partition("\n")[0][:_MAX_QUOTE]
             where = f"token {len(self._taken) + 1} of the output"
-            self._failure = RequestError(tensors.GUIDE.name, f"has become too costly to follow at {where}: {said}")
+            self._failure = InvalidGuideError(tensors.GUIDE.name, f"has become too costly to follow at {where}: {said}")
         self._judge(clock() - began)
 
     def _fill_all(self, draft_ids: tuple[int, ...], masks: Masks) -> bool:

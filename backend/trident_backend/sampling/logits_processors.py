@@ -15,7 +15,7 @@ import numpy as np
 from trident_backend.engine.protocol import FloatArray, Indices, RowPenalties, StepLogits, TokenIds
 from trident_backend.sampling.sampling_rows import RowTraits
 from trident_backend.sequences.guide import RowMasks
-from trident_backend.sequences.sampling_params import Traits
+from trident_backend.sequences.sampling_params import BANNING_BIAS, Traits
 from trident_backend.sequences.sequence import Sequence
 from trident_backend.sequences.steps import Row
 from trident_backend.sequences.token_counts import TokenCounts
@@ -62,7 +62,8 @@ class RequestLogitBias:
             biases[token_id] = biases.get(token_id, 0.0) + bias
         self.bias_ids = _ids(biases, vocab_size)
         self.biases = np.array([biases[token_id] for token_id in self.bias_ids.tolist()], np.float32)
-        self._bad_ids = _ids({word[0] for word in params.bad_words if len(word) == 1}, vocab_size)
+        banned = {token_id for token_id, bias in biases.items() if bias <= BANNING_BIAS}
+        self._bad_ids = _ids(banned | {word[0] for word in params.bad_words if len(word) == 1}, vocab_size)
         self._end_ids = _ids(sequence.end_ids | sequence.stop_ids, vocab_size)
         #: The last tokens of longer words, by the tokens before.
         self._words: dict[tuple[int, ...], list[int]] = {}

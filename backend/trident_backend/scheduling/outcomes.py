@@ -7,6 +7,7 @@ Owns the order of the reasons to end: an end id before a stop id before a stop s
 from __future__ import annotations
 
 from trident_backend.sequences.choices import NO_TOKEN, NOT_FINITE, Choices
+from trident_backend.sequences.sampling_params import BANNING_BIAS
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import Advance, ScheduledChunk, new_tuple
 from trident_ensemble.contract import tensors
@@ -149,6 +150,8 @@ def _no_token(sequence: Sequence, token_id: int) -> TridentError:
     if guide is not None and guide.failure is not None:
         return guide.failure
     bans = [tensors.BAD_WORDS.name] if sampling.bad_words else []
+    if any(bias <= BANNING_BIAS for _, bias in sampling.logit_bias):
+        bans.append(tensors.LOGIT_BIAS.name)
     if sampling.min_tokens > sequence.num_output_tokens and (sequence.end_ids or sequence.stop_ids):
         bans.append(tensors.MIN_TOKENS.name)
     if token_id == NOT_FINITE or (guide is None and not bans):

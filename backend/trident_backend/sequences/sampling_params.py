@@ -23,6 +23,9 @@ PACKED_PARAMS = np.dtype(
     ]
 )
 
+#: The bias that bans its token, whatever the logit is, as OpenAI describes it.
+BANNING_BIAS = -100.0
+
 
 class Traits(IntEnum):
     """The work that a row of logits needs besides its argmax; each kind is one bit."""
@@ -43,8 +46,8 @@ class Traits(IntEnum):
 class SamplingParams:
     """The parameters by which the next token is chosen.
 
-    The changes apply in this order: repetition penalty, presence and frequency penalty, biases, bans (bad words,
-    `min_tokens`, a guide's mask), temperature, top_k, top_p, min_p.
+    The changes apply in this order: repetition penalty, presence and frequency penalty, biases, bans (bad words, biases
+    of -100, `min_tokens`, a guide's mask), temperature, top_k, top_p, min_p.
 
     Args:
         temperature: divides the logits; 0 is greedy.
@@ -54,7 +57,7 @@ class SamplingParams:
         repetition_penalty: divides (or, below 0, multiplies) the logits of tokens of prompt and output; 1 is none.
         presence_penalty: subtracted from the logits of tokens of the output; 0 is none.
         frequency_penalty: subtracted once for every time that they are in the output; 0 is none.
-        logit_bias: token ids and what is added to their logits.
+        logit_bias: token ids and what is added to their logits; `BANNING_BIAS` bans a token.
         bad_words: token id sequences that are never generated.
         min_tokens: tokens of output before which no token that ends the text is chosen.
         seed: of this request's own random numbers, below 2**64.

@@ -74,7 +74,7 @@ class ModelCard:
         takes_messages: it has a chat template.
         takes_tools: the chat template writes tools.
         tool_format: how it calls them; None where that is not known.
-        tool_markers: the markers of that format, by role: `start`, `end`, and `arguments` where there is one.
+        tool_markers: the markers of that format, by role: `start`; `end`, `arguments` and `call_id` if any.
         reasoning: how it marks its reasoning; None if it does not.
     """
 

@@ -157,8 +157,13 @@ TOP_LOG_PROBS = TensorSpec(
 )
 TOP_LOG_PROB_IDS = TensorSpec("top_log_prob_ids", "INT32", (-1, -1), "their token ids")
 
+#: Stands before the digits of a token that the text leaves out: a special token that is skipped, or a marker.
+NO_TEXT_MARK = "!"
 OUTPUT_TOKEN_BYTES = TensorSpec(
-    "output_token_bytes", "STRING", (-1, -1), "[sequences, tokens of this response], as hexadecimal digits"
+    "output_token_bytes",
+    "STRING",
+    (-1, -1),
+    "[sequences, tokens of this response], as hexadecimal digits, behind ! if the token is no text",
 )
 TOP_TOKEN_BYTES = TensorSpec("top_token_bytes", "STRING", (-1, -1), "the bytes of top_log_prob_ids, likewise")
 PROMPT_TOKEN_BYTES = TensorSpec("prompt_token_bytes", "STRING", (-1,), "the bytes of the prompt's tokens, likewise")

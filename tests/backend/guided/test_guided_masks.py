@@ -16,7 +16,7 @@ from trident_backend.sequences.guide import Guide, Masks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import FinishReason, Sequence
 from trident_backend.sequences.steps import Row
-from trident_ensemble.contract.errors import InternalError, RequestError, TridentError
+from trident_ensemble.contract.errors import InternalError, InvalidGuideError, TridentError
 
 VOCAB_SIZE = 70
 
@@ -251,7 +251,7 @@ def test_guided_masks_a_mask_without_end_ends_its_sequence_with_its_error() -> N
         taken = worker.take_ready()
     ((ended, error),) = taken
     assert ended is late
-    assert isinstance(error, RequestError)
+    assert isinstance(error, InvalidGuideError)
     assert error.field == "guided_decoding_guide"
     slow.gate.set()
     worker.close()

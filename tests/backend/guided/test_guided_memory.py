@@ -12,7 +12,7 @@ from tests.fakes.guides import FAMILY, NO_TEXT, allowed, encode, guides_for, see
 from tests.tokenizer_zoo import tokenizer_of
 from trident_backend.guided import compiler as compiler_module
 from trident_backend.guided.memory import GuideMemory
-from trident_ensemble.contract.errors import RequestError, UnavailableError
+from trident_ensemble.contract.errors import InvalidGuideError, UnavailableError
 
 FEW = 100
 MANY = 400
@@ -81,7 +81,7 @@ def test_guided_memory_kept_grammars_make_room_and_those_in_use_do_not(tokenizer
 def test_guided_memory_a_refused_guide_takes_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     guides = guides_for(tokenizer, tmp_path, max_bytes=2 * SMALL)
     for _ in range(20):
-        with pytest.raises(RequestError):
+        with pytest.raises(InvalidGuideError):
             guides.compile("regex", "[a")
     gc.collect()
     assert guides.memory.num_bytes == 0
@@ -118,7 +118,7 @@ def test_guided_memory_a_sequence_that_uses_up_the_most_that_one_may_have_is_the
     while allowed(greedy)[0] and num_tokens < 5000:
         greedy.advance(rng.choice(letters))
         num_tokens += 1
-    assert isinstance(greedy.failure, RequestError)
+    assert isinstance(greedy.failure, InvalidGuideError)
     assert greedy.failure.field == "guided_decoding_guide"
     assert "has become too costly to follow at token" in greedy.failure.problem
     assert "too many states" in greedy.failure.problem

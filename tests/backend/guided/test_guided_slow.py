@@ -31,7 +31,7 @@ from trident_backend.guided.mask_worker import MaskWorker
 from trident_backend.sequences.guide import MASK_WORD, Masks
 from trident_backend.sequences.sampling_params import SamplingParams
 from trident_backend.sequences.sequence import FinishReason, Sequence
-from trident_ensemble.contract.errors import EngineError, RequestError, TridentError
+from trident_ensemble.contract.errors import EngineError, InvalidGuideError, RequestError, TridentError
 from trident_ensemble.contract.settings import CoreSettings
 
 
@@ -74,6 +74,7 @@ def failed(core: EngineCore, sequence: Sequence) -> TridentError:
     [
         (SamplingParams(bad_words=((7,), (8,))), ["bad_words"]),
         (SamplingParams(bad_words=((7,),), min_tokens=3), ["bad_words", "min_tokens"]),
+        (SamplingParams(logit_bias=((7, -100.0), (8, -100.0))), ["logit_bias"]),
     ],
 )
 def test_guided_slow_bans_that_leave_nothing_of_a_guide_are_the_requests_fault(
@@ -99,6 +100,9 @@ def test_guided_slow_bans_that_leave_nothing_at_all_are_the_requests_fault() -> 
     words = tuple((token_id,) for token_id in range(SPEC.vocab_size))
     error = failed(make_core()[0], make_sequence(1, [4], 9, sampling=SamplingParams(bad_words=words)))
     assert str(error) == "bad_words: bans every token at token 1 of the output"
+    biases = tuple((token_id, -100.0) for token_id in range(SPEC.vocab_size))
+    error = failed(make_core()[0], make_sequence(1, [4], 9, sampling=SamplingParams(logit_bias=biases)))
+    assert str(error) == "logit_bias: bans every token at token 1 of the output"
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -147,7 +151,7 @@ def test_guided_slow_a_guide_without_end_ends_its_own_request() -> None:
     stuck = Allows(1)
     stuck.gate.clear()
     error = failed_while(core, stuck)
-    assert isinstance(error, RequestError)
+    assert isinstance(error, InvalidGuideError)
     assert "a mask took more than 0.05 s" in error.problem
 
 

@@ -157,6 +157,14 @@ def test_logits_processors_ends_are_banned_until_the_output_is_long_enough() -> 
         assert np.flatnonzero(np.isneginf(logits[0])).tolist() == ([2, 3] if is_banned else [])
 
 
+def test_logits_processors_a_bias_of_minus_100_bans_its_token() -> None:
+    row = next_row(sequence_of(SamplingParams(logit_bias=((1, -100.0), (2, -99.5), (3, 100.0))), [1]))
+    logits = np.full((1, VOCAB), 1000, np.float32)
+    LogitsProcessors(VOCAB).apply(HostLogits(logits, NumpyKernels()), [row], row_traits([row]), None)
+    assert logits[0, :4].tolist() == [1000, -np.inf, 900.5, 1100]
+    _apply([row, next_row(sequence_of(SamplingParams(logit_bias=((4, -100.0),), log_probs=True), [1]))], None)
+
+
 def test_logits_processors_masks_of_some_rows_ban_what_their_bits_do_not_allow() -> None:
     rng = np.random.default_rng(1)
     rows = [next_row(sequence_of(SamplingParams(logit_bias=((1, 2.0),)), [1])) for _ in range(8)]

@@ -56,7 +56,7 @@ def edited(logits: FloatArray, row: Row, allowed: Mask | None = None) -> FloatAr
         presence, frequency = np.float32(params.presence_penalty), np.float32(params.frequency_penalty)
         logits[token_id] -= presence + frequency * np.float32(output.count(token_id))
     for token_id, bias in params.logit_bias:
-        logits[token_id] += np.float32(bias)
+        logits[token_id] += np.float32(bias) if bias > -100 else np.float32(-np.inf)
     for *before, last in params.bad_words:
         if token_ids[len(token_ids) - len(before) :] == before:
             logits[last] = -np.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -147,8 +148,9 @@ def test_output_tensors_sequences_of_different_lengths_are_filled_up_with_zeros(
     assert outputs["finish_reason"].tolist() == [b"length"] * 3
 
 
-def _spelled(token_id: int, *, begins: bool = False) -> bytes:
-    return spell(token_id)[begins:].encode().hex().encode()
+def _spelled(token_id: int, *, begins: bool = False, no_text: Collection[int] = (0,)) -> bytes:
+    """The bytes on the wire; token 0 is special."""
+    return (b"!" if token_id in no_text else b"") + spell(token_id)[begins:].encode().hex().encode()
 
 
 @pytest.mark.parametrize("echo", [False, True])
@@ -168,7 +170,7 @@ def test_output_tensors_bytes_are_of_the_tokens_that_have_log_probs(echo: bool) 
 
 @pytest.mark.parametrize(("skip", "num_first"), [(True, 3), (False, 1)])
 def test_output_tensors_bytes_begin_a_text_behind_what_is_no_text(skip: bool, num_first: int) -> None:
-    """Token 0 is special, and 90 a marker; the stream comes in pieces."""
+    """Token 0 is special, and 90 a marker; the stream comes in pieces. What is no text says so."""
     fields = {"return_log_probs": True, "return_token_bytes": True, "stream": True, "skip_special_tokens": skip}
     request = _request((5,), **fields, marker_ids=[90] if skip else [], num_top_log_probs=1)
     ids = [0, 90, 7, 8, 0]
@@ -178,8 +180,9 @@ def test_output_tensors_bytes_begin_a_text_behind_what_is_no_text(skip: bool, nu
         outputs = _outputs(request, ResponseSlice(request.first, end - start, start, end), is_last=False)
         sent += outputs["output_token_bytes"].tolist()[0]
         tops += outputs["top_token_bytes"].tolist()
-    assert sent == [_spelled(token_id, begins=place < num_first) for place, token_id in enumerate(ids)]
-    assert tops == [[_spelled(0, begins=place < num_first)] for place in range(5)]
+    no_text = {0, 90} if skip else set()
+    assert sent == [_spelled(each, begins=place < num_first, no_text=no_text) for place, each in enumerate(ids)]
+    assert tops == [[_spelled(0, begins=place < num_first, no_text=no_text)] for place in range(5)]
 
 
 def test_output_tensors_many_small_log_probs_are_summed_without_loss() -> None:

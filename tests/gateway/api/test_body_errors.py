@@ -9,6 +9,9 @@ import pytest
 
 from tests.fakes.gateway_upstream import Script, SpokenAnswer, tokens_of
 from tests.gateway.api.client import ApiClient, chat_body
+from trident_gateway.api.body import decode_body
+from trident_gateway.api.chat_request import ChatRequest
+from trident_gateway.api.unknown_fields import drop_unknown
 from trident_gateway.settings import GatewaySettings
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -104,7 +107,15 @@ def test_a_body_that_is_no_json_is_400_invalid_json(path: str, body: bytes) -> N
         (CHAT, chat_body(guided_choice=[]), "invalid_value", "guided_choice"),
         (CHAT, chat_body(tool_choice="auto"), "invalid_value", "tool_choice"),
         (CHAT, chat_body(tool_choice="sometimes"), "invalid_value", "tool_choice"),
-        (CHAT, chat_body(parallel_tool_calls=True), "invalid_value", "parallel_tool_calls"),
+        (CHAT, chat_body(response_format={"type": "structural_tag", "format": {}, "tags": []}),
+         "unknown_parameter", "response_format.tags"),
+        (CHAT, chat_body(prompt_cache_key="x" * 1025), "invalid_value", "prompt_cache_key"),
+        (CHAT, {"model": "demo", "messages": [{"role": "user", "content": "x"}] * 16_385},
+         "invalid_value", "messages"),
+        ("/tokenize", {"model": "demo", "messages": [{"role": "user", "content": "x"}] * 16_385},
+         "invalid_value", "messages"),
+        (RESPONSES, response(input=[{"role": "user", "content": "x"}] * 16_385), "invalid_value", "input"),
+        (RESPONSES, response(prompt_cache_key="x" * 1025), "invalid_value", "prompt_cache_key"),
         (CHAT, chat_body(tools=[{"type": "web_search"}]), "invalid_value", "tools[0].type"),
         (CHAT, chat_body(tools=[{"type": "function", "function": {}}]), MISSING, "tools[0].function.name"),
         (CHAT, chat_body(add_generation_prompt=True, continue_final_message=True),
@@ -183,6 +194,7 @@ def test_a_body_with_a_fault_is_400_with_its_code_and_path(path: str, body: Any,
         (CHAT, '"chat_template_kwargs": {"a": HERE}'),
         (CHAT, '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": HERE}}}]'),
         (CHAT, '"guided_json": {"a": HERE}'),
+        (COMPLETIONS, '"guided_json": {"a": HERE}'),
         (CHAT, '"x": HERE'),
         (RESPONSES, '"tools": [{"type": "function", "name": "f", "parameters": {"a": HERE}}], "tool_choice": "none"'),
         ("/tokenize", '"chat_template_kwargs": {"a": HERE}'),
@@ -192,7 +204,11 @@ def test_a_body_with_a_fault_is_400_with_its_code_and_path(path: str, body: Any,
 def test_a_body_that_nests_too_deeply_is_400_and_never_a_fault(path: str, field: str, depth: int, allow: bool) -> None:
     """There is a depth that can be read and not written again; that is the client's fault too."""
     nested = "[" * depth + "]" * depth
-    raw = json.dumps({CHAT: chat_body(), RESPONSES: response()}.get(path, message(role="user", content="x")))
+    raw = json.dumps(
+        {CHAT: chat_body(), COMPLETIONS: completion(), RESPONSES: response()}.get(
+            path, message(role="user", content="x")
+        )
+    )
     client = ApiClient(SCRIPT, settings=GatewaySettings(allow_unknown_fields=allow))
     client.router.json_answers = lambda _name, _body: b'{"input_ids": 1}'
     answer = client.post(path, (raw[:-1] + "," + field.replace("HERE", nested) + "}").encode())
@@ -270,3 +286,111 @@ def test_a_hostile_name_of_an_unknown_field_breaks_no_header() -> None:
     assert answer.status == 200
     assert answer.headers["x-trident-ignored"].isprintable()
     assert ApiClient(SCRIPT).post(CHAT, {**chat_body(), "a\r\nb": 1}).status == 400
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("name", ["` - at `$.messages", "` - at `$.messages[0].content", "", " - at `$[9]", "`", "a.b"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_the_name_of_an_unknown_field_is_no_path(name: str, is_nested: bool, allow: bool) -> None:
+    """Whatever it spells, the field is named where it stands, and it is the one that is left out."""
+    client = ApiClient(SCRIPT, settings=GatewaySettings(allow_unknown_fields=allow))
+    body = chat_body()
+    (body["messages"][0] if is_nested else body)[name] = 1
+    answer = client.post(CHAT, body)
+    if allow:
+        assert answer.status == 200
+        assert "x-trident-ignored" in answer.headers
+        return
+    where = "messages[0]." if is_nested else ""
+    shown = name if name == "a.b" else repr(name)
+    assert answer.error == (400, "invalid_request_error", "unknown_parameter", where + shown)
+
+
+def test_unknown_fields_are_found_in_one_walk() -> None:
+    """Each struct is looked at once, however many fields of it are unknown; a large body blocks nobody for long."""
+
+    class Counting(dict[str, Any]):
+        num_walks = 0
+
+        def __iter__(self) -> Any:
+            Counting.num_walks += 1
+            return super().__iter__()
+
+    raw = Counting({**chat_body(), **{f"x{index}": index for index in range(50)}})
+    raw["messages"] = [Counting(role="user", content="x", **{f"y{at}": 1 for at in range(50)}) for _ in range(3)]
+    dropped = list(drop_unknown(raw, ChatRequest))
+    assert dropped == [
+        *(("messages[" + str(row) + "]", f"y{at}") for row in range(3) for at in range(50)),
+        *(("", f"x{index}") for index in range(50)),
+    ]
+    assert Counting.num_walks == 4
+    assert raw.keys() == {"model", "messages"}
+    assert list(drop_unknown(raw, ChatRequest)) == []
+
+
+def test_unknown_fields_are_taken_out_wherever_a_type_has_none() -> None:
+    """In parts, tools, choices and formats; not where a schema or a template takes anything."""
+    free = {"x": {"y": 1}}
+    body = chat_body(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "a", "p": 1}]},
+            {"role": "assistant", "tool_calls": [{"id": "c", "q": 1, "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "r"},
+        ],
+        tools=[{"type": "function", "r": 1, "function": {"name": "f", "parameters": free}}],
+        tool_choice={"type": "function", "function": {"name": "f", "s": 1}},
+        chat_template_kwargs=free,
+        stream_options={"t": 1},
+    )
+    expected = [
+        "messages[0].content[0].p", "messages[1].tool_calls[0].q", "tools[0].r", "tool_choice.function.s",
+        "stream_options.t",
+    ]  # fmt: skip
+    value, ignored = decode_body(json.dumps(body).encode(), ChatRequest, allow_unknown=True)
+    assert list(ignored) == expected
+    assert value.chat_template_kwargs == free
+    assert value.tools is not None
+    assert value.tools[0].function.parameters == free
+
+
+def test_so_many_unknown_fields_are_ignored_and_no_more() -> None:
+    """The list in the header is bounded, so a body with more of them is refused by the first one that is too many."""
+    client = ApiClient(SCRIPT, settings=GatewaySettings(allow_unknown_fields=True))
+    fields = {f"x{index}": 1 for index in range(65)}
+    assert client.post(CHAT, {**chat_body(), **fields}).error[2:] == ("unknown_parameter", "x64")
+    del fields["x64"]
+    assert client.post(CHAT, {**chat_body(), **fields}).status == 200
+
+
+def test_a_guide_that_can_just_be_read_is_never_a_fault() -> None:
+    """The depth at which only writing fails is one alone, and depends on who calls."""
+    client = ApiClient(SCRIPT)
+    for depth in range(850, 1000):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        raw = json.dumps(completion())[:-1] + f', "guided_json": {nested}}}'
+        assert client.post(COMPLETIONS, raw.encode()).status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat_body()), (COMPLETIONS, completion()), (RESPONSES, response()),
+        ("/tokenize", completion()), ("/detokenize", {"model": "demo", "tokens": [1]}),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_models_is_not_sent_back(path: str, body: Any) -> None:
+    """An error is as small as it can be, however long the name is."""
+    answer = ApiClient(SCRIPT).post(path, {**body, "model": "x" * 257})
+    assert answer.error == (400, "invalid_request_error", "invalid_value", "model")
+    assert len(answer.body) < 300
+    assert ApiClient(SCRIPT).post(path, {**body, "model": "x" * 256}).error[2] == "model_not_found"
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat_body()), (RESPONSES, response())])
+def test_a_bound_on_calls_changes_nothing_without_tools(path: str, body: Any, parallel: bool) -> None:
+    """Agents send it by themselves; chat and responses take it alike."""
+    client = ApiClient(SCRIPT)
+    for fields in ({}, {"parallel_tool_calls": parallel}):
+        assert client.post(path, {**body, **fields}).status == 200
+    assert client.router.calls[0].body == client.router.calls[1].body

@@ -10,9 +10,11 @@ import pytest
 
 from tests.fakes.gateway_upstream import MODEL, FakeRouter, Script, SpokenAnswer, tokens_of
 from tests.gateway.api.client import ApiClient, chat_body
+from tests.gateway.api.schema import fields_without_effect
 from trident_ensemble.contract import tensors
-from trident_gateway.api.body import fields_without_effect, refused_fields
+from trident_gateway.api.body import refused_fields
 from trident_gateway.api.chat_request import ChatRequest
+from trident_gateway.api.messages import AssistantMessage, TextPart
 from trident_gateway.callers import Caller
 from trident_gateway.settings import GatewaySettings
 
@@ -133,6 +135,28 @@ def test_messages_reach_the_template_as_they_are() -> None:
         {"role": "assistant", "content": "It is 4.", "reasoning_content": "hm"},
         {"role": "assistant", "content": "no"},
     ]
+
+
+def test_what_a_message_has_for_other_servers_does_not_reach_the_template() -> None:
+    """Marks for a cache, notes about a text, and places in a stream say nothing to a model."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    part = {"type": "text", "text": "a"}
+    client = ApiClient(SCRIPT)
+    sent = []
+    for marks, notes, places in (
+        ({"cache_control": {"type": "ephemeral"}}, {"annotations": [{"type": "url_citation"}]}, {"index": 3}),
+        ({}, {}, {}),
+    ):
+        messages = [
+            {"role": "user", "content": [{**part, **marks}]},
+            {"role": "assistant", "content": "b", "tool_calls": [{**call, **places}], **notes},
+            {"role": "tool", "tool_call_id": "c1", "content": [{**part, **marks}]},
+        ]
+        assert client.post(CHAT, {"model": "demo", "messages": messages}).status == 200
+        sent.append(client.router.asked["messages"])
+    assert sent[0] == sent[1]
+    assert fields_without_effect(TextPart) == {"cache_control"}
+    assert fields_without_effect(AssistantMessage) == {"annotations"}
 
 
 def test_the_tenant_salts_the_prefix_cache_unless_it_is_shared() -> None:

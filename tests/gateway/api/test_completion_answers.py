@@ -9,6 +9,16 @@ import pytest
 
 from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, refusal, tokens_of
 from tests.gateway.api.client import Answer, ApiClient
+from tests.tokenizer_zoo import HIDDEN, tokenizer_of
+from trident_backend.requests.output_options import OutputOptions
+from trident_backend.sequences.choices import TokenLogProbs
+from trident_backend.sequences.sampling_params import SamplingParams
+from trident_backend.sequences.sequence import Sequence
+from trident_backend.serving.token_spelling import TokenSpelling
+from trident_ensemble.text.token_bytes import TokenBytes
+from trident_gateway.api.rows import prompt_scores
+from trident_gateway.api.scores import CompletionScores
+from trident_gateway.upstream.events import GenerateEvent
 
 PATH = "/v1/completions"
 HELLO = Script([SpokenAnswer(tokens_of("Hello wörld"))])
@@ -173,6 +183,36 @@ def test_an_evaluation_gets_the_scores_of_its_prompt(stream: bool) -> None:
     assert logprobs["top_logprobs"][1] == {" ca": -0.375}
     asked = client.router.asked
     assert (asked["echo"], asked["return_prompt_log_probs"], asked["max_tokens"]) == (True, True, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_special_tokens_have_no_length_in_the_text(stream: bool) -> None:
+    """Each has its place among the tokens, and the offset of what follows."""
+    prompt = (Token(1, b"<s>", is_text=False), Token(7, b"Hello"), Token(8, b" world"))
+    said = (Token(2, b"<|x|>", is_text=False), Token(9, b"!"), Token(3, b"</s>", is_text=False))
+    answer, _ = post(Script([SpokenAnswer(said)], prompt=prompt), echo=True, logprobs=1, stream=stream)
+    (choice,) = joined(answer.events, 1) if stream else answer.json["choices"]
+    assert choice["text"] == "Hello world!"
+    assert choice["logprobs"]["tokens"] == ["<s>", "Hello", " world", "<|x|>", "!", "</s>"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, 5, 11, 11, 12]
+
+
+@pytest.mark.parametrize("family", ["byte_level_bpe", "llama_2", "gemma", "unigram"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_offsets_are_those_of_the_tokenizers_own_decoding(family: str, skip: bool) -> None:
+    """What the core says of a prompt's tokens gives the lengths of the texts before them."""
+    tokenizer = tokenizer_of(family)
+    special = [found for text in HIDDEN if (found := tokenizer.token_to_id(text)) is not None]
+    words = [tokenizer.encode(text, add_special_tokens=False).ids for text in ("Hello world", "the cat sat")]
+    ids = [special[0], *words[0], special[-1], *words[1], special[0]]
+    sequence = Sequence(1, ids, len(ids), 1, SamplingParams(), frozenset())
+    sequence.prompt_log_probs.extend(TokenLogProbs(-1.0) for _ in ids[1:])
+    output = OutputOptions(echo=True, skip_special_tokens=skip, token_bytes=True)
+    (spelled,) = TokenSpelling(TokenBytes(tokenizer)).of_prompt(output, sequence)
+    digits = [value.decode() for value in spelled.values.tolist()]
+    event = GenerateEvent(prompt_token_bytes=digits, prompt_log_probs=[0.0] + [-1.0] * (len(ids) - 1))
+    part = CompletionScores(0).put(prompt_scores(event), is_prompt=True)
+    assert part.text_offset == [len(tokenizer.decode(ids[:at], skip_special_tokens=skip)) for at in range(len(ids))]
 
 
 @pytest.mark.parametrize("stream", [False, True])

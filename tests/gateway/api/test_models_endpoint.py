@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes.gateway_upstream import CARD, MODEL, FakeRouter, Script, SpokenAnswer
-from tests.gateway.api.client import ApiClient
+from tests.gateway.api.client import ApiClient, chat_body
 from trident_gateway.callers import ANYBODY, Caller
 
 SCRIPT = Script([SpokenAnswer(())])
@@ -56,3 +56,32 @@ def test_embeddings_are_refused_clearly() -> None:
     answer = client().post("/v1/embeddings", {"model": "demo", "input": "x"})
     assert answer.error == (404, "invalid_request_error", "not_found", None)
     assert "embeddings" in answer.json["error"]["message"]
+
+
+def test_an_alias_of_two_models_stands_for_one_of_them() -> None:
+    """It gives a right to no other, and is shown once."""
+    thief = replace(OTHER, card=replace(OTHER.card, aliases=("gpt-demo", "gpt-demo", "demo")))
+    router = FakeRouter(lambda _call: SCRIPT, served=(MODEL, thief))
+    names = [model["id"] for model in ApiClient(SCRIPT, router=router).get("/v1/models").json["data"]]
+    assert names == ["demo", "gpt-demo", "other"]
+    for right, name, status in (("gpt-demo", "other", 404), ("demo", "other", 404), ("gpt-demo", "demo", 200)):
+        callers = {None: Caller("k", "k", "t", models=frozenset({right}))}
+        own = ApiClient(SCRIPT, callers=callers, router=router)
+        assert own.get("/v1/models/{model:path}", {"model": name}).status == status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/chat/completions", chat_body()),
+        ("POST", "/tokenize", {"model": "demo", "prompt": "x"}),
+        ("GET", "/v1/models/{model:path}", None),
+        ("GET", "/v1/models", None),
+    ],
+)
+def test_while_no_server_has_been_reached_the_client_is_to_try_again(method: str, path: str, body: object) -> None:
+    """Nobody knows yet which models there are, so none of them is missing."""
+    client = ApiClient(SCRIPT, router=FakeRouter(lambda _call: SCRIPT, served=()))
+    answer = client.post(path, body) if method == "POST" else client.get(path, {"model": "demo"})
+    assert answer.error == (503, "service_unavailable_error", "no_upstream", None)
+    assert answer.headers["retry-after"] == "1"

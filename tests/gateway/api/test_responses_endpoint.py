@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.gateway_upstream import Script, SpokenAnswer, tokens_of
+from tests.fakes.gateway_upstream import Script, SpokenAnswer, Token, tokens_of
 from tests.gateway.api.client import ApiClient
 from trident_gateway.errors import UpstreamLostError
 
@@ -192,3 +192,16 @@ def test_log_probabilities_of_the_text() -> None:
     logprobs = body["output"][0]["content"][0]["logprobs"]
     assert logprobs[0].keys() == {"token", "bytes", "logprob", "top_logprobs"}
     assert b"".join(bytes(entry["bytes"]) for entry in logprobs).decode() == "Hello wörld"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_is_cut_before_it_has_text_is_incomplete_throughout(stream: bool) -> None:
+    """Its one item is as incomplete as the response."""
+    script = Script([SpokenAnswer((Token(9, b""),), "length")])
+    answer = ApiClient(script).post(PATH, {"model": "demo", "input": "hi", "stream": stream})
+    body = joined_response(answer.body)[1] if stream else answer.json
+    assert body["status"] == "incomplete"
+    assert [item["status"] for item in body["output"]] == ["incomplete"]
+    if stream:
+        done = [event["item"] for event in events_of(answer.body) if event["type"] == "response.output_item.done"]
+        assert done == body["output"]

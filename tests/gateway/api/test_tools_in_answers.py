@@ -92,10 +92,15 @@ def test_tools_reach_the_template_without_what_is_not_for_it() -> None:
             {"type": "function", "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
             for tool in TOOLS
         ]
-    assert client.router.asked["bad_words"] == ["<tool_call>", "</tool_call>"]
+    assert json.loads(client.router.asked["logit_bias"]) == {str(START): -100, str(END): -100}
     assert "guided_decoding_guide" not in client.router.asked
-    client.post(CHAT, chat_body(tools=TOOLS, tool_choice="none", bad_words=["x"]))
-    assert client.router.asked["bad_words"] == ["x", "<tool_call>", "</tool_call>"]
+    bias = {str(token_id): 1.5 for token_id in range(START, START + 1000)}
+    words = ["x"] * 256
+    assert client.post(CHAT, chat_body(tools=TOOLS, tool_choice="none", bad_words=words, logit_bias=bias)).status == 200
+    assert json.loads(client.router.asked["logit_bias"]) == bias | {str(START): -100, str(END): -100}
+    assert client.router.asked["bad_words"] == words
+    bias["0"] = 1
+    assert client.post(CHAT, chat_body(logit_bias=bias)).error[2:] == ("invalid_value", "logit_bias")
     client.post(CHAT, chat_body(tools=TOOLS, tool_choice="required"))
     assert client.router.asked["guided_decoding_guide_type"] == "structural_tag"
     assert client.router.asked["marker_ids"] == [START, END]

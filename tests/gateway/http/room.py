@@ -132,7 +132,7 @@ class Client:
 
     def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         """Send a request."""
-        lines = [f"{method} {path} HTTP/1.1", "host: test"]
+        lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if body:
             lines.append(f"content-length: {len(body)}")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.gateway.http.room import JSON, Reply, Room, echo, endpoint, run
+from tests.gateway.http.room import JSON, Reply, Room, echo, endpoint, run, until
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.errors import ApiError, EngineFaultError, InvalidRequestError, RateLimitError
-from trident_gateway.http.lifecycle import Phase
+from trident_gateway.http.application import Application
+from trident_gateway.http.lifecycle import Lifecycle, Phase
+from trident_gateway.http.probes import Probes
+from trident_gateway.observing.tracing import NoTracer
 from trident_gateway.settings import GatewaySettings, HttpLimits
 
 SMALL = GatewaySettings(http=HttpLimits(max_body_bytes=2048))
@@ -115,7 +120,7 @@ def test_application_refuses_a_body_above_the_limit_by_its_length_and_by_its_chu
             assert (fits.status, len(fits.body)) == (200, 2048)
             client = await room.connect()
             client.writer.write(
-                b"POST /v1/x HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 2049\r\n\r\n"
+                b"POST /v1/x HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\ncontent-length: 2049\r\n\r\n"
             )
             by_length = await client.reply()  # without a byte of the body
             # A client that sends it nevertheless is not reset, and may go on.
@@ -312,5 +317,128 @@ def test_application_lets_nobody_wait_who_left_while_sending() -> None:
             await room.quiet()
             (record,) = room.records
             assert (record.status, record.client_gone) == (499, "plain")
+
+    run(test)
+
+
+def test_application_takes_no_drain_of_a_web_page() -> None:
+    async def test() -> None:
+        async with Room(echo) as room:
+            for headers in (
+                {"origin": "https://evil.example"},
+                {"origin": "null"},
+                {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+                {"sec-fetch-site": "same-site"},
+            ):
+                for method, path in (("POST", "/drain"), ("GET", "/metrics")):
+                    reply = await room.ask(method, path, headers=headers, port=room.private_port)
+                    assert (reply.status, reply.error()["code"]) == (403, "foreign_origin")
+            assert room.num_drains == 0
+            # As a browser sends it for an address that its user has typed.
+            own = await room.ask("GET", "/metrics", headers={"sec-fetch-site": "none"}, port=room.private_port)
+            assert own.status == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_application_without_keys_answers_to_names_of_this_machine_alone(tmp_path: Path, has_keys: bool) -> None:
+    settings = GatewaySettings(keys_file=tmp_path / "keys.json") if has_keys else GatewaySettings()
+
+    async def test() -> None:
+        async with Room(echo, settings=settings) as room:
+            for host, is_here in {
+                "localhost": True, "LOCALHOST:8080": True, "127.0.0.1:1": True, "127.8.0.1": True, "[::1]": True,
+                "[::1]:8080": True, "app.localhost:80": True, "localhost.": True, "evil.example": False,
+                "evil.example:8080": False, "localhost.evil.example": False, "10.0.0.1": False,
+                "[2001:db8::1]:80": False, "evillocalhost": False,
+            }.items():  # fmt: skip
+                client = await room.connect()
+                head = f"POST /v1/x HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+                client.writer.write(head.encode() + b"content-length: 2\r\n\r\n{}")
+                reply = await client.reply()
+                client.close()
+                if is_here or has_keys:
+                    assert reply.status == 200, host
+                else:
+                    assert (reply.status, reply.error()["code"]) == (403, "foreign_origin"), host
+
+    run(test)
+
+
+def test_application_gives_every_answer_an_id_and_health_to_get_alone() -> None:
+    async def test() -> None:
+        async with Room(echo) as room:
+            asked = {"x-request-id": "mine"}
+            private = room.private_port
+            for reply in (
+                await room.ask("GET", "/health", headers=asked),
+                await room.ask("GET", "/ready", headers=asked, port=private),
+                await room.ask("GET", "/metrics", headers=asked, port=private),
+                await room.ask("GET", "/nothing", headers=asked, port=private),
+                await room.ask("POST", "/drain", headers=asked, port=private),
+            ):
+                assert reply.headers["x-request-id"] == "mine"
+            wrong = await room.ask("POST", "/health")
+            assert (wrong.status, wrong.headers["allow"]) == (405, "GET")
+            assert wrong.error()["code"] == "method_not_allowed"
+
+    run(test)
+
+
+def test_application_misses_no_cancellation_that_comes_with_the_end_of_the_body() -> None:
+    """The request is stopped in the same round of the event loop in which its body is complete."""
+    has_read = False
+
+    @endpoint()
+    async def read(request: HttpRequest, out: AnswerSink) -> None:
+        nonlocal has_read
+        await request.body()
+        has_read = True
+        await out.send_json(b"{}")
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        lifecycle = Lifecycle()
+        sent: list[Any] = []
+        arrives: asyncio.Future[Any] = loop.create_future()
+
+        async def receive() -> Any:
+            if arrives.done():
+                await asyncio.Event().wait()
+            return await arrives
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with Room(read) as room:
+            application = Application(
+                [read],
+                settings=GatewaySettings(),
+                lifecycle=lifecycle,
+                probes=Probes(lifecycle, lambda: True, lambda: False),
+                metrics=room.metrics,
+                log=room.records.append,
+                tracer=NoTracer(),
+                complain=room.complaints.append,
+            )
+            scope = {
+                "path": "/v1/x", "method": "POST",
+                "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+            }  # fmt: skip
+            for rounds in range(6):
+                has_read, arrives = False, loop.create_future()
+                task = loop.create_task(application(scope, receive, send))
+                await until(lambda: lifecycle.num_running)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                arrives.set_result({"type": "http.request", "body": b"{}", "more_body": False})
+                for _ in range(rounds):
+                    await asyncio.sleep(0)
+                was_there = has_read
+                lifecycle.stop_all()
+                await task
+                assert has_read is was_there, f"read on after it was stopped, {rounds} rounds later"
+            assert not room.complaints
 
     run(test)

@@ -126,3 +126,16 @@ def test_certificate_that_is_none_fails_the_start(files: TlsSettings, content: s
     files.certificate.unlink()
     with pytest.raises(ConfigError, match="No such file"):
         Certificate(files, lambda _: None, lambda _: None)
+
+
+def test_port_gives_up_on_a_handshake_that_does_not_come(files: TlsSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trident_gateway.http.listening._HANDSHAKE_TIMEOUT_S", 0.1)
+
+    async def test() -> None:
+        certificate = Certificate(files, lambda _: None, lambda _: None)
+        async with Room(echo, tls=certificate.context) as room:
+            silent = await room.connect()
+            assert await silent.rest() == b""
+            silent.close()
+
+    run(test)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from tests.gateway.http.room import JSON, Reply, Room, echo, endpoint, run
+from tests.gateway.http.room import JSON, Reply, Room, echo, endpoint, run, until
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.settings import GatewaySettings, HttpLimits
 
 HASTY = GatewaySettings(http=HttpLimits(receive_timeout_s=0.2))
 IDLE = GatewaySettings(http=HttpLimits(idle_timeout_s=0.2))
 NARROW = GatewaySettings(http=HttpLimits(max_header_bytes=4096))
-HEAD = b"POST /v1/x HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/x HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 async def refused(room: Room, request: bytes) -> Reply:
@@ -185,3 +186,139 @@ def test_connection_asks_for_a_body_that_waits_to_be_asked_for() -> None:
             client.close()
 
     run(test)
+
+
+def chunked(trailers: bytes) -> bytes:
+    """Return a request whose body comes in chunks and ends with trailers."""
+    return HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + trailers
+
+
+def test_connection_lets_no_trailer_look_like_a_header() -> None:
+    seen: list[str | None] = []
+
+    @endpoint()
+    async def look(request: HttpRequest, out: AnswerSink) -> None:
+        await request.body()
+        seen.append(request.header("x-late"))
+        await out.send_json(b"{}")
+
+    async def test() -> None:
+        async with Room(look) as room:
+            client = await room.connect()
+            for _ in range(2):
+                client.writer.write(chunked(b"x-late: yes\r\nx-other: no\r\n\r\n"))
+                assert (await client.reply()).status == 200
+            client.close()
+            assert seen == [None, None]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("trailers", "is_together"),
+    [
+        (b"x: y\r\n" * 1000, True),
+        (b"x: y\r\n" * 1000, False),
+        (b"x: " + b"a" * 8192 + b"\r\n\r\n", True),
+        (b"x-endless: " + b"a" * 8192, False),
+    ],
+)
+def test_connection_refuses_trailers_above_the_limit(trailers: bytes, is_together: bool) -> None:
+    async def test() -> None:
+        async with Room(echo, settings=NARROW) as room:
+            client = await room.connect()
+            if is_together:
+                client.writer.write(chunked(trailers))
+            else:
+                client.writer.write(chunked(b""))
+                await until(lambda: room.lifecycle.num_running)
+                client.writer.write(trailers)
+            with suppress(ConnectionResetError):
+                await client.rest()
+            client.close()
+            await room.quiet()
+            assert not room.complaints
+            assert room._public.refusals[431] == 1
+
+    run(test)
+
+
+def test_connection_takes_many_small_chunks_and_many_small_requests_at_once() -> None:
+    async def test() -> None:
+        async with Room(echo, settings=NARROW) as room:
+            client = await room.connect()
+            head = HEAD
+            client.writer.write(head + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\n1\r\n" * 4000 + b"0\r\n\r\n")
+            assert (await client.reply()).body == b"1" * 4000
+            client.writer.write((head + b"content-length: 0\r\n\r\n") * 100 + head + b"content-length: 1\r\n\r\n")
+            for _ in range(100):
+                assert (await client.reply()).status == 200
+            client.writer.write(b"1")
+            assert (await client.reply()).body == b"1"
+            client.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_connection_tells_the_request_that_runs_that_its_client_has_gone(is_stream: bool) -> None:
+    never = asyncio.Event
+
+    @endpoint()
+    async def wait(request: HttpRequest, out: AnswerSink) -> None:
+        await request.body()
+        if is_stream:
+            out.expect_events()
+            await out.send_events(b"data: 1\n\n")
+        await never().wait()
+
+    async def test() -> None:
+        async with Room(wait) as room:
+            client = await room.connect()
+            client.send("POST", "/v1/x", b"{}", JSON)
+            await until(lambda: room.lifecycle.num_running)
+            if is_stream:
+                await client.head()
+            client.send("POST", "/v1/x", b"{}", JSON)
+            await until(lambda: any(one.pipeline for one in connections_of(room)))
+            client.close()
+            await room.quiet()
+            assert [record.client_gone for record in room.records] == ["stream" if is_stream else "plain"]
+            assert not room.complaints
+
+    run(test)
+
+
+def test_connection_closes_no_stream_for_a_request_that_was_sent_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trident_gateway.http.connection._BODY_GRACE_S", 0.0)
+    go_on = asyncio.Event()
+
+    @endpoint()
+    async def wait(request: HttpRequest, out: AnswerSink) -> None:
+        await request.body()
+        out.expect_events()
+        await out.send_events(b"data: 1\n\n")
+        await go_on.wait()
+        await out.end_events(b"data: 2\n\n")
+
+    async def test() -> None:
+        for ahead in (HEAD + b"content-length: 2\r\n\r\n", HEAD):  # a body and a head that do not come
+            go_on.clear()
+            async with Room(wait, settings=HASTY) as room:
+                client = await room.connect()
+                client.send("POST", "/v1/x", b"{}", JSON)
+                await client.head()
+                client.writer.write(ahead)
+                await asyncio.sleep(0.5)  # longer than the timers
+                go_on.set()
+                assert await client.chunk() == b"data: 1\n\n"
+                assert await client.chunk() == b"data: 2\n\n"
+                client.close()
+
+    run(test)
+
+
+def connections_of(room: Room) -> set[Any]:
+    """Return the open connections of the public port."""
+    assert room._public._server is not None
+    return set(room._public._server.server_state.connections)

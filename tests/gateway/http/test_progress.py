@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+import pytest
+
 from trident_gateway.http.progress import STUCK_AFTER_S, ProgressWatch
+from trident_gateway.upstream.fleet import ServerStatus
 
 
-def test_progress_stands_still_only_if_requests_run_and_no_engine_makes_a_step() -> None:
+def server(num_steps: float | None, *, name: str = "a", is_ready: bool = True, is_awaited: bool = True) -> ServerStatus:
+    """Return the state of a server."""
+    return ServerStatus(name, is_ready, 1, 0, is_awaited, num_steps)
+
+
+def test_progress_stands_still_only_if_calls_wait_and_the_engine_makes_no_step() -> None:
     watch = ProgressWatch()
     assert not watch.is_stuck
-    for now in range(0, 300, 10):  # idle
-        watch.look(now, num_running=0, num_steps=5)
+    for now in range(0, 300, 10):  # busy, however long calls wait
+        watch.look(now, [server(now)])
         assert not watch.is_stuck
-    for now in range(300, 600, 10):  # busy, however long requests wait
-        watch.look(now, num_running=100, num_steps=now)
-        assert not watch.is_stuck
-    stands_since = 590
-    for now in range(600, 700, 10):
-        watch.look(now, num_running=1, num_steps=590)
+    stands_since = 290
+    for now in range(300, 400, 10):
+        watch.look(now, [server(290)])
         assert watch.is_stuck is (now - stands_since >= STUCK_AFTER_S)
-    watch.look(700, num_running=1, num_steps=591)
+    watch.look(400, [server(291)])
     assert not watch.is_stuck
 
 
 def test_progress_is_a_restarted_engine_too() -> None:
     watch = ProgressWatch()
-    watch.look(0, num_running=1, num_steps=1000)
-    watch.look(59, num_running=1, num_steps=3)
-    watch.look(61, num_running=1, num_steps=3)
+    watch.look(0, [server(1000)])
+    watch.look(59, [server(3)])
+    watch.look(61, [server(3)])
     assert not watch.is_stuck
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        [],
+        [server(5, is_awaited=False)],  # nothing is asked, or clients do not read
+        [server(5, is_ready=False)],  # it is down, or drains
+        [server(None)],  # its metrics cannot be had
+        [server(5), server(7, name="b", is_awaited=False)],  # calls can go to another one
+    ],
+)
+def test_progress_is_no_matter_of_queues_clients_and_servers_that_are_down(servers: list[ServerStatus]) -> None:
+    watch = ProgressWatch()
+    for now in range(0, 600, 10):
+        watch.look(now, servers)
+        assert not watch.is_stuck
+
+
+def test_progress_of_one_that_was_away_meanwhile_is_measured_anew() -> None:
+    watch = ProgressWatch()
+    watch.look(0, [server(5)])
+    watch.look(50, [server(None)])
+    watch.look(51, [server(5)])
+    watch.look(110, [server(5)])
+    assert not watch.is_stuck
+    watch.look(111, [server(5)])
+    assert watch.is_stuck

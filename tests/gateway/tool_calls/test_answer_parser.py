@@ -122,6 +122,7 @@ def test_answer_parser_loses_no_text_of_any_answer(name: str, data: st.DataObjec
         "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>", "<|python_tag|>", "get_weather",
         '{"name": "get_weather", "arguments": {"a": 1}}', '{"name": "get-time", "parameters": {}}', "[", "]", ",", " ",
         "\n", '{"name"', '"', "{", "}", "x", "<", "tool_call>", "abc123abc",
+        '{"name": "get-time", "arguments": {}', ',"extra": "x"', ', "id": "abc123abc"',
     ]  # fmt: skip
     answer = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=12)))
     cuts = data.draw(st.lists(st.integers(0, max(1, len(answer))), max_size=8))
@@ -212,6 +213,52 @@ def test_answer_parser_leaves_markers_without_a_call_in_the_text(card: ModelCard
         assert read(card, answer, cuts) == (answer, "", [])
 
 
+@pytest.mark.parametrize(
+    ("rest", "content"),
+    [
+        ("}", ""),
+        (' , "id" : "abc123abc"\n}', ""),
+        (',"extra":"x"}', ',"extra":"x"'),
+        (' , "extra": ["}", {"a": 1}] }', ', "extra": ["}", {"a": 1}]'),
+        (', "id": "abc123abc", "type": "function"}', ', "type": "function"'),
+        (', "id": "a b"}', ', "id": "a b"'),
+        (', "id"', ', "id"'),
+        (" and so on, \n for ever ", "and so on, \n for ever"),
+    ],
+)
+def test_answer_parser_says_what_a_call_has_beside_its_parts(rest: str, content: str) -> None:
+    """It is content behind the call, without the closing brace; Mistral's id is a part of the call."""
+    for card, begin, end in (
+        (HERMES, "<tool_call>\n", "\n</tool_call>"), (SPELLED, "<tool_call>", ""), (MISTRAL, "[TOOL_CALLS][", ""),
+        (LLAMA, "", ""),
+    ):  # fmt: skip
+        answer = f'{begin}{{"name": "get-time", "arguments": {{}}{rest}{end}'
+        for cuts in ((), range(len(answer))):
+            assert read(card, answer, cuts) == (content, "", [("get-time", "{}")])
+
+
+def test_answer_parser_reads_the_calls_after_one_that_never_closes() -> None:
+    """Its rest is content, and the next marker begins a call."""
+    answer = '<tool_call>{"name": "get-time", "arguments": {}, oh' + written(HERMES, "get_weather", "{}")
+    assert read(HERMES, answer) == (", oh", "", [("get-time", "{}"), ("get_weather", "{}")])
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_answer_parser_knows_whether_the_last_call_is_complete(guided: bool) -> None:
+    """It is from the end of its arguments on; a call that is left out for its cut beginning is not."""
+    text = written(HERMES, "get-time", "{}") + written(HERMES, "get_weather", '{"city": "Paris"}')
+    second, begin, end = text.rindex("<tool_call>"), text.rindex('{"city'), text.rindex('"}') + 2
+    for cut in range(second, len(text) + 1):
+        if any(text[:cut].endswith(token[:length]) for token in _tokens(HERMES) for length in range(1, len(token))):
+            continue
+        parser = AnswerParser(HERMES, plan_of(HERMES, guided=guided))
+        for piece in pieces(HERMES, text[:cut]):
+            parser.feed(*piece)
+        parser.finish()
+        left_out = guided and second + len("<tool_call>") <= cut <= begin
+        assert parser.is_open is (left_out or begin < cut < end), text[:cut]
+
+
 def test_answer_parser_goes_on_after_what_was_no_call() -> None:
     """A call after a marker without one is read."""
     answer = "<tool_call>oops " + written(HERMES, "get-time", "{}")
@@ -261,12 +308,13 @@ def test_call_ids_have_the_form_that_templates_take() -> None:
 
 
 def test_finish_reason_tells_calls_from_text() -> None:
-    """`auto` and `required` end in `tool_calls`, a named tool in `stop`, a cut answer in `length`."""
+    """`auto` and `required` end in `tool_calls`, a named tool in `stop`, a cut answer or call in `length`."""
     auto = plan_tools(HERMES, TOOLS, ToolChoice())
     named = plan_tools(HERMES, TOOLS, ToolChoice(Choice.NAMED, TIME.name))
     assert auto.finish_reason("eos", 1) == "tool_calls"
     assert auto.finish_reason("eos", 0) == "stop"
     assert auto.finish_reason("length", 1) == "length"
     assert named.finish_reason("stop", 1) == "stop"
+    assert auto.finish_reason("stop", 1, is_open=True) == named.finish_reason("eos", 1, is_open=True) == "length"
     assert json.loads(named.guide or "")["type"] == "structural_tag"
     assert WEATHER.name not in (named.guide or "")

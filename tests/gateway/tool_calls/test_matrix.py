@@ -1,4 +1,4 @@
-"""The matrix of tool calls: tool_choice x strict x parallel x stream x cut, each cell with its exact answer."""
+"""The matrix of tool calls: tool_choice x strict x parallel x stream x end, each cell with its exact answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ class Cell(NamedTuple):
     strict: bool
     parallel: bool
     stream: bool
-    is_cut: bool
+    #: The core's reason; a stop string cuts the last call as the length does.
+    end: str
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ends in its last call, or in the text where there is none."""
+        return self.end != "eos"
 
     @property
     def text(self) -> str:
@@ -48,7 +54,7 @@ class Cell(NamedTuple):
     @property
     def finish_reason(self) -> str:
         """Why the answer has ended."""
-        if self.is_cut:
+        if self.end == "length" or (self.is_cut and self.calls):
             return "length"
         return "tool_calls" if self.choice in {"auto", "required"} else "stop"
 
@@ -77,16 +83,17 @@ class Cell(NamedTuple):
 
 
 _CELLS = [
-    Cell(choice, *flags)
+    Cell(choice, strict, parallel, stream, end)
     for choice in ("auto", "none", "required", "named")
-    for flags in itertools.product((True, False), repeat=4)
+    for strict, parallel, stream in itertools.product((True, False), repeat=3)
+    for end in ("eos", "length", "stop")
 ]
 
 
 @pytest.mark.parametrize("cell", _CELLS, ids=lambda cell: "-".join([cell.choice, *(str(flag) for flag in cell[1:])]))
 def test_matrix(cell: Cell) -> None:
     """The finish reason, the calls and the content are exact in every cell, and so is what the core is asked for."""
-    script = Script([SpokenAnswer(cell.tokens(), "length" if cell.is_cut else "eos")])
+    script = Script([SpokenAnswer(cell.tokens(), cell.end)])
     client = ApiClient(script, router=FakeRouter(lambda _call: script, served=(TOOL_MODEL,)))
     answer = client.post("/v1/chat/completions", cell.body())
     assert answer.status == 200

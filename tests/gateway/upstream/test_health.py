@@ -16,7 +16,8 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.health = Health()
         self.now = 0.0
-        self.in_a_row = 0
+        self.probes_in_a_row = 0
+        self.calls_in_a_row = 0
         self.is_up = False
 
     @rule(seconds=st.floats(0.01, 40))
@@ -25,24 +26,32 @@ class Histories(RuleBasedStateMachine):
 
     @rule(is_ready=st.booleans())
     def probe_answered(self, *, is_ready: bool) -> None:
+        self.probes_in_a_row = 0
         if not self.is_up:
-            self.in_a_row = 0
+            self.calls_in_a_row = 0
         self.is_up = True
         self.health.probe_answered(is_ready=is_ready)
+        assert not self.health.is_suspect
         assert self.health.level(self.now + 31) is (Level.READY if is_ready else Level.DOUBTFUL)
 
     @rule()
     def call_answered(self) -> None:
-        self.in_a_row = 0
+        self.probes_in_a_row = self.calls_in_a_row = 0
         self.health.call_answered()
 
-    @rule()
-    def failed(self) -> None:
+    @rule(is_probe=st.booleans())
+    def failed(self, *, is_probe: bool) -> None:
         before = self.health.num_ejections
-        self.in_a_row += 1
-        self.health.failed(self.now)
-        if self.is_up and self.in_a_row == MAX_FAILURES:
+        if is_probe:
+            self.probes_in_a_row += 1
+            self.health.probe_failed(self.now)
+        else:
+            self.calls_in_a_row += 1
+            self.health.call_failed(self.now)
+        assert self.health.is_suspect
+        if self.is_up and self.probes_in_a_row + self.calls_in_a_row == MAX_FAILURES:
             self.is_up = False
+            self.probes_in_a_row = self.calls_in_a_row = 0
             assert self.health.num_ejections == before + 1
         else:
             assert self.health.num_ejections == before
@@ -61,7 +70,7 @@ def test_health_stays_out_longer_each_time_until_a_call_is_answered() -> None:
     health.probe_answered(is_ready=True)
     for _ in range(7):
         for _ in range(MAX_FAILURES):
-            health.failed(now)
+            health.call_failed(now)
         health.probe_answered(is_ready=True)
         back = next(second for second in range(100) if health.level(now + second) is Level.READY)
         bans.append(back)
@@ -69,7 +78,29 @@ def test_health_stays_out_longer_each_time_until_a_call_is_answered() -> None:
     assert bans == [1, 2, 4, 8, 16, 30, 30]
     health.call_answered()
     for _ in range(MAX_FAILURES):
-        health.failed(now)
+        health.call_failed(now)
     health.probe_answered(is_ready=True)
     assert health.level(now + 0.9) is Level.DOUBTFUL
     assert health.level(now + 1) is Level.READY
+
+
+def test_health_counts_probes_that_fail_in_a_row_and_not_at_any_time() -> None:
+    health = Health()
+    for now in range(100):
+        health.probe_answered(is_ready=True)
+        assert not health.is_suspect
+        health.probe_failed(now)
+        assert health.is_suspect
+        assert health.level(now) is Level.READY
+    health.probe_failed(100)
+    health.probe_failed(100)
+    assert health.level(100) is Level.DOWN
+
+
+def test_health_counts_calls_that_fail_whatever_probes_say() -> None:
+    health = Health()
+    for now in range(MAX_FAILURES):
+        health.probe_answered(is_ready=True)
+        assert health.level(now) is Level.READY
+        health.call_failed(now)
+    assert health.level(MAX_FAILURES) is Level.DOWN

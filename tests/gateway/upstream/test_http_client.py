@@ -69,7 +69,7 @@ def test_client_reuses_a_connection_after_a_complete_answer() -> None:
             for _ in range(5):
                 assert (await _get(client))[0] == 200
             assert fake.num_accepted == 1
-            assert (client.num_idle, client.num_busy) == (1, 0)
+            assert (len(client._idle), len(client._busy)) == (1, 0)
             client.close()
             await until(lambda: fake.num_connections == 0)
 
@@ -83,7 +83,7 @@ def test_client_never_reuses_a_connection_whose_answer_was_left() -> None:
             response = await client.send(b"GET", "/metrics")
             assert await response.status() == 200
             response.close()
-            assert (client.num_idle, client.num_busy) == (0, 0)
+            assert (len(client._idle), len(client._busy)) == (0, 0)
             assert (await _get(client))[0] == 200
             assert fake.num_accepted == 2
             client.close()
@@ -102,13 +102,14 @@ def test_client_reads_an_answer_that_comes_byte_by_byte() -> None:
     async def main() -> None:
         async with _server(talk) as client:
             assert await _get(client) == (200, body + b"end")
-            assert client.num_idle == 1
+            assert len(client._idle) == 1
 
     run(main())
 
 
-def test_client_sends_again_when_an_unused_connection_was_closed_meanwhile() -> None:
+def test_client_sends_again_when_an_unused_connection_was_closed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server closes each connection when the second request comes, without an answer."""
+    monkeypatch.setattr("trident_gateway.upstream.connection._STALE_WITHIN_S", 60.0)  # however busy the machine is
     requests = 0
     by_connection: dict[int, int] = {}
 
@@ -125,6 +126,47 @@ def test_client_sends_again_when_an_unused_connection_was_closed_meanwhile() -> 
             for _ in range(3):
                 assert await _get(client) == (200, b"")
             assert requests == 5
+
+    run(main())
+
+
+def test_client_never_sends_again_what_a_server_was_lost_over_while_it_worked() -> None:
+    requests = 0
+
+    async def talk(writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == 2:
+            await asyncio.sleep(0.2)  # the work
+            raise ConnectionAbortedError
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def main() -> None:
+        async with _server(talk) as client:
+            assert await _get(client) == (200, b"")
+            with pytest.raises(ConnectionLostError):
+                await _get(client)
+            assert requests == 2
+
+    run(main())
+
+
+def test_client_says_that_a_request_is_lost_which_no_server_is_left_to_take_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trident_gateway.upstream.connection._STALE_WITHIN_S", 60.0)
+
+    async def main() -> None:
+        async with FakeTriton() as fake:
+            fake.is_silent = False
+            client = HttpClient(fake.address.url)
+            assert (await _get(client))[0] == 200
+            fake.is_silent = True
+            answer = asyncio.ensure_future(_get(client))
+            await asyncio.sleep(0)
+            await fake.kill()
+            with pytest.raises(ConnectionLostError):
+                await answer
 
     run(main())
 
@@ -148,7 +190,7 @@ def test_client_says_that_an_answer_was_cut_or_is_none(answer: bytes) -> None:
         async with _server(talk) as client:
             with pytest.raises(ConnectionLostError):
                 await _get(client)
-            assert (client.num_idle, client.num_busy) == (0, 0)
+            assert (len(client._idle), len(client._busy)) == (0, 0)
 
     run(main())
 
@@ -157,7 +199,7 @@ def test_client_drops_a_connection_on_which_something_comes_unasked() -> None:
     async def talk(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
-        await until(lambda: client_.num_idle == 1)
+        await until(lambda: len(client_._idle) == 1)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
 
     client_: HttpClient
@@ -178,7 +220,7 @@ def test_client_refuses_a_body_above_the_bound() -> None:
             client = HttpClient(fake.address.url)
             with pytest.raises(BodyTooLargeError):
                 await client.fetch(b"GET", "/metrics", max_bytes=10, timeout_s=60)
-            assert client.num_busy == 0
+            assert not client._busy
             client.close()
 
     run(main())
@@ -198,7 +240,7 @@ def test_client_gives_up_an_answer_that_does_not_come() -> None:
             client = HttpClient(fake.address.url)
             with pytest.raises(asyncio.TimeoutError):
                 await client.fetch(b"GET", READY, max_bytes=1, timeout_s=0.05)
-            assert client.num_busy == 0
+            assert not client._busy
             fake.is_silent = False
             await until(lambda: fake.num_connections == 0)
 
@@ -234,6 +276,6 @@ def test_client_reads_no_further_while_nobody_reads() -> None:
             rest = await response.read_all(total)
             assert len(first) + len(rest) == total
             response.close()
-            assert client.num_idle == 1
+            assert len(client._idle) == 1
 
     run(main())

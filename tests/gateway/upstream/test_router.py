@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from collections import Counter
 from typing import Any
 
@@ -189,6 +191,52 @@ def test_router_does_not_let_one_call_kill_server_after_server() -> None:
             # The first time on a connection that may have been closed meanwhile, so that it is sent there again.
             assert 2 <= sum(len(fake.requests) for fake in fakes) <= 3
             assert sum(bool(fake.requests) for fake in fakes) == 2
+
+    run(main())
+
+
+def test_router_ends_a_call_that_has_killed_two_servers_for_good() -> None:
+    """The connections are warm and the servers do not come back, so that no third one is asked."""
+
+    async def main() -> None:
+        fakes = [FakeTriton(CARD) for _ in range(3)]
+        kills = []
+        async with routing(*fakes) as router:
+            for fake in fakes:
+
+                def die(body: dict[str, Any], fake: FakeTriton = fake) -> Script:
+                    kills.append(asyncio.ensure_future(fake.kill()))
+                    return Script(tokens(body).events, hang_after=0)
+
+                fake.answer = die
+            with pytest.raises(UpstreamLostError):
+                await router.open(make_call(router))
+            assert sum(fake.is_listening for fake in fakes) == 1
+            await asyncio.gather(*kills)
+
+    run(main())
+
+
+def test_router_says_which_server_lets_calls_wait() -> None:
+    """A client that does not read, and probes, are no reason to call it so."""
+
+    async def main() -> None:
+        fake = FakeTriton(CARD)
+        times = WatchTimes(probe_s=0.05, probe_down_s=0.02, models_s=0.05, timeout_s=0.05, silence_s=60)
+        big = {"text_output": "x" * 300_000}
+        async with routing(fake, times=times) as router:
+            (before,) = router.status()
+            assert (before.is_awaited, before.num_steps) == (False, 0)
+            fake.answer = lambda body: Script([*tokens(body).events, *[big] * 100], hang_after=101)
+            unread = await router.open(make_call(router))
+            await asyncio.sleep(0.3)  # nothing shows that it does not come about
+            assert not router.status()[0].is_awaited
+            fake.answer = lambda body: Script(tokens(body).events, hang_after=1)
+            waiting = await router.open(make_call(router))
+            await until(lambda: router.status()[0].is_awaited)
+            await waiting.close()
+            await unread.close()
+            await until(lambda: not router.status()[0].is_awaited)
 
     run(main())
 
@@ -388,5 +436,17 @@ def test_call_json_reaches_another_model_and_tries_another_server() -> None:
             well.preprocess = lambda _: {"error": "[INVALID_ARG] text_input: is missing"}
             with pytest.raises(UpstreamRefusalError):
                 await router.call_json(model, f"{model.preprocessing}/generate", b"{}")
+
+    run(main())
+
+
+def test_call_json_asks_each_server_for_its_preprocessing_by_the_name_it_has_there() -> None:
+    async def main() -> None:
+        async with routing(FakeTriton(CARD)) as router:
+            model = router.models()["demo"]
+            # As another server would know the model, which the call may have been made for.
+            elsewhere = dataclasses.replace(model, preprocessing="preprocessing_2")
+            body = await router.call_json(elsewhere, "preprocessing_2/generate", b"{}")
+            assert json.loads(body) == {"input_ids": [1, 2, 3]}
 
     run(main())

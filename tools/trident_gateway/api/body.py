@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from trident_gateway.api.unknown_fields import drop_unknown
 from trident_gateway.errors import InvalidRequestError
 
 Value = TypeVar("Value", bound=msgspec.Struct)
@@ -22,7 +23,7 @@ Plan = TypeVar("Plan")
 NO_EFFECT = msgspec.Meta(extra={"effect": "none"})
 #: Fields that a client may list as unknown in one body, where unknown ones are allowed.
 _MAX_IGNORED = 64
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `")
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _BOUND = re.compile(r"Expected `(\w+)` (>=|<=|<|>|of length|matching|that's)")
 _SHOWN_FIELD = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -42,31 +43,27 @@ def decode_body(body: bytes, kind: type[Value], *, allow_unknown: bool = False) 
     try:
         return msgspec.json.decode(body, type=kind), ()
     except msgspec.ValidationError as error:
-        if not (allow_unknown and _UNKNOWN.match(str(error))):
+        if not _UNKNOWN.match(str(error)):
             raise _refusal(kind, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from None
-    return _decode_leniently(body, kind)
+    return _decode_without(body, kind, max_ignored=_MAX_IGNORED if allow_unknown else 0)
 
 
-def _decode_leniently(body: bytes, kind: type[Value]) -> tuple[Value, tuple[str, ...]]:
-    ignored: list[str] = []
+def _decode_without(body: bytes, kind: type[Value], max_ignored: int) -> tuple[Value, tuple[str, ...]]:
+    """Return the value in a body that has unknown fields, without these; refuse the first that is one too many."""
     try:
         raw = msgspec.json.decode(body)
+        ignored: list[str] = []
+        for path, name in drop_unknown(raw, kind):
+            if len(ignored) == max_ignored:
+                raise _unknown(path, name)
+            ignored.append(_joined(path, name))
+        return msgspec.convert(raw, kind), tuple(ignored)
+    except msgspec.ValidationError as error:
+        raise _refusal(kind, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from None
-    while True:
-        try:
-            return msgspec.convert(raw, kind), tuple(ignored)
-        except msgspec.ValidationError as error:
-            text, path = _split(str(error))
-            unknown = _UNKNOWN.match(text)
-            if not unknown or len(ignored) == _MAX_IGNORED or "..." in path:
-                raise _refusal(kind, str(error)) from None
-            ignored.append(_joined(path, unknown.group(1)))
-            del _at(raw, path)[unknown.group(1)]
-        except RecursionError as error:
-            raise _malformed(error) from None
 
 
 def planned(plan: Callable[[], Plan]) -> Plan:
@@ -91,12 +88,7 @@ def _malformed(error: Exception) -> InvalidRequestError:
 
 def _refusal(kind: type[msgspec.Struct], message: str) -> InvalidRequestError:
     text, path = _split(message)
-    unknown, missing = _UNKNOWN.match(text), _MISSING.match(text)
-    if unknown:
-        name = unknown.group(1)
-        shown = name if _SHOWN_FIELD.fullmatch(name) else repr(name[:64])
-        where = _joined(path, shown)
-        return InvalidRequestError(f"Unknown parameter: '{where}'.", code="unknown_parameter", param=where)
+    missing = _MISSING.match(text)
     if missing:
         where = _joined(path, missing.group(1))
         return InvalidRequestError(
@@ -110,6 +102,11 @@ def _refusal(kind: type[msgspec.Struct], message: str) -> InvalidRequestError:
     name = f"'{path}'" if path else "the body"
     what = "type" if is_type else "value"
     return InvalidRequestError(f"Invalid {what} for {name}: {_sentence(text)}", code=code, param=path or None)
+
+
+def _unknown(path: str, name: str) -> InvalidRequestError:
+    where = _joined(path, name if _SHOWN_FIELD.fullmatch(name) else repr(name[:64]))
+    return InvalidRequestError(f"Unknown parameter: '{where}'.", code="unknown_parameter", param=where)
 
 
 def invalid(param: str, problem: str) -> InvalidRequestError:
@@ -136,12 +133,6 @@ def refused_fields(kind: type[msgspec.Struct]) -> Mapping[str, str]:
             if meta.description:
                 advice.setdefault(name, meta.description)
     return advice
-
-
-@functools.lru_cache(maxsize=32)
-def fields_without_effect(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """Return the fields of a struct that are accepted and change nothing."""
-    return frozenset(name for name, meta in _metas(kind) if meta is NO_EFFECT)
 
 
 def _structs(kind: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
@@ -181,12 +172,6 @@ def _split(message: str) -> tuple[str, str]:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _at(raw: Any, path: str) -> Any:
-    for step in re.findall(r"[^.\[\]]+", path):
-        raw = raw[int(step)] if isinstance(raw, list) else raw[step]
-    return raw
 
 
 def _sentence(text: str) -> str:

@@ -111,7 +111,7 @@ def plan_chat(fields: ChatRequest, model: ServedModel, caller: Caller, settings:
         if fields.top_logprobs:
             values[tensors.NUM_TOP_LOG_PROBS.name] = fields.top_logprobs
     guide_param, tool_plan = _plan_tools(fields, model, settings)
-    plan_tensors(tool_plan, card, values)
+    plan_tensors(tool_plan, values)
     names = ParamNames(
         "messages",
         "max_tokens" if fields.max_completion_tokens is None else "max_completion_tokens",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from trident_gateway.api.body import NO_EFFECT, invalid, unsupported
-from trident_gateway.api.messages import Message, check_messages
+from trident_gateway.api.messages import Messages, check_messages
 from trident_gateway.api.response_format import ResponseFormat
 from trident_gateway.api.sampling_fields import MAX_INT32, SamplingFields, check_sampling
 from trident_gateway.tool_calls.tools import Choice, Tool, ToolChoice
@@ -52,7 +52,7 @@ MaxTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """A conversation that is to be continued."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Messages
     max_completion_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
     logprobs: bool | None = None
@@ -103,8 +103,6 @@ def check_chat(request: ChatRequest, max_n: int) -> None:
         raise invalid("continue_final_message", "cannot be true together with 'add_generation_prompt'.")
     if request.tool_choice not in (None, "none") and not request.tools:
         raise invalid("tool_choice", "needs 'tools'.")
-    if request.parallel_tool_calls is not None and not request.tools:
-        raise invalid("parallel_tool_calls", "needs 'tools'.")
 
 
 def tools_of(request: ChatRequest) -> tuple[Tool, ...]:

@@ -78,11 +78,9 @@ class Choice:
         """
         events = self._events(row)
         if row.finish_reason:
-            num_calls = 0
             if self._parser is not None:
                 events = [*events, *self._parser.finish()]
-                num_calls = self._parser.num_calls
-            self.finish_reason = self._reason(row.finish_reason, num_calls)
+            self.finish_reason = self._reason(row.finish_reason)
         if self._meter is not None:
             self._meter.count(list(row.token_ids))
             for event in events:
@@ -95,9 +93,9 @@ class Choice:
             return self._parser.feed(row.text, row.markers)
         return (ContentDelta(row.text),) if row.text else ()
 
-    def _reason(self, engine_reason: str, num_calls: int) -> str:
+    def _reason(self, engine_reason: str) -> str:
         if engine_reason not in _FINISH_REASONS:
             raise EngineFaultError
         if self._parser is None:
             return _FINISH_REASONS[engine_reason]
-        return self._tools.finish_reason(engine_reason, num_calls)
+        return self._tools.finish_reason(engine_reason, self._parser.num_calls, is_open=self._parser.is_open)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from trident_ensemble.contract import tensors
+from trident_gateway.api.body import planned
 from trident_gateway.api.chat import affinity_of, new_id
 from trident_gateway.api.choices import AnswerPlan
 from trident_gateway.api.completion_chunks import (
@@ -54,7 +55,8 @@ class CompletionEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, CompletionRequest)
         check_completion(fields, context.settings.max_n)
-        plan = plan_completion(fields, context.find(caller, fields.model), caller, context.settings)
+        model = context.find(caller, fields.model)
+        plan = planned(lambda: plan_completion(fields, model, caller, context.settings))
         if fields.stream:
             out.expect_events()
         async with generating(context, request, out, caller, plan) as generation:

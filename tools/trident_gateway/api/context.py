@@ -14,7 +14,7 @@ from trident_gateway.access.authenticator import Authenticator
 from trident_gateway.api.body import decode_body
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.callers import Caller
-from trident_gateway.errors import ModelNotFoundError
+from trident_gateway.errors import ModelNotFoundError, NoUpstreamError
 from trident_gateway.limits.limiter import Limiter
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.upstream.router import Router
@@ -69,13 +69,36 @@ class ApiContext:
 
         Raises:
             ModelNotFoundError: it may not, or there is none.
+            NoUpstreamError: no server has said yet which models there are.
         """
         served = self.router.find(name)
-        if served is None or not may_use(caller, served):
+        if served is None and not self.router.models():
+            raise NoUpstreamError
+        if served is None or not self._may_use(caller, served):
             raise ModelNotFoundError(name)
         return served
 
+    def models_of(self, caller: Caller) -> list[tuple[str, ServedModel]]:
+        """Return the models that a caller may use, by all names of each; every name stands for one model.
 
-def may_use(caller: Caller, served: ServedModel) -> bool:
-    """Return whether a caller may use a model."""
-    return caller.may_use(served.card.name, *served.card.aliases)
+        Raises:
+            NoUpstreamError: no server has said yet which models there are.
+        """
+        models = self.router.models()
+        if not models:
+            raise NoUpstreamError
+        return [
+            (name, served)
+            for _, served in sorted(models.items())
+            if self._may_use(caller, served)
+            for name in self._names_of(served)
+        ]
+
+    def _may_use(self, caller: Caller, served: ServedModel) -> bool:
+        return caller.may_use(*self._names_of(served))
+
+    def _names_of(self, served: ServedModel) -> list[str]:
+        """Return the names that stand for a model: its own, and those aliases that do not stand for another."""
+        names = dict.fromkeys((served.card.name, *served.card.aliases))
+        found = {name: self.router.find(name) for name in names}
+        return [name for name, model in found.items() if model is not None and model.card.name == served.card.name]

@@ -21,9 +21,13 @@ from trident_gateway.api.usage import TokenMeter, Usage
 from trident_gateway.callers import Caller
 from trident_gateway.errors import EngineFaultError, UpstreamLostError
 from trident_gateway.limits.limiter import Reservation
+from trident_gateway.upstream.call_spending import CallSpending
 from trident_gateway.upstream.events import GenerateEvent, MalformedEventError, as_list
 from trident_gateway.upstream.exchange import Exchange
+from trident_gateway.upstream.router import Router
 
+#: For servers to say what a request has cost that ends early; less than a gateway that ends gives to what it cuts.
+_MAX_END_S = 4.0
 _TIMES = (tensors.ARRIVAL_TIME, tensors.FIRST_SCHEDULED_TIME, tensors.FIRST_TOKEN_TIME, tensors.LAST_TOKEN_TIME)
 
 
@@ -32,22 +36,20 @@ class Generation:
 
     Args:
         plan: what is asked.
-        exchanges: one for each prompt, in their order.
         reservation: what it holds of its caller's limits.
         request: takes what the log and the trace show.
     """
 
-    def __init__(
-        self, plan: GenerationPlan, exchanges: Sequence[Exchange], reservation: Reservation, request: HttpRequest
-    ) -> None:
+    def __init__(self, plan: GenerationPlan, reservation: Reservation, request: HttpRequest) -> None:
         self._plan = plan
-        self._exchanges = exchanges
+        self._exchanges: Sequence[Exchange] = ()
         self._reservation = reservation
         self._request = request
-        self._meters = [TokenMeter(echo=plan.echo) for _ in exchanges]
+        self._meters = [TokenMeter(echo=plan.echo) for _ in plan.prompts]
+        self._spendings = [CallSpending(meter.take) for meter in self._meters]
         num = plan.num_choices
         self._choices = [
-            [Choice(at * num + index, plan.answers) for index in range(num)] for at in range(len(exchanges))
+            [Choice(at * num + index, plan.answers) for index in range(num)] for at in range(len(plan.prompts))
         ]
         self._reads: dict[asyncio.Task[Sequence[GenerateEvent]], int] = {}
         self._is_reading = False
@@ -67,6 +69,15 @@ class Generation:
             sum(counted) if counted else None,
         )
 
+    async def open(self, router: Router, caller: Caller) -> None:
+        """Send all prompts, and wait until each of them has begun to be answered.
+
+        Raises:
+            ApiError: a server refuses one.
+        """
+        self._exchanges = await open_all(router, self._request, caller, self._plan, self._spendings)
+        self._request.record.upstream = self._exchanges[0].server
+
     async def read(self) -> list[Delta] | None:
         """Return what has come, all of one read together; None when every answer is complete.
 
@@ -84,20 +95,40 @@ class Generation:
         return None
 
     async def settle(self) -> None:
-        """Pay for what was used; only the first call counts."""
+        """Pay for what was used; only the first call counts.
+
+        A call that no server has taken costs nothing. Of one that a server has taken and whose prompt it has never
+        counted, the input costs what is held for it.
+        """
         usage = self.usage
         record = self._request.record
         record.num_input_tokens, record.num_cached_tokens = usage.num_input, usage.num_cached
         record.num_output_tokens = usage.num_output
         record.finish_reason = self._choices[0][0].finish_reason
-        is_known = all(meter.num_input is not None for meter in self._meters)
+        is_known = all(
+            meter.num_input is not None or not spending.is_taken
+            for meter, spending in zip(self._meters, self._spendings, strict=True)
+        )
         await self._reservation.settle(usage.num_input if is_known else None, usage.num_output)
 
     async def close(self) -> None:
-        """Let go of the servers; what still runs there is ended."""
+        """Let go of the servers; what still runs there is ended, and for a time waited for.
+
+        The last that a server says of a call is what it has cost.
+        """
         for task in self._reads:
             task.cancel()
         await asyncio.gather(*self._reads, *(exchange.close() for exchange in self._exchanges), return_exceptions=True)
+        for task, position in self._reads.items():
+            if not task.cancelled() and task.exception() is None:
+                self._meters[position].take(task.result())
+        waits = [asyncio.ensure_future(one.wait_until_ended()) for one in self._spendings if not one.has_ended]
+        if waits:
+            try:
+                await asyncio.wait(waits, timeout=_MAX_END_S)
+            finally:
+                for wait in waits:
+                    wait.cancel()
 
     async def _read_any(self) -> tuple[int, Sequence[GenerateEvent]]:
         """Return the events of the prompt that has some first, and its position; none when all have ended."""
@@ -161,15 +192,10 @@ async def generating(
     estimate = sum(max(1, prompt.num_bytes // 4) for prompt in plan.prompts)
     num_output = len(plan.prompts) * plan.num_choices * plan.max_output_tokens
     reservation = await context.limiter.reserve(caller, estimate, num_output)
+    generation = Generation(plan, reservation, request)
     try:
         out.add_headers(reservation.headers())
-        exchanges = await open_all(context.router, request, caller, plan)
-    except BaseException:
-        await reservation.settle(0, 0)
-        raise
-    record.upstream = exchanges[0].server
-    generation = Generation(plan, exchanges, reservation, request)
-    try:
+        await generation.open(context.router, caller)
         yield generation
     finally:
         try:

@@ -78,7 +78,8 @@ class AnswerSink(Protocol):
     async def end_events(self, events: bytes = b"") -> None:
         """Send the last events and end the answer, after which the endpoint is no longer cancelled.
 
-        Clients hang up as soon as they have read the last event, and what has been used is settled after it.
+        Clients hang up, or ask again, as soon as they have read the last event; so an endpoint settles what has been
+        used before it.
         """
         ...
 

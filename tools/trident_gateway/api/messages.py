@@ -12,14 +12,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from trident_gateway.api.body import invalid, unsupported
+from trident_gateway.api.body import NO_EFFECT, invalid, unsupported
+
+#: Far more than any context holds.
+MAX_MESSAGES = 16_384
 
 
 class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, omit_defaults=True, frozen=True):
     """A text among several."""
 
     text: str
-    cache_control: Any = None
+    cache_control: Annotated[Any, NO_EFFECT] = None
 
 
 class RefusalPart(Struct, tag_field="type", tag="refusal", forbid_unknown_fields=True, frozen=True):
@@ -100,7 +103,7 @@ class AssistantMessage(
     refusal: str | None = None
     tool_calls: list[CalledTool] | None = None
     reasoning_content: str | None = None
-    annotations: list[Any] | None = None
+    annotations: Annotated[list[Any] | None, NO_EFFECT] = None
     audio: Annotated[None, Meta(description="The models here answer with text; send what was said as content.")] = None
     function_call: Annotated[None, Meta(description="Send tool_calls.")] = None
 
@@ -118,6 +121,8 @@ class FunctionMessage(Struct, tag_field="role", tag="function", frozen=True):
 
 
 Message: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
+
+Messages: TypeAlias = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 def check_messages(messages: Sequence[Message], where: str = "messages") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from trident_gateway.api.context import ApiContext, may_use
+from trident_gateway.api.context import ApiContext
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.errors import NotFoundError
 from trident_gateway.upstream.served_model import ServedModel
@@ -30,12 +30,7 @@ class ModelEndpoints:
     async def list(self, request: HttpRequest, out: AnswerSink) -> None:
         """Answer with all models of the caller, each under its name and its aliases."""
         caller = await self._context.admit(request)
-        models = [
-            _shown(served, name)
-            for _, served in sorted(self._context.router.models().items())
-            if may_use(caller, served)
-            for name in (served.card.name, *served.card.aliases)
-        ]
+        models = [_shown(served, name) for name, served in self._context.models_of(caller)]
         await out.send_json(msgspec.json.encode({"object": "list", "data": models}))
 
     async def get(self, request: HttpRequest, out: AnswerSink) -> None:

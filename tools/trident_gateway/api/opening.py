@@ -17,20 +17,33 @@ from trident_gateway.api.interface import HttpRequest
 from trident_gateway.api.translate import in_client_terms
 from trident_gateway.callers import Caller
 from trident_gateway.errors import ApiError
+from trident_gateway.upstream.call_spending import CallSpending
 from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.router import Router
 from trident_gateway.upstream.served_model import GenerateCall
 
 
-async def open_all(router: Router, request: HttpRequest, caller: Caller, plan: GenerationPlan) -> list[Exchange]:
+async def open_all(
+    router: Router, request: HttpRequest, caller: Caller, plan: GenerationPlan, spendings: Sequence[CallSpending]
+) -> list[Exchange]:
     """Open the exchanges of a plan, one for each prompt, in their order; all of them or none.
+
+    Args:
+        router: knows the servers.
+        request: is told of the calls.
+        caller: for whom they are.
+        plan: what is asked.
+        spendings: one for each prompt, told what becomes of its call.
 
     Raises:
         ApiError: a server refuses a prompt, in the client's own terms.
     """
     deadline = asyncio.get_running_loop().time() + plan.timeout_s
     request.span.start_upstream()
-    calls = [_call(request, caller, plan, prompt, deadline) for prompt in plan.prompts]
+    calls = [
+        _call(request, caller, plan, prompt, deadline=deadline, spending=spending)
+        for prompt, spending in zip(plan.prompts, spendings, strict=True)
+    ]
     request.record.upstream_id = calls[0].request_id
     if len(calls) == 1:
         try:
@@ -62,7 +75,13 @@ async def _close_all(opened: Sequence[asyncio.Future[Exchange]]) -> None:
 
 
 def _call(
-    request: HttpRequest, caller: Caller, plan: GenerationPlan, prompt: PromptCall, deadline: float
+    request: HttpRequest,
+    caller: Caller,
+    plan: GenerationPlan,
+    prompt: PromptCall,
+    *,
+    deadline: float,
+    spending: CallSpending,
 ) -> GenerateCall:
     values = prompt.values
     if request.span.wants_times:
@@ -76,4 +95,5 @@ def _call(
         prompt.affinity,
         deadline,
         request.span.headers(),
+        spending,
     )

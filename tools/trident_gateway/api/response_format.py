@@ -38,7 +38,7 @@ class JsonSchemaFormat(Struct, tag_field="type", tag="json_schema", forbid_unkno
     json_schema: NamedSchema
 
 
-class StructuralTagFormat(Struct, tag_field="type", tag="structural_tag", frozen=True):
+class StructuralTagFormat(Struct, tag_field="type", tag="structural_tag", forbid_unknown_fields=True, frozen=True):
     """Free text with tags in it whose content is given, as vLLM and SGLang take it."""
 
     format: dict[str, Any] | None = None

@@ -8,15 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trident_ensemble.contract.tensors import NO_TEXT_MARK
 from trident_gateway.upstream.events import GenerateEvent, as_list, as_rows
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token with the logarithm of its probability."""
+    """A token with the logarithm of its probability.
+
+    Args:
+        token: its bytes.
+        log_prob: the logarithm.
+        is_text: the text has it; special tokens are left out there.
+    """
 
     token: bytes
     log_prob: float
+    is_text: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,7 @@ def _scores(event: GenerateEvent, counts: Sequence[int], num_rows: int) -> list[
     found: list[Sequence[TokenScores]] = []
     position = 0
     for row_log_probs, row_tokens in zip(log_probs, tokens, strict=False):
-        chosen = [
-            ScoredToken(bytes.fromhex(token), value) for token, value in zip(row_tokens, row_log_probs, strict=False)
-        ]
+        chosen = [_scored(token, value) for token, value in zip(row_tokens, row_log_probs, strict=False)]
         found.append([TokenScores(token, tops[position + at] if tops else ()) for at, token in enumerate(chosen)])
         position += len(row_log_probs)
     return found + [()] * (num_rows - len(found))
@@ -112,11 +118,11 @@ def _scores(event: GenerateEvent, counts: Sequence[int], num_rows: int) -> list[
 
 def prompt_scores(event: GenerateEvent) -> list[TokenScores]:
     """Return the prompt's tokens with their scores, where they were asked for; nothing comes before the first one."""
-    tokens = [bytes.fromhex(token) for token in as_list(event.prompt_token_bytes)]
+    tokens = as_list(event.prompt_token_bytes)
     log_probs = as_list(event.prompt_log_probs)
     tops = _tops(event.prompt_top_log_probs, event.prompt_top_token_bytes, max(0, len(tokens) - 1))
     return [
-        TokenScores(ScoredToken(token, log_prob), tops[at - 1] if tops and at else ())
+        TokenScores(_scored(token, log_prob), tops[at - 1] if tops and at else ())
         for at, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=False))
     ]
 
@@ -127,6 +133,10 @@ def _tops(
     if values is None or not num_places:
         return []
     return [
-        tuple(ScoredToken(bytes.fromhex(token), value) for token, value in zip(place_tokens, place, strict=True))
+        tuple(_scored(token, value) for token, value in zip(place_tokens, place, strict=True))
         for place_tokens, place in zip(as_rows(tokens, num_places), as_rows(values, num_places), strict=True)
     ]
+
+
+def _scored(token: str, log_prob: float) -> ScoredToken:
+    return ScoredToken(bytes.fromhex(token.removeprefix(NO_TEXT_MARK)), log_prob, not token.startswith(NO_TEXT_MARK))

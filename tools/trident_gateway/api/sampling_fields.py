@@ -19,6 +19,9 @@ Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+#: Longer ones name no model, and would only come back in an error.
+ModelName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+CacheKey: TypeAlias = Annotated[str, Meta(max_length=1024)]
 TokenNumber: TypeAlias = Annotated[str, Meta(pattern="^[0-9]{1,10}$")]
 
 
@@ -40,7 +43,7 @@ class SamplingFields(Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     OpenAI's own fields come first, then those without effect, then what vLLM's clients send.
     """
 
-    model: Text
+    model: ModelName
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Probability | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
@@ -50,8 +53,8 @@ class SamplingFields(Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[TokenNumber, Bias] | None = None
-    prompt_cache_key: str | None = None
+    logit_bias: Annotated[dict[TokenNumber, Bias], Meta(max_length=1000)] | None = None
+    prompt_cache_key: CacheKey | None = None
 
     user: Annotated[str | None, NO_EFFECT] = None
     metadata: Annotated[dict[str, str] | None, NO_EFFECT] = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 
@@ -81,7 +80,8 @@ class CompletionScores:
             is_first = is_prompt and at == 0
             token = _shown(entry.chosen.token, "bytes:")
             part.text_offset.append(self._offset)
-            self._offset += len(self._decoder.decode(entry.chosen.token))
+            if entry.chosen.is_text:
+                self._offset += len(self._decoder.decode(entry.chosen.token))
             part.tokens.append(token)
             part.token_logprobs.append(None if is_first else _finite(entry.chosen))
             if part.top_logprobs is not None:
@@ -106,11 +106,6 @@ def join_logprobs(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
         if whole.top_logprobs is not None:
             whole.top_logprobs += part.top_logprobs or []
     return whole
-
-
-def to_body(logprobs: CompletionLogprobs | list[TokenLogprob] | None) -> Any:
-    """Return what stands in the field `logprobs` of a choice."""
-    return {"content": logprobs, "refusal": None} if isinstance(logprobs, list) else logprobs
 
 
 def _finite(scored: ScoredToken) -> float:

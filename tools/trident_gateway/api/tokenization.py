@@ -19,8 +19,8 @@ from trident_gateway.api.context import ApiContext
 from trident_gateway.api.generation import generating
 from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
-from trident_gateway.api.messages import Message, check_messages, render_messages
-from trident_gateway.api.sampling_fields import Text, TokenId
+from trident_gateway.api.messages import Messages, check_messages, render_messages
+from trident_gateway.api.sampling_fields import ModelName, TokenId
 from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
 from trident_gateway.errors import ApiError, EngineFaultError, InvalidRequestError
 from trident_gateway.tool_calls.answer_parser import ContentDelta
@@ -30,9 +30,9 @@ from trident_gateway.tool_calls.guides import ToolPlan
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """A prompt or a conversation whose tokens are wanted."""
 
-    model: Text
+    model: ModelName
     prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    messages: Messages | None = None
     tools: list[ToolDefinition] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
@@ -43,7 +43,7 @@ class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=T
 class DetokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Tokens whose text is wanted."""
 
-    model: Text
+    model: ModelName
     tokens: Annotated[list[TokenId], Meta(min_length=1)]
 
 

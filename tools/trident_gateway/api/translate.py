@@ -5,6 +5,7 @@ Owns this one mapping. Never sends anything, and never checks what the schema or
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from typing import Any
 import msgspec
 
 from trident_ensemble.contract import tensors
-from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.tensors import TensorSpec
 from trident_gateway.api.response_format import Guide
 from trident_gateway.api.sampling_fields import SamplingFields
@@ -48,6 +48,8 @@ _OWN = frozenset(
         tensors.STOP, tensors.RETURN_PERF_METRICS,
     )
 )  # fmt: skip
+#: The bias that bans a token.
+_BAN = -100
 _GUIDES = frozenset({tensors.GUIDE.name, tensors.GUIDE_TYPE.name})
 
 
@@ -110,22 +112,22 @@ def guide_tensors(guide: Guide) -> Tensors:
     return {tensors.GUIDE_TYPE.name: guide.kind, tensors.GUIDE.name: guide.text}
 
 
-def plan_tensors(plan: ToolPlan, card: ModelCard, values: Tensors) -> None:
+def plan_tensors(plan: ToolPlan, values: Tensors) -> None:
     """Add what a plan of tool calls and reasoning asks for.
 
     Args:
         plan: the plan.
-        card: the facts about the model.
-        values: the tensors so far; bans are added to the client's own.
+        values: the tensors so far; bans are added to the client's own biases.
     """
     if plan.guide_type is not None:
         values[tensors.GUIDE_TYPE.name] = plan.guide_type
         values[tensors.GUIDE.name] = plan.guide
     if plan.marker_ids:
         values[tensors.MARKER_IDS.name] = list(plan.marker_ids)
-    banned = [marker.text for marker in card.tool_markers.values() if marker.token_id in plan.banned_ids]
-    if banned:
-        values[tensors.BAD_WORDS.name] = [*values.get(tensors.BAD_WORDS.name, ()), *banned]
+    if plan.banned_ids:
+        biases = json.loads(values.get(tensors.LOGIT_BIAS.name, "{}"))
+        biases.update({str(token_id): _BAN for token_id in plan.banned_ids})
+        values[tensors.LOGIT_BIAS.name] = json.dumps(biases)
 
 
 def in_client_terms(error: BaseException, names: ParamNames) -> BaseException:

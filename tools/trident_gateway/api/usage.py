@@ -6,12 +6,14 @@ estimates anything but the share of reasoning that is spelled by ordinary tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from trident_ensemble.contract.model_card import Reasoning
-from trident_gateway.api.rows import Row
-from trident_gateway.upstream.events import GenerateEvent
+from trident_gateway.api.rows import Row, rows_of
+from trident_gateway.upstream.events import GenerateEvent, MalformedEventError
 
 
 @dataclass
@@ -29,16 +31,6 @@ class Usage:
     num_cached: int = 0
     num_output: int = 0
     num_reasoning: int | None = None
-
-    def __add__(self, other: Usage) -> Usage:
-        """Return the tokens of both."""
-        reasoning = [count for count in (self.num_reasoning, other.num_reasoning) if count is not None]
-        return Usage(
-            self.num_input + other.num_input,
-            self.num_cached + other.num_cached,
-            self.num_output + other.num_output,
-            sum(reasoning) if reasoning else None,
-        )
 
     def body(self) -> dict[str, Any]:
         """Return the usage as chat and completions show it."""
@@ -70,6 +62,14 @@ class TokenMeter:
     def num_output(self) -> int:
         """Tokens generated so far in all sequences."""
         return sum(self._outputs.values())
+
+    def take(self, events: Sequence[GenerateEvent]) -> None:
+        """Take responses that no client gets to see; one that makes no sense counts nothing."""
+        for event in events:
+            with suppress(MalformedEventError, ValueError, IndexError):
+                self.read(event)
+                for row in rows_of(event):
+                    self.count(row)
 
     def read(self, event: GenerateEvent) -> None:
         """Take what a response says of the prompt."""

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from trident_gateway.api.interface import Endpoint
-from trident_gateway.errors import ApiError, DrainingError, EngineFaultError, ShutdownError
+from trident_gateway.errors import ApiError, DrainingError, EngineFaultError, MethodNotAllowedError, ShutdownError
 from trident_gateway.http.answer import Answer, Send
 from trident_gateway.http.lifecycle import Lifecycle, Phase, RunningRequest
+from trident_gateway.http.origins import check_host_is_here
 from trident_gateway.http.probes import Probes, send_probe
 from trident_gateway.http.request import IncomingRequest, Receive, request_id_of
 from trident_gateway.http.routes import Routes
@@ -25,6 +26,7 @@ from trident_gateway.observing.request_log import RequestRecord
 from trident_gateway.observing.tracing import Tracer
 from trident_gateway.settings import GatewaySettings
 
+_HEALTH = "/health"
 _UNKNOWN_ROUTE = "unknown"
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -66,8 +68,8 @@ class Application:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["path"] == "/health" and scope["method"] in ("GET", "HEAD"):
-            await send_probe(send, self._probes.readiness())
+        if scope["path"] == _HEALTH and scope["method"] in ("GET", "HEAD"):
+            await send_probe(send, self._probes.readiness(), request_id_of(scope["headers"]))
             return
         task = asyncio.current_task()
         assert task is not None, "an ASGI server runs each request in a task"
@@ -117,6 +119,10 @@ class Application:
             await answer.fail(EngineFaultError())
 
     async def _handle(self, scope: Any, request: IncomingRequest, answer: Answer) -> None:
+        if not self._settings.asks_for_keys:
+            check_host_is_here(scope["headers"])
+        if scope["path"] == _HEALTH:
+            raise MethodNotAllowedError(("GET",))
         endpoint, request.path_params = self._routes.find(scope["method"], scope["path"])
         request.record.route = endpoint.path
         if self._lifecycle.phase is Phase.REFUSING:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import Any
 
 from trident_gateway.http.lifecycle import Lifecycle, Phase
@@ -65,8 +64,12 @@ class Drain:
         self._lifecycle.phase = Phase.REFUSING
         await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
         num_cut = self._lifecycle.stop_all()
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._lifecycle.wait_until_idle(), _CUT_TIMEOUT_S)
+        idle = asyncio.ensure_future(self._lifecycle.wait_until_idle())
+        try:
+            # Not `asyncio.wait_for`: before Python 3.12 it may swallow that its caller is cancelled.
+            await asyncio.wait({idle}, timeout=_CUT_TIMEOUT_S)
+        finally:
+            idle.cancel()
         return num_cut
 
     async def _unless_skipped(self, work: Coroutine[Any, Any, None], timeout_s: float | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -22,6 +23,8 @@ from trident_gateway.settings import HttpLimits
 _BACKLOG = 2048
 #: For connections to end by themselves, once nothing is to be sent on them.
 _CLOSE_TIMEOUT_S = 2.0
+#: A connection counts to their limit once its handshake is over, which therefore must not take long.
+_HANDSHAKE_TIMEOUT_S = 10.0
 
 
 class Port:
@@ -44,6 +47,8 @@ class Port:
             raise ServerError(f"{option} {port}: cannot listen on {host}: {error.strerror or error}") from error
         self.host = host
         self.number: int = self._socket.getsockname()[1]
+        #: What was refused before it was a request, by the status of the answer.
+        self.refusals: Counter[int] = Counter()
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -52,7 +57,7 @@ class Port:
         config = uvicorn.Config(
             application,
             loop="none",
-            http=connections(limits),
+            http=connections(limits, self.refusals),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -92,22 +97,39 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.is_up = asyncio.Event()
-        self._is_ending = asyncio.Event()
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
         self.should_exit = True
-        self._is_ending.set()
+        if not self._ending.done():
+            self._ending.set_result(None)
 
     async def main_loop(self) -> None:
         # Uvicorn looks ten times a second; all that there is to do is the date of the answers, once a second.
         while not await self.on_tick(0):
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._is_ending.wait(), 1.0)
+            await asyncio.wait({self._ending}, timeout=1.0)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # Uvicorn's own start knows no limit of a handshake's time.
+        config = self.config
+        assert sockets is not None
+
+        def connection() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state={}
+            )
+
+        handshake_s = None if config.ssl is None else _HANDSHAKE_TIMEOUT_S
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                connection, sock=one, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=handshake_s
+            )
+            for one in sockets
+        ]
+        self.started = True
         self.is_up.set()

@@ -94,3 +94,10 @@ def add_metrics_of_parts(
         lambda: [((), authenticator.num_failed_fetches)],
     )
     metrics.add("gauge", "connections", "Open connections of clients", (), lambda: [((), port.num_connections)])
+    metrics.add(
+        "counter",
+        "connection_refusals_total",
+        "What was refused before it was a request, by the status of the answer",
+        ("code",),
+        lambda: [((str(status),), number) for status, number in port.refusals.items()],
+    )

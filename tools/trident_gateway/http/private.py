@@ -10,8 +10,9 @@ from typing import Any
 
 from trident_gateway.errors import ApiError, MethodNotAllowedError, NotFoundError
 from trident_gateway.http.answer import Send
+from trident_gateway.http.origins import check_no_page
 from trident_gateway.http.probes import Probes, send_probe, send_small
-from trident_gateway.http.request import Receive
+from trident_gateway.http.request import Receive, request_id_of
 from trident_gateway.observing.metrics import CONTENT_TYPE, Metrics
 
 
@@ -28,7 +29,7 @@ class PrivateApplication:
         self._probes = probes
         self._metrics = metrics
         self._drain = drain
-        self._paths: dict[str, tuple[str, Callable[[Send], Awaitable[None]]]] = {
+        self._paths: dict[str, tuple[str, Callable[[Send, str], Awaitable[None]]]] = {
             "/metrics": ("GET", self._send_metrics),
             "/ready": ("GET", self._send_readiness),
             "/live": ("GET", self._send_liveness),
@@ -37,29 +38,35 @@ class PrivateApplication:
 
     async def __call__(self, scope: Any, _receive: Receive, send: Send) -> None:
         """Answer one request."""
+        request_id = request_id_of(scope["headers"])
         try:
-            method, answer = self._paths[scope["path"]]
+            check_no_page(scope["headers"])
+            answer = self._find(scope["method"], scope["path"])
+        except ApiError as error:
+            await send_small(
+                send, error.status, error.body(), b"application/json", request_id=request_id, headers=error.headers
+            )
+        else:
+            await answer(send, request_id)
+
+    def _find(self, method: str, path: str) -> Callable[[Send, str], Awaitable[None]]:
+        try:
+            allowed, answer = self._paths[path]
         except KeyError:
-            await _send_error(send, NotFoundError())
-            return
-        if method != ("GET" if scope["method"] == "HEAD" else scope["method"]):
-            await _send_error(send, MethodNotAllowedError((method,)))
-            return
-        await answer(send)
+            raise NotFoundError from None
+        if allowed != ("GET" if method == "HEAD" else method):
+            raise MethodNotAllowedError((allowed,))
+        return answer
 
-    async def _send_metrics(self, send: Send) -> None:
-        await send_small(send, 200, self._metrics.render(), CONTENT_TYPE.encode())
+    async def _send_metrics(self, send: Send, request_id: str) -> None:
+        await send_small(send, 200, self._metrics.render(), CONTENT_TYPE.encode(), request_id=request_id)
 
-    async def _send_readiness(self, send: Send) -> None:
-        await send_probe(send, self._probes.readiness())
+    async def _send_readiness(self, send: Send, request_id: str) -> None:
+        await send_probe(send, self._probes.readiness(), request_id)
 
-    async def _send_liveness(self, send: Send) -> None:
-        await send_probe(send, self._probes.liveness())
+    async def _send_liveness(self, send: Send, request_id: str) -> None:
+        await send_probe(send, self._probes.liveness(), request_id)
 
-    async def _begin_drain(self, send: Send) -> None:
+    async def _begin_drain(self, send: Send, request_id: str) -> None:
         self._drain()
-        await send_probe(send, (202, "draining"))
-
-
-async def _send_error(send: Send, error: ApiError) -> None:
-    await send_small(send, error.status, error.body(), b"application/json", error.headers)
+        await send_probe(send, (202, "draining"), request_id)

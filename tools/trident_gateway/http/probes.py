@@ -21,7 +21,7 @@ class Probes:
     Args:
         lifecycle: says whether it drains.
         has_model: returns whether a server with a model can be reached.
-        is_stuck: returns whether requests have been running for long without any progress of their engines.
+        is_stuck: returns whether engines have stood still for long while calls waited for them.
     """
 
     def __init__(self, lifecycle: Lifecycle, has_model: Callable[[], bool], is_stuck: Callable[[], bool]) -> None:
@@ -40,20 +40,27 @@ class Probes:
         return (503, "stuck") if self._is_stuck() else (200, "live")
 
 
-async def send_probe(send: Send, probe: Probe) -> None:
+async def send_probe(send: Send, probe: Probe, request_id: str) -> None:
     """Answer with a probe's status and word."""
     status, word = probe
-    await send_small(send, status, msgspec.json.encode({"status": word}), b"application/json")
+    await send_small(send, status, msgspec.json.encode({"status": word}), b"application/json", request_id=request_id)
 
 
 async def send_small(
-    send: Send, status: int, body: bytes, content_type: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes,
+    *,
+    request_id: str,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> None:
     """Send an answer that belongs to no request of the API."""
     head = [
         (b"content-type", content_type),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        (b"x-request-id", request_id.encode()),
         *headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": head})

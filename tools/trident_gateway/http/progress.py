@@ -1,10 +1,14 @@
-"""Whether the engines behind the gateway do anything while requests wait for them.
+"""Whether the engines behind the gateway do anything while calls wait for them.
 
-Owns the time since something was last seen to happen. Never looks at how many requests wait or how long: a busy engine
-is not a dead one.
+Owns the time since each engine was last seen to move. Never looks at how many requests wait or how long: a busy engine
+is not a dead one, and neither a server that is down nor a client that does not read is the fault of an engine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trident_gateway.upstream.fleet import ServerStatus
 
 STUCK_AFTER_S = 60.0
 
@@ -13,24 +17,24 @@ class ProgressWatch:
     """The steps of engines, as they were last seen."""
 
     def __init__(self) -> None:
-        self._num_steps = -1.0
-        self._moved_at: float | None = None
-        self._now = 0.0
+        self._seen: dict[str, tuple[float, float | None]] = {}
+        #: Whether no ready server has made a step for a minute, while calls waited for each of them.
+        self.is_stuck = False
 
-    def look(self, now: float, *, num_running: int, num_steps: float) -> None:
+    def look(self, now: float, servers: Sequence[ServerStatus]) -> None:
         """Take note of the present.
 
         Args:
             now: in seconds of any clock.
-            num_running: requests that wait for engines.
-            num_steps: of all engines together, as far as they are known; any change of it is progress.
+            servers: all of them; any change of a server's steps is progress, and so is that nobody waits for it, or
+                that it is not ready or its steps are not known.
         """
-        if not num_running or num_steps != self._num_steps or self._moved_at is None:
-            self._moved_at = now
-        self._num_steps = num_steps
-        self._now = now
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether requests have been running for a minute in which no engine has made a step."""
-        return self._moved_at is not None and self._now - self._moved_at >= STUCK_AFTER_S
+        ready = [server for server in servers if server.is_ready]
+        seen: dict[str, tuple[float, float | None]] = {}
+        for server in ready:
+            moved_at, num_steps = self._seen.get(server.server, (now, None))
+            is_still = server.is_awaited and server.num_steps is not None and server.num_steps == num_steps
+            seen[server.server] = (moved_at if is_still else now, server.num_steps)
+        self._seen = seen
+        # Where one of several goes on, calls can go there, and a restart would only cut what it does.
+        self.is_stuck = bool(seen) and all(now - moved_at >= STUCK_AFTER_S for moved_at, _ in seen.values())

@@ -70,11 +70,18 @@ class IncomingRequest:
             ApiError: it is too large, comes too slowly, or is not JSON.
         """
         self._check_head()
+        # Not `asyncio.wait_for`: before Python 3.12 it may swallow that the request is cancelled.
+        reading = asyncio.get_running_loop().create_task(self._read())
+        seconds = self._limits.receive_timeout_s
         try:
-            body = await asyncio.wait_for(self._read(), self._limits.receive_timeout_s)
-        except asyncio.TimeoutError:
-            seconds = self._limits.receive_timeout_s
-            raise SlowRequestError(f"The body did not arrive within {seconds:g} seconds.") from None
+            await asyncio.wait({reading}, timeout=seconds)
+        finally:
+            reading.cancel()
+            if reading.done() and not reading.cancelled():
+                reading.exception()  # which nobody asks for where the request was cancelled meanwhile
+        if not reading.done():
+            raise SlowRequestError(f"The body did not arrive within {seconds:g} seconds.")
+        body = reading.result()
         self.watch()
         return body
 

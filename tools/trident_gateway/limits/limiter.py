@@ -15,7 +15,6 @@ from typing import Any
 from trident_gateway.callers import Caller
 from trident_gateway.errors import ApiError, UnavailableError
 from trident_gateway.limits.memory import MemoryStore
-from trident_gateway.limits.redis import RedisStore
 from trident_gateway.limits.replies import limit_headers, shortage_error, too_large_error
 from trident_gateway.limits.shared import SharedStore
 from trident_gateway.limits.standing import Demand, shortage, too_large
@@ -47,6 +46,9 @@ class Limiter:
         """
         if settings.limits_store is None:
             return cls(MemoryStore())
+        # The package costs time and memory, which only those pay who ask for a store.
+        from trident_gateway.limits.redis import RedisStore  # noqa: PLC0415
+
         shared = RedisStore(settings.limits_store)
         return cls(SharedStore(shared, num_replicas=settings.num_replicas, fails_open=settings.limits_fail_open))
 
@@ -66,8 +68,12 @@ class Limiter:
 
     async def close(self) -> None:
         """Wait for what is being settled, then let go of the store."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._all_done(), _CLOSE_TIMEOUT_S)
+        done = asyncio.ensure_future(self._all_done())
+        try:
+            # Not `asyncio.wait_for`: before Python 3.12 it may swallow that its caller is cancelled.
+            await asyncio.wait({done}, timeout=_CLOSE_TIMEOUT_S)
+        finally:
+            done.cancel()
         await self._store.close()
 
     async def reserve(self, caller: Caller, input_tokens: int, output_tokens: int) -> Reservation:

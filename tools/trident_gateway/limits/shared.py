@@ -10,11 +10,14 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from trident_gateway.limits.memory import MemoryStore
-from trident_gateway.limits.redis import RedisStore
 from trident_gateway.limits.standing import Demand
 from trident_gateway.limits.store import Hold, Outcome, StoreLostError
+
+if TYPE_CHECKING:
+    from trident_gateway.limits.redis import RedisStore  # which imports the package `redis`
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +54,8 @@ class SharedStore:
         self._late: deque[tuple[Hold, Demand, int]] = deque(maxlen=_MAX_LATE)
         self._uncharged: deque[tuple[Hold, Demand, int]] = deque(maxlen=_MAX_LATE)
         self._is_gone = asyncio.Event()
-        self._is_back = asyncio.Event()
-        self._is_back.set()
         self._watch: asyncio.Task[None] | None = None
         self.num_losses = 0
-        self.num_taken_here = 0
 
     @property
     def is_up(self) -> bool:
@@ -78,7 +78,6 @@ class SharedStore:
         outcome = await self._local.take(self._part(hold), demand)
         if outcome.is_taken:
             self._here[hold.lease] = demand
-            self.num_taken_here += 1
         return outcome
 
     async def adjust(self, hold: Hold, more: Demand, *, taken_at_ms: int, is_last: bool) -> None:
@@ -131,14 +130,9 @@ class SharedStore:
                 await self._watch
         await self._shared.close()
 
-    async def when_back(self) -> None:
-        """Return when the shared store counts."""
-        await self._is_back.wait()
-
     def _note_loss(self) -> None:
         if self.is_up:
             self.num_losses += 1
-            self._is_back.clear()
             self._is_gone.set()
             _log.warning(
                 "The store of limits does not answer: %s.",
@@ -166,5 +160,4 @@ class SharedStore:
                 await asyncio.sleep(self._retry_s)
                 continue
             self._is_gone.clear()
-            self._is_back.set()
             _log.warning("The store of limits answers again.")

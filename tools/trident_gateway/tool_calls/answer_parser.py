@@ -6,11 +6,10 @@ text but white space beside markers: a marker that begins no call is content.
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from trident_ensemble.contract.model_card import Marker, ModelCard, ToolFormat
+from trident_ensemble.contract.model_card import Marker, ModelCard
 from trident_gateway.tool_calls.answer_events import (
     AnswerEvent,
     ContentDelta,
@@ -18,8 +17,11 @@ from trident_gateway.tool_calls.answer_events import (
     ToolCallDelta,
     ToolCallStart,
 )
-from trident_gateway.tool_calls.call_syntax import Beginning, Braces, CallSyntax, Progress, syntax_of
+from trident_gateway.tool_calls.call_reader import CallReader, Stage, new_call_id
+from trident_gateway.tool_calls.call_syntax import syntax_of
+from trident_gateway.tool_calls.event_queue import EventQueue
 from trident_gateway.tool_calls.guides import ToolPlan
+from trident_gateway.tool_calls.lookahead import certain_length
 
 __all__ = [
     "AnswerEvent", "AnswerParser", "ContentDelta", "ReasoningDelta", "ToolCallDelta", "ToolCallStart", "new_call_id",
@@ -39,36 +41,39 @@ class AnswerParser:
     """
 
     def __init__(self, card: ModelCard, plan: ToolPlan, draw_id: Callable[[], str] | None = None) -> None:
-        self._draw_id = draw_id or (lambda: new_call_id(card.tool_format))
-        self._names = plan.names
         self._is_guided = plan.guide is not None
         markers: dict[str, Marker] = {}
-        self._syntax: CallSyntax | None = None
-        if plan.names and card.tool_format is not None:
+        tool_format = card.tool_format if plan.names else None
+        if tool_format is not None:
             markers.update(card.tool_markers)
-            self._syntax = syntax_of(card.tool_format, card.tool_markers)
         if plan.reasons and card.reasoning is not None:
             markers.update({_THINK: card.reasoning.start, _END_THINK: card.reasoning.end})
         self._roles = {marker.token_id: role for role, marker in markers.items() if marker.token_id is not None}
         self._spelled = {role: marker.text for role, marker in markers.items() if marker.token_id is None}
         self._texts = {role: marker.text for role, marker in markers.items()}
-        self._events: list[AnswerEvent] = []
-        self._num_calls = 0
+        self._events = EventQueue()
+        self._call: CallReader | None = None
+        self._may_begin_with_call = False
+        if tool_format is not None:
+            syntax = syntax_of(tool_format, card.tool_markers)
+            draw = draw_id or partial(new_call_id, tool_format)
+            self._call = CallReader(syntax, plan.names, self._spelled.get("end"), self._events, draw)
+            self._may_begin_with_call = syntax.is_bare
         #: Text of the content or reasoning that white space or the beginning of a marker may follow.
         self._held = ""
-        #: White space that follows belongs to the marker before it.
-        self._skips_blanks = False
-        #: What has come of a call that is not certain yet: the marker with what is before it, and the text after it.
-        self._opening, self._consumed = "", ""
-        self._beginning = Beginning(())
-        self._braces = Braces()
         self._state = self._in_reasoning if plan.in_reasoning else self._at_the_beginning
+        #: White space that follows belongs to the marker before it.
         self._skips_blanks = plan.in_reasoning
 
     @property
     def num_calls(self) -> int:
         """Calls that have begun."""
-        return self._num_calls
+        return 0 if self._call is None else self._call.num_calls
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last call has not come to the end of its arguments, so that nobody may make it."""
+        return self._call is not None and self._call.is_open
 
     @property
     def in_reasoning(self) -> bool:
@@ -89,37 +94,25 @@ class AnswerParser:
             if role := self._roles.get(token_id):
                 self._mark(role)
         self._take(text[place:])
-        return self._take_events()
+        return self._events.take()
 
     def finish(self) -> list[AnswerEvent]:
         """Return what is left when the answer has ended; nothing may be fed after."""
-        while self._state == self._in_beginning:
-            if self._is_guided and (self._opening or self._beginning.is_past_name_key):
-                # A call that was cut before its arguments.
-                return self._take_events()
-            self._take(self._give_up())
-        if self._state == self._in_reasoning:
-            self._say(self._held, ReasoningDelta)
-        elif self._state != self._after_call and not (self._skips_blanks and not self._held.strip(_BLANKS)):
-            self._say(self._held, ContentDelta)
+        while (call := self._begun_call()) is not None and not (self._is_guided and call.is_certain):
+            self._take(self._give_up(call))
+        if self._state == self._in_call:
+            # If it was cut before its arguments, it is left out.
+            self._end_call()
+        elif self._state == self._in_reasoning:
+            self._events.say(self._held, ReasoningDelta)
+        elif not (self._skips_blanks and not self._held.strip(_BLANKS)):
+            self._events.say(self._held)
         self._held = ""
-        return self._take_events()
+        return self._events.take()
 
     def _take(self, text: str) -> None:
         while text:
             text = self._state(text)
-
-    def _take_events(self) -> list[AnswerEvent]:
-        events, self._events = self._events, []
-        return events
-
-    def _say(self, text: str, kind: type[ContentDelta] | type[ReasoningDelta]) -> None:
-        if not text:
-            return
-        if self._events and isinstance(last := self._events[-1], kind):
-            self._events[-1] = kind(last.text + text)
-        else:
-            self._events.append(kind(text))
 
     # States: each takes text and returns what it leaves for the next one.
 
@@ -144,11 +137,11 @@ class AnswerParser:
         end = self._spelled.get(_END_THINK)
         place = -1 if end is None else text.find(end)
         if end is not None and place >= 0:
-            self._say(text[:place].rstrip(_BLANKS), ReasoningDelta)
+            self._events.say(text[:place].rstrip(_BLANKS), ReasoningDelta)
             self._end_reasoning()
             return text[place + len(end) :]
-        certain = _certain(text, [end] if end else [])
-        self._say(text[:certain], ReasoningDelta)
+        certain = certain_length(text, end)
+        self._events.say(text[:certain], ReasoningDelta)
         self._held = text[certain:]
         self._skips_blanks = self._skips_blanks and not certain
         return ""
@@ -157,82 +150,27 @@ class AnswerParser:
         text, self._held = self._held + text, ""
         if self._skips_blanks:
             text = text.lstrip(_BLANKS)
-        start = self._spelled.get("start") if self._syntax is not None else None
+        start = self._spelled.get("start") if self._call is not None else None
         place = -1 if start is None else text.find(start)
         if start is not None and place >= 0:
             before = text[:place].rstrip(_BLANKS)
-            self._say(before, ContentDelta)
+            self._events.say(before)
             self._begin_call(text[len(before) : place] + start)
             return text[place + len(start) :]
-        certain = len(text) if self._syntax is None else _certain(text, [start] if start else [])
-        self._say(text[:certain], ContentDelta)
+        certain = len(text) if self._call is None else certain_length(text, start)
+        self._events.say(text[:certain])
         self._held = text[certain:]
         self._skips_blanks = self._skips_blanks and not certain
         return ""
 
-    def _in_beginning(self, text: str) -> str:
-        """What stands before a call's arguments."""
-        length, progress = self._beginning.feed(text)
-        self._consumed += text[:length]
-        if progress is Progress.MORE:
-            return ""
-        if progress is Progress.FAILED or self._beginning.name not in self._names:
-            return self._give_up() + text[length:]
-        self._events.append(ToolCallStart(self._num_calls, self._draw_id(), self._beginning.name))
-        self._num_calls += 1
-        self._opening = self._consumed = ""
-        self._braces = Braces()
-        self._state = self._in_arguments
-        return text[length:]
-
-    def _in_arguments(self, text: str) -> str:
-        end = self._braces.end(text)
-        arguments = text if end < 0 else text[:end]
-        self._events.append(ToolCallDelta(self._num_calls - 1, arguments))
-        if end < 0:
-            return ""
-        assert self._syntax is not None
-        self._braces = Braces(depth=1)
-        if self._syntax.is_object:
-            self._state = self._in_rest
-        else:
+    def _in_call(self, text: str) -> str:
+        assert self._call is not None
+        left = self._call.feed(text)
+        if self._call.stage is Stage.FAILED:
+            return self._give_up(self._call) + left
+        if self._call.stage is Stage.OVER:
             self._after_marker()
-        return text[end:]
-
-    def _in_rest(self, text: str) -> str:
-        """What the object of a call has after the arguments, which is nothing where it was held to a grammar."""
-        end = self._braces.end(text)
-        if end < 0:
-            return ""
-        assert self._syntax is not None
-        self._state = self._in_list if self._syntax.is_listed else self._after_call
-        self._held = ""
-        return text[end:]
-
-    def _in_list(self, text: str) -> str:
-        """Between the calls of a list."""
-        text = text.lstrip(_BLANKS)
-        if text.startswith(","):
-            assert self._syntax is not None
-            self._begin_call(",", is_next=True)
-            return text[1:]
-        if text:
-            self._after_marker()
-        return text.removeprefix("]")
-
-    def _after_call(self, text: str) -> str:
-        """Where the end of a call stands, if its format has one."""
-        text, self._held = self._held + text, ""
-        said = text.lstrip(_BLANKS)
-        end = self._spelled.get("end")
-        if end is not None and said.startswith(end):
-            self._after_marker()
-            return said.removeprefix(end)
-        if not said or (end is not None and end.startswith(said)):
-            self._held = said
-            return ""
-        self._after_marker()
-        return said
+        return left
 
     # Changes of state.
 
@@ -249,24 +187,34 @@ class AnswerParser:
     def _begin_answer(self) -> None:
         """Go where the answer itself begins, which may be a call without a marker."""
         self._state = self._in_content
-        if self._syntax is not None and self._syntax.is_bare:
+        if self._may_begin_with_call:
             self._begin_call("")
 
-    def _begin_call(self, opening: str, *, is_next: bool = False) -> None:
-        assert self._syntax is not None
-        self._opening, self._consumed, self._held = opening, "", ""
-        self._beginning = Beginning(self._syntax.next if is_next else self._syntax.first)
-        self._state = self._in_beginning
+    def _begin_call(self, opening: str) -> None:
+        assert self._call is not None
+        self._call.begin(opening)
+        self._held = ""
+        self._state = self._in_call
 
-    def _give_up(self) -> str:
+    def _begun_call(self) -> CallReader | None:
+        """Return the call of which only the beginning has come, if there is one."""
+        begins = self._state == self._in_call and self._call is not None and self._call.stage is Stage.BEGINNING
+        return self._call if begins else None
+
+    def _give_up(self, call: CallReader) -> str:
         """Return to the content from what turned out not to be a call; return its text that must be read again."""
         self._state = self._in_content
-        consumed = self._consumed
-        if self._opening:
-            self._say(self._opening, ContentDelta)
+        opening, consumed = call.give_up()
+        if opening:
+            self._events.say(opening)
             self._skips_blanks = False
-        self._opening = self._consumed = ""
         return consumed
+
+    def _end_call(self) -> None:
+        """Return to the content from a call, wherever it is."""
+        assert self._call is not None
+        self._call.close()
+        self._after_marker()
 
     def _after_marker(self) -> None:
         self._held = ""
@@ -275,46 +223,28 @@ class AnswerParser:
 
     def _mark(self, role: str) -> None:
         """Take a marker that is one token."""
-        while self._state == self._in_beginning:
-            if self._beginning.mark(role):
-                self._consumed += self._texts[role]
+        text = self._texts[role]
+        while (call := self._begun_call()) is not None:
+            if call.mark(role, text):
                 return
-            self._take(self._give_up())
-        if self._state == self._in_arguments and self._braces.in_string:
-            self._take(self._texts[role])
-        elif self._state == self._in_reasoning:
+            self._take(self._give_up(call))
+        if self._state == self._in_call and self._call is not None:
+            if self._call.is_in_string:
+                self._take(text)
+                return
+            has_end = self._call.stage is not Stage.LIST
+            self._end_call()
+            if role == "end" and has_end:
+                return
+        if self._state == self._in_reasoning:
             if role == _END_THINK:
                 self._end_reasoning()
             elif role != _THINK or not self._skips_blanks:
                 # Some models begin once more what the prompt has begun.
-                self._take(self._texts[role])
+                self._take(text)
         elif role == _THINK and self._state == self._at_the_beginning:
             self._begin_reasoning()
         elif role == "start":
-            held = self._held if self._state in {self._in_content, self._at_the_beginning} else ""
-            self._begin_call(held + self._texts[role])
-        elif role == "end" and self._state in {self._after_call, self._in_rest, self._in_arguments}:
-            self._after_marker()
+            self._begin_call(self._held + text)
         else:
-            if self._state not in {self._in_content, self._at_the_beginning}:
-                self._after_marker()
-            self._take(self._texts[role])
-
-
-def _certain(text: str, markers: Sequence[str]) -> int:
-    """Return how much of a text is certainly before any marker, and before the white space that a marker takes."""
-    held = 0
-    for marker in markers:
-        for length in range(min(len(marker) - 1, len(text)), held, -1):
-            if text.endswith(marker[:length]):
-                held = length
-                break
-    return len(text[: len(text) - held].rstrip(_BLANKS))
-
-
-def new_call_id(tool_format: ToolFormat | None) -> str:
-    """Return a random id of a call: nine letters and digits for Mistral, whose template takes no other."""
-    alphabet = string.ascii_letters + string.digits
-    if tool_format is ToolFormat.MISTRAL:
-        return "".join(secrets.choice(alphabet) for _ in range(9))
-    return "call_" + "".join(secrets.choice(alphabet) for _ in range(24))
+            self._take(text)

@@ -189,6 +189,13 @@ _OBJECT_CALL: tuple[Part, ...] = (
 )  # fmt: skip
 
 
+#: The id that Mistral's models give a call; another is drawn for it.
+ID: tuple[Part, ...] = (
+    Sign.BLANKS, _text(","), Sign.BLANKS, _text('"id"'), Sign.BLANKS, _text(":"), Sign.BLANKS, _text('"'), Sign.CALL_ID,
+    _text('"'),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class CallSyntax:
     """The way in which a format writes its calls.

@@ -61,14 +61,15 @@ class ToolPlan:
         pointer = problem.partition(":")[0]
         return next((param for place, param in self.params.items() if f"{pointer}/".startswith(f"{place}/")), None)
 
-    def finish_reason(self, engine_reason: str, num_calls: int) -> str:
+    def finish_reason(self, engine_reason: str, num_calls: int, *, is_open: bool = False) -> str:
         """Return OpenAI's reason for the end of an answer.
 
         Args:
             engine_reason: the core's `finish_reason`: eos, stop or length.
             num_calls: complete and begun calls that the answer has.
+            is_open: the last call is not complete, whatever has cut it: a client must not make it.
         """
-        if engine_reason == "length":
+        if engine_reason == "length" or is_open:
             return "length"
         return "tool_calls" if num_calls and self.choice is not Choice.NAMED else "stop"
 

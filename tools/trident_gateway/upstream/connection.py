@@ -17,6 +17,8 @@ HIGH_WATER = 64 << 10
 _MAX_HEAD_BYTES = 64 << 10
 #: A node that has died, and so says nothing, is noticed after these seconds: idle, between probes, and probes.
 _KEEPALIVE = (10, 5, 3)
+#: A server that closes an unused connection does so before it knows of the request; one that dies of it takes longer.
+_STALE_WITHIN_S = 0.05
 
 
 class ConnectError(Exception):
@@ -32,7 +34,7 @@ class ConnectionLostError(Exception):
 
     Args:
         message: what happened.
-        is_stale: the server has closed it before a byte of the answer came, as it may with one that was long unused.
+        is_stale: the server has closed it as the request was sent, as it may with one that was long unused.
     """
 
     def __init__(self, message: str, *, is_stale: bool = False) -> None:
@@ -65,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._interrupt: Exception | None = None
         #: The status of the answer; 0 until it has come.
         self.status = 0
+        self._sent_at = float("-inf")
         #: When bytes last came, in the time of the event loop.
         self.heard_at = float("-inf")
 
@@ -78,9 +81,18 @@ class Connection(asyncio.Protocol):
         """Whether nothing more will come of the answer: all of it is here, be it read or not, or it has failed."""
         return self._is_complete or self._error is not None
 
+    @property
+    def awaited_since(self) -> float | None:
+        """When the server last sent something of an answer that is its to go on with; None if it is not its turn.
+
+        It is not where the answer is over, and where nobody here reads what there is.
+        """
+        return None if self.is_over or self._is_paused else max(self._sent_at, self.heard_at)
+
     def send(self, request: bytes) -> None:
         """Send a request, of which the answer may be read then."""
         assert not self._is_busy
+        self._sent_at = self._loop.time()
         self._is_busy, self._has_begun, self._is_complete, self._keeps_alive = True, False, False, False
         self._interrupt, self._num_waiting_bytes, self.status = None, 0, 0
         if self._transport is None or self._transport.is_closing():
@@ -195,7 +207,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._error is None:
             message = "the server has closed the connection" if exc is None else f"the connection broke: {exc}"
-            self._error = ConnectionLostError(message, is_stale=not self._has_begun)
+            is_at_once = self._loop.time() - self._sent_at <= _STALE_WITHIN_S
+            self._error = ConnectionLostError(message, is_stale=is_at_once and not self._has_begun)
         self._wake()
 
     # What the parser calls.

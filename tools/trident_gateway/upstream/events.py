@@ -24,6 +24,8 @@ class MalformedEventError(Exception):
 class GenerateEvent(msgspec.Struct, gc=False):
     """One response of the ensemble: its output tensors by their names, None where the response has none.
 
+    Those that no answer to a client is made of are left out.
+
     Triton writes a tensor of one element as that element, and any other as a flat list, whatever its shape. `as_list`
     and `as_rows` bring both into one form.
     """
@@ -38,13 +40,10 @@ class GenerateEvent(msgspec.Struct, gc=False):
     output_token_bytes: str | list[str] | None = None
     top_token_bytes: str | list[str] | None = None
     finish_reason: str | list[str] | None = None
-    stop_reason: str | list[str] | None = None
     num_input_tokens: int | None = None
     num_output_tokens: int | list[int] | None = None
     num_cached_tokens: int | None = None
-    used_seed: int | None = None
     sequence_length: int | list[int] | None = None
-    cum_log_probs: float | list[float] | None = None
     prompt_log_probs: float | list[float] | None = None
     prompt_top_log_probs: float | list[float] | None = None
     prompt_top_log_prob_ids: int | list[int] | None = None

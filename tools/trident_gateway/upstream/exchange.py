@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -67,6 +68,7 @@ class Exchange:
         self._first: Sequence[GenerateEvent] = ()
         self._failure: ApiError | None = None
         self._is_closed = False
+        self._is_legible = True
 
     async def begin(self) -> None:
         """Send the call and wait for its first event; the caller must close the exchange whatever comes of it.
@@ -81,20 +83,32 @@ class Exchange:
         self._response = response = await self._client.send(
             b"POST", self._path, render_call(call), call.headers, fresh=self._fresh
         )
+        call.spending.note_sent()
         if call.deadline is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(call.deadline, response.interrupt, DeadlineError())
         try:
-            status = await response.status()
-            if status != 200:
-                raise RefusedError(status, read_refusal(await response.read_all(_MAX_REFUSAL_BYTES)))
-            self._first = await self._receive()
+            self._first = await self._begin(response)
         except (MalformedEventError, BodyTooLargeError):
             raise EngineFaultError from None
+        except ConnectError:
+            call.spending.note_refused()
+            raise
+        except RefusedError as error:
+            if error.wire.reason != "timeout":  # that one comes after work, though nothing else does
+                call.spending.note_refused()
+            raise
         if not self._first:
             raise EngineFaultError
-        if self._first[0].error is not None:
-            raise RefusedError(status, self._first[0].error)
+
+    async def _begin(self, response: Response) -> Sequence[GenerateEvent]:
+        status = await response.status()
+        if status != 200:
+            raise RefusedError(status, read_refusal(await response.read_all(_MAX_REFUSAL_BYTES)))
+        first = await self._receive()
+        if first and first[0].error is not None:
+            raise RefusedError(status, first[0].error)
+        return first
 
     async def read(self) -> Sequence[GenerateEvent]:
         """Return all events that one read of the connection has brought, without an error among them; none at the end.
@@ -125,20 +139,23 @@ class Exchange:
     async def close(self) -> None:
         """End the exchange; may be called twice, and at any time.
 
-        A call whose answer is not complete is ended at the server, which goes on after this has returned.
+        A call whose answer is not complete is ended at the server, which goes on after this has returned. What comes
+        of the answer meanwhile, or has come and was not read, goes to the call's `spending`.
         """
         if self._is_closed:
             return
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+        self._call.spending.take(self._first)
         if self._response is None:
             self._on_end()
-        elif self._response.is_over:
-            self._response.close()
-            self._on_end()
+            return
+        self._response.interrupt(None)
+        if self._response.is_over:
+            await self._read_unread(self._response)
+            self._finish(self._response)
         else:
-            self._response.interrupt(None)
             self._run(self._end(self._response))
 
     async def _receive(self) -> Sequence[GenerateEvent]:
@@ -158,11 +175,28 @@ class Exchange:
         """Tell the server to stop until the answer has ended, which shows that it has; then hang up."""
         try:
             for pause in _PAUSES_S:
-                if not await self._stop() or await _ends(response, pause):
+                if not await self._stop() or await self._ends(response, pause):
                     return
         finally:
-            response.close()
-            self._on_end()
+            self._finish(response)
+
+    def _finish(self, response: Response) -> None:
+        response.close()
+        self._call.spending.note_ended()
+        self._on_end()
+
+    async def _read_unread(self, response: Response) -> None:
+        """Read an answer to its end, for what it says of its costs."""
+        with suppress(ConnectionLostError):
+            while data := await response.read():
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self._is_legible:
+            try:
+                self._call.spending.take(self._cutter.feed(data))
+            except MalformedEventError:
+                self._is_legible = False
 
     async def _stop(self) -> bool:
         path = self._path.removesuffix("_stream")
@@ -175,21 +209,17 @@ class Exchange:
             pass
         return True
 
-
-async def _ends(response: Response, seconds: float) -> bool:
-    """Return whether the answer ends within a time, be it by a failure."""
-    timer = asyncio.get_running_loop().call_later(seconds, response.interrupt, asyncio.TimeoutError())
-    try:
-        while await response.read():
-            pass
-    except asyncio.TimeoutError:
-        return False
-    except ConnectionLostError:
-        pass
-    finally:
-        timer.cancel()
-        response.interrupt(None)
-    return True
+    async def _ends(self, response: Response, seconds: float) -> bool:
+        """Return whether the answer ends within a time, be it by a failure."""
+        timer = asyncio.get_running_loop().call_later(seconds, response.interrupt, asyncio.TimeoutError())
+        try:
+            await self._read_unread(response)
+        except asyncio.TimeoutError:
+            return False
+        finally:
+            timer.cancel()
+            response.interrupt(None)
+        return True
 
 
 def _failure(message: str) -> ApiError:

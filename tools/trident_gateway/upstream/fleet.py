@@ -32,12 +32,16 @@ class ServerStatus:
         is_ready: it is in rotation.
         num_in_flight: calls that it has.
         num_ejections: how often it was taken out of rotation for failures.
+        is_awaited: calls have waited for its next byte for some seconds.
+        num_steps: that its engines have made; None where that was not heard lately.
     """
 
     server: str
     is_ready: bool
     num_in_flight: int
     num_ejections: int
+    is_awaited: bool
+    num_steps: float | None
 
 
 class Fleet:
@@ -65,11 +69,6 @@ class Fleet:
         return any(self._level(name) is Level.READY for name in self._catalogue.models)
 
     @property
-    def num_steps(self) -> float:
-        """Steps that all engines have made, as far as they were last heard of: a change of it is progress."""
-        return sum(server.num_steps for server in self._servers.values())
-
-    @property
     def conflicts(self) -> frozenset[str]:
         """Models on which servers do not agree, so that only some of them serve it."""
         return self._catalogue.conflicts
@@ -85,7 +84,14 @@ class Fleet:
     def status(self) -> list[ServerStatus]:
         """Return the state of each server."""
         return [
-            ServerStatus(server.name, server.level is Level.READY, server.num_in_flight, server.health.num_ejections)
+            ServerStatus(
+                server.name,
+                server.level is Level.READY,
+                server.num_in_flight,
+                server.health.num_ejections,
+                server.is_awaited,
+                server.num_steps,
+            )
             for server in self._servers.values()
         ]
 

@@ -51,14 +51,10 @@ class HttpClient:
         return max([self._heard_at, *(connection.heard_at for connection in self._busy)]) if self._busy else None
 
     @property
-    def num_busy(self) -> int:
-        """Connections on which an answer is expected."""
-        return len(self._busy)
-
-    @property
-    def num_idle(self) -> int:
-        """Connections that wait for a request."""
-        return len(self._idle)
+    def awaited_since(self) -> float | None:
+        """Since when the server lets the one wait who has waited longest, in the time of the event loop; or None."""
+        times = [connection.awaited_since for connection in self._busy]
+        return min((time for time in times if time is not None), default=None)
 
     async def send(
         self, method: bytes, path: str, body: bytes = b"", headers: Headers = (), *, fresh: bool = False
@@ -193,10 +189,9 @@ class Response:
         """Return the status.
 
         A connection from the pool may have been closed by the server at the moment of sending; then the request goes
-        out on a new one.
+        out on a new one. Where there is none to be had, the server may have died of the request: that is a loss.
 
         Raises:
-            ConnectError: there is no server any more.
             ConnectionLostError: the connection has failed.
         """
         try:
@@ -204,8 +199,12 @@ class Response:
         except ConnectionLostError as error:
             if not self._is_reused or not error.is_stale:
                 raise
+            lost = error
         self._is_reused = False
-        connection = await self._client.connect()
+        try:
+            connection = await self._client.connect()
+        except ConnectError:
+            raise lost from None
         connection.send(self._request)
         self._client.replace(self._connection, connection)
         self._connection = connection

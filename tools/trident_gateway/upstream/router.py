@@ -68,11 +68,6 @@ class Router:
         return self._fleet.is_ready
 
     @property
-    def num_steps(self) -> float:
-        """Steps that all engines have made, as far as they were last heard of: a change of it is progress."""
-        return self._fleet.num_steps
-
-    @property
     def conflicts(self) -> frozenset[str]:
         """Models on which servers do not agree, so that only some of them serve it."""
         return self._fleet.conflicts
@@ -128,7 +123,8 @@ class Router:
 
         Args:
             model: the served model.
-            path_suffix: what follows `/v2/models/`, such as `preprocessing/generate`.
+            path_suffix: what follows `/v2/models/`, such as `preprocessing/generate`. Where it begins with the name
+                of the model's preprocessing, each server is asked by the name that it has there.
             body: JSON.
             deadline: in the time of the event loop; None for a minute from now.
 
@@ -140,9 +136,10 @@ class Router:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + _JSON_TIMEOUT_S if deadline is None else deadline
-        path = f"/v2/models/{quote(path_suffix)}"
+        name, _, verb = path_suffix.partition("/")
 
-        async def attempt(server: Server, _: ServedModel, __: bool) -> bytes:
+        async def attempt(server: Server, there: ServedModel, _: bool) -> bytes:
+            path = f"/v2/models/{quote(there.preprocessing if name == model.preprocessing else name)}/{verb}"
             try:
                 status, answer = await server.post(path, body, max_bytes=_MAX_JSON_BYTES, timeout_s=until - loop.time())
             except asyncio.TimeoutError:

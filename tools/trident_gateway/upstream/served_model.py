@@ -5,12 +5,13 @@ Owns two plain values and how the JSON of a call is put together. Never sends an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.errors import Headers
+from trident_gateway.upstream.call_spending import CallSpending
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class GenerateCall:
             preference.
         deadline: when the client's timeout passes, in the time of the event loop; None for never.
         headers: further headers of the HTTP request, such as a traceparent.
+        spending: is told what the answer says of its costs after nobody reads it any more.
     """
 
     model: ServedModel
@@ -54,6 +56,7 @@ class GenerateCall:
     affinity: bytes = b""
     deadline: float | None = None
     headers: Headers = ()
+    spending: CallSpending = field(default_factory=CallSpending, compare=False)
 
 
 def render_call(call: GenerateCall) -> bytes:

@@ -85,14 +85,24 @@ class Server:
         return self.health.level(asyncio.get_running_loop().time())
 
     @property
-    def num_steps(self) -> float:
-        """Steps that its cores have made, as far as they were last heard of."""
-        return sum(core.num_steps for core in self._page.cores.values())
+    def num_steps(self) -> float | None:
+        """Steps that its cores have made; None where that was not heard lately."""
+        return None if self._is_stale else sum(core.num_steps for core in self._page.cores.values())
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether calls have waited for the next byte of it for longer than any probe does."""
+        since = self._client.awaited_since if self.num_in_flight else None
+        return since is not None and asyncio.get_running_loop().time() - since > self._times.timeout_s
+
+    @property
+    def _is_stale(self) -> bool:
+        return asyncio.get_running_loop().time() - self._page_at > self._times.stale_s
 
     def candidate(self, model: ServedModel) -> Candidate:
         """Return what the balancer must know of this server, for a call to a model as it has it."""
-        is_stale = asyncio.get_running_loop().time() - self._page_at > self._times.stale_s
-        return Candidate(self.name, self.num_in_flight, None if is_stale else self._page.cores.get(model.core))
+        figures = None if self._is_stale else self._page.cores.get(model.core)
+        return Candidate(self.name, self.num_in_flight, figures)
 
     def exchange(self, model: ServedModel, call: GenerateCall, *, is_retry: bool) -> Exchange:
         """Return an exchange that has not begun; it counts as in flight from now until it has ended."""
@@ -107,7 +117,7 @@ class Server:
 
     def call_failed(self) -> None:
         """Note that a call got no connection, or lost it before its answer; the server is looked at at once."""
-        self._failed()
+        self.health.call_failed(asyncio.get_running_loop().time())
         self._wakes.set()
 
     async def watch(self) -> None:
@@ -182,7 +192,7 @@ class Server:
             self._client.fail_busy(ConnectionLostError("the server is silent"))
 
     def _failed(self) -> None:
-        self.health.failed(asyncio.get_running_loop().time())
+        self.health.probe_failed(asyncio.get_running_loop().time())
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

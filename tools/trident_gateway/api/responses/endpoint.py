@@ -107,7 +107,7 @@ def plan_response(
     guide_param, tool_plan = _plan_tools(fields, model, settings)
     if tool_plan.parses and LOGPROBS in (fields.include or ()):
         raise invalid("include", "log probabilities go with plain text alone here; /v1/chat/completions has them all.")
-    plan_tensors(tool_plan, card, values)
+    plan_tensors(tool_plan, values)
     names = ParamNames("input", "max_output_tokens", guide_param, plan=tool_plan)
     affinity = affinity_of(caller, fields.prompt_cache_key, messages)
     return GenerationPlan(

@@ -41,10 +41,11 @@ class OutputItems:
             # The token has no character of its own yet, being a part of one.
             events += self._open.add("", self._take_scores())
         if delta.finish_reason:
-            events += self._end("incomplete" if delta.finish_reason == "length" else "completed")
+            status = "incomplete" if delta.finish_reason == "length" else "completed"
+            events += self._end(status)
             if not self.items:
                 events += self._begin(_TextItem(0))
-                events += self._end("completed")
+                events += self._end(status)
         return events
 
     def _read(self, event: AnswerEvent) -> list[Json]:

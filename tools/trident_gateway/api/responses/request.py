@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from trident_gateway.api.body import NO_EFFECT, invalid, unsupported
+from trident_gateway.api.messages import MAX_MESSAGES
 from trident_gateway.api.response_format import JsonObjectFormat, TextFormat
 from trident_gateway.api.responses.input_items import InputItem
-from trident_gateway.api.sampling_fields import MAX_INT32, Probability, SamplingFields, Text
+from trident_gateway.api.sampling_fields import MAX_INT32, CacheKey, ModelName, Probability, SamplingFields
 from trident_gateway.tool_calls.tools import Choice, Tool, ToolChoice
 
 LOGPROBS = "message.output_text.logprobs"
@@ -70,8 +71,8 @@ ToolChoiceField: TypeAlias = Literal["none", "auto", "required"] | NamedTool
 class ResponsesRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """An input that is to be answered."""
 
-    model: Text
-    input: str | Annotated[list[InputItem], Meta(min_length=1)]
+    model: ModelName
+    input: str | Annotated[list[InputItem], Meta(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -83,7 +84,7 @@ class ResponsesRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
-    prompt_cache_key: str | None = None
+    prompt_cache_key: CacheKey | None = None
     metadata: dict[str, str] | None = None
 
     reasoning: Annotated[ReasoningConfig | None, NO_EFFECT] = None
