@@ -22,7 +22,7 @@ _POLL_S = 0.1
 
 
 class Front(Protocol):
-    """What stands in front of a server and sends requests to it; a `GatewayKeeper` is one."""
+    """A program in front of a server, which sends requests to it; a `GatewayKeeper` keeps one."""
 
     @property
     def has_cut(self) -> bool:
@@ -39,15 +39,15 @@ class Front(Protocol):
 
 
 class NoFront:
-    """Nothing in front of a server."""
+    """The lack of a program in front of a server."""
 
     has_cut = False
 
     def begin_drain(self) -> None:
-        """Do nothing."""
+        """Ask nobody to refuse anything."""
 
     def has_drained(self) -> bool:
-        """Return True."""
+        """Return True at once: nobody has any request."""
         return True
 
 
