@@ -56,18 +56,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def openai_port() -> int:
-    return free_ports(1)[0]
+def openai_ports() -> list[int]:
+    """For clients, and the private one."""
+    return free_ports(2)
 
 
 @pytest.fixture(scope="module")
-def readme_server(folder: Path, openai_port: int) -> Iterator[Server]:
+def openai_port(openai_ports: list[int]) -> int:
+    return openai_ports[0]
+
+
+@pytest.fixture(scope="module")
+def readme_server(folder: Path, openai_ports: list[int]) -> Iterator[Server]:
     """Built by the README's command under the demo's name, served with the options of its example and a gateway."""
     (build,) = (words for words in _trident("build") if "--engine" not in words)
     _run([*build, "--engine", "openvino", "--served-name", "trident-demo"], folder)
     options = max(_trident("serve"), key=len)[6:]
     assert options, "an example of serve has options"
-    gateway = ("--openai-port", str(openai_port), "--openai-private-port", "0")
+    openai_port, private_port = openai_ports
+    gateway = ("--openai-port", str(openai_port), "--openai-private-port", str(private_port))
     with serve(folder / "my_models", folder / "log", *options, *gateway) as running:
         wait_for(f"http://127.0.0.1:{openai_port}/v1/models/trident-demo")
         yield running
@@ -121,11 +128,11 @@ def test_readme_the_examples_with_curl(here: Callable[[str], str], folder: Path)
         assert "".join(texts).strip()
 
 
-def test_readme_the_examples_in_python(here: Callable[[str], str], folder: Path) -> None:
+@pytest.mark.parametrize("example", _blocks("python"))
+def test_readme_the_examples_in_python(example: str, here: Callable[[str], str], folder: Path) -> None:
     """The official client of OpenAI's API has an environment of its own."""
-    for example in _blocks("python"):
-        python = str(program(NEWEST)) if "openai" in example else sys.executable
-        assert _run([python, "-c", here(example)], folder).strip()
+    python = str(program(NEWEST)) if "openai" in example else sys.executable
+    assert _run([python, "-c", here(example)], folder).strip()
 
 
 def test_readme_bench_and_the_simulations_of_it(readme_server: Server, folder: Path) -> None:

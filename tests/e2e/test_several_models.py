@@ -33,7 +33,13 @@ PROMPT = "the quick brown fox"
 MAX_TOKENS = 24
 #: The ensembles, and the names by which the gateway serves them.
 MODELS = {"ensemble": "first", "v2.small": "v2.small"}
-SHORT = ("--max-num-seqs", "8", "--max-seq-len", "512", "--preprocessing-instances", "1")
+MAX_SEQ_LEN = 4096
+#: So many that all requests are still running when the last of them is seen to run.
+MANY_TOKENS = 3000
+OPTIONS = (
+    *("--max-num-seqs", "8", "--max-seq-len", str(MAX_SEQ_LEN), "--kv-cache", "16384t"),
+    *("--preprocessing-instances", "1"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Pair:
         data = None if body is None else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.openai_port}/v1/{path}"
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=300) as reply:
             answer: dict[str, Any] = json.load(reply)
         return answer
 
@@ -73,12 +79,15 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("several")
-    checkpoints = {"ensemble": checkpoint, "v2.small": make_checkpoint(folder / "qwen2", "qwen2")}
-    repository = build(checkpoints["ensemble"], folder / "repository", "--served-name", "first", *SHORT)
-    build(checkpoints["v2.small"], repository, "--name", "v2.small", "--alias", "tiny", *SHORT)
+    checkpoints = {
+        "ensemble": checkpoint,
+        "v2.small": make_checkpoint(folder / "qwen2", "qwen2", max_position_embeddings=MAX_SEQ_LEN),
+    }
+    repository = build(checkpoints["ensemble"], folder / "repository", "--served-name", "first", *OPTIONS)
+    build(checkpoints["v2.small"], repository, "--name", "v2.small", "--alias", "tiny", *OPTIONS)
     port, private_port = free_ports(2)
     options = ("--openai-port", str(port), "--openai-private-port", str(private_port))
-    with serve(repository, folder / "log", *options) as server:
+    with serve(repository, folder / "log", *options, "--drain-timeout", "300") as server:
         yield Pair(server, port, checkpoints)
 
 
@@ -112,9 +121,9 @@ def test_several_models_each_answers_as_itself(pair: Pair) -> None:
         answer = client.infer(names.unary, make_inputs(httpclient, fields))
         assert answer.as_numpy("output_ids").reshape(-1).tolist() == expected[ensemble]
         card = parse_card(client.get_model_config(ensemble)["parameters"][PARAMETER]["string_value"])
-        assert (card.name, card.max_seq_len, card.takes_messages) == (served_name, 512, True)
+        assert (card.name, card.max_seq_len, card.takes_messages) == (served_name, MAX_SEQ_LEN, True)
         labels = {"model": names.core, "finish_reason": "length"}
-        until(partial(_counts, pair.server, 5, labels), 10, f"the metrics of {names.core} count its requests")
+        until(partial(_counts, pair.server, 5, labels), 60, f"the metrics of {names.core} count its requests")
     assert post(pair.server, "/v2/models/ensemble/generate", {"text_input": "", "max_tokens": 1})[0] == 400
 
 
@@ -136,7 +145,7 @@ def test_several_models_gateway_serves_both_and_is_started_again_alone(pair: Pai
     (before,) = pair.gateways
     os.kill(before, signal.SIGKILL)
     until(lambda: pair.gateways not in ([], [before]), 60, "another gateway is there")
-    until(lambda: "tritonserver goes on" in pair.server.log.read_text(errors="replace"), 10, "it is said")
+    until(lambda: "tritonserver goes on" in pair.server.log.read_text(errors="replace"), 60, "it is said")
     until(lambda: _answers(pair), 60, "the other gateway answers")
     assert get(pair.server, "/v2/health/ready") == 200
     assert texts() == [first, tiny, small]
@@ -157,18 +166,24 @@ def _are_running(server: Server, num_each: int) -> bool:
 
 def test_several_models_drain_lets_both_finish_and_the_gateway_first(pair: Pair) -> None:
     until(pair.announced, 60, "the gateway is announced")
-    body = {"prompt": PROMPT, "max_tokens": 450, "temperature": 0, "ignore_eos": True}
+    body = {"prompt": PROMPT, "max_tokens": MANY_TOKENS, "temperature": 0, "ignore_eos": True}
     with ThreadPoolExecutor(4) as pool:
         streams = [
             pool.submit(
-                ask_grpc, pair.server.grpc, name, text_input=PROMPT, max_tokens=450, ignore_eos=True, stream=True
+                ask_grpc,
+                pair.server.grpc,
+                name,
+                text_input=PROMPT,
+                max_tokens=MANY_TOKENS,
+                ignore_eos=True,
+                stream=True,
             )
             for name in MODELS
         ]
         plain = [pool.submit(pair.openai, "completions", {**body, "model": name}) for name in MODELS.values()]
-        until(partial(_are_running, pair.server, 2), 30, "all requests are running")
+        until(partial(_are_running, pair.server, 2), 60, "all requests are running")
         pair.server.process.send_signal(signal.SIGTERM)
-        assert [len(stream.result(60).output_ids) for stream in streams] == [450, 450]
-        assert [answer.result(60)["usage"]["completion_tokens"] for answer in plain] == [450, 450]
+        assert [len(stream.result(300).output_ids) for stream in streams] == [MANY_TOKENS] * 2
+        assert [answer.result(300)["usage"]["completion_tokens"] for answer in plain] == [MANY_TOKENS] * 2
     assert pair.server.process.wait(60) == 0, pair.server.log.read_text(errors="replace")[-4500:]
     assert pair.gateways == []

@@ -34,7 +34,7 @@ from trident_tools.server.model_control import ModelControl
 from trident_tools.server.overlay import overlay
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
-from trident_tools.server.serving import Serving
+from trident_tools.server.serving import Front, NoFront, Serving
 from trident_tools.server.signals import StopSignals
 from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Supervisor
 from trident_tools.server.triton_log import TritonLog
@@ -99,13 +99,20 @@ def run(args: argparse.Namespace) -> int:
         log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
         path = None if log is None else Path(log.name)
         serving, failed = None, True
+        front: Front = NoFront()
+        meanwhile = _nothing
         try:
-            if door is None:
-                meanwhile, drain_first = _nothing, _nothing_to_drain
-            else:
+            if door is not None:
                 check_gateway_ports(door, listen)
                 gateway = keep_gateway(
-                    gateway_command(door, listen, args.drain_timeout, passed_options(args)),
+                    gateway_command(
+                        door,
+                        listen,
+                        args.drain_timeout,
+                        passed_options(args),
+                        # The temporary log goes when the command ends well, and nobody looks at its size.
+                        logs_requests=args.verbose or args.log_file is not None,
+                    ),
                     log,
                     is_ready=partial(is_gateway_ready, door),
                     signals=signals,
@@ -115,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 )
                 stack.callback(gateway.clean_up)
                 gateway.start()
-                meanwhile, drain_first = gateway.tend, gateway.drain
+                front, meanwhile = gateway, gateway.tend
             serving = Serving(
                 partial(start, log, meanwhile),
                 Restarts(is_enabled=_restarts(args.restart)),
@@ -128,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
                 say=console.print,
                 complain=_complain,
                 meanwhile=meanwhile,
-                drain_first=drain_first,
+                front=front,
             )
             status = serving.run()
             failed = False
@@ -149,11 +156,6 @@ def _announce_gateway(args: argparse.Namespace, door: GatewayListen, console: Co
 
 def _nothing() -> None:
     """Look after no gateway."""
-
-
-def _nothing_to_drain() -> bool:
-    """Drain no gateway, all of whose requests have finished."""
-    return True
 
 
 def _restarts(asked: bool | None) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import json
 import logging
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,6 +213,56 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     change_keys(path, lambda keys: keys + keys)
     with pytest.raises(ConfigError, match="twice"):
         read_keys(path)
+
+
+def _let_new_files_be_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fstat(descriptor: int, fstat: Callable[[int], os.stat_result] = os.fstat) -> os.stat_result:
+        fields = list(fstat(descriptor))
+        fields[stat.ST_UID] += 1
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+
+
+def test_a_changed_file_is_read_by_whoever_could_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that runs as another user would go on with the keys of the old file, also with those taken back."""
+    path = tmp_path / "keys.json"
+    _add(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    given: list[tuple[int, int]] = []
+    _let_new_files_be_of_another(monkeypatch)
+    monkeypatch.setattr(os, "fchown", lambda _, user, group: given.append((user, group)))
+    _add(path)
+    assert path.stat().st_mode & 0o777 == 0o640
+    before = path.stat()
+    assert given == [(before.st_uid, before.st_gid)] * 2, "the lock's too: the owner makes keys as well"
+
+
+def test_a_file_whose_owner_cannot_be_kept_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.json"
+    _add(path)
+    before = path.read_bytes()
+
+    def refuse(_descriptor: int, _user: int, _group: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    _let_new_files_be_of_another(monkeypatch)
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(ConfigError, match=r"belongs to user \d+ and group \d+.*run this as that user"):
+        _add(path)
+    assert path.read_bytes() == before
+    assert {found.name for found in tmp_path.iterdir()} == {"keys.json", ".keys.json.lock"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_stays_his(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    _add(path)
+    os.chown(path, 65534, 65533)
+    _add(path)
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+    assert len(read_keys(path)) == 2
 
 
 @pytest.mark.slow

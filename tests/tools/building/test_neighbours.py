@@ -111,10 +111,12 @@ def test_neighbours_a_model_whose_parts_would_be_anothers_is_refused(tmp_path: P
         check_no_clash(tmp_path / "repository", ModelNames("a"))
 
 
-def test_neighbours_another_makers_model_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "resnet").mkdir()
-    (tmp_path / "resnet" / "config.pbtxt").write_text('backend: "onnxruntime"')
-    with pytest.raises(BuildError, match="another kind of model"):
+@pytest.mark.parametrize("model", ModelNames("resnet").models)
+def test_neighbours_another_makers_model_is_not_overwritten(tmp_path: Path, model: str) -> None:
+    """Whichever of our models has its name."""
+    (tmp_path / model).mkdir()
+    (tmp_path / model / "config.pbtxt").write_text('backend: "onnxruntime"')
+    with pytest.raises(BuildError, match=f"--name resnet: .*/{model} is another kind of model"):
         check_no_clash(tmp_path, ModelNames("resnet"))
 
 

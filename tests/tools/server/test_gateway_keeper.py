@@ -7,12 +7,13 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.child_processes import tied
 from tests.fakes.serving import until
 from tests.ports import free_ports
 from trident_ensemble.contract.errors import ServerError, TridentError
@@ -39,6 +40,7 @@ class Told:
     def __init__(self, stage: Stage, answers_term: int | None = 0) -> None:
         self._stage, self._answers_term = stage, answers_term
         self.status: int | None = None
+        self.on_wait: Callable[[], None] = lambda: None
 
     def exit_status(self) -> int | None:
         return self.status
@@ -51,6 +53,7 @@ class Told:
     def wait(self, timeout_s: float) -> bool:
         if self.status is None:
             self._stage.now += timeout_s
+        self.on_wait()
         return self.status is not None
 
     def kill(self) -> None:
@@ -90,6 +93,16 @@ class Stage:
         while self.now < now - 1e-9:
             self.now = round(self.now + 0.1, 3)
             self.keeper.tend()
+
+    def drain(self) -> None:
+        """Drain as the command does, ten times a second."""
+        self.keeper.begin_drain()
+        while not self.keeper.has_drained():
+            self.now += 0.1
+
+    def is_ready_until(self, now: float) -> None:
+        """End the readiness when the time has come."""
+        self.is_ready = self.now < now
 
     @property
     def starts(self) -> list[float]:
@@ -167,7 +180,8 @@ def test_gateway_keeper_drain_tells_whether_all_requests_finished(
     stage: Stage, status: int | None, have_finished: bool
 ) -> None:
     stage.processes[-1]._answers_term = status
-    assert stage.keeper.drain() is have_finished
+    stage.drain()
+    assert stage.keeper.has_cut is not have_finished
     assert stage.events[1:] == ["asked to stop", "killed"]
     assert stage.now <= 15.1
     stage.keeper.clean_up()
@@ -177,8 +191,28 @@ def test_gateway_keeper_drain_tells_whether_all_requests_finished(
 def test_gateway_keeper_a_second_signal_ends_draining(stage: Stage) -> None:
     stage.processes[-1]._answers_term = None
     stage.signals.count = 2
-    assert not stage.keeper.drain()
+    stage.drain()
+    assert stage.keeper.has_cut
     assert stage.now < 1
+
+
+def test_gateway_keeper_drain_begins_when_the_gateway_refuses_and_goes_on_without_it(stage: Stage) -> None:
+    """The server refuses after the gateway, which has the clients' requests, and before the gateway ends."""
+    process = stage.processes[-1]
+    process._answers_term, process.on_wait, stage.is_ready = None, lambda: stage.is_ready_until(2.0), True
+    stage.keeper.begin_drain()
+    assert 2 <= stage.now <= 3
+    assert not stage.keeper.has_drained()
+    process.status = 0
+    assert stage.keeper.has_drained()
+    assert not stage.keeper.has_cut
+    assert stage.events[1:] == ["asked to stop", "killed"]
+
+
+def test_gateway_keeper_drain_begins_also_if_the_gateway_goes_on_calling_itself_ready(stage: Stage) -> None:
+    stage.processes[-1]._answers_term, stage.is_ready = None, True
+    stage.keeper.begin_drain()
+    assert 5 <= stage.now <= 6
 
 
 def test_gateway_keeper_nothing_is_left_to_drain_between_two_gateways(stage: Stage) -> None:
@@ -186,7 +220,8 @@ def test_gateway_keeper_nothing_is_left_to_drain_between_two_gateways(stage: Sta
     stage.until(1)
     stage.processes[-1].status = -9
     stage.until(1.5)
-    assert stage.keeper.drain()
+    stage.drain()
+    assert not stage.keeper.has_cut
 
 
 def test_gateway_keeper_a_gateway_that_does_not_end_is_killed(stage: Stage) -> None:
@@ -239,19 +274,28 @@ time.sleep(600)
 
 
 def test_gateway_keeper_that_is_killed_leaves_no_gateway() -> None:
-    with subprocess.Popen([sys.executable, "-c", KEEPER], stdout=subprocess.PIPE) as keeper:
+    with subprocess.Popen(tied([sys.executable, "-c", KEEPER]), stdout=subprocess.PIPE) as keeper:
         assert keeper.stdout is not None
         status = Path(f"/proc/{int(keeper.stdout.readline())}/stat")
         assert status.exists()
         keeper.kill()
         keeper.wait()
-    until(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX", 10)
+
+    def has_ended() -> bool:
+        try:
+            return status.read_text().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:  # it is no more
+            return True
+
+    until(has_ended, 60)
 
 
 def test_gateway_command_names_server_and_ports() -> None:
-    words = gateway_command(DOOR, Listen("::", 1, 2, 3), 30.0, ["--max-n=8"])
+    words = gateway_command(DOOR, Listen("::", 1, 2, 3), 30.0, ["--max-n=8", "--drain-delay=9"], logs_requests=True)
     assert words[3:] == [
         "gateway",
+        "--max-n=8",
+        "--drain-delay=9",
         "--server=http://[::1]:1",
         "--metrics-url=http://[::1]:3",
         "--host=127.0.0.1",
@@ -259,8 +303,33 @@ def test_gateway_command_names_server_and_ports() -> None:
         "--private-port=8081",
         "--drain-delay=0",
         "--drain-timeout=30",
-        "--max-n=8",
     ]
+    assert "--quiet" in gateway_command(DOOR, Listen("::", 1, 2, 3), 30.0, [], logs_requests=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "logs_requests"),
+    [([], False), (["--verbose"], True), (["--log-file", "log"], True), (["--quiet"], False)],
+)
+def test_gateway_command_logs_requests_where_somebody_keeps_the_log(
+    words: list[str], logs_requests: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary log would grow with every request, and go when the command ends well."""
+
+    class ToldError(Exception):
+        pass
+
+    def keep(command: list[str], *_: object, **__: object) -> GatewayKeeper:
+        assert ("--quiet" not in command) is logs_requests
+        raise ToldError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "check_repository", lambda _: {})
+    monkeypatch.setattr(serve, "_starter", lambda *_, **__: None)
+    monkeypatch.setattr(serve, "check_gateway_ports", lambda *_: None)
+    monkeypatch.setattr(serve, "keep_gateway", keep)
+    with pytest.raises(ToldError):
+        serve.run(_options(*words))
 
 
 def test_gateway_command_needs_what_its_extra_installs() -> None:

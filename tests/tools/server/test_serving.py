@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,8 +51,10 @@ class Told(Supervisor):
             raise self._death_told
         self._stage.signals.count = 1
 
-    def drain(self, began: float | None = None) -> int:
+    def drain(self, began: float, has_front_drained: Callable[[], bool]) -> int:
         self._stage.events.append(f"drained from {began}")
+        while not has_front_drained():
+            self._stage.events.append("waited for the gateway")
         return 0
 
     def clean_up(self) -> None:
@@ -97,16 +100,22 @@ class Stage:
             say=self.events.append,
             complain=self.events.append,
             meanwhile=self.meanwhile,
-            drain_first=self.drain_first,
+            front=self,
         ).run()
 
     def meanwhile(self) -> None:
         self.num_looks += 1
 
-    def drain_first(self) -> bool:
-        self.events.append("the gateway is drained")
+    def begin_drain(self) -> None:
+        self.events.append("the gateway refuses")
         self.now += 2
-        return self.gateway_finishes
+
+    def has_drained(self) -> bool:
+        return self.events[-1] == "waited for the gateway"
+
+    @property
+    def has_cut(self) -> bool:
+        return not self.gateway_finishes
 
     @property
     def starts(self) -> list[float]:
@@ -135,8 +144,9 @@ def test_serving_a_server_that_died_is_cleaned_up_after_and_started_again(stage:
         "started at 3.0",
         "Ready again after 0.0 s.",
         "Draining: requests in flight finish, new ones are refused.",
-        "the gateway is drained",
+        "the gateway refuses",
         "drained from 3.0",
+        "waited for the gateway",
         "Stopped.",
         "cleaned up",
     ]
@@ -160,7 +170,7 @@ def test_serving_a_signal_ends_the_wait_at_once(stage: Stage) -> None:
 def test_serving_a_death_while_draining_is_the_end(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
-    def drain(_supervisor: Supervisor, _began: float) -> int:
+    def drain(_supervisor: Supervisor, _began: float, _has_front_drained: Callable[[], bool]) -> int:
         raise died()
 
     monkeypatch.setattr(Told, "drain", drain)
@@ -231,7 +241,7 @@ def test_serving_requests_of_the_gateway_that_were_cut_are_a_failure_although_th
 ) -> None:
     stage.gateway_finishes = False
     assert stage.serve(("", None)) == 1
-    assert stage.events[-4:] == ["the gateway is drained", "drained from 0.0", "Stopped.", "cleaned up"]
+    assert stage.events[-4:] == ["drained from 0.0", "waited for the gateway", "Stopped.", "cleaned up"]
 
 
 def test_serving_the_gateway_is_looked_after_while_a_server_is_waited_for(stage: Stage) -> None:

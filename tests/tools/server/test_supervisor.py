@@ -214,10 +214,33 @@ def test_supervisor_drain_gives_notice_and_waits_until_the_core_is_empty(server:
     watcher = supervisor(server, status, 0, notice)
     watcher.watch()
     assert server.exit_status() is None
-    assert watcher.drain() == 0
+    assert watcher.drain(time.monotonic(), lambda: True) == 0
     assert notice.exists()
     assert status.is_withdrawn
     assert not status.active
+    assert server.exit_status() == -signal.SIGTERM
+
+
+def test_supervisor_drain_refuses_while_the_gateway_still_has_requests_and_waits_for_it(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    """Its requests may run for longer than the server's own: it has a limit itself."""
+    status = Status()
+    status.active = [1, 1, 1, 0]
+    only_stub(server)
+    notice = tmp_path / "notice"
+    watcher = supervisor(server, status, 0, notice)
+    watcher.watch()
+    looks = iter([False] * 6)
+
+    def has_front_drained() -> bool:
+        assert notice.exists()
+        assert status.is_withdrawn
+        assert server.exit_status() is None
+        return next(looks, True)
+
+    assert watcher.drain(time.monotonic() - 1000, has_front_drained) == 0
+    assert next(looks, True), "it has been asked until it had ended"
     assert server.exit_status() == -signal.SIGTERM
 
 

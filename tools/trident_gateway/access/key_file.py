@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import string
 import tempfile
 from collections.abc import Callable
@@ -138,17 +139,19 @@ def read_keys(path: Path) -> tuple[KeyRecord, ...]:
 def change_keys(path: Path, change: Callable[[tuple[KeyRecord, ...]], tuple[KeyRecord, ...]]) -> None:
     """Put what `change` makes of the keys in the place of the file, which is made where it is absent.
 
-    Readers see the old file or the new one, and nobody but the file's owner can read it. Of several commands at the
-    same time, each sees what the one before it has written.
+    Readers see the old file or the new one, and whoever could read the old one can read the new one; one that is made
+    can be read by its owner alone. Of several commands at the same time, each sees what the one before it has written.
 
     Raises:
-        ConfigError: the file cannot be read, understood or written.
+        ConfigError: the file cannot be read, understood or written, or would get another owner or group.
     """
     path = path.resolve()
     try:
         # The lock is on a file of its own, because the file of keys is another one after each change.
         with path.with_name(f".{path.name}.lock").open("w") as lock:
             os.fchmod(lock.fileno(), 0o600)
+            if path.exists():
+                _keep_owner(lock.fileno(), path.stat())
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = change(read_keys(path) if path.exists() else ())
             content = msgspec.json.format(msgspec.json.encode(_Contents(keys)), indent=2) + b"\n"
@@ -161,8 +164,11 @@ def _replace(path: Path, content: bytes) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     beside = Path(name)
     try:
-        # The file that mkstemp makes has mode 0600.
         with os.fdopen(descriptor, "wb") as file:
+            if path.exists():  # the file that mkstemp makes has mode 0600
+                before = path.stat()
+                _keep_owner(descriptor, before)
+                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -170,3 +176,20 @@ def _replace(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _keep_owner(descriptor: int, before: os.stat_result) -> None:
+    """Give a file that is being made the owner and the group of the one that it stands beside.
+
+    A gateway that runs as another user could not read the new file, and would go on with the keys of the old one.
+    """
+    made = os.fstat(descriptor)
+    if (made.st_uid, made.st_gid) == (before.st_uid, before.st_gid):
+        return
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except OSError as error:
+        raise ConfigError(
+            f"the file of keys belongs to user {before.st_uid} and group {before.st_gid}, and would get another owner, "
+            f"so that its readers lose it: run this as that user ({error.strerror})"
+        ) from None

@@ -30,10 +30,15 @@ def check_no_clash(repository: Path, names: ModelNames) -> None:
                     f"--name {names.ensemble}: {repository / model} belongs to the models of {other.ensemble!r}, which "
                     "would be damaged; choose another name, or another --repository"
                 )
-    config = repository / names.ensemble / layout.CONFIG_FILE
-    if config.is_file() and step_names(config.read_text(encoding="utf-8", errors="replace")) != names.steps:
+    configs = {model: repository / model / layout.CONFIG_FILE for model in names.models}
+    present = {model: path for model, path in configs.items() if path.is_file()}
+    own = present.get(names.ensemble)
+    if own is not None and step_names(own.read_text(encoding="utf-8", errors="replace")) == names.steps:
+        return
+    # Without an ensemble of ours that names them, the others are not ours either.
+    for model in present:
         raise BuildError(
-            f"--name {names.ensemble}: {config.parent} is another kind of model, which would be damaged; choose "
+            f"--name {names.ensemble}: {repository / model} is another kind of model, which would be damaged; choose "
             "another name, or another --repository"
         )
 

@@ -44,7 +44,9 @@ def missing_module() -> str | None:
     return next((name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None), None)
 
 
-def gateway_command(listen: GatewayListen, server: Listen, drain_timeout_s: float, options: Sequence[str]) -> list[str]:
+def gateway_command(
+    listen: GatewayListen, server: Listen, drain_timeout_s: float, options: Sequence[str], *, logs_requests: bool
+) -> list[str]:
     """Return the command line of the gateway of one server.
 
     Args:
@@ -52,12 +54,15 @@ def gateway_command(listen: GatewayListen, server: Listen, drain_timeout_s: floa
         server: where tritonserver listens.
         drain_timeout_s: seconds that its requests get once it is asked to stop. It refuses new ones at once: whoever
             balances load over several machines talks to the gateways there, not to this command's.
-        options: further options of `trident gateway`.
+        options: further options of `trident gateway`; those that this function sets come after them and win.
+        logs_requests: whether its output has a line for each request. A file among `options` has them in any case.
     """
     host = local_address(server.host)
     host = f"[{host}]" if ":" in host else host
     return [
         *(sys.executable, "-m", "trident_tools.main", "gateway"),
+        *options,
+        *([] if logs_requests else ["--quiet"]),
         f"--server=http://{host}:{server.http_port}",
         f"--metrics-url=http://{host}:{server.metrics_port}",
         f"--host={listen.host}",
@@ -65,7 +70,6 @@ def gateway_command(listen: GatewayListen, server: Listen, drain_timeout_s: floa
         f"--private-port={listen.private_port}",
         "--drain-delay=0",
         f"--drain-timeout={drain_timeout_s:g}",
-        *options,
     ]
 
 

@@ -1,4 +1,4 @@
-"""The gateway beside a server: started, started again where it dies, and drained before the server.
+"""The gateway beside a server: started, started again where it dies, and drained with the server.
 
 Owns the gateway's process and the decision when another one is started. A death of the gateway never touches
 tritonserver, and one of tritonserver never touches the gateway, which waits for the next.
@@ -21,6 +21,10 @@ from trident_tools.server.signals import StopSignals, describe_ending
 _POLL_S = 0.05
 #: Seconds beyond its own timeout in which the gateway must have ended.
 _GRACE_S = 5.0
+#: Seconds in which a gateway that is asked to stop must call itself not ready.
+_REFUSING_S = 5.0
+#: Seconds in which what a gateway had accepted before that is on its way to the server.
+_HAND_OVER_S = 0.5
 #: Seconds in which a gateway must end that has nothing to wait for.
 _STOP_S = 3.0
 
@@ -81,6 +85,13 @@ class GatewayKeeper:
         self._start_again_at = 0.0
         self._num_delays = 0
         self._has_announced = False
+        self._drained_by = 0.0
+        self._has_cut = False
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether requests of the gateway were cut when it was drained."""
+        return self._has_cut
 
     def start(self) -> None:
         """Start the first gateway.
@@ -106,21 +117,35 @@ class GatewayKeeper:
             self._has_announced = True
             self._announce()
 
-    def drain(self) -> bool:
-        """Let the gateway's requests finish and refuse new ones; return whether all finished.
+    def begin_drain(self) -> None:
+        """Let the gateway refuse new requests; return when it does, and the server has those that it had accepted."""
+        process = self._process
+        if process is None:
+            return
+        process.ask_to_stop()
+        now = time.monotonic()
+        self._drained_by = now + self._drain_timeout_s + _GRACE_S
+        refusing_by = now + _REFUSING_S
+        while self._is_ready() and time.monotonic() < refusing_by:
+            if process.wait(_POLL_S) or self._signals.count > 1:
+                return
+        process.wait(_HAND_OVER_S)
 
-        A second signal to this process ends the gateway at once.
+    def has_drained(self) -> bool:
+        """Return whether the gateway that was drained has ended; to be called until it has.
+
+        A second signal to this process ends it at once, and so does the end of its time.
         """
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return True
-        process.ask_to_stop()
-        deadline = time.monotonic() + self._drain_timeout_s + _GRACE_S
-        while not process.wait(_POLL_S) and time.monotonic() < deadline and self._signals.count < 2:
-            pass
         status = process.exit_status()
+        if status is None and time.monotonic() < self._drained_by and self._signals.count < 2:
+            return False
         process.kill()
-        return status not in {None, EXIT_CUT}
+        self._process = None
+        self._has_cut = status in {None, EXIT_CUT}
+        return True
 
     def clean_up(self) -> None:
         """End a gateway that still runs; to be called last in every case."""

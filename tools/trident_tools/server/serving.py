@@ -1,8 +1,8 @@
 """The serving of a deployment until a stop is requested, by one server after another where servers die.
 
-Owns the order of steps: start, wait until the server is ready, watch, drain what is before it, drain it; after a death,
-say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed before the next
-one starts. Never starts a process itself, and never decides whether a death is worth another start.
+Owns the order of steps: start, wait until the server is ready, watch, let what is in front of it refuse, drain both;
+after a death, say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed
+before the next one starts. Never starts a process itself, and never decides whether a death is worth another start.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_tools.server.restarts import MAX_FAILED_STARTS, Failure, Restarts
@@ -18,6 +19,36 @@ from trident_tools.server.supervisor import Supervisor
 from trident_tools.server.triton_log import TritonLog
 
 _POLL_S = 0.1
+
+
+class Front(Protocol):
+    """A program in front of a server, which sends requests to it; a `GatewayKeeper` keeps one."""
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether some of its requests were cut when it was drained."""
+        ...
+
+    def begin_drain(self) -> None:
+        """Let it refuse new requests; return when it does."""
+        ...
+
+    def has_drained(self) -> bool:
+        """Return whether all its requests have ended since then; to be called until they have."""
+        ...
+
+
+class NoFront:
+    """The lack of a program in front of a server."""
+
+    has_cut = False
+
+    def begin_drain(self) -> None:
+        """Ask nobody to refuse anything."""
+
+    def has_drained(self) -> bool:
+        """Return True at once: nobody has any request."""
+        return True
 
 
 class Serving:
@@ -33,8 +64,8 @@ class Serving:
         say: is called with one line about what happens.
         complain: is called with what went wrong, which must be shown in any case.
         meanwhile: is called a few times a second between a death and the next start.
-        drain_first: is called before a server is drained; lets what sends requests to it finish, and returns whether
-            all of that did.
+        front: sends requests to the server. It refuses new ones before the server does, so that its clients get its own
+            refusals, and the server is there until its last request has ended.
     """
 
     def __init__(
@@ -49,7 +80,7 @@ class Serving:
         say: Callable[[str], None],
         complain: Callable[[str], None],
         meanwhile: Callable[[], None],
-        drain_first: Callable[[], bool],
+        front: Front,
     ) -> None:
         self._start = start
         self._restarts = restarts
@@ -60,7 +91,7 @@ class Serving:
         self._say = say
         self._complain = complain
         self._meanwhile = meanwhile
-        self._drain_first = drain_first
+        self._front = front
         self._num_starts = 0
         self._was_ready = False
 
@@ -70,7 +101,7 @@ class Serving:
         return self._num_starts
 
     def run(self) -> int:
-        """Serve until a signal; return 0, or what `Supervisor.drain` returns; 1 if what is before the server was cut.
+        """Serve until a signal; return 0, or what `Supervisor.drain` returns; 1 if the front cut requests.
 
         Raises:
             ServerError: a server could not be started or has died, and is not started again; says what its log says.
@@ -103,10 +134,10 @@ class Serving:
             supervisor.watch()
             self._say("Draining: requests in flight finish, new ones are refused.")
             began = time.monotonic()
-            have_finished = self._drain_first()
-            outcome = supervisor.drain(began)
+            self._front.begin_drain()
+            outcome = supervisor.drain(began, self._front.has_drained)
             self._say("Stopped.")
-            return outcome or int(not have_finished)
+            return outcome or int(self._front.has_cut)
         finally:
             supervisor.clean_up()
 

@@ -117,11 +117,13 @@ class Supervisor:
             self._meanwhile()
             time.sleep(_POLL_S)
 
-    def drain(self, began: float | None = None) -> int:
+    def drain(self, began: float, has_front_drained: Callable[[], bool]) -> int:
         """Let requests in flight finish and refuse new ones, then stop the server.
 
         Args:
-            began: when the time for requests in flight began, by `time.monotonic`; now by default.
+            began: when the time for requests in flight began, by `time.monotonic`.
+            has_front_drained: is called a few times a second, and returns whether what sends requests to the server has
+                ended. Until then the server goes on, because that has a limit of its own and cuts its requests itself.
 
         Returns:
             0 if all finished, 1 if some did not finish in time, 130 if a second signal cut the draining short.
@@ -130,7 +132,7 @@ class Supervisor:
             ServerDiedError: the server died before the requests finished.
         """
         self._notice.give()
-        deadline = (time.monotonic() if began is None else began) + self._drain_timeout_s
+        deadline = began + self._drain_timeout_s
         try:
             self._withdraw_readiness()
         except OSError as error:
@@ -139,17 +141,18 @@ class Supervisor:
         told = 0
         while quiet_since is None or time.monotonic() - quiet_since < _SETTLE_S:
             self._check()
+            is_last = has_front_drained()
             active = self._num_active()
-            if active:
+            if active or not is_last:
                 quiet_since = None
-                if active != told:
+                if active and active != told:
                     self._say(f"{active} requests in flight; a second signal stops at once")
                     told = active
             elif quiet_since is None:
                 quiet_since = time.monotonic()
             if self._signals.count > 1:
                 return 130
-            if active and time.monotonic() > deadline:
+            if active and is_last and time.monotonic() > deadline:
                 self._say(f"{active} requests still in flight after {self._drain_timeout_s:g} s: they are cancelled")
                 self.stop()
                 return 1

@@ -1,0 +1,80 @@
+"""The end of `trident serve` with a gateway: both refuse from the beginning, and what the gateway has goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+from tests.e2e.server import get, post, serve, until
+from tests.ports import free_ports
+
+NUM_TOKENS = 2000
+
+
+def test_gateway_drain_withdraws_the_server_while_a_stream_of_the_gateway_goes_on(
+    narrow_repository: Path, tmp_path: Path
+) -> None:
+    """The client reads its stream only when everything else has been seen, so the gateway has it until then."""
+    port, private_port = free_ports(2)
+    ports = ("--openai-port", str(port), "--openai-private-port", str(private_port))
+    with serve(narrow_repository, tmp_path / "log", *ports, "--drain-timeout", "180") as server:
+        until(lambda: "OpenAI's API: " in server.log.read_text(errors="replace"), 60, "the gateway is ready")
+        name = only_model(port)
+        body = {
+            "model": name,
+            "prompt": "hello",
+            "max_tokens": NUM_TOKENS,
+            "ignore_eos": True,
+            "logprobs": 5,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(request(port, "POST", "/v1/completions", body))
+            received = client.recv(200)
+            assert received.startswith(b"HTTP/1.1 200")
+            server.process.send_signal(signal.SIGTERM)
+
+            until(lambda: get(server, "/v2/health/ready") != 200, 60, "the server withdraws")
+            status, answer = post(server, "/v2/models/ensemble/generate", {"text_input": "late", "max_tokens": 1})
+            assert status in (400, 503)  # Triton 2.51 answers 400 whatever the code of the error
+            assert "draining" in answer
+            assert server.process.poll() is None
+            late = ask(port, "POST", "/v1/completions", {"model": name, "prompt": "late", "max_tokens": 1})
+            assert late.startswith(b"HTTP/1.1 503")
+
+            while part := client.recv(1 << 16):
+                received += part
+        assert b"data: [DONE]" in received
+        assert f'"completion_tokens":{NUM_TOKENS}'.encode() in received
+        assert server.process.wait(60) == 0, server.log.read_text(errors="replace")[-4000:]
+
+
+def only_model(port: int) -> str:
+    """The name of the one model."""
+    answer = ask(port, "GET", "/v1/models")
+    (model,) = json.loads(answer.partition(b"\r\n\r\n")[2])["data"]
+    return str(model["id"])
+
+
+def request(port: int, method: str, path: str, body: object = None) -> bytes:
+    """Its bytes; the connection is closed after it."""
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def ask(port: int, method: str, path: str, body: object = None) -> bytes:
+    """The whole answer."""
+    with socket.create_connection(("127.0.0.1", port), 60) as client:
+        client.sendall(request(port, method, path, body))
+        received = b""
+        while part := client.recv(1 << 16):
+            received += part
+    return received
