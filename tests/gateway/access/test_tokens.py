@@ -138,7 +138,7 @@ def _tampered(_: str) -> str:
         signed_token(exp=int(time.time()) - 60),
         signed_token(exp=None),
         signed_token(exp="soon"),
-        signed_token(nbf=int(time.time()) + 60),
+        signed_token(nbf=int(time.time()) + 86_400),
         signed_token(sub=""),
         signed_token(sub="x" * 257),
         signed_token(sub=None),
