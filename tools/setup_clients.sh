@@ -9,7 +9,11 @@ python=.venv/bin/python
 folder=.venv-clients
 node=tests/gateway/clients/node
 stamp=$folder/.set-up
-state="$PWD $(cat tools/setup_clients.sh locks/clients*.txt $node/package-lock.json | sha256sum) $(readlink -f $python)"
+has_node=
+if command -v node >/dev/null && command -v npm >/dev/null; then
+    has_node=node
+fi
+state="$PWD $(cat tools/setup_clients.sh locks/clients*.txt $node/package-lock.json | sha256sum) $(readlink -f $python) $has_node"
 
 if [ -f $stamp ] && [ "$(cat $stamp)" = "$state" ]; then
     exit 0
@@ -17,7 +21,7 @@ fi
 
 # uv takes a tenth of pip's time, but does not read pip's configuration: an index or a proxy may stand only there.
 install() {
-    .venv/bin/uv pip install --quiet --python "$1" --require-hashes --requirement "$2" --only-binary :all: ||
+    .venv/bin/uv pip install --quiet --compile-bytecode --python "$1" --require-hashes --requirement "$2" --only-binary :all: ||
         $python -m pip --python "$1" --disable-pip-version-check install --quiet --require-hashes --requirement "$2"
 }
 
@@ -26,7 +30,7 @@ for name in clients clients-pinned; do
     $python -m venv --clear --without-pip $folder/$name
     install $folder/$name/bin/python locks/$name.txt
 done
-if command -v node >/dev/null && command -v npm >/dev/null; then
+if [ -n "$has_node" ]; then
     npm ci --prefix $node --ignore-scripts --no-audit --no-fund --loglevel=error
 fi
 echo "$state" >$stamp

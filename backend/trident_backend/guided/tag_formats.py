@@ -50,10 +50,11 @@ def parse_structural_tag(value: Any) -> Node:
 
 
 class _Reader:
-    """Reads one structural tag, and counts its formats."""
+    """Reads one structural tag, and counts its formats and the bytes of their texts."""
 
     def __init__(self) -> None:
         self._num_nodes = 0
+        self._num_bytes = 0
         self._kinds: Mapping[str, Callable[[dict[str, Any], SchemaPath, int], Node]] = {
             "any_text": self._any_text,
             "const_string": self._const_string,
@@ -87,8 +88,8 @@ class _Reader:
                 raise TagFormatError(f"{path}: must be an object with begin, schema and end")
             _known(entry, path, {"begin", "schema", "end"})
             content = _schema(entry, path, "schema")
-            tags.append(Tagged(_text(entry, path, "begin"), content, _text(entry, path, "end"), path))
-        return Triggered(_triggers(value, ROOT), tuple(tags), (), False, False, ROOT)
+            tags.append(Tagged(self._text(entry, path, "begin"), content, self._text(entry, path, "end"), path))
+        return Triggered(self._triggers(value, ROOT), tuple(tags), (), False, False, ROOT)
 
     def _count(self, path: SchemaPath) -> None:
         self._num_nodes += 1
@@ -97,11 +98,11 @@ class _Reader:
 
     def _any_text(self, value: dict[str, Any], path: SchemaPath, _depth: int) -> Node:
         _known(value, path, {"type", "excludes"})
-        return AnyText(_texts(value, path, "excludes"), path)
+        return AnyText(self._texts(value, path, "excludes"), path)
 
     def _const_string(self, value: dict[str, Any], path: SchemaPath, _depth: int) -> Node:
         _known(value, path, {"type", "value"})
-        return Literal(_text(value, path, "value"))
+        return Literal(self._text(value, path, "value"))
 
     def _json_schema(self, value: dict[str, Any], path: SchemaPath, _depth: int) -> Node:
         _known(value, path, {"type", "json_schema", "style"})
@@ -111,7 +112,9 @@ class _Reader:
 
     def _regex(self, value: dict[str, Any], path: SchemaPath, _depth: int) -> Node:
         _known(value, path, {"type", "pattern"})
-        regex = _text(value, path, "pattern")
+        regex = self._text(value, path, "pattern")
+        if not regex:
+            raise TagFormatError(f"{path / 'pattern'}: must not be empty")
         if (len(regex) - len(regex.rstrip("\\"))) % 2:
             raise TagFormatError(f"{path / 'pattern'}: ends in a single backslash")
         return Pattern(regex, path / "pattern")
@@ -132,7 +135,7 @@ class _Reader:
         if not isinstance(value, dict) or value.get("type", "tag") != "tag":
             raise TagFormatError(f"{path}: must be a tag, an object with begin, content and end")
         _known(value, path, {"type", "begin", "content", "end"})
-        begin, end = _text(value, path, "begin"), _text(value, path, "end")
+        begin, end = self._text(value, path, "begin"), self._text(value, path, "end")
         return Tagged(begin, self.node(value.get("content"), path / "content", depth), end, path)
 
     def _tags(self, value: dict[str, Any], path: SchemaPath, depth: int) -> tuple[Tagged, ...]:
@@ -144,49 +147,47 @@ class _Reader:
 
     def _triggered_tags(self, value: dict[str, Any], path: SchemaPath, depth: int) -> Node:
         _known(value, path, {"type", "triggers", "tags", "excludes", *_FLAGS})
-        tags, excludes = self._tags(value, path, depth), _texts(value, path, "excludes")
-        return Triggered(_triggers(value, path), tags, excludes, *_flags(value, path), path)
+        tags, excludes = self._tags(value, path, depth), self._texts(value, path, "excludes")
+        return Triggered(self._triggers(value, path), tags, excludes, *_flags(value, path), path)
 
     def _tags_with_separator(self, value: dict[str, Any], path: SchemaPath, depth: int) -> Node:
         _known(value, path, {"type", "tags", "separator", *_FLAGS})
-        tags, separator = self._tags(value, path, depth), _text(value, path, "separator")
+        tags, separator = self._tags(value, path, depth), self._text(value, path, "separator")
         return Separated(tags, separator, *_flags(value, path))
+
+    def _text(self, value: Mapping[str, Any], path: SchemaPath, name: str) -> str:
+        text = value.get(name)
+        if not isinstance(text, str):
+            raise TagFormatError(f"{path / name}: must be a text")
+        return self._encodable(text, path / name)
+
+    def _texts(self, value: Mapping[str, Any], path: SchemaPath, name: str) -> tuple[str, ...]:
+        texts = value.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+            raise TagFormatError(f"{path / name}: must be a list of texts that are not empty")
+        if len(texts) > _MAX_TEXTS:
+            raise TagFormatError(f"{path / name}: {len(texts)} are too many: at most {_MAX_TEXTS}")
+        return tuple(self._encodable(text, path / name / index) for index, text in enumerate(texts))
+
+    def _triggers(self, value: Mapping[str, Any], path: SchemaPath) -> tuple[str, ...]:
+        if not (triggers := self._texts(value, path, "triggers")):
+            raise TagFormatError(f"{path / 'triggers'}: must be a list of at least one text")
+        return triggers
+
+    def _encodable(self, text: str, path: SchemaPath) -> str:
+        try:
+            self._num_bytes += len(text.encode())
+        except UnicodeEncodeError as error:
+            raise TagFormatError(f"{path}: is not valid text: {error.reason} at character {error.start}") from None
+        if self._num_bytes > _MAX_BYTES:
+            raise TagFormatError(f"{path}: all texts and patterns are too long: at most {_MAX_BYTES} bytes together")
+        return text
 
 
 def _known(value: Mapping[str, Any], path: SchemaPath, names: set[str]) -> None:
     for name in value:
         if name not in names:
             raise TagFormatError(f"{path / name[:_MAX_QUOTE]}: is not known; known are {', '.join(sorted(names))}")
-
-
-def _text(value: Mapping[str, Any], path: SchemaPath, name: str) -> str:
-    text = value.get(name)
-    if not isinstance(text, str):
-        raise TagFormatError(f"{path / name}: must be a text")
-    return _encodable(text, path / name)
-
-
-def _encodable(text: str, path: SchemaPath) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TagFormatError(f"{path}: is not valid text: {error.reason} at character {error.start}") from None
-    return text
-
-
-def _texts(value: Mapping[str, Any], path: SchemaPath, name: str) -> tuple[str, ...]:
-    texts = value.get(name, [])
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise TagFormatError(f"{path / name}: must be a list of texts that are not empty")
-    if len(texts) > _MAX_TEXTS:
-        raise TagFormatError(f"{path / name}: {len(texts)} are too many: at most {_MAX_TEXTS}")
-    return tuple(_encodable(text, path / name / index) for index, text in enumerate(texts))
-
-
-def _triggers(value: Mapping[str, Any], path: SchemaPath) -> tuple[str, ...]:
-    if not (triggers := _texts(value, path, "triggers")):
-        raise TagFormatError(f"{path / 'triggers'}: must be a list of at least one text")
-    return triggers
 
 
 def _list(value: Mapping[str, Any], path: SchemaPath, name: str) -> list[tuple[SchemaPath, Any]]:
@@ -217,4 +218,6 @@ _FLAGS = ("at_least_one", "stop_after_first")
 _MAX_NODES = 2000
 _MAX_DEPTH = 32
 _MAX_TEXTS = 64
+#: Of all texts that are not in schemas: writing the grammar goes through them again and again.
+_MAX_BYTES = 1 << 16
 _MAX_QUOTE = 64

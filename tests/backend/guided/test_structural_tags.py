@@ -441,6 +441,18 @@ _BAD = {"type": "json_schema", "json_schema": {"type": "object", "properties": {
         ({"type": "structural_tag", "format": {"type": "sequence"}}, "#/format/elements: must be a list"),
         ({"type": "structural_tag", "format": {"type": "regex", "pattern": 3}}, "#/format/pattern: must be a text"),
         ({"type": "structural_tag", "format": {"type": "regex", "pattern": "a\\"}}, "single backslash"),
+        ({"type": "structural_tag", "format": {"type": "regex", "pattern": ""}}, "#/format/pattern: must not be empty"),
+        (
+            {"type": "structural_tag", "format": {"type": "const_string", "value": "x" * ((1 << 16) + 1)}},
+            "#/format/value: all texts and patterns are too long: at most 65536 bytes together",
+        ),
+        (
+            {
+                "type": "structural_tag",
+                "format": {"type": "sequence", "elements": [{"type": "const_string", "value": "ä" * 17_000}] * 2},
+            },
+            "#/format/elements/1/value: all texts and patterns are too long",
+        ),
         ({"type": "structural_tag", "format": {"type": "regex", "pattern": "a)(b"}}, "unopened group"),
         ({"type": "structural_tag", "format": {"type": "any_text", "x": 1}}, "#/format/x: is not known"),
         ({"type": "structural_tag", "format": {"type": "const_string", "value": "\ud800"}}, "is not valid text"),
@@ -521,8 +533,8 @@ def _nested(depth: int) -> Format:
             "content": {"type": "regex", "pattern": "(a|b)*a(a|b){500}"},
             "end": "</tool_call>",
         },
-        {"type": "any_text", "excludes": ["x" * 100_000, "y" * 100_000]},
-        _call("x" * 100_000, "y"),
+        {"type": "any_text", "excludes": ["x" * 30_000, "y" * 30_000]},
+        _call("x" * 30_000, "y"),
         {
             "type": "or",
             "elements": [

@@ -49,8 +49,8 @@ def program(environment: str, name: str = "python") -> Path:
 def node_program() -> str:
     """Return Node, if the client for it is installed too."""
     node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed on this machine")
+    if node is None or shutil.which("npm") is None:
+        pytest.skip("node and npm, which installs its client, are not both on this machine")
     if not (NODE / "node_modules" / "openai").exists():
         _missing("the client for Node is not installed: tools/setup_clients.sh")
     return str(node)
@@ -62,7 +62,7 @@ def _missing(why: str) -> None:
     pytest.skip(why)
 
 
-def run_client(command: Sequence[str | Path], *, seconds: float = 120, stdin: str | None = None, **more: str) -> str:
+def run_client(command: Sequence[str | Path], *, seconds: float = 400, stdin: str | None = None, **more: str) -> str:
     """Run a client to its end; return what it printed."""
     environment = {**os.environ, **_OFFLINE, **more}
     environment.pop("OPENAI_API_KEY", None)

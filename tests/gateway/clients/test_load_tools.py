@@ -74,7 +74,7 @@ def test_load_tools_trident_bench(served: Served, tmp_path: Path, prompts: str) 
         run_client(command)
         exchanges = relay.take()
     (stage,) = json.loads(report.read_text(encoding="utf-8"))["stages"]
-    assert stage["requests"] > 2
+    assert stage["requests"] > 0
     assert stage["errors"] == {}
     assert stage["metrics"]["output_sequence_length"]["avg"] == OUTPUT_TOKENS
     path = {"text": "/v1/completions", "messages": "/v1/chat/completions"}[prompts]

@@ -9,6 +9,7 @@ import pytest
 from tests.gateway.clients.answers import SENTENCE
 from tests.gateway.clients.conftest import Served
 from tests.gateway.clients.environments import NODE, node_program, read_outcomes, run_client
+from tests.gateway.http.room import run, until
 
 pytestmark = pytest.mark.slow
 
@@ -67,4 +68,4 @@ def test_official_node_errors(outcomes: Outcomes, case: str, error: str, status:
 
 def test_official_node_a_stream_that_is_aborted_is_hung_up(outcomes: Outcomes, served: Served) -> None:
     assert outcomes["hang_up"] == "assistant"
-    assert not served.triton.running
+    run(lambda: until(lambda: not served.triton.running))

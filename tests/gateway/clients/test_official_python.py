@@ -10,6 +10,7 @@ import pytest
 from tests.gateway.clients.answers import CARD, SENTENCE
 from tests.gateway.clients.conftest import Served
 from tests.gateway.clients.environments import NEWEST, run_script
+from tests.gateway.http.room import run, until
 
 pytestmark = pytest.mark.slow
 
@@ -179,4 +180,4 @@ def test_official_python_embeddings_are_refused(outcomes: Outcomes) -> None:
 def test_official_python_a_stream_that_is_closed_is_hung_up(outcomes: Outcomes, served: Served) -> None:
     assert outcomes["hang_up"] == "assistant"
     assert served.triton.ended["left"] + served.triton.ended["cancelled"] >= 1
-    assert not served.triton.running
+    run(lambda: until(lambda: not served.triton.running))
