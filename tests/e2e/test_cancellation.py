@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.e2e.clients import ask_grpc, grpc_stream, make_inputs
 from tests.e2e.server import Server, serve, until
+from trident_ensemble.contract.chunk_header import unpack
 
 #: Long enough to be running still when everything below is over.
 ENDLESS: dict[str, Any] = {"text_input": "hello", "max_tokens": 4000, "stream": True, "ignore_eos": True}
@@ -101,22 +102,21 @@ def _own_chunk(server: Server) -> list[int]:
 
 def test_cancellation_nobody_acknowledges_for_another_s_stream(server: Server) -> None:
     """Not by a header of one's own making; and the table is no memory that clients can register."""
-    chunk = _own_chunk(server)
-    version, table_id, _, secret, *_ = chunk
+    own = unpack(_own_chunk(server))
     asked: dict[str, Any] = {"text_input": "victim", "max_tokens": 400, "stream": True, "ignore_eos": True}
     alone = ask_grpc(server.grpc, **asked)
     client = grpcclient.InferenceServerClient(server.grpc)
-    for name in (f"/trident-{table_id:016x}", f"/trident-{table_id:016x}/acknowledgements"):
+    for name in (f"/trident-{own.table_id:016x}", f"/trident-{own.table_id:016x}/acknowledgements"):
         with pytest.raises(InferenceServerException):
             client.register_system_shared_memory("theirs", name, 64)
     with grpc_stream(server.grpc, make_inputs(grpcclient, asked)) as results:
         ids = next(results).as_numpy("output_ids").reshape(-1).tolist()
         for column in range(8):
             for number in (0, 7, 0xFFFFFFFF):
-                forged = [version, table_id, column, secret, number, *chunk[5:]]
+                forged = own._replace(column=column, number=number).pack()
                 inputs = [
                     _tensor("chunk", np.array([forged], np.int64), "INT64"),
-                    _tensor("output_ids", np.array([[[5] * chunk[8]]], np.int32), "INT32"),
+                    _tensor("output_ids", np.array([[[5] * own.parts[0].num_ids]], np.int32), "INT32"),
                 ]
                 client.infer("postprocessing", inputs)
         for result in results:
