@@ -28,8 +28,11 @@ class Served:
         return self.relay.url, self.gateway.key, self.gateway.spent_key, CARD.name
 
     def judged(self) -> tuple[list[Exchange], list[str]]:
-        """Return what was answered since the last call, and what is wrong with it."""
-        exchanges = self.relay.take()
+        """Return what was answered since the last call, and what is wrong with it.
+
+        A client that leaves once it knows the status has cut an answer of which there is nothing to judge.
+        """
+        exchanges = [exchange for exchange in self.relay.take() if exchange.is_complete or exchange.body]
         problems = judge([exchange.as_json() for exchange in exchanges])
         return exchanges, [
             f"{exchange.method} {exchange.path} {exchange.status} {exchange.request}: {problem}"

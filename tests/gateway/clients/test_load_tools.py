@@ -41,7 +41,7 @@ def test_load_tools_aiperf(served: Served, tokenizers: Path, tmp_path: Path) -> 
         "--request-count", str(NUM_REQUESTS), "--num-dataset-entries", str(NUM_REQUESTS), "--concurrency", "2",
         "--synthetic-input-tokens-mean", "20", "--output-tokens-mean", str(OUTPUT_TOKENS),
         "--extra-inputs", "ignore_eos:true", "--use-server-token-count", "--ui", "none", "--workers-max", "1",
-        "--record-processors", "1", "--output-artifact-dir", folder,
+        "--record-processors", "1", "--no-server-metrics", "--output-artifact-dir", folder,
     ]  # fmt: skip
     run_client(command, seconds=400, HF_HOME=str(tokenizers))
     figures = json.loads((folder / "profile_export_aiperf.json").read_text(encoding="utf-8"))
