@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from trident_ensemble.contract.errors import ConfigError, TridentError
 from trident_gateway.settings import GatewaySettings, HttpLimits, JwtSettings, ServerAddress, TlsSettings
+from trident_tools.server.openai_examples import base_url, openai_examples
 
 _METRICS_PORT = 8002
 _LIMITS_STORE_VARIABLE = "TRIDENT_LIMITS_STORE"
@@ -239,36 +240,15 @@ def announcement(settings: GatewaySettings, models: dict[str, bool], port: int) 
         models: name -> whether it takes messages.
         port: the public one.
     """
-    scheme = "https" if settings.tls else "http"
-    host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host  # noqa: S104
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    name = next(iter(sorted(models)))
-    header, key = "", '"none"'
-    if settings.asks_for_keys:
-        header, key = ' -H "Authorization: Bearer $OPENAI_API_KEY"', 'os.environ["OPENAI_API_KEY"]'
-    if models[name]:
-        path, prompt = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
-        call = (
-            f'client.chat.completions.create(model="{name}", '
-            'messages=[{"role": "user", "content": "Hello!"}]).choices[0].message.content'
-        )
-    else:
-        path, prompt = "completions", '"prompt": "The"'
-        call = f'client.completions.create(model="{name}", prompt="The").choices[0].text'
+    url = base_url(settings.host, port, speaks_tls=settings.tls is not None)
+    name = min(models)
+    examples = openai_examples(url, name, takes_messages=models[name], asks_for_keys=settings.asks_for_keys)
     access = (
         "keys are asked for"
         if settings.asks_for_keys
         else "no keys: everybody on this machine may use it, and nobody else can reach it"
     )
-    return f"""\
-OpenAI's API at {url} ({access})
-  models   {", ".join(sorted(models))}
-Try:
-  curl -s {url}/{path}{header} -H "Content-Type: application/json" -d '{{"model": "{name}", {prompt}}}'
-or in Python:
-  {"import os; " if settings.asks_for_keys else ""}from openai import OpenAI
-  client = OpenAI(base_url="{url}", api_key={key})
-  print({call})"""
+    return f"OpenAI's API at {url} ({access})\n  models   {', '.join(sorted(models))}\nTry:\n{examples}"
 
 
 def _complain(text: str) -> None:

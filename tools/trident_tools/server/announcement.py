@@ -16,10 +16,10 @@ from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.model_card import ModelCard
 from trident_tools.server.gateway_command import GatewayListen
 from trident_tools.server.gateway_options import asks_for_keys, speaks_tls
+from trident_tools.server.openai_examples import base_url, openai_examples, typed_host
 from trident_tools.server.triton_server import Listen
 
 _DEFAULT_GRPC_PORT = 8001
-_LOCAL = ("127.0.0.1", "0.0.0.0", "::", "::1")  # noqa: S104 (names of addresses, nothing is bound)
 
 
 def announcement(repository: Path, listen: Listen, models: Mapping[ModelNames, Manifest], seconds: float) -> str:
@@ -31,7 +31,7 @@ def announcement(repository: Path, listen: Listen, models: Mapping[ModelNames, M
         models: every model; the examples ask the first.
         seconds: that it took to become ready.
     """
-    host = _typed_host(listen.host)
+    host = typed_host(listen.host)
     names, manifest = next(iter(models.items()))
     url = f"http://{host}:{listen.http_port}"
     generate = f"{url}/v2/models/{names.ensemble}/generate"
@@ -65,31 +65,9 @@ def openai_announcement(listen: GatewayListen, card: ModelCard, options: list[st
         card: of the model that the examples ask.
         options: that the gateway got as they are.
     """
-    scheme = "https" if speaks_tls(options) else "http"
-    url = f"{scheme}://{_typed_host(listen.host)}:{listen.port}/v1"
-    header, key = "", '"none"'
-    if asks_for_keys(options):
-        header, key = ' -H "Authorization: Bearer $OPENAI_API_KEY"', '"KEY"'
-    if card.takes_messages:
-        path, prompt = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
-        message = "[{'role': 'user', 'content': 'Hello!'}]"
-        call = f"chat.completions.create(model={card.name!r}, messages={message}).choices[0].message.content"
-    else:
-        path, prompt = "completions", '"prompt": "The"'
-        call = f"completions.create(model={card.name!r}, prompt='The').choices[0].text"
-    return f"""\
-OpenAI's API: {url}
-  curl -s {url}/{path}{header} -H 'content-type: application/json' -d '{{"model": "{card.name}", {prompt}}}'
-or in Python:
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}", api_key={key})
-  print(client.{call})"""
-
-
-def _typed_host(address: str) -> str:
-    """Return the host as it stands in a URL that is typed on this machine."""
-    host = "localhost" if address in _LOCAL else address
-    return f"[{host}]" if ":" in host else host
+    url = base_url(listen.host, listen.port, speaks_tls=speaks_tls(options))
+    examples = openai_examples(url, card.name, takes_messages=card.takes_messages, asks_for_keys=asks_for_keys(options))
+    return f"OpenAI's API: {url}\n{examples}"
 
 
 def _is_chat(manifest: Manifest) -> bool:
