@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.family import Decoder
 from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.weights.sharding import ShardSpec

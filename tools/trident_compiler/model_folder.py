@@ -16,7 +16,8 @@ from trident_compiler.checkpoint.generation_defaults import not_served, read_gen
 from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from trident_compiler.families.registry import FAMILIES, Decoder, Family, read_decoder
+from trident_compiler.families.family import Decoder, Family
+from trident_compiler.families.registry import FAMILIES, read_decoder
 from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.contract.manifest import Generation
 

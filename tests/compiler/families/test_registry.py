@@ -14,12 +14,11 @@ from transformers import AutoModelForCausalLM, Olmo2Config
 
 from tests.checkpoints import FAMILIES as TINY_FAMILIES
 from tests.checkpoints import edit_json, make_checkpoint, reference_model, tiny_config, tiny_tokenizer
-from tests.compiler.families.olmo2 import OLMO2
 from tests.fakes.progress import SilentProgress
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import StepBatch, execute
 from trident_compiler.engine_builder import build_engine
-from trident_compiler.families.registry import FAMILIES
+from trident_compiler.families.llama import LLAMA
 from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.openvino.compiler import OpenVINOCompiler, measure_precisions
 from trident_compiler.planning.machine import Machine
@@ -39,7 +38,7 @@ SIZES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of a family that Trident does not ship."""
+    """A random checkpoint of OLMo 2, which is unlike Llama."""
     folder, tokenizer = tmp_path_factory.mktemp("olmo2") / "checkpoint", tiny_tokenizer()
     torch.manual_seed(0)
     ids: dict[str, Any] = {"eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
@@ -55,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Checkpoint:
-    return open_checkpoint(folder, (*FAMILIES, OLMO2))
+    return open_checkpoint(folder)
 
 
 @pytest.mark.slow
@@ -102,7 +101,7 @@ def test_registry_probes_and_the_simulation_take_a_family_they_do_not_know(check
 
 def test_registry_refuses_a_model_type_that_no_family_has(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_type = 'olmo2': not supported; llama, mistral, qwen2, qwen3 are"):
-        open_checkpoint(folder)
+        open_checkpoint(folder, [LLAMA])
 
 
 def test_registry_names_tensors_that_a_family_neither_asks_for_nor_skips(tmp_path: Path) -> None:

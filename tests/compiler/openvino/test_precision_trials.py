@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import make_checkpoint
 from trident_compiler.checkpoint.json_config import JsonConfig
-from trident_compiler.families.registry import Decoder, read_decoder
+from trident_compiler.families.family import Decoder
+from trident_compiler.families.registry import read_decoder
 from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.openvino import compiler as openvino_compiler
 from trident_compiler.openvino.compiler import OpenVINOCompiler, measure_precisions

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.tensorrt.double import faults, tensorrt
 from tests.tensorrt.double.gpu import GPUS
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.family import Decoder
 from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.tensorrt.sampling_networks import sampling_networks

@@ -7,6 +7,7 @@ formulas of the plain, linear and Llama 3 kinds. Never rotates anything.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,42 @@ from trident_compiler.checkpoint.json_config import JsonConfig
 
 _DEFAULT_THETA = 10000.0
 _SUPPORTED = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """A rotary embedding: how a head's first features are rotated by each token's position.
+
+    Args:
+        inverse_frequencies: float32 `[rotated / 2]`, radians a position, scaling applied.
+        factor: on cosine and sine.
+        long: what replaces this where sequences may be longer than `original_positions`.
+        original_positions: the longest sequences for which this is right; 0 is any.
+    """
+
+    inverse_frequencies: npt.NDArray[np.float32] = field(repr=False, compare=False)
+    factor: float = 1.0
+    long: Rotary | None = None
+    original_positions: int = 0
+
+    @property
+    def rotated(self) -> int:
+        """How many features of a head are rotated."""
+        return 2 * len(self.inverse_frequencies)
+
+    def at(self, max_seq_len: int) -> Rotary:
+        """Return the embedding for an engine whose sequences have up to `max_seq_len` tokens."""
+        return self.long if self.long is not None and max_seq_len > self.original_positions else self
+
+
+def read_rotary(
+    config: JsonConfig, head_dim: int, max_positions: int, *, section: str | None = None, rotated: int | None = None
+) -> Rotary:
+    """Return the rotary embedding of a checkpoint."""
+    del section, rotated
+    if head_dim % 2:
+        raise config.refuse("head_dim", f"rotary embedding needs an even head size, not {head_dim}")
+    return Rotary(inverse_frequencies(config, head_dim, max_positions))
 
 
 def inverse_frequencies(config: JsonConfig, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:

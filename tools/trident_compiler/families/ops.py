@@ -11,12 +11,16 @@ same text: there those do nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from trident_compiler.checkpoint.rope import Rotary
+from trident_compiler.families.words import Activation, Attention, Experts, Gating, Routing
 from trident_compiler.weights.roles import Role
+from trident_compiler.weights.tensor_parts import TensorPart
 from trident_compiler.weights.weights import Weight
 
 Value = TypeVar("Value")
@@ -25,7 +29,8 @@ Value = TypeVar("Value")
 class Weights(Protocol):
     """The weights of one device's share of a network, by the checkpoint's names.
 
-    A family says of each tensor its name, the shape that the whole of it must have, and its role.
+    A family says of each weight where it is stored, the shape that the whole of it must have, and its role. A name
+    stands for the whole tensor of that name.
 
     Raises:
         CheckpointError: in every method, a tensor is missing or has another shape.
@@ -36,27 +41,53 @@ class Weights(Protocol):
         """Devices that share the network."""
         ...
 
-    def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return the `[vocab, hidden]` table of `Role.EMBEDDING`."""
         ...
 
-    def head(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def positions(self, source: str | TensorPart, num_positions: int, hidden_size: int) -> Weight:
+        """Return the `[positions, hidden]` table of learned positions, `Role.POSITIONS`."""
+        ...
+
+    def head(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return this device's rows of the `[vocab, hidden]` output projection, `Role.HEAD`."""
         ...
 
-    def matrix(self, name: str, out_size: int, in_size: int, role: Role) -> Weight:
+    def matrix(self, source: str | TensorPart, out_size: int, in_size: int, role: Role) -> Weight:
         """Return this device's part of the `[out, in]` weight of a linear layer.
 
         Args:
-            name: of the tensor.
+            source: where it is stored.
             out_size: outputs of the whole.
             in_size: inputs of the whole.
-            role: `COLUMN`, `ROW` or `WHOLE`.
+            role: `COLUMN`, `ROW`, `WHOLE` or `EXACT`.
         """
         ...
 
-    def vector(self, name: str, size: int, role: Role = Role.VECTOR) -> Weight:
-        """Return a norm's scale or a bias, exact, as float32 `[size]`, or a part of it for `Role.COLUMN_BIAS`."""
+    def stack(self, sources: Sequence[str | TensorPart], out_size: int, in_size: int, role: Role) -> Weight:
+        """Return this device's part of several `[out, in]` weights, as one of `[members, out, in]`.
+
+        Args:
+            sources: where each is stored.
+            out_size: outputs of each whole.
+            in_size: inputs of each whole.
+            role: `COLUMN`, `ROW` or `WHOLE`, of each member; `HEADS` divides the members among devices.
+        """
+        ...
+
+    def vector(self, source: str | TensorPart, size: int, role: Role = Role.VECTOR, *, plus: float = 0.0) -> Weight:
+        """Return a norm's scale or a bias, exact, as float32 `[size]`, or a part of it for `Role.COLUMN_BIAS`.
+
+        `plus` is added to every value: there are norms that store how much their scale differs from 1.
+        """
+        ...
+
+    def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
+        """Return several vectors as one of `[members, size]`."""
+        ...
+
+    def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
+        """Return values that follow from the configuration; with `Role.COLUMN_BIAS` this device's part of them."""
         ...
 
     def skip(self, *endings: str) -> None:
@@ -71,6 +102,10 @@ class Ops(Protocol[Value]):
         """Return the rows of `table [vocab, hidden]` for the step's token ids, `[T, hidden]`."""
         ...
 
+    def position_embedding(self, table: Weight, offset: int = 0) -> Value:
+        """Return the rows of `table [positions, hidden]` for each token's position plus `offset`, `[T, hidden]`."""
+        ...
+
     def linear(self, x: Value, weight: Weight, bias: Weight | None = None, *, all_reduce: bool = False) -> Value:
         """Return `x @ weight.T + bias` with `weight [out, in]` and `bias [out]`, `[T, out]`.
 
@@ -79,57 +114,109 @@ class Ops(Protocol[Value]):
         """
         ...
 
+    def head_linear(self, x: Value, weight: Weight) -> Value:
+        """Return each head's product with its own matrix: `[T, heads, in]`, `weight [heads, out, in]`, to
+        `[T, heads, out]`.
+        """
+        ...
+
     def all_gather(self, x: Value) -> Value:
         """Return the parts of all devices side by side, in the order of their ranks: `[T, part]` to `[T, features]`."""
         ...
 
-    def rms_norm(self, x: Value, scale: Weight, epsilon: float) -> Value:
-        """Return `x / sqrt(mean(x^2) + epsilon) * scale` over the last axis; the shape stays."""
+    def rms_norm(self, x: Value, scale: Weight | None, epsilon: float) -> Value:
+        """Return `x / sqrt(mean(x^2) + epsilon) * scale` over the last axis; the shape stays.
+
+        The scale is `[last axis]`, or `[heads * head_dim]` where each head has its own; None is 1.
+        """
+        ...
+
+    def layer_norm(self, x: Value, scale: Weight | None, bias: Weight | None, epsilon: float) -> Value:
+        """Return `(x - mean) / sqrt(variance + epsilon) * scale + bias` over the last axis; the shape stays.
+
+        Scale and bias are shaped as that of `rms_norm`; None is 1, or 0.
+        """
         ...
 
     def split_heads(self, x: Value, num_heads: int) -> Value:
         """Return `[T, heads * head_dim]` as `[T, heads, head_dim]`."""
         ...
 
-    def apply_rope(self, x: Value, inverse_frequencies: npt.NDArray[np.float32]) -> Value:
-        """Rotate heads by each token's position, one half against the other as Hugging Face does.
+    def merge_heads(self, x: Value) -> Value:
+        """Return `[T, heads, head_dim]` as `[T, heads * head_dim]`."""
+        ...
+
+    def slice(self, x: Value, begin: int, end: int) -> Value:
+        """Return the features from `begin` to before `end` of the last axis, of every head where there are heads."""
+        ...
+
+    def concat(self, *parts: Value) -> Value:
+        """Return values side by side along the last axis; the other axes are the same."""
+        ...
+
+    def apply_rotary(self, x: Value, rotary: Rotary) -> Value:
+        """Rotate the first `rotary.rotated` features of heads by each token's position, one half against the other.
 
         Args:
-            x: `[T, heads, head_dim]`.
-            inverse_frequencies: `[head_dim / 2]`, radians a position.
+            x: `[T, heads, head_dim]`; the features behind those that are rotated stay.
+            rotary: by which angles.
         """
         ...
 
-    def attention(
-        self, layer: int, query: Value, key: Value, value: Value, *, scale: float, sliding_window: int | None
-    ) -> Value:
+    def attention(self, layer: int, query: Value, key: Value, value: Value, attention: Attention) -> Value:
         """Return causal attention of each token over its own sequence, through the layer's KV cache.
 
         Args:
             layer: which cache; every layer uses its own once, in order.
             query: `[T, heads, head_dim]`.
             key: `[T, kv_heads, head_dim]`; written to the cache. Query heads share key heads in equal groups.
-            value: as key.
-            scale: factor on query times key.
-            sliding_window: a token sees the last so many tokens, itself included; None is all.
+            value: `[T, kv_heads, v_head_dim]`; written to the cache.
+            attention: the scale of the scores, and what is special.
 
         Returns:
-            `[T, heads * head_dim]`.
+            `[T, heads * v_head_dim]`.
         """
         ...
 
-    def silu(self, x: Value) -> Value:
-        """Return `x * sigmoid(x)`."""
+    def activation(self, x: Value, kind: Activation) -> Value:
+        """Return a function of each number; the shape stays."""
+        ...
+
+    def clamp(self, x: Value, low: float | None, high: float | None) -> Value:
+        """Return numbers that are at least `low` and at most `high`, where those are given."""
         ...
 
     def multiply(self, a: Value, b: Value) -> Value:
-        """Return the elementwise product."""
+        """Return the product of two values of one shape, or of `[T, features]` and `[T, 1]`."""
+        ...
+
+    def multiply_number(self, x: Value, number: float) -> Value:
+        """Return `x * number`."""
         ...
 
     def add(self, a: Value, b: Value) -> Value:
-        """Return the elementwise sum."""
+        """Return the sum of two values of one shape."""
+        ...
+
+    def add_number(self, x: Value, number: float) -> Value:
+        """Return `x + number`."""
+        ...
+
+    def experts(self, x: Value, logits: Value, routing: Routing, experts: Experts, gating: Gating[Value]) -> Value:
+        """Return the weighted sum of the outputs of each token's chosen experts, `[T, hidden]`.
+
+        Where devices share the experts' inner features, the sum over all devices.
+
+        Args:
+            x: `[T, hidden]`.
+            logits: the router's, `[T, experts]`.
+            routing: how experts are chosen by them, and weighted.
+            experts: the weights of their feed-forwards.
+            gating: makes the input of the down projection from the outputs of the gate and the up projection, in these
+                operations; it is given values of one expert or of all, and may use none but those of single numbers.
+        """
         ...
 
     def select_rows(self, x: Value) -> Value:
-        """Return the rows whose logits are wanted: `[T, features]` to `[R, features]`."""
+        """Return the rows of `[T, hidden]` that get logits, `[R, hidden]`."""
         ...

@@ -17,8 +17,8 @@ import openvino as ov
 
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
 from trident_compiler.compiler import Progress, SourceOf, WeightFormats
-from trident_compiler.families.outline import AttentionShape
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.family import Decoder
+from trident_compiler.families.words import Attention
 from trident_compiler.model_folder import Checkpoint
 from trident_compiler.openvino.lowering import Network, OpenVINOLowering
 from trident_compiler.openvino.precision_trials import Trials, choose, run_trials
@@ -161,7 +161,7 @@ def _precision(checkpoint: Checkpoint, compute: str, weight_format: str | None, 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:
     """Return the dtype of the matrices: F32 or F16 where all are so, BF16 where any is or they differ."""
-    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim > 1}
     return stored.pop() if len(stored) == 1 else "BF16"
 
 
@@ -198,20 +198,29 @@ class NetworkCache:
 
 def probe_cache(model: Decoder, precision: Precision) -> NetworkCache:
     """Return the cache that a network of these layers will have, read off compiled networks of attention alone."""
-    kinds = Counter(replace(layer, sliding_window=None) for layer in model.outline.layers)
-    geometries = {kind: _attention_cache(kind, precision) for kind in kinds}
+    kinds = Counter(
+        (layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.v_head_dim) for layer in model.outline.layers
+    )
+    geometries = {kind: _attention_cache(*kind, precision) for kind in kinds}
     num_bytes = sum(geometries[kind].block_bytes * num_layers for kind, num_layers in kinds.items())
     return NetworkCache(next(iter(geometries.values())).block_size, num_bytes)
 
 
-def _attention_cache(layer: AttentionShape, precision: Precision) -> CacheGeometry:
+def _attention_cache(
+    num_heads: int, num_kv_heads: int, head_dim: int, v_head_dim: int, precision: Precision
+) -> CacheGeometry:
     net = OpenVINOLowering()
     heads = []
-    for name, count in (("q", layer.num_heads), ("k", layer.num_kv_heads), ("v", layer.num_kv_heads)):
-        shape = (1, count * layer.head_dim)
+    for name, count, size in (
+        ("q", num_heads, head_dim),
+        ("k", num_kv_heads, head_dim),
+        ("v", num_kv_heads, v_head_dim),
+    ):
+        shape = (1, count * size)
         heads.append(net.split_heads(net.embedding(Weight(name, FP32, shape, np.zeros(shape, np.float32))), count))
-    attention = net.attention(0, *heads, scale=1.0, sliding_window=None)
-    network = net.network(net.select_rows(attention), layer.num_heads * layer.head_dim)
+    query, key, value = heads
+    attention = net.attention(0, query, key, value, Attention(1.0))
+    network = net.network(net.select_rows(attention), num_heads * v_head_dim)
     return cache_geometry(compile_network(network.model, precision))
 
 

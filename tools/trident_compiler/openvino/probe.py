@@ -18,7 +18,7 @@ import openvino as ov
 from trident_backend.engine.openvino.names import MAX_CONTEXT_LEN, STEP_VECTORS
 from trident_backend.engine.openvino.network import cache_geometry, compile_network
 from trident_compiler.checkpoint.tensor_files import StoredTensor
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.family import Decoder
 from trident_compiler.openvino.lowering import Network
 from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS, Sample
 from trident_compiler.weights.roles import Role

@@ -18,8 +18,9 @@ import numpy as np
 
 from trident_backend.engine.tensorrt.names import ALIGNMENT
 from trident_compiler.compiler import Progress, SourceOf, WeightFormats
+from trident_compiler.families.family import Decoder
 from trident_compiler.families.outline import AttentionShape
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.words import Attention
 from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.planning.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
@@ -202,7 +203,9 @@ class TensorRTCompiler:
             shape = (1, count * layer.head_dim)
             table = Weight(name, FP32, shape, np.zeros(shape, np.float32))
             heads.append(net.split_heads(net.embedding(table), count))
-        net.finish(net.select_rows(net.attention(0, *heads, scale=1.0, sliding_window=layer.sliding_window)))
+        query, key, value = heads
+        attention = Attention(1.0, layer.sliding_window)
+        net.finish(net.select_rows(net.attention(0, query, key, value, attention)))
         caches = self._caches([layer], _PROBE_POSITIONS)
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.tensorrt import names
+from trident_compiler.checkpoint.rope import Rotary
+from trident_compiler.families.words import Activation, Attention
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
 from trident_compiler.tensorrt.matmul import TensorRTMatmul
 from trident_compiler.weights.weights import Weight
@@ -79,49 +81,48 @@ class TensorRTLowering:
         shuffle.second_transpose = self._trt.Permutation((1, 0, 2))
         return self._layers.reshape(shuffle.get_output(0), -1, self._num_ranks * part)
 
-    def rms_norm(self, x: Tensor, scale: Weight, epsilon: float) -> Tensor:
+    def rms_norm(self, x: Tensor, scale: Weight | None, epsilon: float) -> Tensor:
         layers, rank = self._layers, len(x.shape)
         exact = layers.cast(x, self._trt.float32)
         mean = layers.reduce("AVG", self.multiply(exact, exact), rank - 1, keep=True)
         root = layers.unary("SQRT", self.add(mean, layers.number(epsilon, rank)))
         normed = layers.cast(layers.elementwise("DIV", exact, root), self._compute)
-        return self.multiply(normed, self._matmul.vector(scale, rank))
+        return normed if scale is None else self.multiply(normed, self._matmul.vector(scale, rank))
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         return self._layers.reshape(x, -1, num_heads, 1, x.shape[1] // num_heads)
 
-    def apply_rope(self, x: Tensor, inverse_frequencies: npt.NDArray[np.float32]) -> Tensor:
-        cosine, sine = self._rotation(inverse_frequencies)
+    def apply_rotary(self, x: Tensor, rotary: Rotary) -> Tensor:
+        cosine, sine = self._rotation(rotary.inverse_frequencies)
         layer = self._network.add_rotary_embedding(x, cosine, sine, False, 0)
         layer.set_input(3, self._positions)
         return layer.get_output(0)
 
-    def attention(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None
-    ) -> Tensor:
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
         trt, network = self._trt, self._network
-        query = self.multiply(query, self._layers.cast(self._layers.number(scale, 4), self._compute))
+        query = self.multiply(query, self._layers.cast(self._layers.number(attention.scale, 4), self._compute))
         key_cache, value_cache = names.caches(layer)
         keys, values = self._cached(key_cache, key), self._cached(value_cache, value)
-        window = min(sliding_window or self._slot_len, self._slot_len)
+        window = min(attention.sliding_window or self._slot_len, self._slot_len)
         masked = not self._by_lengths or window < self._slot_len - 1
         kind = trt.CausalMaskKind.NONE if masked else trt.CausalMaskKind.LOWER_RIGHT
-        attention = network.add_attention_v2(
+        fused = network.add_attention_v2(
             self._by_sequence(query), keys, values, trt.AttentionNormalizationOp.SOFTMAX, kind
         )
         # Only single precision has no fused kernels; where a fused one is missing, the build says so.
-        attention.decomposable = self._compute == trt.float32
+        fused.decomposable = self._compute == trt.float32
         if masked:
-            attention.mask = self._mask(window)
+            fused.mask = self._mask(window)
         else:
-            attention.key_value_lengths = self._context_lens
+            fused.key_value_lengths = self._context_lens
         # [B, heads, Q, head_dim] to [T, heads * head_dim].
-        shuffle = network.add_shuffle(attention.get_output(0))
+        shuffle = network.add_shuffle(fused.get_output(0))
         shuffle.first_transpose = trt.Permutation((0, 2, 1, 3))
         shuffle.reshape_dims = (-1, query.shape[1] * query.shape[3])
         return shuffle.get_output(0)
 
-    def silu(self, x: Tensor) -> Tensor:
+    def activation(self, x: Tensor, kind: Activation) -> Tensor:
+        assert kind is Activation.SILU
         sigmoid = self._network.add_activation(x, self._trt.ActivationType.SIGMOID).get_output(0)
         return self.multiply(x, sigmoid)
 

@@ -35,8 +35,9 @@ def row_format(wanted: str, width: int) -> str:
 
 def count_matrices(uses: Iterable[WeightUse], matrix_format: str, num_devices: int = 1) -> tuple[int, int]:
     """Count the matrices of linear layers, and those among them that come out as int8 where int4 is wanted."""
-    widths = [use.row_width(num_devices) for use in uses if use.role.is_matrix]
-    return len(widths), sum(row_format(matrix_format, width) != matrix_format for width in widths)
+    counts = [(use.row_width(num_devices), use.num_matrices) for use in uses if use.role.is_matrix]
+    others = sum(count for width, count in counts if row_format(matrix_format, width) != matrix_format)
+    return sum(count for _, count in counts), others
 
 
 def activation_group(uses: Iterable[WeightUse], matrix_format: str) -> int:
@@ -47,7 +48,7 @@ def activation_group(uses: Iterable[WeightUse], matrix_format: str) -> int:
     """
     if matrix_format not in (INT8, INT4):
         return 0
-    rows = (use.shape[1] for use in uses if use.role.is_matrix or use.role is Role.HEAD)
+    rows = (use.shape[-1] for use in uses if use.role.is_matrix or use.role is Role.HEAD)
     return min((size for size in map(quantization.group_size, rows) if size is not None), default=0)
 
 
@@ -75,6 +76,8 @@ def estimated_bytes(
             total += use.size * head / 8 / split
         elif use.role.is_matrix:
             total += use.size * _row_bits(matrix_format, use.row_width(num_devices)) / 8 / split
+        elif use.role in (Role.EXACT, Role.HEADS, Role.POSITIONS):
+            total += use.size * _BITS[BF16] / 8 / split
         else:
             total += use.size * 4 / split
     return int(total)

@@ -19,6 +19,8 @@ class Split(Enum):
     OUT = "out"
     #: Each device computes with some of the inputs, and an all_reduce sums the results.
     IN = "in"
+    #: Each device takes some of the matrices of a stack, one for each head.
+    HEADS = "heads"
 
 
 class Role(Enum):
@@ -26,6 +28,8 @@ class Role(Enum):
 
     #: `[vocab, hidden]`: a step reads a few of its rows. Whole on each device.
     EMBEDDING = "embedding"
+    #: `[positions, hidden]`: a step reads a few of its rows. Whole on each device.
+    POSITIONS = "positions"
     #: `[vocab, hidden]`: the output projection, column-parallel.
     HEAD = "head"
     #: `[out, in]`, column-parallel.
@@ -34,6 +38,10 @@ class Role(Enum):
     ROW = "row"
     #: `[out, in]`, whole on each device.
     WHOLE = "whole"
+    #: `[out, in]`, whole on each device and never quantized: small, and what is chosen by it must be exact.
+    EXACT = "exact"
+    #: `[heads, out, in]`, a matrix for each head, divided by heads and never quantized.
+    HEADS = "heads"
     #: `[out]`: the bias of a column-parallel matrix, divided with its outputs.
     COLUMN_BIAS = "column bias"
     #: `[size]`: a norm's scale, or another bias. Whole on each device.
@@ -46,11 +54,17 @@ class Role(Enum):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is the weight of a linear layer inside the decoder."""
+        """Whether it is the weight of a linear layer inside the decoder, in whichever format is wanted."""
         return self in _MATRICES
 
 
-_SPLITS = {Role.HEAD: Split.OUT, Role.COLUMN: Split.OUT, Role.COLUMN_BIAS: Split.OUT, Role.ROW: Split.IN}
+_SPLITS = {
+    Role.HEAD: Split.OUT,
+    Role.COLUMN: Split.OUT,
+    Role.COLUMN_BIAS: Split.OUT,
+    Role.ROW: Split.IN,
+    Role.HEADS: Split.HEADS,
+}
 _MATRICES = frozenset({Role.COLUMN, Role.ROW, Role.WHOLE})
 
 
@@ -59,9 +73,9 @@ class WeightUse:
     """One tensor that a network asks for.
 
     Args:
-        name: of the tensor in the checkpoint.
+        name: of the tensor in the checkpoint, or of the part of one.
         role: what it is for; a tied table is asked for in two roles.
-        shape: of the whole tensor.
+        shape: of the whole weight; a stack of matrices or vectors has one axis more, the first.
     """
 
     name: str
@@ -75,4 +89,9 @@ class WeightUse:
 
     def row_width(self, num_devices: int) -> int:
         """Values in one row of a device's part of a matrix."""
-        return self.shape[1] // num_devices if self.role.split is Split.IN else self.shape[1]
+        return self.shape[-1] // num_devices if self.role.split is Split.IN else self.shape[-1]
+
+    @property
+    def num_matrices(self) -> int:
+        """Matrices of a stack; 1 for one that stands alone."""
+        return self.shape[0] if len(self.shape) > 2 else 1

@@ -37,12 +37,12 @@ class ShardSpec:
         """Return this device's part of a matrix `[out, in]` or of a vector `[out]`, contiguous.
 
         Returns:
-            `[out / num_ranks, in]` or `[out / num_ranks]` for `Split.OUT`, `[out, in / num_ranks]` for `Split.IN`, and
-            the whole where nothing is split.
+            `[out / num_ranks, in]` or `[out / num_ranks]` for `Split.OUT` and `Split.HEADS`, `[out, in / num_ranks]`
+            for `Split.IN`, and the whole where nothing is split.
         """
         if split is None:
             return values
-        if split is Split.OUT:
+        if split is not Split.IN:
             return values[self.of(values.shape[0])]
         return np.ascontiguousarray(values[:, self.of(values.shape[1])])
 

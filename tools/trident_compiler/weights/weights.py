@@ -6,7 +6,7 @@ releases their pages, so that no more than the converted weights stay in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from trident_compiler.weights import quantization
 from trident_compiler.weights.formats import BF16, FP8, FP16, FP32, INT4, INT8, QUANTIZED, head_format, row_format
 from trident_compiler.weights.roles import Role, Split
 from trident_compiler.weights.sharding import WHOLE, ShardSpec
+from trident_compiler.weights.tensor_parts import TensorPart
 from trident_ensemble.contract.errors import CheckpointError
 
 _ROW_SCALED = (INT8, FP8)
@@ -32,7 +33,8 @@ class Weight:
         name: unique among all weights of a network.
         format: bf16 (values are the uint16 of the bits), fp16, fp32, int8, int4 (two to a byte, low half first), or fp8
             (values are the uint8 of e4m3's bits).
-        shape: logical shape, `[out, in]` for a matrix.
+        shape: logical shape, `[out, in]` for a matrix; a stack has one axis more in front, and so have its values,
+            scales and zero points.
         values: in the weight's format; maps the checkpoint where nothing had to be converted.
         scales: float32; `[out, 1]` for int8 and fp8, `[out, groups]` for int4; None for plain formats.
         zero_points: uint8 `[out, groups]`, for int4 of 0..15 only: a value is `(stored - zero_point) * scale`. None for
@@ -100,28 +102,49 @@ class WeightSource:
         """Devices that share the network."""
         return self._share.num_ranks
 
-    def matrix(self, name: str, out_size: int, in_size: int, role: Role) -> Weight:
-        """Return this device's part of the `[out, in]` weight of a linear layer, in the wanted format."""
-        return self._weight(name, (out_size, in_size), self._matrix_format, role.split)
+    def matrix(self, source: str | TensorPart, out_size: int, in_size: int, role: Role) -> Weight:
+        """Return this device's part of the `[out, in]` weight of a linear layer, in its role's format."""
+        return self._weight(source, (out_size, in_size), self._format_of(role), role.split)
 
-    def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def stack(self, sources: Sequence[str | TensorPart], out_size: int, in_size: int, role: Role) -> Weight:
+        """Return this device's part of several `[out, in]` weights, as one of `[members, out, in]`."""
+        if role.split is Split.HEADS:
+            sources = sources[self._share.of(len(sources))]
+        split = None if role.split is Split.HEADS else role.split
+        return self._stacked(
+            [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in sources]
+        )
+
+    def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return the `[vocab, hidden]` table."""
         if self._tied and self._uniform and self._matrix_format in QUANTIZED:
-            return self._rows(name, vocab_size, hidden_size)
+            return self._rows(source, vocab_size, hidden_size)
         wanted = self._head_format if self._tied else self._plain_format
-        return self._weight(name, (vocab_size, hidden_size), wanted)
+        return self._weight(source, (vocab_size, hidden_size), wanted)
 
-    def head(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def positions(self, source: str | TensorPart, num_positions: int, hidden_size: int) -> Weight:
+        """Return the `[positions, hidden]` table, in the plain format."""
+        return self._weight(source, (num_positions, hidden_size), self._plain_format)
+
+    def head(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return this device's rows of the `[vocab, hidden]` output projection."""
-        return self._weight(name, (vocab_size, hidden_size), self._head_format, Role.HEAD.split)
+        return self._weight(source, (vocab_size, hidden_size), self._head_format, Role.HEAD.split)
 
-    def vector(self, name: str, size: int, role: Role = Role.VECTOR) -> Weight:
-        """Return a norm's scale or a bias, exact, as float32; of the bias of a column-parallel matrix this device's
-        part."""
-        stored = self._stored(name, (size,))
-        part = self._share.part(stored.values, role.split)
-        weight = Weight(self._part_name(name, role.split), FP32, part.shape, quantization.to_float32(part))
-        return self._keep(weight, stored)
+    def vector(self, source: str | TensorPart, size: int, role: Role = Role.VECTOR, *, plus: float = 0.0) -> Weight:
+        """Return a norm's scale or a bias, exact, as float32; of one that devices share this device's part."""
+        name, taken, stored = self._taken(source, (size,))
+        part = quantization.to_float32(self._share.part(taken.values, role.split))
+        values = part + np.float32(plus) if plus else part
+        return self._keep(Weight(self._part_name(name, role.split), FP32, part.shape, values), stored, taken)
+
+    def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
+        """Return several vectors as one of `[members, size]`, of those that devices share this device's part."""
+        return self._stacked([self.vector(each, size, role) for each in sources])
+
+    def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
+        """Return values that follow from the configuration, of those that devices share this device's part."""
+        part = self._share.part(values, role.split)
+        return Weight(self._part_name(name, role.split), FP32, part.shape, np.ascontiguousarray(part))
 
     def skip(self, *endings: str) -> None:
         """Accept tensors whose names end so without using them."""
@@ -148,13 +171,23 @@ class WeightSource:
     def _head_format(self) -> str:
         return head_format(self._matrix_format, self._plain_format)
 
-    def _rows(self, name: str, vocab_size: int, hidden_size: int) -> Weight:
+    def _format_of(self, role: Role) -> str:
+        return self._matrix_format if role.is_matrix else self._plain_format
+
+    def _rows(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return a tied table to look rows up in, apart from the output projection."""
-        stored = self._stored(name, (vocab_size, hidden_size))
-        plain = self._plain(stored, self._plain_format)
-        weight = replace(plain, name=f"{name} (rows)")
+        name, taken, _ = self._taken(source, (vocab_size, hidden_size))
+        weight = replace(self._plain(taken, self._plain_format), name=f"{name} (rows)")
         self._used[weight.name] = weight
         return weight
+
+    def _taken(self, source: str | TensorPart, shape: tuple[int, ...]) -> tuple[str, StoredTensor, StoredTensor]:
+        """Return a weight's name, what is taken of the stored tensor, and the whole of that."""
+        part = TensorPart(source, shape) if isinstance(source, str) else source
+        stored = self._stored(part.name, part.shape)
+        taken = replace(stored, values=part.take(stored.values))
+        assert taken.values.shape == shape, f"{part.full_name}: a part of {taken.values.shape}, not {shape}"
+        return part.full_name, taken, stored
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         stored = self._tensors.get(name)
@@ -171,19 +204,42 @@ class WeightSource:
         """Return a name that differs from the whole's: the head may be a part of the table of embeddings."""
         return name if split is None or self._share.num_ranks == 1 else f"{name}.part"
 
-    def _weight(self, name: str, shape: tuple[int, int], wanted: str, split: Split | None = None) -> Weight:
-        part_name = self._part_name(name, split)
+    def _weight(
+        self, source: str | TensorPart, shape: tuple[int, int], wanted: str, split: Split | None = None
+    ) -> Weight:
+        full_name = source if isinstance(source, str) else source.full_name
+        part_name = self._part_name(full_name, split)
         if part_name in self._used:
             return self._used[part_name]
-        stored = self._stored(name, shape)
+        _, taken, stored = self._taken(source, shape)
         width = shape[1] // self._share.num_ranks if split is Split.IN else shape[1]
         wanted = row_format(wanted, width)
         convert = self._quantized if wanted in QUANTIZED else self._plain
         # A scale of a whole row is found before the row is cut.
         whole = split is None or (split is Split.IN and wanted in _ROW_SCALED)
-        part = stored if whole else replace(stored, values=self._share.part(stored.values, split))
+        part = taken if whole else replace(taken, values=self._share.part(taken.values, split))
         weight = replace(convert(part, wanted), name=part_name)
-        return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored)
+        return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored, taken)
+
+    def _stacked(self, members: Sequence[Weight]) -> Weight:
+        """Put weights of one shape and one format into one; they are forgotten as single ones."""
+        first = members[0]
+        if len({member.format for member in members}) > 1:
+            raise CheckpointError(f"{first.name}: it and others that are used with it are stored in different formats")
+        for member in members:
+            self._used.pop(member.name, None)
+        weight = Weight(
+            f"{first.name} and {len(members) - 1} more",
+            first.format,
+            (len(members), *first.shape),
+            np.stack([member.values for member in members]),
+            None if first.scales is None else np.stack([each.scales for each in members if each.scales is not None]),
+            None
+            if first.zero_points is None
+            else np.stack([each.zero_points for each in members if each.zero_points is not None]),
+        )
+        self._used[weight.name] = weight
+        return weight
 
     def _columns(self, weight: Weight) -> Weight:
         values = self._share.part(weight.values, Split.IN)
@@ -220,9 +276,11 @@ class WeightSource:
             return scales.astype(np.float16).astype(np.float32)
         return quantization.to_float32(quantization.to_bfloat16(scales))
 
-    def _keep(self, weight: Weight, stored: StoredTensor) -> Weight:
+    def _keep(self, weight: Weight, stored: StoredTensor, taken: StoredTensor) -> Weight:
+        """Account for a weight made of what was taken of a tensor, and give that one's pages back if it was copied."""
+        weight = replace(weight, values=np.ascontiguousarray(weight.values))
         if not np.may_share_memory(weight.values, stored.values):
             stored.release()
         self._used[weight.name] = weight
-        self._on_weight(stored.values.nbytes)
+        self._on_weight(taken.values.nbytes)
         return weight

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from trident_backend.engine.protocol import EngineSpec
 from trident_compiler.checkpoint.json_config import JsonConfig
-from trident_compiler.families.registry import Decoder, read_decoder
+from trident_compiler.families.family import Decoder
+from trident_compiler.families.registry import read_decoder
 from trident_compiler.planning.memory_plan import DEFAULT_MAX_NUM_SEQS, DEFAULT_MAX_NUM_TOKENS, size
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, ConfigError, PlanError

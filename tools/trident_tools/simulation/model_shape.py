@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from trident_compiler.families.registry import Decoder
+from trident_compiler.families.family import Decoder
 from trident_compiler.weights.formats import BF16, head_format
 from trident_compiler.weights.roles import Role
 

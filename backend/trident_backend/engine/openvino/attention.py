@@ -32,16 +32,25 @@ class LayerAttention:
     """The attention of one layer.
 
     Args:
+        num_heads: query heads.
         num_kv_heads: heads of keys and values.
-        head_dim: size of a head.
+        head_dim: size of a head of queries and keys.
+        v_head_dim: size of a head of values.
         scale: factor on the products of query and key.
         sliding_window: how many tokens a token attends to, itself included; 0 for all.
+        alibi_slopes: of each query head: a score gets slope times (position of the key - position of the query); empty
+            for none. The operation drops them where there is a window as well.
+        sinks: of each query head: a score in the softmax that has no value; empty for none.
     """
 
+    num_heads: int
     num_kv_heads: int
     head_dim: int
+    v_head_dim: int
     scale: float
     sliding_window: int
+    alibi_slopes: tuple[float, ...] = ()
+    sinks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,10 @@ def cut(layer: int, query: Node, key: Node, value: Node, attention: LayerAttenti
         layer: its number, from 0.
         query: `[T, heads * head_dim]`.
         key: `[T, kv_heads * head_dim]`.
-        value: `[T, kv_heads * head_dim]`.
+        value: `[T, kv_heads * v_head_dim]`.
         attention: what will be inserted.
     """
-    width = query.output(0).get_partial_shape()[1].get_length()
+    width = attention.num_heads * attention.v_head_dim
     nodes = ((names.QUERY, query), (names.KEY, key), (names.VALUE, value))
     results = tuple(_named_result(node, f"{name}.{layer}") for name, node in nodes)
     attended = _parameter(f"{names.ATTENTION_OUTPUT}.{layer}", [-1, width], ov.Type.f32)
@@ -113,16 +122,17 @@ def _paged_attention(leading: list[Node], context: Node, attention: LayerAttenti
     """Return the operation, which has 28 inputs: query, key, value, two caches, four index vectors, and those below."""
     no_ints, no_floats = _constant([], np.int32), _constant([], np.float32)
     zero = _constant(0, np.int32)
+    sinks = np.array(attention.sinks, np.float32).reshape(1, -1, 1, 1)
     inputs = [
         *leading,
         _constant(attention.scale, np.float32),
         _constant(attention.sliding_window, np.int32),
-        no_floats,  # alibi slopes
+        _constant(list(attention.alibi_slopes), np.float32),
         context,
         no_ints,  # score aggregation window
         *(no_ints, no_ints, no_floats),  # cache rotation
         *(no_floats, zero, zero),  # sparse attention
-        no_floats,  # sinks
+        ops.constant(sinks) if attention.sinks else no_floats,
         *(zero, no_ints, no_ints, no_ints),  # cache eviction
         no_ints,  # token types
         *(_constant([], np.uint8), no_ints),  # query-query bias
@@ -130,7 +140,7 @@ def _paged_attention(leading: list[Node], context: Node, attention: LayerAttenti
     node = _PagedAttentionExtension([value if isinstance(value, ov.Output) else value.output(0) for value in inputs])
     information = node.get_rt_info()
     information["num_k_heads"] = information["num_v_heads"] = attention.num_kv_heads
-    information["k_head_size"] = information["v_head_size"] = attention.head_dim
+    information["k_head_size"], information["v_head_size"] = attention.head_dim, attention.v_head_dim
     return node
 
 
@@ -145,5 +155,5 @@ def _parameter(name: str, shape: list[int], kind: Any) -> Node:
     return parameter
 
 
-def _constant(value: float | list[int], kind: Any) -> Node:
+def _constant(value: float | list[int] | list[float], kind: Any) -> Node:
     return ops.constant(np.array(value, kind))
