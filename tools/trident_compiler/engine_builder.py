@@ -55,7 +55,7 @@ def build_engine(
         CheckpointError: the tensors are not those of the architecture, or the tokenizer cannot be served.
         BuildError: the compiler refuses the network.
     """
-    model = checkpoint.model
+    model = checkpoint.model.served_at(plan.max_seq_len)
     # What is quick comes first: a checkpoint that could not be served is refused before an hour of compiling.
     progress.phase("checking the tokenizer", 0)
     checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
