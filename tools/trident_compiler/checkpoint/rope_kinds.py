@@ -21,7 +21,7 @@ ORIGINAL = "original_max_position_embeddings"
 
 
 class Scaling(NamedTuple):
-    """What a kind's formula reads.
+    """The input of a kind's formula.
 
     Args:
         section: the object with the kind's keys.
@@ -43,7 +43,7 @@ class Scaling(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """What comes of it.
+    """The result of a kind's formula.
 
     Args:
         frequencies: float32 `[rotated / 2]`.
