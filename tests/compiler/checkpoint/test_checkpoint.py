@@ -43,7 +43,7 @@ def checkpoint(pristine: Path, tmp_path: Path) -> Path:
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["rope_type", "yarn"]),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["type", "dynamic"]),
+        ({"rope_parameters": None, "rope_scaling": {"type": "mrope", "factor": 2.0}}, ["type", "mrope"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor", "None"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
         ({"hidden_size": None}, ["hidden_size", "None"]),

@@ -79,13 +79,17 @@ class JsonConfig:
             raise self.refuse(key, f"must be at most {most}")
         return whole
 
-    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
-        """Return a positive finite number, or zero where `zero` allows it."""
+    def number(
+        self, key: str, default: float | None = None, *, zero: bool = False, most: float = sys.float_info.max
+    ) -> float:
+        """Return a positive finite number of at most `most`, or zero where `zero` allows it."""
         value = self._value(key, default)
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         # Python's integers have no bound, and one that no float can hold is not finite either.
         if not numeric or not (0 < value <= sys.float_info.max or (zero and value == 0)):
             raise self.refuse(key, "must be zero or a positive number" if zero else "must be a positive number")
+        if value > most:
+            raise self.refuse(key, f"must be at most {most:g}")
         return float(value)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
