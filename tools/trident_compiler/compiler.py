@@ -5,12 +5,13 @@ Owns the interfaces alone. Never imports a compiler: each one's module is import
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from trident_compiler.families.family import Decoder
+from trident_compiler.families.features import Feature
 from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
 from trident_compiler.weights.sharding import ShardSpec
@@ -64,6 +65,11 @@ class EngineCompiler(Protocol):
     @property
     def num_devices(self) -> int:
         """Devices that share the network."""
+        ...
+
+    @property
+    def refusals(self) -> Mapping[Feature, str]:
+        """What the engine cannot compute, and why."""
         ...
 
     def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:

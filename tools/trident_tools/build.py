@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.families.features import check_features
 from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.planning import slot_plan
 from trident_compiler.planning.memory_plan import (
@@ -183,6 +184,8 @@ def run(args: argparse.Namespace) -> int:
     )
     choice = choose_compiler(asked)
     compiler = choice.compiler
+    model = checkpoint.model
+    check_features(model.model_type, model.outline.features, compiler.compiler.name, compiler.refusals)
     precision = compiler.precision(checkpoint, args.precision, args.weights)
     taken = describe_taken(neighbours, choice.gpus)
     try:

@@ -31,10 +31,11 @@ class Feature(Enum):
     HEAD_MATRICES = "kv_lora_rank"
 
 
-def check_features(features: Iterable[Feature], engine: str, refusals: Mapping[Feature, str]) -> None:
+def check_features(model_type: str, features: Iterable[Feature], engine: str, refusals: Mapping[Feature, str]) -> None:
     """Refuse a network that an engine cannot compute.
 
     Args:
+        model_type: of config.json; some types need a feature whatever the rest of it says.
         features: what the network needs.
         engine: its name.
         refusals: what it cannot do, and why.
@@ -45,5 +46,6 @@ def check_features(features: Iterable[Feature], engine: str, refusals: Mapping[F
     for feature in features:
         if feature in refusals:
             raise CheckpointError(
-                f"config.json: {feature.value}: the {engine} engine cannot serve it: {refusals[feature]}"
+                f"config.json: {feature.value} of model_type = {model_type!r}: the {engine} engine cannot serve it: "
+                f"{refusals[feature]}"
             )

@@ -23,6 +23,7 @@ from trident_compiler.model_folder import Checkpoint
 from trident_compiler.openvino.lowering import Network, OpenVINOLowering
 from trident_compiler.openvino.precision_trials import Trials, choose, run_trials
 from trident_compiler.openvino.probe import CompiledProbe, RandomWeights, probe_model
+from trident_compiler.openvino.refusals import REFUSALS
 from trident_compiler.planning.machine import Machine
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan, MemoryRequirements, make_plan
 from trident_compiler.weights.formats import (
@@ -60,6 +61,7 @@ class OpenVINOCompiler:
 
     memory = "free"
     num_devices = 1
+    refusals = REFUSALS
 
     def __init__(self, machine: Machine, measure: Measure | None = None) -> None:
         self._machine = machine

@@ -29,6 +29,7 @@ from trident_compiler.tensorrt.gpu import Capability
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.tensorrt.precision import tensorrt_precision
 from trident_compiler.tensorrt.profiles import Caches, profiles
+from trident_compiler.tensorrt.refusals import REFUSALS
 from trident_compiler.tensorrt.sampling_networks import MAX_ROWS as SAMPLED_ROWS
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
 from trident_compiler.weights.formats import FP32, QUANTIZED, estimated_bytes
@@ -82,6 +83,8 @@ class TensorRTCompiler:
     Raises:
         BuildError: the module cannot build for it, or such GPUs cannot share a network.
     """
+
+    refusals = REFUSALS
 
     def __init__(self, trt: Any, built_for: TensorRTTarget) -> None:
         if built_for.num_devices > 1 and built_for.capability < _FIRST_DIVIDED:
