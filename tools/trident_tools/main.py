@@ -20,6 +20,7 @@ from trident_ensemble.contract.errors import TridentError
 #: Command -> what `trident --help` says; the module is `trident_tools.<command>`.
 COMMANDS = {
     "build": "compile a checkpoint into a Triton model repository",
+    "families": "list the model types that can be built, and what each engine serves of them",
     "serve": "serve a model repository with tritonserver",
     "gateway": "speak OpenAI's API in front of running servers",
     "keys": "make, list and revoke the keys of a gateway",

@@ -35,7 +35,7 @@ def test_features_are_found_in_the_network(
     given: dict[str, Any], value_size: int, features: tuple[Feature, ...]
 ) -> None:
     def write(net: Ops[Value], weights: Weights) -> Value:
-        known = {name: weights.constant(*value) if isinstance(value, tuple) else value for name, value in given.items()}
+        known: dict[str, Any] = {name: weights.constant(*value) if isinstance(value, tuple) else value for name, value in given.items()}
         wide = net.embedding(weights.embedding("table", 10, 16))
         query = key = net.split_heads(wide, 2)
         value = net.split_heads(net.slice(wide, 0, 2 * value_size), 2)
@@ -47,10 +47,8 @@ def test_features_are_found_in_the_network(
 def test_features_a_model_is_refused_by_key_engine_and_reason() -> None:
     refusals = MappingProxyType({Feature.SOFT_CAP: "it has no such thing"})
     check_features("some", [Feature.ALIBI], "openvino", refusals)
-    with pytest.raises(
-        CheckpointError,
-        match=r"config\.json: attn_logit_softcapping of model_type = 'some': the openvino engine cannot serve it: it has",
-    ):
+    said = r"config\.json: attn_logit_softcapping of model_type = 'some': the openvino engine cannot .* it has no such"
+    with pytest.raises(CheckpointError, match=said):
         check_features("some", [Feature.ALIBI, Feature.SOFT_CAP], "openvino", refusals)
 
 
