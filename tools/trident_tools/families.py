@@ -26,7 +26,7 @@ _MODULES = "../tools/trident_compiler/families"
 
 @dataclass(frozen=True)
 class Support:
-    """What serves the models of one type.
+    """A model type, and the engines that serve its models.
 
     Args:
         model_type: of config.json.

@@ -38,7 +38,7 @@ class Activation(Enum):
 
 @dataclass(frozen=True)
 class Attention:
-    """How one layer attends.
+    """The attention of one layer.
 
     Args:
         scale: factor on the products of query and key.
@@ -56,7 +56,7 @@ class Attention:
 
 
 class Scoring(Enum):
-    """How a router's logits become the weights of the chosen experts."""
+    """The way from a router's logits to the weights of the chosen experts."""
 
     #: The softmax over all experts.
     SOFTMAX = "softmax"
@@ -68,7 +68,7 @@ class Scoring(Enum):
 
 @dataclass(frozen=True)
 class Routing:
-    """How each token's experts are chosen.
+    """The choice of each token's experts.
 
     Args:
         num_experts: how many there are.
