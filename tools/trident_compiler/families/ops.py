@@ -124,10 +124,11 @@ class Ops(Protocol[Value]):
         """Return the parts of all devices side by side, in the order of their ranks: `[T, part]` to `[T, features]`."""
         ...
 
-    def rms_norm(self, x: Value, scale: Weight | None, epsilon: float) -> Value:
+    def rms_norm(self, x: Value, scale: Weight | None, epsilon: float, *, all_reduce: bool = False) -> Value:
         """Return `x / sqrt(mean(x^2) + epsilon) * scale` over the last axis; the shape stays.
 
-        The scale is `[last axis]`, or `[heads * head_dim]` where each head has its own; None is 1.
+        The scale is `[last axis]`, or `[heads * head_dim]` where each head has its own; None is 1. `all_reduce` takes
+        the mean over the features of all devices, where `x` is a column-parallel part.
         """
         ...
 

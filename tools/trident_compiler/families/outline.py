@@ -202,8 +202,8 @@ class _ShapeOps:
     def all_gather(self, x: Shape) -> Shape:
         return x
 
-    def rms_norm(self, x: Shape, scale: Weight | None, epsilon: float) -> Shape:
-        del epsilon
+    def rms_norm(self, x: Shape, scale: Weight | None, epsilon: float, *, all_reduce: bool = False) -> Shape:
+        del epsilon, all_reduce
         return self._normed(x, scale)
 
     def layer_norm(self, x: Shape, scale: Weight | None, bias: Weight | None, epsilon: float) -> Shape:

@@ -88,7 +88,8 @@ class OpenVINOLowering:
         # [T, heads, 1, in] times [heads, in, out].
         return ops.matmul(x, self._matrix(weight), transpose_a=False, transpose_b=True)
 
-    def rms_norm(self, x: Node, scale: Weight | None, epsilon: float) -> Node:
+    def rms_norm(self, x: Node, scale: Weight | None, epsilon: float, *, all_reduce: bool = False) -> Node:
+        del all_reduce  # there is one device
         mean = ops.reduce_mean(ops.power(x, _float(2)), _ints([-1]), keep_dims=True)
         inverse = ops.divide(_float(1), ops.sqrt(ops.add(mean, _float(epsilon))))
         normed = ops.multiply(x, inverse)
