@@ -31,7 +31,7 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What differs among the layers of one decoder.
+    """The properties in which the layers of one decoder differ.
 
     Args:
         sliding_window: the tokens that attention sees, None for all.
@@ -72,6 +72,12 @@ class DecoderConfig:
     def num_layers(self) -> int:
         """How many layers there are."""
         return len(self.layers)
+
+    @property
+    def rotary_switch(self) -> int | None:
+        """The longest sequences, in tokens, that are rotated one way, where longer ones are rotated another way."""
+        rotaries = [layer.rotary for layer in self.layers]
+        return next((each.original_positions for each in rotaries if each is not None and each.long is not None), None)
 
     def reduced(self: Config, *, num_layers: int, vocab_size: int, factor: int) -> Config:
         """Return a smaller model of the same kind of layers, to be timed in place of this one.
@@ -192,6 +198,11 @@ def read_sizes(
         num_layers=num_layers,
         tie_word_embeddings=config.flag("tie_word_embeddings", default=tied),
     )
+
+
+def spelling(config: JsonConfig, *keys: str) -> str:
+    """Return the first of a key's spellings that config.json uses; the first of all where it uses none."""
+    return next((key for key in keys if config.values.get(key) is not None), keys[0])
 
 
 def read_activation(config: JsonConfig, key: str, default: str) -> Activation:

@@ -53,6 +53,7 @@ def plan_lines(
         "limits",
         f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
     )
+    yield from _rotary(checkpoint, plan)
     yield from _end_of_text(checkpoint)
     if checkpoint.tokenizer_files.converted_from is not None:
         yield "tokenizer", f"converted from {checkpoint.tokenizer_files.converted_from} by transformers"
@@ -66,6 +67,17 @@ def _measured(choice: PrecisionChoice) -> str:
         f"{times}: a prompt of {PROMPT_TOKENS} tokens and a token of each of {DECODE_SEQUENCES} sequences, through "
         f"layers of this shape, on {choice.cpu}"
     )
+
+
+def _rotary(checkpoint: Checkpoint, plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    switch = checkpoint.model.config.rotary_switch
+    if switch is None:
+        return
+    if plan.max_seq_len > switch:
+        remedy = f"all sequences have them; --max-seq-len {switch} takes the short ones"
+        yield "rotary", f"the long factors, as sequences may have more than {switch} tokens: {remedy}"
+    else:
+        yield "rotary", f"the short factors, as no sequence has more than {switch} tokens"
 
 
 def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
