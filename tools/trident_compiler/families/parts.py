@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from trident_compiler.families.decoder_config import DecoderConfig
 from trident_compiler.families.ops import Ops, Weights
 from trident_compiler.families.words import Activation, Attention
@@ -78,6 +80,12 @@ class Parts(Generic[Value]):
         """Return the rows of a table `[vocab, hidden]` for the step's tokens."""
         return self.net.embedding(self.weights.embedding(name, self.config.vocab_size, self.config.hidden_size))
 
+    def positioned(self, hidden: Value, name: str, offset: int = 0) -> Value:
+        """Return the sum of hidden values and a table's rows for each token's position plus `offset`."""
+        config = self.config
+        table = self.weights.positions(name, config.max_position_embeddings + offset, config.hidden_size)
+        return self.net.add(hidden, self.net.position_embedding(table, offset))
+
     def column(
         self, x: Value, source: str | LinearPart, out_size: int, *, in_size: int | None = None, bias: bool = False
     ) -> Value:
@@ -109,7 +117,9 @@ class Parts(Generic[Value]):
         weight = self.weights.matrix(part.weight(out_size, in_size), out_size, in_size, role)
         return self.net.linear(x, weight, self._bias(part, out_size, Role.VECTOR) if bias else None)
 
-    def norm(self, x: Value, name: str, size: int | None = None, role: Role = Role.VECTOR) -> Value:
+    def norm(
+        self, x: Value, name: str, size: int | None = None, role: Role = Role.VECTOR, *, all_reduce: bool = False
+    ) -> Value:
         """Return a value normalised over its last axis by the family's norm.
 
         Args:
@@ -117,11 +127,13 @@ class Parts(Generic[Value]):
             name: of the module whose weight and bias are taken.
             size: of the scale; None is the hidden size.
             role: of the scale; `COLUMN_BIAS` where it is divided with the heads that it scales.
+            all_reduce: `x` is this device's part of what is normalised together.
         """
         norm, length = self._norm, size or self.config.hidden_size
         scale = self.weights.vector(f"{name}.weight", length, role, plus=norm.plus) if norm.has_scale else None
         if norm.is_rms:
-            return self.net.rms_norm(x, scale, norm.epsilon)
+            return self.net.rms_norm(x, scale, norm.epsilon, all_reduce=all_reduce)
+        assert not all_reduce, "a mean and a variance over devices are no operation of the language"
         bias = self.weights.vector(f"{name}.bias", length, role) if norm.has_bias else None
         return self.net.layer_norm(x, scale, bias, norm.epsilon)
 
@@ -132,6 +144,22 @@ class Parts(Generic[Value]):
     def kv_heads(self, x: Value) -> Value:
         """Return wide keys or values as this device's heads."""
         return self.net.split_heads(x, self.num_kv_heads)
+
+    def qkv(
+        self,
+        x: Value,
+        query: str | LinearPart,
+        key: str | LinearPart,
+        value: str | LinearPart,
+        *,
+        bias: bool = False,
+    ) -> tuple[Value, Value, Value]:
+        """Return the queries, keys and values of wide `x` as this device's heads."""
+        return (
+            self.query_heads(self.column(x, query, self.query_size, bias=bias)),
+            self.kv_heads(self.column(x, key, self.kv_size, bias=bias)),
+            self.kv_heads(self.column(x, value, self.kv_size, bias=bias)),
+        )
 
     def rotated(self, layer: int, heads: Value) -> Value:
         """Return heads rotated as the layer's kind says."""
@@ -156,6 +184,18 @@ class Parts(Generic[Value]):
         how = Attention(factor, window, alibi_slopes, sinks, soft_cap)
         return self.net.attention(layer, query, key, value, how)
 
+    def alibi_slopes(self, factor: float = 1.0) -> Weight:
+        """Return the slopes of ALiBi for each query head of this device, times a factor.
+
+        Heads that are no power of two have those of the next power: every second one, then the others, as many as
+        there are heads.
+        """
+        count = 1 << (self.config.num_heads - 1).bit_length()
+        slopes = np.exp2(-8 / count * np.arange(1, count + 1))
+        if count != self.config.num_heads:
+            slopes = np.concatenate([slopes[1::2], slopes[0::2]])[: self.config.num_heads]
+        return self.weights.constant("alibi slopes", (slopes * factor).astype(np.float32), Role.COLUMN_BIAS)
+
     def gated(
         self,
         x: Value,
@@ -178,6 +218,16 @@ class Parts(Generic[Value]):
         """Return a feed-forward without a gate: `down(activation(up(x)))`."""
         inner = self.config.intermediate_size
         return self.row(self.net.activation(self.column(x, up, inner, bias=bias), activation), down, inner, bias=bias)
+
+    def scaled(self, x: Value, factor: float) -> Value:
+        """Return a value times a number, which is often 1."""
+        return x if factor == 1 else self.net.multiply_number(x, factor)
+
+    def capped(self, x: Value, cap: float | None) -> Value:
+        """Return `cap * tanh(x / cap)`, or the value itself where there is no cap."""
+        if cap is None:
+            return x
+        return self.net.multiply_number(self.net.activation(self.net.multiply_number(x, 1 / cap), Activation.TANH), cap)
 
     def logits(self, hidden: Value, table: str, head: str, *, bias: bool = False) -> Value:
         """Return the logits of normalised rows; by the table of embeddings where the configuration ties them."""

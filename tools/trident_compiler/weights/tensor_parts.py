@@ -6,7 +6,7 @@ its rows in another order. Never reads a file, and never converts a value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ Order = range | npt.NDArray[np.intp]
 class TensorPart:
     """One weight within a stored tensor.
 
-    What is taken, in this order: one member of a stack, its transpose, some rows of that, some columns of those.
+    What is taken, in this order: one member of a stack, its transpose, some rows of that, some columns of those; of a
+    flat one rows alone.
 
     Args:
         name: of the stored tensor.
@@ -28,6 +29,7 @@ class TensorPart:
         label: tells parts of one tensor apart; not empty where a tensor has several.
         member: which matrix or vector of a stack, along its first axis.
         transposed: the matrix is stored as `[in, out]`.
+        flat: a vector is stored with a row for each head.
         rows: which outputs, in which order; None is all.
         columns: which inputs; None is all.
     """
@@ -37,6 +39,7 @@ class TensorPart:
     label: str = ""
     member: int | None = None
     transposed: bool = False
+    flat: bool = False
     rows: Order | None = field(default=None, compare=False)
     columns: Order | None = field(default=None, compare=False)
 
@@ -51,6 +54,8 @@ class TensorPart:
             values = values[self.member]
         if self.transposed:
             values = values.T
+        if self.flat:
+            values = values.reshape(-1)
         if self.rows is not None:
             values = values[_index(self.rows)]
         return values if self.columns is None else values[..., _index(self.columns)]
@@ -87,6 +92,30 @@ class LinearPart:
     def bias(self, out_size: int) -> TensorPart:
         """Return where the `[out]` bias is stored."""
         return TensorPart(f"{self.name}.bias", (self.stored_out or out_size,), self.label, rows=self.rows)
+
+    def reordered(self, order: npt.NDArray[np.intp]) -> LinearPart:
+        """Return the same layer with its outputs in another order."""
+        return replace(self, rows=order if self.rows is None else np.asarray(self.rows)[order])
+
+
+def fused(name: str, *, transposed: bool = False, groups: int = 1, **sizes: int) -> tuple[LinearPart, ...]:
+    """Return the layers that one stored layer holds, in the order of their sizes.
+
+    Args:
+        name: of the stored layer.
+        transposed: its weight is stored as `[in, out]`.
+        groups: its outputs are so many groups, one after another, and each has some outputs of every layer.
+        sizes: label -> outputs of that layer in one group.
+    """
+    width = sum(sizes.values())
+    parts, begin = [], 0
+    for label, size in sizes.items():
+        rows: Order = range(begin, begin + size)
+        if groups > 1:
+            rows = (np.arange(groups)[:, None] * width + np.asarray(rows)).reshape(-1)
+        parts.append(LinearPart(name, groups * width, rows, label, transposed))
+        begin += size
+    return tuple(parts)
 
 
 def halves_of_pairs(num_heads: int, head_dim: int, rotated: int, rotated_from: int = 0) -> npt.NDArray[np.intp]:
