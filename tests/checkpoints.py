@@ -1,28 +1,29 @@
 """Tiny random checkpoints, made on the spot with transformers.
 
-Every family that Trident builds, with a byte-level BPE tokenizer trained on a few lines and a chat template. Weights
-are drawn wide enough that greedy choices are far apart, and stored in bf16, so that fp32 sees the same numbers.
+A few model types, or any whose sizes are given, with a byte-level BPE tokenizer trained on a few lines and a chat
+template. Weights are drawn wide enough that greedy choices are far apart, and stored in bf16, so that fp32 sees the same
+numbers.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+#: The model types that most tests take, and what is special about each: the tests of families have all of them.
+_SPECIAL_SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"head_dim": 32, "sliding_window": 24},
+    "qwen2": {"use_sliding_window": False, "tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32},
+}
+FAMILIES = tuple(_SPECIAL_SETTINGS)
 END = "<|end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -47,18 +48,14 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def tiny_config(family: str, vocab_size: int, **changes: Any) -> PretrainedConfig:
-    """A configuration of one of `FAMILIES`, each with what is special about it."""
-    common = {**_COMMON, "vocab_size": vocab_size, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
-    if family == "llama":
-        return LlamaConfig(**{**common, **changes})
-    if family == "mistral":
-        return MistralConfig(**{**common, "head_dim": 32, "sliding_window": 24, **changes})
-    if family == "qwen2":
-        return Qwen2Config(**{**common, "use_sliding_window": False, "tie_word_embeddings": True, **changes})
-    if family == "qwen3":
-        return Qwen3Config(**{**common, "head_dim": 32, **changes})
-    raise ValueError(family)
+def tiny_config(
+    family: str, vocab_size: int, sizes: Mapping[str, Any] | None = None, **changes: Any
+) -> PretrainedConfig:
+    """A configuration of one of `FAMILIES`, each with what is special about it, or of another type with its sizes."""
+    usual = {**_COMMON, **_SPECIAL_SETTINGS[family]} if sizes is None else {**sizes, "initializer_range": 0.2}
+    ends = {"eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+    config: PretrainedConfig = AutoConfig.for_model(family, **{**usual, **ends, "vocab_size": vocab_size, **changes})
+    return config
 
 
 def tiny_tokenizer(vocab_size: int = 400) -> PreTrainedTokenizerFast:
@@ -82,6 +79,7 @@ def make_checkpoint(
     folder: Path,
     family: str = "llama",
     *,
+    sizes: Mapping[str, Any] | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     max_shard_size: str = "5GB",
@@ -93,7 +91,8 @@ def make_checkpoint(
 
     Args:
         folder: where; created.
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES`, or any type of transformers with its sizes.
+        sizes: sizes and settings of the network, in place of the usual ones.
         seed: of the weights.
         dtype: of the stored tensors.
         max_shard_size: as transformers takes it; a small one gives several files and an index.
@@ -103,7 +102,7 @@ def make_checkpoint(
     """
     fast = tiny_tokenizer() if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     torch.manual_seed(seed)
-    config = tiny_config(family, changes.pop("vocab_size", len(fast)), **changes)
+    config = tiny_config(family, changes.pop("vocab_size", len(fast)), sizes, **changes)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         # Biases and norms start as zeros and ones, which would hide that they were forgotten.
