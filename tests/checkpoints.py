@@ -1,8 +1,8 @@
 """Tiny random checkpoints, made on the spot with transformers.
 
 A few model types, or any whose sizes are given, with a byte-level BPE tokenizer trained on a few lines and a chat
-template. Weights are drawn wide enough that greedy choices are far apart, and stored in bf16, so that fp32 sees the same
-numbers.
+template. Weights are drawn wide enough that greedy choices are far apart, and stored in bf16, so that fp32 sees the
+same numbers.
 """
 
 from __future__ import annotations
