@@ -139,6 +139,8 @@ class WeightSource:
 
     def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
         """Return several vectors as one of `[members, size]`, of those that devices share this device's part."""
+        if role.split is Split.HEADS:
+            sources, role = sources[self._share.of(len(sources))], Role.VECTOR
         return self._stacked([self.vector(each, size, role) for each in sources])
 
     def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
@@ -197,7 +199,7 @@ class WeightSource:
             raise CheckpointError(
                 f"{name}: its shape is {list(stored.values.shape)}, config.json asks for {list(shape)}"
             )
-        self._asked.add(name)
+        self._asked.add(stored.name)
         return stored
 
     def _part_name(self, name: str, split: Split | None) -> str:
