@@ -6,7 +6,7 @@ Runs networks in the interpreter; never samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
+from trident_compiler.checkpoint.tensor_files import StoredTensor
+from trident_compiler.families.family import Decoder
 from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.weights.tensor_parts import TensorPart
 from trident_compiler.weights.weights import Weight, WeightSource
 
 
@@ -29,14 +32,17 @@ class RememberingSource(WeightSource):
         super().__init__(*args, **options)
         self.handed: dict[str, Weight] = {}
 
-    def matrix(self, name: str, *args: Any) -> Weight:
-        return self.handed.setdefault(name, super().matrix(name, *args))
+    def matrix(self, source: str | TensorPart, *args: Any) -> Weight:
+        return self._hand(source, super().matrix(source, *args))
 
-    def embedding(self, name: str, *args: Any) -> Weight:
-        return self.handed.setdefault(name, super().embedding(name, *args))
+    def embedding(self, source: str | TensorPart, *args: Any) -> Weight:
+        return self._hand(source, super().embedding(source, *args))
 
-    def head(self, name: str, *args: Any) -> Weight:
-        return self.handed.setdefault(name, super().head(name, *args))
+    def head(self, source: str | TensorPart, *args: Any) -> Weight:
+        return self._hand(source, super().head(source, *args))
+
+    def _hand(self, source: str | TensorPart, weight: Weight) -> Weight:
+        return self.handed.setdefault(source if isinstance(source, str) else source.full_name, weight)
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,29 @@ def write_network(
         by_lengths: see `TensorRTLowering`.
     """
     opened = open_checkpoint(checkpoint)
+    formats = compute, weight_format
+    return write_model(trt, opened.model, opened.tensors, slot_len, formats=formats, by_lengths=by_lengths)
+
+
+def write_model(
+    trt: Any,
+    model: Decoder,
+    tensors: Mapping[str, StoredTensor],
+    slot_len: int,
+    *,
+    formats: tuple[str, str] = ("fp32", "fp32"),
+    by_lengths: bool = False,
+) -> Written:
+    """Lower a model as `write_network` does, in the formats of computation and of matrices.
+
+    Its folder may lack a tokenizer.
+    """
+    compute, weight_format = formats
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = RecordingNetwork(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)))
-    source = RememberingSource(opened.tensors, weight_format, compute, tied=opened.model.outline.is_tied, uniform=True)
+    source = RememberingSource(tensors, weight_format, compute, tied=model.outline.is_tied, uniform=True)
     lowering = TensorRTLowering(RecordingModule(trt), network, compute, slot_len, by_lengths=by_lengths)
-    lowering.finish(opened.model.write(lowering, source))
+    lowering.finish(model.write(lowering, source))
     source.require_all_used()
     return Written(Program.load(record(trt, network).save()), source.handed)
 

@@ -51,6 +51,20 @@ class AttentionShape:
     has_sinks: bool = False
     soft_cap: float | None = None
 
+    @classmethod
+    def of(cls, query: Shape, key: Shape, value: Shape, attention: Attention) -> AttentionShape:
+        """Return the shape of an attention over heads of the shapes `[heads, size]`."""
+        return cls(
+            query[0],
+            key[0],
+            key[1],
+            value[1],
+            attention.sliding_window,
+            attention.alibi_slopes is not None,
+            attention.sinks is not None,
+            attention.soft_cap,
+        )
+
     @property
     def kv_size(self) -> int:
         """Numbers in the keys and values of one token."""
@@ -235,18 +249,7 @@ class _ShapeOps:
         assert query[1] == key[1]
         for each in (attention.alibi_slopes, attention.sinks):
             assert each is None or each.shape == query[:1]
-        self.layers.append(
-            AttentionShape(
-                query[0],
-                key[0],
-                key[1],
-                value[1],
-                attention.sliding_window,
-                attention.alibi_slopes is not None,
-                attention.sinks is not None,
-                attention.soft_cap,
-            )
-        )
+        self.layers.append(AttentionShape.of(query, key, value, attention))
         self._computed_between.append(0)
         return self._computed((query[0] * value[1],))
 
@@ -298,7 +301,7 @@ class _ShapeOps:
 
     def _normed(self, x: Shape, *vectors: Weight | None) -> Shape:
         for each in vectors:
-            assert each is None or each.shape in (x[-1:], (math.prod(x),)), f"{each.name}: {each.shape} for {x}"
+            assert each is None or each.shape in (x[-1:], (math.prod(x),), x), f"{each.name}: {each.shape} for {x}"
         return self._computed(x)
 
     def _computed(self, shape: Shape) -> Shape:

@@ -38,6 +38,7 @@ class SlotNeeds:
         weights_bytes: weights in their formats, as the plan holds them.
         fixed_bytes: what the device takes for any network: its context, kernels, work space.
         step_token_bytes: activations and logits, for each token that a step may have.
+        score_bytes: what attention holds of each token of a step and each position of a slot, beside the mask.
         position_bytes: one position of a slot: a token's keys and values through all layers.
         multiple: positions of a slot are a multiple of so many, so that each begins where the GPU can read it.
         max_position_embeddings: the longest context of the checkpoint.
@@ -49,6 +50,7 @@ class SlotNeeds:
     position_bytes: int
     multiple: int
     max_position_embeddings: int
+    score_bytes: int = 0
 
 
 def make_slot_plan(wanted: LimitsRequest, needs: SlotNeeds, free_bytes: int) -> MemoryPlan:
@@ -62,7 +64,7 @@ def make_slot_plan(wanted: LimitsRequest, needs: SlotNeeds, free_bytes: int) -> 
     longest = needs.max_position_embeddings
     max_num_seqs, max_num_tokens = step_limits(wanted, longest, DEFAULT_MAX_NUM_TOKENS)
     max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
-    token_bytes = needs.step_token_bytes + _MASK_BYTES * max_seq_len
+    token_bytes = needs.step_token_bytes + (_MASK_BYTES + needs.score_bytes) * max_seq_len
     resident = needs.weights_bytes + needs.fixed_bytes + (max_num_tokens + 1) * token_bytes
     room = free_bytes - resident
     if room < needs.position_bytes * (1 + SCRATCH_POSITIONS):

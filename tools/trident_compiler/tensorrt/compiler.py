@@ -6,35 +6,30 @@ network compiler the builder. Never reads a checkpoint's files.
 
 from __future__ import annotations
 
-import math
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trident_backend.engine.tensorrt.names import ALIGNMENT
 from trident_compiler.compiler import Progress, SourceOf, WeightFormats
 from trident_compiler.families.family import Decoder
 from trident_compiler.families.outline import AttentionShape
-from trident_compiler.families.words import Attention
 from trident_compiler.model_folder import Checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, MemoryPlan
-from trident_compiler.planning.slot_plan import SCRATCH_POSITIONS, SlotNeeds, make_slot_plan
+from trident_compiler.planning.slot_plan import SCRATCH_POSITIONS, make_slot_plan
 from trident_compiler.tensorrt.builder import NetworkCompiler, ShapeRange
 from trident_compiler.tensorrt.gpu import Capability
 from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.tensorrt.memory import slot_needs
 from trident_compiler.tensorrt.precision import tensorrt_precision
+from trident_compiler.tensorrt.probe import PROBE_POSITIONS, kinds_of_attention, write_probe
 from trident_compiler.tensorrt.profiles import Caches, profiles
 from trident_compiler.tensorrt.refusals import REFUSALS
-from trident_compiler.tensorrt.sampling_networks import MAX_ROWS as SAMPLED_ROWS
 from trident_compiler.tensorrt.sampling_networks import sampling_networks
-from trident_compiler.weights.formats import FP32, QUANTIZED, estimated_bytes
+from trident_compiler.weights.formats import QUANTIZED
 from trident_compiler.weights.sharding import ShardSpec
-from trident_compiler.weights.weights import Weight
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import BuildError, CheckpointError
 from trident_ensemble.contract.manifest import Compiler, Precision, sm_target
@@ -43,11 +38,7 @@ from trident_ensemble.contract.manifest import Compiler, Precision, sm_target
 _FIRST_DIVIDED: Capability = (8, 0)
 #: TensorRT's errors about attention, and not about memory, files or this program's mistakes, match this.
 _ABOUT_ATTENTION = re.compile(r"attention|(?:dedicated|fused) kernel", re.IGNORECASE)
-#: CUDA's context, kernels, and work space of matrix multiplication and of attention.
-_FIXED_BYTES = 1 << 29
 _PROGRESS_STEPS = 1000
-#: A probe's slot, which says as much about a target's kernels as a long one.
-_PROBE_POSITIONS, _PROBE_WINDOW = 257, 16
 
 
 @dataclass(frozen=True)
@@ -105,22 +96,10 @@ class TensorRTCompiler:
 
     def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan, after TensorRT has compiled the checkpoint's attention as a trial."""
-        outline = checkpoint.model.outline
-        outline.check_division(self.num_devices)
-        # One token's keys, or its values, in one layer's cache of 16 bits.
-        row_bytes = [layer.num_kv_heads // self.num_devices * layer.head_dim * 2 for layer in outline.layers]
-        needs = SlotNeeds(
-            weights_bytes=estimated_bytes(
-                outline.weights, self.formats(precision).matrix, uniform=True, num_devices=self.num_devices
-            ),
-            fixed_bytes=_FIXED_BYTES + _sampling_bytes(checkpoint.model.vocab_size),
-            step_token_bytes=_step_token_bytes(checkpoint.model),
-            position_bytes=2 * sum(row_bytes),
-            multiple=math.lcm(*(ALIGNMENT // math.gcd(ALIGNMENT, num_bytes) for num_bytes in row_bytes)),
-            max_position_embeddings=checkpoint.model.max_position_embeddings,
-        )
+        checkpoint.model.outline.check_division(self.num_devices)
+        needs = slot_needs(checkpoint.model, self.formats(precision).matrix, self.num_devices)
         plan = make_slot_plan(wanted, needs, self._target.free_bytes)
-        for layer in _kinds(outline.layers):
+        for layer in kinds_of_attention(checkpoint.model.outline.layers):
             self._probe(layer, precision)
         return plan
 
@@ -189,7 +168,10 @@ class TensorRTCompiler:
         )
 
     def _caches(self, layers: Sequence[AttentionShape], slot_len: int) -> Caches:
-        return Caches(tuple((layer.num_kv_heads // self.num_devices, layer.head_dim) for layer in layers), slot_len)
+        return Caches(
+            tuple((layer.num_kv_heads // self.num_devices, layer.head_dim, layer.v_head_dim) for layer in layers),
+            slot_len,
+        )
 
     def _probe(self, layer: AttentionShape, precision: Precision) -> None:
         """Compile one layer's attention and throw it away.
@@ -198,24 +180,17 @@ class TensorRTCompiler:
             CheckpointError: there are no kernels for it.
             BuildError: it cannot be compiled for another reason.
         """
-        num_heads, num_kv_heads = layer.num_heads // self.num_devices, layer.num_kv_heads // self.num_devices
         network = self._compiler.network()
-        net = self._lowering(network, precision, _PROBE_POSITIONS)
-        heads = []
-        for name, count in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads)):
-            shape = (1, count * layer.head_dim)
-            table = Weight(name, FP32, shape, np.zeros(shape, np.float32))
-            heads.append(net.split_heads(net.embedding(table), count))
-        query, key, value = heads
-        attention = Attention(1.0, layer.sliding_window)
-        net.finish(net.select_rows(net.attention(0, query, key, value, attention)))
-        caches = self._caches([layer], _PROBE_POSITIONS)
+        net = self._lowering(network, precision, PROBE_POSITIONS)
+        write_probe(net, layer, self.num_devices)
+        caches = self._caches([layer], PROBE_POSITIONS)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                self._compiler.compile(network, profiles(caches, 2, _PROBE_POSITIONS - 1), Path(folder) / "probe.plan")
+                self._compiler.compile(network, profiles(caches, 2, PROBE_POSITIONS - 1), Path(folder) / "probe.plan")
             except BuildError as error:
                 if not _ABOUT_ATTENTION.search(str(error)):
                     raise
+                num_heads, num_kv_heads = layer.num_heads // self.num_devices, layer.num_kv_heads // self.num_devices
                 each = f", {num_heads} and {num_kv_heads} on each of --tensor-parallel {self.num_devices}"
                 raise CheckpointError(
                     f"config.json: head_dim = {layer.head_dim}, num_attention_heads = {layer.num_heads}, "
@@ -223,23 +198,3 @@ class TensorRTCompiler:
                     f"{self.compiler.name} {self.compiler.version} has no attention of this kind in "
                     f"{precision.compute} for {self.compiler.target}: {error}"
                 ) from None
-
-
-def _kinds(layers: Sequence[AttentionShape]) -> list[AttentionShape]:
-    """Return one layer of each kind of attention, with a window that fits a probe if any of the kind has one."""
-    kinds: dict[AttentionShape, bool] = {}
-    for layer in layers:
-        kind = replace(layer, sliding_window=None)
-        kinds[kind] = kinds.get(kind, False) or layer.sliding_window is not None
-    return [replace(kind, sliding_window=_PROBE_WINDOW if has_window else None) for kind, has_window in kinds.items()]
-
-
-def _step_token_bytes(model: Decoder) -> int:
-    """Return what one token of a step takes: its row of logits in float32, and in 16 bits before, and as many
-    activations of 16 bits as the largest layer computes, though few of them live at a time."""
-    return 6 * model.vocab_size + 2 * model.outline.layer_features
-
-
-def _sampling_bytes(vocab_size: int) -> int:
-    """Return what sampling takes: a few rows of float32 for each row of one run, and its table of penalties."""
-    return 20 * SAMPLED_ROWS * vocab_size

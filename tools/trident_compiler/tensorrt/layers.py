@@ -66,6 +66,10 @@ class TensorRTLayers:
         kind = getattr(self.trt.ElementWiseOperation, operation)
         return self.network.add_elementwise(first, second, kind).get_output(0)
 
+    def activation(self, operation: str, tensor: Tensor) -> Tensor:
+        """Apply an `ActivationType` by its name."""
+        return self.network.add_activation(tensor, getattr(self.trt.ActivationType, operation)).get_output(0)
+
     def unary(self, operation: str, tensor: Tensor) -> Tensor:
         """Apply a `UnaryOperation` by its name."""
         return self.network.add_unary(tensor, getattr(self.trt.UnaryOperation, operation)).get_output(0)
@@ -74,6 +78,45 @@ class TensorRTLayers:
         """Apply a `ReduceOperation` by its name along one axis, which stays with a size of 1 if `keep`."""
         kind = getattr(self.trt.ReduceOperation, operation)
         return self.network.add_reduce(tensor, kind, 1 << axis, keep).get_output(0)
+
+    def softmax(self, tensor: Tensor) -> Tensor:
+        """Take the softmax over the last axis."""
+        layer = self.network.add_softmax(tensor)
+        layer.axes = 1 << (len(tensor.shape) - 1)
+        return layer.get_output(0)
+
+    def largest(self, tensor: Tensor, count: int, axis: int = 1) -> tuple[Tensor, Tensor]:
+        """Find the `count` largest along an axis: values and int32 ids."""
+        layer = self.network.add_topk(tensor, self.trt.TopKOperation.MAX, count, 1 << axis)
+        return layer.get_output(0), layer.get_output(1)
+
+    def matmul(self, first: Tensor, second: Tensor, *, transposed: bool = False) -> Tensor:
+        """Multiply matrices, the second as its transpose if `transposed`; leading axes broadcast."""
+        plain = self.trt.MatrixOperation.NONE
+        kind = self.trt.MatrixOperation.TRANSPOSE if transposed else plain
+        return self.network.add_matrix_multiply(first, plain, second, kind).get_output(0)
+
+    def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
+        """Take numbers of `then` where the condition holds, else of `otherwise`; all broadcast."""
+        return self.network.add_select(condition, then, otherwise).get_output(0)
+
+    def gather_each(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Gather from each of N rows the columns that its ids `[N, n]` name."""
+        layer = self.network.add_gather_v2(rows, ids, self.trt.GatherMode.ELEMENT)
+        layer.axis = 1
+        return layer.get_output(0)
+
+    def slice_last(self, tensor: Tensor, begin: int, end: int) -> Tensor:
+        """Slice the last axis."""
+        layer = self.network.add_slice(tensor, (begin,), (end - begin,), (1,))
+        layer.axes = (len(tensor.shape) - 1,)
+        return layer.get_output(0)
+
+    def transpose(self, tensor: Tensor, *axes: int) -> Tensor:
+        """Put the axes in another order."""
+        layer = self.network.add_shuffle(tensor)
+        layer.first_transpose = self.trt.Permutation(axes)
+        return layer.get_output(0)
 
     def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
         """Cast to a type; return the tensor itself where it is of that type already."""
@@ -86,7 +129,7 @@ class TensorRTLayers:
         return layer.get_output(0)
 
     def reshape(self, tensor: Tensor, *sizes: int) -> Tensor:
-        """Reshape to sizes of which one may be -1."""
+        """Reshape to sizes of which one may be -1; 0 is the size that the axis of that number has."""
         layer = self.network.add_shuffle(tensor)
         layer.reshape_dims = sizes
         return layer.get_output(0)

@@ -19,11 +19,11 @@ class Caches:
     """The KV cache inputs of a network: two for each layer.
 
     Args:
-        layers: key heads on this device and head size, for each layer.
+        layers: key heads on this device, and the sizes of a head of keys and of one of values, for each layer.
         slot_len: positions in a slot.
     """
 
-    layers: tuple[tuple[int, int], ...]
+    layers: tuple[tuple[int, int, int], ...]
     slot_len: int
 
 
@@ -52,7 +52,7 @@ def _profile(caches: Caches, seqs: _Range, chunk: _Range, rows: _Range) -> Profi
         names.CONTEXT_LENS: each,
         names.LOGIT_ROWS: ShapeRange(*((row,) for row in rows)),
     }
-    for layer, (num_kv_heads, head_dim) in enumerate(caches.layers):
-        slots = ShapeRange(*((num, num_kv_heads, caches.slot_len, head_dim) for num in seqs))
-        profile |= dict.fromkeys(names.caches(layer), slots)
+    for layer, (num_kv_heads, *widths) in enumerate(caches.layers):
+        for name, width in zip(names.caches(layer), widths, strict=True):
+            profile[name] = ShapeRange(*((num, num_kv_heads, caches.slot_len, width) for num in seqs))
     return profile

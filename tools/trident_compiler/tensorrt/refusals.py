@@ -9,6 +9,4 @@ from collections.abc import Mapping
 
 from trident_compiler.families.features import Feature
 
-REFUSALS: Mapping[Feature, str] = {
-    Feature.VALUE_HEAD_DIM: "its attention takes keys and values of one size",
-}
+REFUSALS: Mapping[Feature, str] = {}

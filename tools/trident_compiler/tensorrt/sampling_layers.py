@@ -45,25 +45,11 @@ class SamplingLayers(TensorRTLayers):
         """Add the constants 0 to V - 1, `[1, V]`."""
         return self.constant(np.arange(self.vocab_size, dtype=dtype)[None])
 
-    def gather_each(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Gather from each of N rows the columns that its ids `[N, n]` name."""
-        layer = self.network.add_gather_v2(rows, ids, self.trt.GatherMode.ELEMENT)
-        layer.axis = 1
-        return layer.get_output(0)
-
     def gather_pairs(self, table: Tensor, pairs: Tensor) -> Tensor:
         return self.network.add_gather_v2(table, pairs, self.trt.GatherMode.ND).get_output(0)
 
     def scatter_pairs(self, table: Tensor, pairs: Tensor, values: Tensor) -> Tensor:
         return self.network.add_scatter(table, pairs, values, self.trt.ScatterMode.ND).get_output(0)
-
-    def select(self, condition: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
-        return self.network.add_select(condition, then, otherwise).get_output(0)
-
-    def largest(self, tensor: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Find the `count` largest along the second axis: values and ids."""
-        layer = self.network.add_topk(tensor, self.trt.TopKOperation.MAX, count, 1 << 1)
-        return layer.get_output(0), layer.get_output(1)
 
     def columns(self, tensor: Tensor, start: int, count: int) -> Tensor:
         """Slice `count` neighbouring columns of `[N, columns]`."""
