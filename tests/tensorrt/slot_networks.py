@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.tensorrt.interpreter import Interpreter
-from tests.tensorrt.number_formats import STORAGE, Array
+from tests.tensorrt.number_formats import STORAGE, Array, encode
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
 from trident_compiler.checkpoint.tensor_files import StoredTensor
@@ -104,17 +104,25 @@ class Chunk:
 
 
 class SlotHost:
-    """Caches of `num_slots` slots, full of junk at first, and a network that runs on them."""
+    """Caches of `num_slots` slots, full of junk at first, and a network that runs on them.
 
-    def __init__(self, program: Program, num_slots: int) -> None:
+    Args:
+        program: the network.
+        num_slots: how many sequences it may serve.
+        junk: what fills the caches; None is random numbers.
+    """
+
+    def __init__(self, program: Program, num_slots: int, junk: float | None = None) -> None:
         random = np.random.default_rng(7)
         self._interpreter = Interpreter(program)
         self._num_slots = num_slots
         self._caches: dict[str, Array] = {}
         for info in (program.tensors[name] for name in program.inputs if "cache." in name):
-            junk = random.integers(0, 0x4000, (num_slots, *info.shape[1:]), np.uint16)
-            as_stored = junk if info.kind == "BF16" else junk.view(np.float16)
+            bits = random.integers(0, 0x4000, (num_slots, *info.shape[1:]), np.uint16)
+            as_stored = bits if info.kind == "BF16" else bits.view(np.float16)
             self._caches[info.name] = as_stored.astype(STORAGE[info.kind], copy=False)
+            if junk is not None:
+                self._caches[info.name][...] = encode(np.full(1, junk, np.float32), info.kind)
             self._slot_len = info.shape[2]
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
