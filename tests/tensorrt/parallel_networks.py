@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorrt_rtx_bindings.tensorrt_rtx as trt
 
+from tests.compiler.families.openvino_model import read_model
 from tests.tensorrt.collectives import ThreadGroup
 from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array
 from tests.tensorrt.program import Program
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
-from trident_compiler.model_folder import open_checkpoint
+from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.tensorrt.lowering import TensorRTLowering
 from trident_compiler.weights.sharding import ShardSpec
 from trident_compiler.weights.weights import WeightSource
@@ -24,19 +25,19 @@ SLOT_LEN = 41
 
 def write_rank(checkpoint: Path, share: ShardSpec, compute: str, weight_format: str) -> Program:
     """One rank's network, recorded as it was handed to TensorRT."""
-    opened = open_checkpoint(checkpoint)
+    model = read_model(checkpoint)
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = RecordingNetwork(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)))
     source = WeightSource(
-        opened.tensors,
+        TensorFiles(checkpoint),
         weight_format,
         compute,
-        tied=opened.model.outline.is_tied,
+        tied=model.outline.is_tied,
         uniform=True,
         share=share,
     )
     lowering = TensorRTLowering(RecordingModule(trt), network, compute, SLOT_LEN, share.num_ranks)
-    lowering.finish(opened.model.write(lowering, source))
+    lowering.finish(model.write(lowering, source))
     source.require_all_used()
     return record(trt, network)
 

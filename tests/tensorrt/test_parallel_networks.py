@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from tests.checkpoints import make_checkpoint, reference_model
+from tests.compiler.families.case import Case
+from tests.compiler.families.cases import ALL
+from tests.compiler.families.openvino_model import read_model
 from tests.tensorrt.parallel_networks import SLOT_LEN, Ranks
 from trident_compiler.model_folder import open_checkpoint
 from trident_ensemble.contract.errors import PlanError
@@ -55,6 +58,33 @@ def test_parallel_networks_divided_networks_compute_what_the_whole_one_does(
         expected = reference_model(checkpoints[name])(ids).logits[0].numpy()
     own = np.concatenate([divided[: len(PROMPT)], divided[[-3, -1]]])
     np.testing.assert_allclose(own, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def of_each_kind() -> list[Case]:
+    """The first case that needs each thing beyond the ordinary, and those whose norms know several heads."""
+    found: dict[Any, Case] = {}
+    for case in ALL:
+        found.setdefault(case.features, case)
+    normed = [case for case in ALL if str(case) in {"olmo2", "cohere-norms-of-heads-biases-and-a-head-of-its-own"}]
+    return [*found.values(), *normed]
+
+
+@pytest.mark.parametrize("case", of_each_kind(), ids=str)
+def test_parallel_networks_families_are_divided_or_refused_by_name(case: Case, tmp_path: Path) -> None:
+    reference = case.save(tmp_path)
+    outline = read_model(tmp_path).outline
+    if any(layer.num_kv_heads == 1 for layer in outline.layers):
+        with pytest.raises(PlanError, match="cannot share the checkpoint's 1 key and value heads"):
+            outline.check_division(2)
+        return
+    outline.check_division(2)
+    divided = Ranks(tmp_path, 2, "fp32", "fp32")
+    tokens = [3 + token % 90 for token in PROMPT] * 3
+    parts = [divided.run([part], past, slice(1, 2)) for part, past in ((tokens[:20], 0), (tokens[20:-1], 20))]
+    found = np.concatenate([*parts, divided.run([tokens[-1:]], len(tokens) - 1, slice(1, 2))])
+    with torch.no_grad():
+        expected = reference(torch.tensor([tokens])).logits[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
