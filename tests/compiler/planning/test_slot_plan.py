@@ -36,6 +36,12 @@ def test_slot_plan_defaults_fill_the_gpu_with_full_slots() -> None:
     assert plan.block_bytes == 8193 << 17
 
 
+def test_slot_plan_scores_that_attention_holds_are_of_every_token_and_position() -> None:
+    wanted = LimitsRequest(max_num_tokens=100, max_seq_len=1000)
+    plain, scored = (make_slot_plan(wanted, needs, 80 << 30) for needs in (NEEDS, replace(NEEDS, score_bytes=256)))
+    assert scored.resident_bytes - plain.resident_bytes == 101 * 256 * 1000
+
+
 def test_slot_plan_small_models_have_256_slots_and_no_more() -> None:
     plan = make_slot_plan(LimitsRequest(), SMALL, 80 << 30)
     assert (plan.max_num_seqs, plan.num_blocks) == (256, 256)
