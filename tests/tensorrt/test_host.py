@@ -178,6 +178,35 @@ def test_host_each_family_runs(family: str, tmp_path: Path) -> None:
     engine.close()
 
 
+def test_host_values_may_have_another_size_than_keys(tmp_path: Path) -> None:
+    """Prefixes are copied and slots are cut, of each cache by its own size."""
+    folder, engine_folder = tmp_path / "checkpoint", tmp_path / "1"
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "max_position_embeddings": 256, "kv_lora_rank": 32, "q_lora_rank": None,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "moe_intermediate_size": 32,
+        "n_routed_experts": 4, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    make_checkpoint(folder, "deepseek_v2", sizes=sizes)
+    build(folder, engine_folder, replace(LIMIT, slot_len=64))
+    engine, _ = load_engine(engine_folder)
+    held = {block.num_bytes for block in GPUS.blocks}
+    assert {4 * 64 * width * LIMIT.max_num_seqs for width in (32 + 8, 32)} <= held
+    reference = reference_model(folder)
+    first = Sequence(reference, list(range(5, 45)))
+    first.slot = 4
+    step(engine, [(first, 30)])
+    second = Sequence(reference, [*first.tokens[:17], *range(200, 220)])
+    second.slot, second.num_computed = 1, 17
+    step(engine, [(second, 5), (first, 1)], copies=[(4, 1, 17)])
+    step(engine, [(second, 1), (first, 1)])
+    third = Sequence(reference, list(range(300, 320)))
+    third.slot = 4
+    step(engine, [(second, 1), (third, 12)])
+    step(engine, [(second, 1), (third, 1)])
+    engine.close()
+
+
 def test_host_a_slot_is_copied_as_far_as_asked_and_copies_keep_their_order(
     engine: Engine, sequence: Callable[..., Sequence]
 ) -> None:

@@ -131,8 +131,8 @@ def _profiles(builder: Any, model: Decoder, limit: Limit) -> Iterator[Any]:
             profile.set_shape(name, (1,), (most_seqs,), (most_seqs,))
         profile.set_shape("logit_rows", (1,), (most_seqs * most_tokens,), (most_seqs * most_tokens,))
         for index, layer in enumerate(model.outline.layers):
-            rest = (layer.num_kv_heads // limit.num_devices, limit.slot_len, layer.head_dim)
-            for name in (f"key_cache.{index}", f"value_cache.{index}"):
+            for name, width in ((f"key_cache.{index}", layer.head_dim), (f"value_cache.{index}", layer.v_head_dim)):
+                rest = (layer.num_kv_heads // limit.num_devices, limit.slot_len, width)
                 profile.set_shape(name, (1, *rest), (most_seqs, *rest), (most_seqs, *rest))
         yield profile
 
