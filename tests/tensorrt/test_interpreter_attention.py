@@ -41,6 +41,26 @@ def test_interpreter_attention_rotary_embedding_is_transformers(
         evaluate(program, {"x": bits(x), "positions": positions.numpy() + 1})
 
 
+def test_interpreter_attention_rotary_embedding_of_a_part_leaves_the_rest() -> None:
+    batch, heads, tokens, width, part = 2, 3, 4, 12, 8
+    angles = torch.outer(torch.arange(20).float(), 100.0 ** (-torch.arange(0, part, 2).float() / part))
+    x, positions = normal(batch, heads, tokens, width), torch.tensor([[0, 1, 2, 3], [9, 7, 7, 19]], dtype=torch.int32)
+
+    def write(net: Any, x: Any, positions: Any) -> Any:
+        tables = [constant(net, table.numpy()) for table in (angles.cos(), angles.sin())]
+        layer = net.add_rotary_embedding(x, *tables, False, part)
+        layer.set_input(3, positions)
+        return layer.get_output(0)
+
+    program = recorded(write, {"x": (trt.float32, (-1, heads, -1, width)), "positions": (trt.int32, (-1, -1))})
+    result = evaluate(program, {"x": x, "positions": positions.numpy()})["out0"]
+    full = [torch.cat([table, table], -1)[positions.long()] for table in (angles.cos(), angles.sin())]
+    first = torch.from_numpy(x[..., :part])
+    expected, _ = apply_rotary_pos_emb(first, first, *full)
+    np.testing.assert_allclose(result[..., :part], expected.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(result[..., part:], x[..., part:])
+
+
 def attention_program(kind: Any, causal: str, heads: int, kv_heads: int, width: int, *, mask: Any = None) -> Program:
     def write(net: Any, q: Any, k: Any, v: Any, *, lengths: Any = None, mask: Any = None) -> Any:
         layer = net.add_attention_v2(q, k, v, trt.AttentionNormalizationOp.SOFTMAX, getattr(trt.CausalMaskKind, causal))

@@ -38,6 +38,16 @@ def test_interpreter_movement_shapes_are_computed_from_shapes_also_of_layers_tha
         np.testing.assert_array_equal(run(write, x=x, y=normal(rows, columns)), x.reshape(rows, columns, 2, 7))
 
 
+def test_interpreter_movement_slices_may_be_of_some_axes() -> None:
+    def write(net: Any, x: Any) -> Any:
+        layer = net.add_slice(x, (2,), (3,), (2,))
+        layer.axes = (1,)
+        return layer.get_output(0)
+
+    x = normal(4, 8, 3)
+    np.testing.assert_array_equal(run(write, x=x), torch.from_numpy(x)[:, 2:8:2].numpy())
+
+
 def test_interpreter_movement_slices_have_static_and_dynamic_places() -> None:
     def write(net: Any, x: Any, start: Any, size: Any) -> Any:
         static = net.add_slice(x, (1, 6), (2, 3), (1, -2))

@@ -1,6 +1,6 @@
 """What devices that share a network tell each other, in TensorRT's network API.
 
-Owns the collective layers. On one device there are none.
+Owns the collective layers; on one device there are none. Never decides what is divided.
 """
 
 from __future__ import annotations

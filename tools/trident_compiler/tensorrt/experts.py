@@ -2,7 +2,7 @@
 
 Owns how stacked weights are multiplied and outputs summed. Every expert is computed for every token, and those that a
 token has not chosen count nothing: a network is one for calls of one token and of thousands, and its shapes must not
-depend on a choice.
+depend on a choice. Never makes a choice.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _ACTIVATIONS = {
 
 
 class TensorRTPointwise:
-    """Those words of one network.
+    """Pointwise words and norms of one network.
 
     Args:
         layers: of the network.
