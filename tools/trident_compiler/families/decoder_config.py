@@ -124,7 +124,7 @@ class SizeKeys:
         layers: of the number of layers.
         positions: of max_position_embeddings.
         intermediate: of intermediate_size.
-        kv_heads: of num_kv_heads.
+        kv_heads: of num_kv_heads; None: transformers reads none.
     """
 
     hidden: str = "hidden_size"
@@ -132,7 +132,7 @@ class SizeKeys:
     layers: str = "num_hidden_layers"
     positions: str = "max_position_embeddings"
     intermediate: str = "intermediate_size"
-    kv_heads: str = "num_key_value_heads"
+    kv_heads: str | None = "num_key_value_heads"
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,11 @@ def read_sizes(
         raise config.refuse(keys.layers, f"more than {_MAX_LAYERS} layers")
     hidden_size = config.integer(keys.hidden)
     num_heads = config.integer(keys.heads)
-    num_kv_heads = config.integer(keys.kv_heads, num_heads if kv_heads is None else kv_heads)
-    if num_heads % num_kv_heads:
-        raise config.refuse(keys.kv_heads, f"does not divide {keys.heads} = {num_heads}")
+    num_kv_heads = num_heads if kv_heads is None else kv_heads
+    if keys.kv_heads is not None:
+        num_kv_heads = config.integer(keys.kv_heads, num_kv_heads)
+        if num_heads % num_kv_heads:
+            raise config.refuse(keys.kv_heads, f"does not divide {keys.heads} = {num_heads}")
     return Sizes(
         hidden_size=hidden_size,
         intermediate_size=config.integer(keys.intermediate, intermediate),
@@ -255,3 +257,31 @@ def read_layer_types(config: JsonConfig, num_layers: int, default: tuple[str, ..
         if kind not in {"full_attention", "sliding_attention"}:
             raise config.refuse("layer_types", f"{kind!r} is not supported; full_attention and sliding_attention are")
     return tuple(kinds)
+
+
+def every(period: int, num_layers: int) -> tuple[str, ...]:
+    """Return the kinds of layers of which every one at a multiple of `period` attends to all, and the others do not."""
+    return tuple("sliding_attention" if layer % period else "full_attention" for layer in range(1, num_layers + 1))
+
+
+def read_windows(
+    config: JsonConfig, num_layers: int, default: int | None, kinds: tuple[str, ...]
+) -> tuple[int | None, ...]:
+    """Return the window of each layer, by `sliding_window` and `layer_types`; None for one that attends to all.
+
+    Args:
+        config: config.json.
+        num_layers: how many layers there are.
+        default: transformers' default of sliding_window.
+        kinds: its default of layer_types.
+
+    Raises:
+        CheckpointError: a layer with a window, and no size of it.
+    """
+    kinds = read_layer_types(config, num_layers, kinds)
+    if "sliding_attention" not in kinds:
+        return (None,) * num_layers
+    if "sliding_window" in config.values and config.values["sliding_window"] is None:
+        raise config.refuse("sliding_window", "there are layers of sliding_attention, and their window has no size")
+    window = config.integer("sliding_window", default)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,73 +1,69 @@
-"""OLMo 2.
+"""OLMo, OLMo 2 and OLMo 3.
 
-Its norms come after each branch, and those of queries and keys span all heads.
+OLMo has norms without a scale. From OLMo 2 on norms come after each branch, and those of queries and keys span all
+heads; OLMo 3 adds windows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.checkpoint.rope import read_rotary
-from trident_compiler.families.decoder_config import DecoderConfig, LayerKind, read_activation, read_sizes
+from trident_compiler.families.decoder_config import (
+    LayerKind,
+    every,
+    read_activation,
+    read_sizes,
+    read_windows,
+    refuse_set,
+)
 from trident_compiler.families.family import Family
-from trident_compiler.families.ops import Ops, Value, Weights
-from trident_compiler.families.parts import Norm, Parts
-from trident_compiler.families.words import Activation
-from trident_compiler.weights.roles import Role
+from trident_compiler.families.parts import Norm
+from trident_compiler.families.sequential import HeadNorms, HeadScale, LayerNorms, SequentialConfig, sequential
+
+_AFTER = LayerNorms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+_THETA = 500000.0
 
 
-@dataclass(frozen=True)
-class Olmo2Config(DecoderConfig):
-    """A decoder of OLMo 2.
-
-    Args:
-        epsilon: of the norms.
-        activation: of the feed-forward's gate.
-        bias: attention's layers have biases.
-    """
-
-    epsilon: float
-    activation: Activation
-    bias: bool
-
-
-def read_olmo2_config(config: JsonConfig) -> Olmo2Config:
-    """Understand config.json.
+def read_olmo_config(config: JsonConfig) -> SequentialConfig:
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
     """
+    model_type = config.values["model_type"]
     sizes = read_sizes(config, positions=2048)
-    rotary = read_rotary(config, sizes.head_dim, sizes.max_position_embeddings)
-    return Olmo2Config(
-        **sizes.fields(LayerKind(None, rotary)),
-        epsilon=config.number("rms_norm_eps", 1e-5),
-        activation=read_activation(config, "hidden_act", "silu"),
-        bias=config.flag("attention_bias"),
+    head_dim, positions = sizes.head_dim, sizes.max_position_embeddings
+    if model_type == "olmo3":
+        windows = read_windows(config, sizes.num_layers, 4096, every(4, sizes.num_layers))
+        sliding, full = (
+            read_rotary(config, head_dim, positions, section=kind, theta=_THETA)
+            for kind in ("sliding_attention", "full_attention")
+        )
+        layers = tuple(LayerKind(window, full if window is None else sliding) for window in windows)
+    else:
+        layers = (LayerKind(None, read_rotary(config, head_dim, positions)),)
+    bias = config.flag("attention_bias")
+    activation = read_activation(config, "hidden_act", "silu")
+    if model_type == "olmo":
+        clip = None if config.values.get("clip_qkv") is None else config.number("clip_qkv")
+        return SequentialConfig(
+            **sizes.fields(*layers),
+            norm=Norm(1e-5, is_rms=False, has_scale=False),
+            activation=activation,
+            qkv_bias=bias,
+            output_bias=bias,
+            qkv_clip=clip,
+        )
+    refuse_set(config, "clip_qkv")
+    return SequentialConfig(
+        **sizes.fields(*layers),
+        norm=Norm(config.number("rms_norm_eps", 1e-5)),
+        activation=activation,
+        layer_norms=_AFTER,
+        head_norms=HeadNorms(HeadScale.ACROSS),
+        qkv_bias=bias,
+        output_bias=bias,
     )
 
 
-def olmo2(net: Ops[Value], config: Olmo2Config, weights: Weights) -> Value:
-    """Write the whole network, or one device's share of it; return the logits, `[R, vocab]`."""
-    parts = Parts(net, weights, config, Norm(config.epsilon))
-    hidden = parts.embedding("model.embed_tokens.weight")
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        query = parts.column(hidden, f"{attention}.q_proj", parts.query_size, bias=config.bias)
-        query = parts.query_heads(parts.norm(query, f"{attention}.q_norm", parts.query_size, Role.COLUMN_BIAS))
-        key = parts.column(hidden, f"{attention}.k_proj", parts.kv_size, bias=config.bias)
-        key = parts.kv_heads(parts.norm(key, f"{attention}.k_norm", parts.kv_size, Role.COLUMN_BIAS))
-        value = parts.kv_heads(parts.column(hidden, f"{attention}.v_proj", parts.kv_size, bias=config.bias))
-        attended = parts.attend(layer, parts.rotated(layer, query), parts.rotated(layer, key), value)
-        output = parts.row(attended, f"{attention}.o_proj", parts.query_size, bias=config.bias)
-        hidden = net.add(hidden, parts.norm(output, f"{prefix}.post_attention_layernorm"))
-        names = (f"{mlp}.gate_proj", f"{mlp}.up_proj", f"{mlp}.down_proj")
-        inner = parts.gated(hidden, *names, config.activation)
-        hidden = net.add(hidden, parts.norm(inner, f"{prefix}.post_feedforward_layernorm"))
-    hidden = parts.norm(net.select_rows(hidden), "model.norm")
-    return parts.logits(hidden, "model.embed_tokens.weight", "lm_head.weight")
-
-
-OLMO2 = Family(("olmo2",), read_olmo2_config, olmo2)
+OLMO = Family(("olmo", "olmo2", "olmo3"), read_olmo_config, sequential)

@@ -83,7 +83,7 @@ class Weights(Protocol):
         ...
 
     def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
-        """Return several vectors as one of `[members, size]`."""
+        """Return several vectors as one of `[members, size]`; `Role.HEAD_VECTORS` divides them among devices."""
         ...
 
     def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
@@ -92,6 +92,10 @@ class Weights(Protocol):
 
     def skip(self, *endings: str) -> None:
         """Accept tensors whose names end so without using them: copies, and what follows from the configuration."""
+        ...
+
+    def skip_module(self, name: str) -> None:
+        """Accept the tensors of a module without using them: one that only training needs."""
         ...
 
 
@@ -127,8 +131,8 @@ class Ops(Protocol[Value]):
     def rms_norm(self, x: Value, scale: Weight | None, epsilon: float, *, all_reduce: bool = False) -> Value:
         """Return `x / sqrt(mean(x^2) + epsilon) * scale` over the last axis; the shape stays.
 
-        The scale is `[last axis]`, or `[heads * head_dim]` where each head has its own; None is 1. `all_reduce` takes
-        the mean over the features of all devices, where `x` is a column-parallel part.
+        The scale is `[last axis]`, or `[heads * head_dim]` or `[heads, head_dim]` where each head has its own; None is
+        1. `all_reduce` takes the mean over the features of all devices, where `x` is a column-parallel part.
         """
         ...
 

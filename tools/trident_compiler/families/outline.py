@@ -178,6 +178,9 @@ class _RecordedWeights:
     def skip(self, *endings: str) -> None:
         pass
 
+    def skip_module(self, name: str) -> None:
+        pass
+
     def _use(self, source: str | TensorPart, role: Role, *shape: int) -> Weight:
         name = source if isinstance(source, str) else source.full_name
         self.uses[WeightUse(name, role, shape)] = None

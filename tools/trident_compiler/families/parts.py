@@ -76,9 +76,11 @@ class Parts(Generic[Value]):
         """Features of all key heads together, on all devices."""
         return self.config.num_kv_heads * self.config.head_dim
 
-    def embedding(self, name: str) -> Value:
-        """Return the rows of a table `[vocab, hidden]` for the step's tokens."""
-        return self.net.embedding(self.weights.embedding(name, self.config.vocab_size, self.config.hidden_size))
+    def embedding(self, name: str, width: int | None = None) -> Value:
+        """Return the rows of a table `[vocab, width]` for the step's tokens; None is the hidden size."""
+        return self.net.embedding(
+            self.weights.embedding(name, self.config.vocab_size, width or self.config.hidden_size)
+        )
 
     def positioned(self, hidden: Value, name: str, offset: int = 0) -> Value:
         """Return the sum of hidden values and a table's rows for each token's position plus `offset`."""
@@ -229,13 +231,13 @@ class Parts(Generic[Value]):
             return x
         return self.net.multiply_number(self.net.activation(self.net.multiply_number(x, 1 / cap), Activation.TANH), cap)
 
-    def logits(self, hidden: Value, table: str, head: str, *, bias: bool = False) -> Value:
+    def logits(self, hidden: Value, table: str, head: str, *, bias: bool = False, in_size: int | None = None) -> Value:
         """Return the logits of normalised rows; by the table of embeddings where the configuration ties them."""
         config = self.config
         if config.tie_word_embeddings:
             self.weights.skip(head)
         name = table if config.tie_word_embeddings else head
-        weight = self.weights.head(name, config.vocab_size, config.hidden_size)
+        weight = self.weights.head(name, config.vocab_size, in_size or config.hidden_size)
         vector = f"{head.removesuffix('.weight')}.bias"
         shift = self.weights.vector(vector, config.vocab_size, Role.COLUMN_BIAS) if bias else None
         return self.net.all_gather(self.net.linear(hidden, weight, shift))

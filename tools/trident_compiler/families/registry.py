@@ -10,13 +10,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trident_compiler.checkpoint.foreign_configs import check_config
 from trident_compiler.checkpoint.json_config import JsonConfig
+from trident_compiler.families.cohere import COHERE
+from trident_compiler.families.deepseek import DEEPSEEK
+from trident_compiler.families.exaone4 import EXAONE4
 from trident_compiler.families.family import Decoder, Family
+from trident_compiler.families.gemma import GEMMA
+from trident_compiler.families.glm import GLM
+from trident_compiler.families.gpt_oss import GPT_OSS
+from trident_compiler.families.granite import GRANITE
+from trident_compiler.families.granite_moe import GRANITE_MOE
+from trident_compiler.families.hunyuan import HUNYUAN
 from trident_compiler.families.llama import LLAMA
-from trident_compiler.families.olmo import OLMO2
+from trident_compiler.families.mixtral import MIXTRAL
+from trident_compiler.families.olmo import OLMO
+from trident_compiler.families.qwen_moe import OLMOE, QWEN2_MOE, QWEN3_MOE
+from trident_compiler.families.smollm3 import SMOLLM3
 
 #: Every family; the first that has a model type wins.
-FAMILIES: tuple[Family[Any], ...] = (LLAMA, OLMO2)
+FAMILIES: tuple[Family[Any], ...] = (
+    COHERE,
+    DEEPSEEK,
+    EXAONE4,
+    GEMMA,
+    GLM,
+    GPT_OSS,
+    GRANITE,
+    GRANITE_MOE,
+    HUNYUAN,
+    LLAMA,
+    MIXTRAL,
+    OLMO,
+    OLMOE,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    SMOLLM3,
+)
 
 
 def read_decoder(config: JsonConfig, families: Sequence[Family[Any]] = FAMILIES) -> Decoder:
@@ -25,9 +55,6 @@ def read_decoder(config: JsonConfig, families: Sequence[Family[Any]] = FAMILIES)
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
     """
-    model_type = config.values.get("model_type")
-    for family in families:
-        if isinstance(model_type, str) and model_type in family.model_types:
-            return Decoder(model_type, family, family.read_config(config))
-    known = ", ".join(name for family in families for name in family.model_types)
-    raise config.refuse("model_type", f"not supported; {known} are")
+    model_type = check_config(config, [name for family in families for name in family.model_types])
+    family = next(family for family in families if model_type in family.model_types)
+    return Decoder(model_type, family, family.read_config(config))

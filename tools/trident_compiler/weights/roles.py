@@ -19,7 +19,7 @@ class Split(Enum):
     OUT = "out"
     #: Each device computes with some of the inputs, and an all_reduce sums the results.
     IN = "in"
-    #: Each device takes some of the matrices of a stack, one for each head.
+    #: Each device takes some of the members of a stack, one for each head.
     HEADS = "heads"
 
 
@@ -44,6 +44,8 @@ class Role(Enum):
     HEADS = "heads"
     #: `[out]`: the bias of a column-parallel matrix, divided with its outputs.
     COLUMN_BIAS = "column bias"
+    #: `[heads, size]`, a vector for each head, divided by heads.
+    HEAD_VECTORS = "head vectors"
     #: `[size]`: a norm's scale, or another bias. Whole on each device.
     VECTOR = "vector"
 
@@ -64,6 +66,7 @@ _SPLITS = {
     Role.COLUMN_BIAS: Split.OUT,
     Role.ROW: Split.IN,
     Role.HEADS: Split.HEADS,
+    Role.HEAD_VECTORS: Split.HEADS,
 }
 _MATRICES = frozenset({Role.COLUMN, Role.ROW, Role.WHOLE})
 

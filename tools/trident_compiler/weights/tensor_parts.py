@@ -20,8 +20,7 @@ Order = range | npt.NDArray[np.intp]
 class TensorPart:
     """One weight within a stored tensor.
 
-    What is taken, in this order: one member of a stack, its transpose, some rows of that, some columns of those; of a
-    flat one rows alone.
+    What is taken, in this order: one member of a stack, its transpose, some rows of that, some columns of those.
 
     Args:
         name: of the stored tensor.
@@ -29,7 +28,6 @@ class TensorPart:
         label: tells parts of one tensor apart; not empty where a tensor has several.
         member: which matrix or vector of a stack, along its first axis.
         transposed: the matrix is stored as `[in, out]`.
-        flat: a vector is stored with a row for each head.
         rows: which outputs, in which order; None is all.
         columns: which inputs; None is all.
     """
@@ -39,7 +37,6 @@ class TensorPart:
     label: str = ""
     member: int | None = None
     transposed: bool = False
-    flat: bool = False
     rows: Order | None = field(default=None, compare=False)
     columns: Order | None = field(default=None, compare=False)
 
@@ -54,8 +51,6 @@ class TensorPart:
             values = values[self.member]
         if self.transposed:
             values = values.T
-        if self.flat:
-            values = values.reshape(-1)
         if self.rows is not None:
             values = values[_index(self.rows)]
         return values if self.columns is None else values[..., _index(self.columns)]
