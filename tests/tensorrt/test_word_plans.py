@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,13 @@ from trident_compiler.checkpoint.rope import Rotary
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.families.outline import AttentionShape
 from trident_compiler.families.words import Activation, Experts
+from trident_compiler.planning.memory_plan import LimitsRequest
 from trident_compiler.tensorrt.compiler import TensorRTCompiler
 from trident_compiler.tensorrt.lowering import TensorRTLowering
+from trident_compiler.tensorrt.probe import kinds_of_attention
 from trident_compiler.tensorrt.profiles import Caches, profiles
 from trident_compiler.weights.weights import WeightSource
+from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.contract.manifest import Precision
 
 HALF, BRAIN = Precision("fp16", "fp16", "f16"), Precision("bf16", "bf16", "bf16")
@@ -120,3 +125,20 @@ def test_word_plans_a_family_of_each_kind_is_built(case: Case, tmp_path: Path) -
     )
     (plan,) = folder.iterdir()
     assert plan.read_bytes().startswith(MAGIC)
+
+
+def test_word_plans_each_kind_of_attention_is_asked_for_once() -> None:
+    full, latent = AttentionShape(8, 2, 64, 64, None), ATTENTIONS["latent"]
+    layers = [full, replace(full, sliding_window=4096), latent, full, replace(full, has_sinks=True), latent]
+    assert kinds_of_attention(layers) == [replace(full, sliding_window=16), latent, replace(full, has_sinks=True)]
+
+
+def test_word_plans_a_layer_that_is_unlike_the_first_is_asked_for(tmp_path: Path) -> None:
+    """Of two kinds of layers the second has heads that there are no kernels for."""
+    Case("llama").save(tmp_path)
+    compiler, model = compiler_for(ADA), read_model(tmp_path)
+    layers = (AttentionShape(8, 8, 64, 64, None), AttentionShape(8, 8, 512, 512, None))
+    model.__dict__["outline"] = replace(model.outline, layers=layers)
+    checkpoint: Any = SimpleNamespace(model=model)
+    with pytest.raises(CheckpointError, match="head_dim = 512"):
+        compiler.plan(checkpoint, BRAIN, LimitsRequest(max_num_seqs=4, max_num_tokens=64, max_seq_len=127))
