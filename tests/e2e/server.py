@@ -96,7 +96,7 @@ def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
         wait_ready(server)
         yield server
     finally:
-        _stop(process)
+        stop(process)
 
 
 def wait_ready(server: Started) -> None:
@@ -111,7 +111,8 @@ def wait_ready(server: Started) -> None:
     raise AssertionError(f"the server did not become ready:\n{server.log.read_text(errors='replace')[-4000:]}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server, and kill all of it when that takes too long."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)

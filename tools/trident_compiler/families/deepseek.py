@@ -56,7 +56,9 @@ def read_deepseek_config(config: JsonConfig) -> DeepseekConfig:
     is_v3 = config.values["model_type"] == "deepseek_v3"
     plain_dim, rotated_dim = config.integer("qk_nope_head_dim", 128), config.integer("qk_rope_head_dim", 64)
     # transformers writes the rotated part as head_dim; no head has that size.
-    sized = JsonConfig({**config.values, "head_dim": plain_dim + rotated_dim, "num_key_value_heads": None}, config.where)
+    sized = JsonConfig(
+        {**config.values, "head_dim": plain_dim + rotated_dim, "num_key_value_heads": None}, config.where
+    )
     sizes = read_sizes(sized, positions=4096 if is_v3 else 2048, intermediate=18432 if is_v3 else 11008)
     rotary = read_rotary(config, rotated_dim, sizes.max_position_embeddings)
     size = config.integer("moe_intermediate_size", 2048 if is_v3 else 1407)

@@ -1,4 +1,4 @@
-"""Granite with mixtures of experts: all experts of a layer are one tensor, the gate's rows before the up projection's."""
+"""Granite with mixtures: all experts of a layer are one tensor, the gate's rows before the up projection's."""
 
 from __future__ import annotations
 

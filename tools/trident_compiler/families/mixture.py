@@ -81,9 +81,9 @@ def mixture_feed_forward(parts: Parts[Value], config: MixtureConfig, layer: int,
     result = mixed(parts, config, f"{block}.{config.router}", x, experts_of(parts, config, gate, up, down))
     if config.shared is None:
         return result
-    names = (f"{block}.{config.shared}.{name}" for name in config.projections)
-    bias, size = config.shared_bias, config.shared_size
-    shared = parts.gated(x, *names, config.activation, inner_size=size, bias=bias)
+    gate_name, up_name, down_name = (f"{block}.{config.shared}.{name}" for name in config.projections)
+    size, bias = config.shared_size, config.shared_bias
+    shared = parts.gated(x, gate_name, up_name, down_name, config.activation, inner_size=size, bias=bias)
     if config.shared_gate is not None:
         opened = parts.whole(x, f"{block}.{config.shared_gate}", 1, config.hidden_size, exact=True)
         shared = parts.net.multiply(shared, parts.net.activation(opened, Activation.SIGMOID))
@@ -121,7 +121,9 @@ def gating(net: Ops[Value], activation: Activation) -> Gating[Value]:
     return lambda gate, up: net.multiply(net.activation(gate, activation), up)
 
 
-def read_routing_size(config: JsonConfig, num_experts: str, num_chosen: str, default: tuple[int, int]) -> tuple[int, int]:
+def read_routing_size(
+    config: JsonConfig, num_experts: str, num_chosen: str, default: tuple[int, int]
+) -> tuple[int, int]:
     """Return how many experts there are, and how many of them a token has.
 
     Args:

@@ -8,8 +8,8 @@ checkpoint, and knows no compiler.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -92,12 +92,14 @@ class Outline:
         layers: the attention of each layer.
         layer_features: numbers that one token's way through the largest layer computes, all of them together.
         features: what the network needs of an engine beyond the ordinary.
+        shares: stack of experts, by its name -> the share of them that one token has.
     """
 
     weights: tuple[WeightUse, ...]
     layers: tuple[AttentionShape, ...]
     layer_features: int
     features: tuple[Feature, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_tied(self) -> bool:
@@ -108,6 +110,11 @@ class Outline:
     def size(self, *roles: Role) -> int:
         """Return how many numbers the tensors of some roles hold."""
         return sum(use.size for use in self.weights if use.role in roles)
+
+    def active_size(self, *roles: Role) -> int:
+        """Return how many of those numbers one token is computed with: of experts, its share."""
+        sizes = (use.size * self.shares.get(use.name, 1.0) for use in self.weights if use.role in roles)
+        return round(sum(sizes))
 
     def check_division(self, num_ranks: int) -> None:
         """Refuse a number of devices, 1 or more, that cannot share the network.
@@ -138,7 +145,7 @@ def outline(write: Callable[[Ops[Shape], Weights], Shape]) -> Outline:
     net, weights = _ShapeOps(), _RecordedWeights()
     write(net, weights)
     features = dict.fromkeys([*(feature for layer in net.layers for feature in layer.features), *net.features])
-    return Outline(tuple(weights.uses), tuple(net.layers), net.layer_features, tuple(features))
+    return Outline(tuple(weights.uses), tuple(net.layers), net.layer_features, tuple(features), net.shares)
 
 
 class _RecordedWeights:
@@ -193,6 +200,7 @@ class _ShapeOps:
     def __init__(self) -> None:
         self.layers: list[AttentionShape] = []
         self.features: list[Feature] = []
+        self.shares: dict[str, float] = {}
         #: Numbers computed before the first attention, between attentions, and after the last.
         self._computed_between: list[int] = [0]
         self._is_layer = True
@@ -286,6 +294,8 @@ class _ShapeOps:
         assert experts.gate.shape == experts.up.shape == (routing.num_experts, inner, *x)
         assert experts.down.shape == (routing.num_experts, *x, inner)
         self.features.append(Feature.EXPERTS)
+        for stack in (experts.gate, experts.up, experts.down):
+            self.shares[stack.name] = routing.num_chosen / routing.num_experts
         # Each chosen expert has a gate, an up projection, what comes of them, and its output.
         self._computed((routing.num_chosen * (2 * inner + x[0]),))
         gating((inner,), (inner,))

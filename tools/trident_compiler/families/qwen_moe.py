@@ -29,8 +29,7 @@ def read_qwen2_moe_config(config: JsonConfig) -> MixtureConfig:
         # Every second one of the first layers; the key's name says the opposite of what it does.
         most = config.integer("max_window_layers", 28, least=0)
         kinds = tuple(
-            "full_attention" if layer % 2 or layer >= most else "sliding_attention"
-            for layer in range(sizes.num_layers)
+            "full_attention" if layer % 2 or layer >= most else "sliding_attention" for layer in range(sizes.num_layers)
         )
         windows = read_windows(config, sizes.num_layers, 4096, kinds)
     return MixtureConfig(

@@ -12,40 +12,72 @@ from typing import Any
 
 from trident_compiler.checkpoint.foreign_configs import check_config
 from trident_compiler.checkpoint.json_config import JsonConfig
+from trident_compiler.families.bloom import BLOOM
 from trident_compiler.families.cohere import COHERE
 from trident_compiler.families.deepseek import DEEPSEEK
 from trident_compiler.families.exaone4 import EXAONE4
+from trident_compiler.families.falcon import FALCON
 from trident_compiler.families.family import Decoder, Family
 from trident_compiler.families.gemma import GEMMA
 from trident_compiler.families.glm import GLM
+from trident_compiler.families.gpt2 import GPT2
+from trident_compiler.families.gpt_neo import GPT_NEO
+from trident_compiler.families.gpt_neox import GPT_NEOX
 from trident_compiler.families.gpt_oss import GPT_OSS
+from trident_compiler.families.gptj import GPTJ
 from trident_compiler.families.granite import GRANITE
 from trident_compiler.families.granite_moe import GRANITE_MOE
 from trident_compiler.families.hunyuan import HUNYUAN
+from trident_compiler.families.jais2 import JAIS2
 from trident_compiler.families.llama import LLAMA
 from trident_compiler.families.mixtral import MIXTRAL
+from trident_compiler.families.mpt import MPT
+from trident_compiler.families.nanochat import NANOCHAT
+from trident_compiler.families.nemotron import NEMOTRON
 from trident_compiler.families.olmo import OLMO
+from trident_compiler.families.opt import OPT
+from trident_compiler.families.persimmon import PERSIMMON
+from trident_compiler.families.phi import PHI
+from trident_compiler.families.phi3 import PHI3
 from trident_compiler.families.qwen_moe import OLMOE, QWEN2_MOE, QWEN3_MOE
 from trident_compiler.families.smollm3 import SMOLLM3
+from trident_compiler.families.stablelm import STABLELM
+from trident_compiler.families.starcoder2 import STARCODER2
 
 #: Every family; the first that has a model type wins.
 FAMILIES: tuple[Family[Any], ...] = (
+    BLOOM,
     COHERE,
     DEEPSEEK,
     EXAONE4,
+    FALCON,
     GEMMA,
     GLM,
+    GPT2,
+    GPTJ,
+    GPT_NEO,
+    GPT_NEOX,
     GPT_OSS,
     GRANITE,
     GRANITE_MOE,
     HUNYUAN,
+    JAIS2,
     LLAMA,
     MIXTRAL,
+    MPT,
+    NANOCHAT,
+    NEMOTRON,
     OLMO,
     OLMOE,
+    OPT,
+    PERSIMMON,
+    PHI,
+    PHI3,
     QWEN2_MOE,
     QWEN3_MOE,
     SMOLLM3,
+    STABLELM,
+    STARCODER2,
 )
 
 

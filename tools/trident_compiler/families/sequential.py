@@ -218,9 +218,11 @@ def _rotated_heads(
 
 def _head_scale(
     parts: Parts[Value], config: SequentialConfig, name: str, num_heads: int, order: npt.NDArray[np.intp] | None
-) -> Weight:
+) -> Weight | None:
     """The scale of a norm of single heads."""
     tensor, size, norms = f"{name}.weight", config.head_dim, config.head_norms
+    if not config.norm.has_scale:
+        return None
     if norms is None or norms.scale is HeadScale.SHARED:
         return parts.weights.vector(TensorPart(tensor, (size,), rows=order), size, plus=config.norm.plus)
     shape = (num_heads, size)
@@ -228,7 +230,7 @@ def _head_scale(
     return parts.weights.stacked_vector(sources, size, Role.HEAD_VECTORS)
 
 
-def _normed_heads(parts: Parts[Value], config: SequentialConfig, heads: Value, scale: Weight) -> Value:
+def _normed_heads(parts: Parts[Value], config: SequentialConfig, heads: Value, scale: Weight | None) -> Value:
     norm = config.norm
     if norm.is_rms:
         return parts.net.rms_norm(heads, scale, norm.epsilon)

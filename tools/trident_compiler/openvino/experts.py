@@ -1,6 +1,6 @@
-"""A mixture of experts in OpenVINO: how tokens choose experts, and the two forms in which the chosen ones are computed.
+"""A mixture of experts in OpenVINO: the two forms in which the experts that tokens have chosen are computed.
 
-Owns the routing, both forms, and the choice between them. Few experts are branched: each lies in a branch of its own,
+Owns both forms, and the choice between them. Few experts are branched: each lies in a branch of its own,
 which is not entered when no token has chosen it, and which computes all that have with one product. Many are gathered:
 the graph computes every expert for every token, in the very pattern that the CPU plugin replaces by products with the
 chosen experts alone. Never makes a constant of a weight: it is given what does.
@@ -16,7 +16,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 
-from trident_compiler.families.words import Experts, Gating, Routing, Scoring
+from trident_compiler.families.words import Experts, Gating
+from trident_compiler.weights.formats import BF16
 from trident_compiler.weights.weights import Weight
 
 Node = Any  # openvino's Python classes come without usable types
@@ -42,36 +43,34 @@ class ExpertWeights:
     vector: Callable[[Weight], Node]
 
 
-def mixture(
-    x: Node, logits: Node, routing: Routing, experts: Experts, gating: Gating[Node], weights: ExpertWeights
-) -> Node:
-    """Return the weighted sum of the outputs of each token's chosen experts, `[T, 1, hidden]`.
+def mixture(x: Node, table: Node, experts: Experts, gating: Gating[Node], weights: ExpertWeights) -> Node:
+    """Return the weighted sum of the outputs of each token's experts, `[T, 1, hidden]`.
 
     Args:
         x: `[T, 1, hidden]`.
-        logits: `[T, 1, experts]`.
-        routing: how experts are chosen by them, and weighted.
+        table: the weight of each expert for each token, `[T, experts]`, as `route` makes it.
         experts: the weights of their feed-forwards.
         gating: makes the input of the down projection.
         weights: makes constants of weights.
     """
     hidden = experts.down.shape[1]
     flat = ops.reshape(x, _ints([-1, hidden]), special_zero=False)
-    shares, chosen = _route(ops.reshape(logits, _ints([-1, routing.num_experts]), special_zero=False), routing, weights)
-    num_tokens = ops.gather(ops.shape_of(flat, "i32"), _ints([0]), _int(0))
-    nothing = ops.broadcast(_float(0), ops.concat([num_tokens, _ints([routing.num_experts])], 0))
-    table = ops.scatter_elements_update(nothing, chosen, shares, _int(1))
     form = _gathered if is_gathered(experts, gating) else _branched
     return ops.reshape(form(flat, table, experts, gating, weights), _ints([-1, 1, hidden]), special_zero=False)
 
 
 def is_gathered(experts: Experts, gating: Gating[Node]) -> bool:
-    """Return whether experts are computed by gathered products; otherwise they are branched."""
+    """Return whether experts are computed by gathered products; otherwise they are branched.
+
+    Weights in bfloat16 are those of a computation in float32, for which gathered products would keep them twice as
+    float32, four times their size, and are hardly faster.
+    """
+    if experts.gate.shape[0] <= MOST_BRANCHED or experts.gate.format == BF16:
+        return False
     gate, up = ops.parameter([-1, 1], np.float32), ops.parameter([-1, 1], np.float32)
     gate.set_friendly_name("gate")
     up.set_friendly_name("up")
-    pattern = _SWISH if experts.gate_bias is None else _CLAMPED_SWISH
-    return experts.gate.shape[0] > MOST_BRANCHED and _expression(gating(gate, up)) == pattern
+    return _expression(gating(gate, up)) == (_SWISH if experts.gate_bias is None else _CLAMPED_SWISH)
 
 
 def _expression(node: Node) -> str:
@@ -80,45 +79,6 @@ def _expression(node: Node) -> str:
         return str(node.get_friendly_name()) if kind == "Parameter" else "number"
     inputs = (_expression(node.input_value(index).get_node()) for index in range(node.get_input_size()))
     return f"{kind}({','.join(sorted(inputs))})"
-
-
-def _route(logits: Node, routing: Routing, weights: ExpertWeights) -> tuple[Node, Node]:
-    """Return the weights of each token's chosen experts and their numbers, `[T, chosen]`, of logits `[T, experts]`."""
-    if routing.scoring is Scoring.SOFTMAX:
-        scores = ops.softmax(logits, 1)
-    else:
-        scores = ops.sigmoid(logits) if routing.scoring is Scoring.SIGMOID else logits
-    preferred = scores
-    if routing.choice_bias is not None:
-        preferred = ops.add(preferred, weights.vector(routing.choice_bias))
-    if routing.num_chosen_groups < routing.num_groups:
-        preferred = _of_best_groups(preferred, routing)
-    shares, chosen = _top(preferred, routing.num_chosen)
-    if preferred is not scores:
-        shares = ops.gather_elements(scores, chosen, 1)
-    if routing.scoring is Scoring.SOFTMAX_OF_CHOSEN:
-        shares = ops.softmax(shares, 1)
-    if routing.normalised:
-        total = ops.reduce_sum(shares, _ints([-1]), True)
-        shares = ops.divide(shares, ops.add(total, _float(routing.sum_epsilon)) if routing.sum_epsilon else total)
-    return (shares if routing.factor == 1 else ops.multiply(shares, _float(routing.factor))), chosen
-
-
-def _of_best_groups(scores: Node, routing: Routing) -> Node:
-    """Return scores `[T, experts]` with minus infinity for all experts that are not of a token's best groups."""
-    members = routing.num_experts // routing.num_groups
-    grouped = ops.reshape(scores, _ints([-1, routing.num_groups, members]), special_zero=False)
-    best = ops.reduce_sum(_top(grouped, routing.group_top)[0], _ints([-1]), False)
-    _, chosen = _top(best, routing.num_chosen_groups)
-    marks = ops.broadcast(_float(1), ops.shape_of(chosen, "i32"))
-    mask = ops.scatter_elements_update(ops.multiply(best, _float(0)), chosen, marks, _int(1))
-    kept = ops.select(ops.greater(ops.unsqueeze(mask, _int(2)), _float(0)), grouped, _float(-np.inf))
-    return ops.reshape(kept, _ints([-1, routing.num_experts]), special_zero=False)
-
-
-def _top(scores: Node, count: int) -> tuple[Any, Any]:
-    found = ops.topk(scores, _int(count), -1, "max", "value", index_element_type="i32")
-    return found.output(0), found.output(1)
 
 
 def _gathered(x: Node, table: Node, experts: Experts, gating: Gating[Node], weights: ExpertWeights) -> Node:
@@ -175,27 +135,25 @@ def _branched(x: Node, table: Node, experts: Experts, gating: Gating[Node], weig
     for index in range(num_experts):
         column = ops.reshape(columns.output(index), _ints([-1]), special_zero=False)
         rows = ops.reshape(ops.non_zero(column, "i32"), _ints([-1]), special_zero=False)
-        is_chosen = ops.greater(ops.shape_of(rows, "i32"), _ints([0]))
-        total = _branch(is_chosen, total, x, column, rows, _member(experts, index), gating, weights)
+        total = _branch(total, (x, column, rows), _member(experts, index), gating, weights)
     return total
 
 
 def _branch(
-    is_chosen: Node,
-    total: Node,
-    x: Node,
-    column: Node,
-    rows: Node,
-    expert: Experts,
-    gating: Gating[Node],
-    weights: ExpertWeights,
+    total: Node, inputs: tuple[Node, Node, Node], expert: Experts, gating: Gating[Node], weights: ExpertWeights
 ) -> Node:
-    """Return the total with one expert's weighted outputs added to the rows that have chosen it."""
+    """Return the total with one expert's weighted outputs added to the rows that have chosen it.
+
+    Args:
+        total: `[T, hidden]`.
+        inputs: the tokens `[T, hidden]`, the expert's weight for each of them `[T]`, and the numbers of those rows.
+        expert: its weights.
+        gating: makes the input of the down projection.
+        weights: makes constants of weights.
+    """
     hidden = expert.down.shape[0]
-    shapes = ([-1, hidden], [-1, hidden], [-1], [-1])
-    kinds = (ov.Type.f32, ov.Type.f32, ov.Type.f32, ov.Type.i32)
-    inside, outside = ([ops.parameter(*each) for each in zip(shapes, kinds, strict=True)] for _ in range(2))
-    sum_so_far, tokens, shares, chosen = inside
+    kinds = (([-1, hidden], ov.Type.f32), ([-1, hidden], ov.Type.f32), ([-1], ov.Type.f32), ([-1], ov.Type.i32))
+    sum_so_far, tokens, shares, chosen = inside = [ops.parameter(*kind) for kind in kinds]
     mine = ops.gather(tokens, chosen, _int(0))
     gate, up = (
         _biased(_product(mine, weights.matrix(weight)), bias, weights)
@@ -205,12 +163,13 @@ def _branch(
     weighted = ops.multiply(outputs, ops.unsqueeze(ops.gather(shares, chosen, _int(0)), _int(1)))
     where = ops.broadcast(ops.unsqueeze(chosen, _int(1)), ops.shape_of(weighted, "i32"))
     added = ops.result(ops.scatter_elements_update(sum_so_far, where, weighted, _int(0), "sum"))
-    same = ops.result(outside[0])
-    branch = ops.if_op(is_chosen.output(0))
+    unchanged = ops.parameter(*kinds[0])
+    same = ops.result(unchanged)
+    branch = ops.if_op(ops.greater(ops.shape_of(inputs[2], "i32"), _ints([0])).output(0))
     branch.set_then_body(ov.Model([added], inside, "expert"))
-    branch.set_else_body(ov.Model([same], outside[:1], "nobody's expert"))
-    branch.set_input(total.output(0), inside[0], outside[0])
-    for value, parameter in zip((x, column, rows), inside[1:], strict=True):
+    branch.set_else_body(ov.Model([same], [unchanged], "nobody's expert"))
+    branch.set_input(total.output(0), sum_so_far, unchanged)
+    for value, parameter in zip(inputs, inside[1:], strict=True):
         branch.set_input(value.output(0), parameter, None)
     branch.set_output(added, same)
     return branch

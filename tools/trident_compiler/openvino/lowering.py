@@ -19,6 +19,8 @@ from trident_backend.engine.openvino import attention as openvino_attention
 from trident_backend.engine.openvino import names
 from trident_compiler.checkpoint.rope import Rotary
 from trident_compiler.families.words import Activation, Attention, Experts, Gating, Routing
+from trident_compiler.openvino import experts as openvino_experts
+from trident_compiler.openvino.routing import route
 from trident_compiler.weights import formats
 from trident_compiler.weights.weights import Weight
 
@@ -157,6 +159,8 @@ class OpenVINOLowering:
         return {Activation.RELU: ops.relu, Activation.SIGMOID: ops.sigmoid, Activation.TANH: ops.tanh}[kind](x)
 
     def clamp(self, x: Node, low: float | None, high: float | None) -> Node:
+        if low is not None and high is not None:
+            return ops.clamp(x, low, high)
         most = x if high is None else ops.minimum(x, _float(high))
         return most if low is None else ops.maximum(most, _float(low))
 
@@ -173,7 +177,8 @@ class OpenVINOLowering:
         return ops.add(x, _float(number))
 
     def experts(self, x: Node, logits: Node, routing: Routing, experts: Experts, gating: Gating[Node]) -> Node:
-        raise NotImplementedError
+        weights = openvino_experts.ExpertWeights(self._matrix, self._vector)
+        return openvino_experts.mixture(x, route(logits, routing, self._vector), experts, gating, weights)
 
     def select_rows(self, x: Node) -> Node:
         return _gather(x, self._logit_rows)
@@ -204,7 +209,7 @@ class OpenVINOLowering:
     def _over_last(self, weight: Weight, x: Node) -> Node:
         """A vector of the last axis of x, or one with other numbers for each head of `[T, heads, 1, head_dim]`."""
         vector = self._vector(weight)
-        if len(x.output(0).get_partial_shape()) == 3 or weight.shape[0] == _size(x, 3):
+        if len(x.output(0).get_partial_shape()) == 3 or weight.shape == (_size(x, 3),):
             return vector
         return ops.reshape(vector, _ints([1, _size(x, 1), 1, _size(x, 3)]), special_zero=False)
 
@@ -243,15 +248,15 @@ class OpenVINOLowering:
     def _int4_matrix(self, weight: Weight) -> Node:
         assert weight.scales is not None
         assert weight.zero_points is not None
-        out_size, in_size = weight.shape
-        num_groups = weight.scales.shape[1]
-        values = self._shared(weight.values, [out_size, num_groups, in_size // num_groups], ov.Type.u4)
+        *outer, in_size = weight.shape
+        num_groups = weight.scales.shape[-1]
+        values = self._shared(weight.values, [*outer, num_groups, in_size // num_groups], ov.Type.u4)
         zeros = weight.zero_points.reshape(-1)
         zeros = np.append(zeros, np.zeros(zeros.size % 2, np.uint8))
-        zero_points = self._shared(zeros[0::2] | zeros[1::2] << 4, [out_size, num_groups, 1], ov.Type.u4)
+        zero_points = self._shared(zeros[0::2] | zeros[1::2] << 4, [*outer, num_groups, 1], ov.Type.u4)
         centred = ops.subtract(ops.convert(values, ov.Type.f16), ops.convert(zero_points, ov.Type.f16))
         scaled = ops.multiply(centred, _constant(weight.scales[..., None].astype(np.float16)))
-        return ops.convert(ops.reshape(scaled, _ints([out_size, in_size]), special_zero=False), ov.Type.f32)
+        return ops.convert(ops.reshape(scaled, _ints(list(weight.shape)), special_zero=False), ov.Type.f32)
 
 
 def _size(node: Node, axis: int) -> int:

@@ -76,7 +76,7 @@ def estimated_bytes(
             total += use.size * head / 8 / split
         elif use.role.is_matrix:
             total += use.size * _row_bits(matrix_format, use.row_width(num_devices)) / 8 / split
-        elif use.role in (Role.EXACT, Role.HEADS, Role.POSITIONS):
+        elif use.role in (Role.HEADS, Role.POSITIONS) or (use.role is Role.EXACT and uniform):
             total += use.size * _BITS[BF16] / 8 / split
         else:
             total += use.size * 4 / split

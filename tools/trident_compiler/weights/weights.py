@@ -96,6 +96,7 @@ class WeightSource:
         self._used: dict[str, Weight] = {}
         self._asked: set[str] = set()
         self._skipped: tuple[str, ...] = ()
+        self._skipped_modules: tuple[str, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -104,7 +105,13 @@ class WeightSource:
 
     def matrix(self, source: str | TensorPart, out_size: int, in_size: int, role: Role) -> Weight:
         """Return this device's part of the `[out, in]` weight of a linear layer, in its role's format."""
-        return self._weight(source, (out_size, in_size), self._format_of(role), role.split)
+        weight = self._weight(source, (out_size, in_size), self._format_of(role), role.split)
+        if role is not Role.EXACT or self._uniform or weight.format == FP32:
+            return weight
+        # Behind a few experts' router, OpenVINO's product with 16-bit weights ends the process (seen with 8, by AVX2).
+        exact = replace(weight, format=FP32, values=quantization.to_float32(weight.values))
+        self._used[exact.name] = exact
+        return exact
 
     def stack(self, sources: Sequence[str | TensorPart], out_size: int, in_size: int, role: Role) -> Weight:
         """Return this device's part of several `[out, in]` weights, as one of `[members, out, in]`."""
@@ -152,6 +159,10 @@ class WeightSource:
         """Accept tensors whose names end so without using them."""
         self._skipped += endings
 
+    def skip_module(self, name: str) -> None:
+        """Accept the tensors of a module without using them."""
+        self._skipped_modules += (f"{name}.",)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights handed out."""
@@ -163,7 +174,9 @@ class WeightSource:
         Raises:
             CheckpointError: names the first of them.
         """
-        extra = sorted(name for name in self._tensors if name not in self._asked and not name.endswith(self._skipped))
+        unasked = (name for name in self._tensors if name not in self._asked)
+        skipped = self._skipped, self._skipped_modules
+        extra = sorted(name for name in unasked if not name.endswith(skipped[0]) and not name.startswith(skipped[1]))
         if extra:
             raise CheckpointError(
                 f"{extra[0]}: this tensor ({len(extra)} in all) is not part of the architecture that config.json names"

@@ -2,9 +2,9 @@
 
 Owns the roofline (Williams et al., "Roofline: an insightful visual performance model", CACM 2009): each part of a step
 takes as long as its memory traffic or as its arithmetic, whichever is longer, at the share of the hardware's numbers
-that kernels reach. The linear layers read their weights once a step and compute every token; attention reads the keys
-and values of each sequence's context once a step and visits every pair of a query and a key. Activations are left out.
-Never measures anything.
+that kernels reach. The linear layers read their weights once a step and compute every token, experts those that have
+chosen them; attention reads the keys and values of each sequence's context once a step and visits every pair of a query
+and a key. Activations are left out. Never measures anything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RooflineCost:
     def _linear(self, output: SchedulerOutput) -> float:
         shape = self.shape
         num_products = shape.layer_weights * output.num_tokens + shape.head_weights * output.size.num_rows
-        num_bytes = shape.layer_bytes + shape.head_bytes
+        num_bytes = shape.read_bytes(output.num_tokens) + shape.head_bytes
         return max(2 * num_products / self.flops, num_bytes / self.bandwidth)
 
     def _attention(self, output: SchedulerOutput) -> float:

@@ -81,18 +81,21 @@ def compile_network(network: Any, precision: Precision) -> Any:
     if precision.activation_group:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = precision.activation_group
     openvino_attention.insert(network)
-    _mark_compressed_weights(network)
+    mark_compressed_weights(network)
     return ov.Core().compile_model(network, "CPU", properties)
 
 
-def _mark_compressed_weights(network: Any) -> None:
+def mark_compressed_weights(network: Any) -> None:
     """Tell the plugin that 16-bit constants behind a conversion are compressed weights, to be kept as they are.
 
     Without the mark the plugin computes the same from copies, and a network takes three times its weights. OpenVINO's
-    file format does not keep the mark.
+    file format does not keep the mark. Branches of the network are networks of their own.
     """
     for node in network.get_ops():
-        if node.get_type_name() == "Convert":
+        if node.get_type_name() == "If":
+            mark_compressed_weights(node.get_then_body())
+            mark_compressed_weights(node.get_else_body())
+        elif node.get_type_name() == "Convert":
             source = node.input_value(0)
             if source.get_node().get_type_name() == "Constant" and source.get_element_type() in _HALVES:
                 node.get_rt_info()["decompression_0"] = True

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3, whose attention is absorbed, with experts that are branched and with experts that are gathered."""
+"""DeepSeek-V2 and V3, whose attention is absorbed, with few experts and with many."""
 
 from typing import Any
 
