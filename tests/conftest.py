@@ -1,7 +1,7 @@
 """What holds for every test: an interrupt reaches it, and the processes that it starts; and it computes on one core.
 
-Owns how this process treats signals, how many threads compute in it, and that slowness alone fails no randomized test. Never a fixture: these belong to the folders
-that use them.
+Owns how this process treats signals, how many threads compute in it, and that slowness alone fails no randomized test.
+Never a fixture: these belong to the folders that use them.
 """
 
 from __future__ import annotations
