@@ -193,6 +193,11 @@ def test_read_rotary_longrope_has_other_names_in_old_files(kind: str) -> None:
     assert found.original_positions == 4096
 
 
+def test_read_rotary_refuses_heads_of_an_odd_size() -> None:
+    with pytest.raises(CheckpointError, match="config.json: head_dim = 15: .* even"):
+        read({"head_dim": 15}, head_dim=15)
+
+
 def test_rotary_long_sequences_have_their_own_frequencies() -> None:
     found = read({"rope_parameters": {"rope_type": "longrope", **LONGROPE, **ORIGINAL}})
     assert found.at(8192) is found

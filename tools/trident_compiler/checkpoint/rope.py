@@ -150,6 +150,8 @@ def _rotated(config: JsonConfig, parameters: JsonConfig, head_dim: int, partial:
     share = owner.number(_PART, 1.0 if partial is None else partial)
     if partial is None and share != 1:
         raise owner.refuse(_PART, "rotating a part of each head is not supported for this model type")
+    if share == 1 and head_dim % 2:
+        raise config.refuse("head_dim", f"rotary embedding needs an even head size, not {head_dim}")
     size = int(head_dim * share)
     if share > 1 or size < 2 or size % 2:
         raise owner.refuse(_PART, f"must give an even number of features out of {head_dim}; it gives {size}")
