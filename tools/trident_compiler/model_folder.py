@@ -14,9 +14,11 @@ from typing import Any
 from trident_compiler.checkpoint.end_of_text import EndOfText, read_end_of_text
 from trident_compiler.checkpoint.generation_defaults import not_served, read_generation
 from trident_compiler.checkpoint.json_config import JsonConfig
+from trident_compiler.checkpoint.output_head import check_output_head
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from trident_compiler.families.registry import FAMILIES, Decoder, Family, read_decoder
+from trident_compiler.weights.roles import Role
 from trident_ensemble.contract.errors import CheckpointError
 from trident_ensemble.contract.manifest import Generation
 
@@ -60,9 +62,17 @@ def open_checkpoint(folder: Path, families: Sequence[Family[Any]] = FAMILIES) ->
     model = read_decoder(raw, families)
     generation = JsonConfig.read_optional(folder / "generation_config.json")
     tensors = TensorFiles(folder)
+    _check_head(raw, model, tensors)
     tokenizer = read_tokenizer_files(folder)
     end_of_text = read_end_of_text(
         (raw, generation), (tokenizer.config, tokenizer.ends), tokenizer.tokenizer, model.vocab_size
     )
     defaults = read_generation(generation, end_of_text.ids, model.vocab_size)
     return Checkpoint(folder, model, defaults, end_of_text, tokenizer, tensors, not_served(generation))
+
+
+def _check_head(config: JsonConfig, model: Decoder, tensors: TensorFiles) -> None:
+    outline = model.outline
+    names = [use.name for use in outline.weights]
+    head = next(use.name for use in outline.weights if use.role is Role.HEAD)
+    check_output_head(config, tensors, head, names, tied=outline.is_tied)

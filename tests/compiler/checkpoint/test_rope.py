@@ -194,7 +194,7 @@ def test_read_rotary_longrope_has_other_names_in_old_files(kind: str) -> None:
 
 
 def test_read_rotary_refuses_heads_of_an_odd_size() -> None:
-    with pytest.raises(CheckpointError, match="config.json: head_dim = 15: .* even"):
+    with pytest.raises(CheckpointError, match=r"config\.json: head_dim = 15: .* even"):
         read({"head_dim": 15}, head_dim=15)
 
 

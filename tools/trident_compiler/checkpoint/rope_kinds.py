@@ -86,7 +86,7 @@ def _yarn(scaling: Scaling) -> Scaled:
     """Stretch waves that turn less than `beta_slow` times in the original context, keep those that turn more than
     `beta_fast` times, and blend those between, pair by pair.
 
-    Files of Phi-3's first days call longrope by this name; its lists tell it.
+    Some old files call longrope by this name; its lists tell it.
     """
     if scaling.section.values.get("short_factor") is not None:
         return _longrope(scaling)

@@ -1,7 +1,9 @@
 """A checkpoint's tensors: safetensors files, one or sharded, mapped into memory and checked before use.
 
-Owns the reading of the format; trusts neither offsets, nor names, nor the index. Never copies values and never converts
-them. A mapped tensor costs memory only while its pages are touched, and `release` gives them back.
+Owns the reading of the format; trusts neither offsets, nor names, nor the index. Checkpoints carry buffers of all types
+that no network needs, so that a tensor whose numbers are not read is refused only when it is asked for. Never copies
+values and never converts them. A mapped tensor costs memory only while its pages are touched, and `release` gives them
+back.
 """
 
 from __future__ import annotations
@@ -17,12 +19,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trident_compiler.checkpoint.pickles import pickle_advice
 from trident_ensemble.contract.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MOST_NAMED = 5
 _NUMPY_TYPES: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+#: The format's types of whole bytes whose numbers are not read, and the bytes of one.
+_OTHER_TYPES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16"), 2),
+    **dict.fromkeys(("U32", "I32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,9 @@ class StoredTensor:
 
     Args:
         name: as the checkpoint spells it.
-        dtype: BF16, F16 or F32; BF16 values are seen as the uint16 of their bits.
-        values: read-only view of the mapped file.
+        dtype: as the file calls it.
+        values: read-only view of the mapped file; BF16 ones as the uint16 of their bits. Of tensors whose type is
+            neither BF16, nor F16, nor F32 the bytes, `[n]`; nobody is handed one.
         file: where it is mapped.
         begin: first byte in the file.
     """
@@ -53,7 +65,7 @@ class StoredTensor:
 
 
 class TensorFiles(Mapping[str, StoredTensor]):
-    """Every tensor of a checkpoint folder, by name."""
+    """Every tensor of a checkpoint folder, by name; those whose numbers are not read raise when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         """Map the folder's files and check their headers.
@@ -73,7 +85,10 @@ class TensorFiles(Mapping[str, StoredTensor]):
             raise CheckpointError(f"{INDEX_FILE}: {missing[0]!r} is not in {expected and expected[missing[0]]}")
 
     def __getitem__(self, name: str) -> StoredTensor:
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        if tensor.dtype not in _NUMPY_TYPES:
+            raise CheckpointError(f"{name}: dtype {tensor.dtype} is not supported; {', '.join(_NUMPY_TYPES)} are")
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -81,10 +96,57 @@ class TensorFiles(Mapping[str, StoredTensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.values.nbytes for tensor in self._tensors.values())
+
+    @property
+    def matrix_dtypes(self) -> frozenset[str]:
+        """The types of the matrices that can be read."""
+        matrices = (tensor for tensor in self._tensors.values() if tensor.values.ndim == 2)
+        return frozenset(tensor.dtype for tensor in matrices)
+
+
+class PrefixedTensors(Mapping[str, StoredTensor]):
+    """The tensors of a checkpoint under the names of a whole model, also where the bare base model was saved.
+
+    transformers saves a base model without the prefix that it has as a part of a language model, and reads such a file
+    as the whole. It is told by its names: none of them begins with the prefix. Iteration yields the names of the file.
+
+    Args:
+        tensors: as stored.
+        prefix: begins all names of the base model, such as `model.`.
+    """
+
+    def __init__(self, tensors: TensorFiles, prefix: str) -> None:
+        self._tensors = tensors
+        self._absent = prefix if prefix and not any(name.startswith(prefix) for name in tensors) else ""
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name.removeprefix(self._absent)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.removeprefix(self._absent) in self._tensors
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together."""
+        return self._tensors.num_bytes
+
+    @property
+    def matrix_dtypes(self) -> frozenset[str]:
+        """The types of the matrices that can be read."""
+        return self._tensors.matrix_dtypes
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
@@ -93,12 +155,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         return None
     index = folder / INDEX_FILE
     if not index.is_file():
-        legacy = next((path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)), None)
-        advice = (
-            f"{legacy} is a pickle, which can run code and is not read; convert the checkpoint to safetensors"
-            if legacy
-            else f"the folder must hold {SINGLE_FILE} or {INDEX_FILE}"
-        )
+        advice = pickle_advice(folder, SINGLE_FILE) or f"the folder must hold {SINGLE_FILE} or {INDEX_FILE}"
         raise CheckpointError(f"{folder}: no safetensors: {advice}")
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -110,6 +167,12 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             raise CheckpointError(
                 f"{INDEX_FILE}: weight_map names {name!r}, which is no safetensors file of the folder"
             )
+    absent = sorted({name for name in files.values() if not (folder / name).is_file()})
+    if absent:
+        named = ", ".join(absent[:_MOST_NAMED]) + (", ..." if len(absent) > _MOST_NAMED else "")
+        raise CheckpointError(
+            f"{INDEX_FILE}: {len(absent)} of its {len(set(files.values()))} files are not in the folder: {named}"
+        )
     return files
 
 
@@ -138,15 +201,22 @@ def _read(path: Path) -> Iterator[StoredTensor]:
     start, position = 8 + header_bytes, 0
     for begin, end, name, entry in entries:
         dtype, shape = entry.get("dtype"), entry.get("shape")
-        if dtype not in _NUMPY_TYPES:
-            raise CheckpointError(f"{path.name}: {name}: dtype {dtype!r} is not supported; BF16, F16 and F32 are")
+        if not isinstance(dtype, str):
+            raise CheckpointError(f"{path.name}: {name}: dtype {dtype!r} is not one")
         if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
             raise CheckpointError(f"{path.name}: {name}: shape {shape!r} is not one")
-        item = np.dtype(_NUMPY_TYPES[dtype])
-        if begin != position or end - begin != math.prod(shape) * item.itemsize or end > len(file) - start:
+        num_bytes, item_bytes = end - begin, _item_bytes(dtype)
+        fits = item_bytes is None or num_bytes == math.prod(shape) * item_bytes
+        if begin != position or not fits or num_bytes < 0 or end > len(file) - start:
             raise CheckpointError(
                 f"{path.name}: {name}: data_offsets {begin}..{end} do not fit shape {shape} in the file"
             )
         position = end
-        values = np.frombuffer(file, item, math.prod(shape), start + begin).reshape(shape)
-        yield StoredTensor(name, dtype, values, file, start + begin)
+        item = np.dtype(_NUMPY_TYPES.get(dtype, np.uint8))
+        values = np.frombuffer(file, item, num_bytes // item.itemsize, start + begin)
+        yield StoredTensor(name, dtype, values.reshape(shape) if dtype in _NUMPY_TYPES else values, file, start + begin)
+
+
+def _item_bytes(dtype: str) -> int | None:
+    """Return the bytes of one number; None for types below a byte and for those that are not known."""
+    return np.dtype(_NUMPY_TYPES[dtype]).itemsize if dtype in _NUMPY_TYPES else _OTHER_TYPES.get(dtype)

@@ -20,7 +20,7 @@ from trident_compiler.weights.roles import Role
 _MAX_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 LLAMA_TYPES = tuple(_MAX_POSITIONS)
 _MAX_LAYERS = 1024
-_UNSUPPORTED = ("quantization_config", "num_experts", "num_local_experts", "layer_norm_eps", "multi_query")
+_UNSUPPORTED = ("num_experts", "num_local_experts", "layer_norm_eps", "multi_query")
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 #: A buffer of old checkpoints that follows from the configuration.
 _FREQUENCIES = ".rotary_emb.inv_freq"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
+from trident_compiler.checkpoint.foreign_configs import check_config
 from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.families.llama import LLAMA_TYPES, llama, read_llama_config
 from trident_compiler.families.ops import Ops, Value, Weights
@@ -129,9 +130,6 @@ def read_decoder(config: JsonConfig, families: Sequence[Family[Any]] = FAMILIES)
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
     """
-    model_type = config.values.get("model_type")
-    for family in families:
-        if isinstance(model_type, str) and model_type in family.model_types:
-            return Decoder(model_type, family, family.read_config(config))
-    known = ", ".join(name for family in families for name in family.model_types)
-    raise config.refuse("model_type", f"not supported; {known} are")
+    model_type = check_config(config, [name for family in families for name in family.model_types])
+    family = next(family for family in families if model_type in family.model_types)
+    return Decoder(model_type, family, family.read_config(config))

@@ -161,8 +161,8 @@ def _precision(checkpoint: Checkpoint, compute: str, weight_format: str | None, 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:
     """Return the dtype of the matrices: F32 or F16 where all are so, BF16 where any is or they differ."""
-    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
-    return stored.pop() if len(stored) == 1 else "BF16"
+    stored = checkpoint.tensors.matrix_dtypes
+    return next(iter(stored)) if len(stored) == 1 else "BF16"
 
 
 def computes_bf16() -> bool:

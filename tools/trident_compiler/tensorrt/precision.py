@@ -31,8 +31,7 @@ def tensorrt_precision(
     """
     gpu = sm_target(capability)
     if compute is None:
-        stored = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.values.ndim == 2}
-        compute = FP16 if stored == {"F16"} or capability < _FIRST_BF16 else BF16
+        compute = FP16 if checkpoint.tensors.matrix_dtypes == {"F16"} or capability < _FIRST_BF16 else BF16
     if compute not in _KV_FORMATS:
         raise BuildError(
             f"--precision {compute}: TensorRT computes in bf16 or fp16; --engine openvino computes in fp32"

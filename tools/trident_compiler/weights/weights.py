@@ -164,7 +164,7 @@ class WeightSource:
             raise CheckpointError(
                 f"{name}: its shape is {list(stored.values.shape)}, config.json asks for {list(shape)}"
             )
-        self._asked.add(name)
+        self._asked.add(stored.name)
         return stored
 
     def _part_name(self, name: str, split: Split | None) -> str:
