@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from trident_backend.engine.tensorrt.names import ALIGNMENT
-from trident_compiler.compiler import Progress, SourceOf, WeightFormats
+from trident_compiler.compiler import Progress, SourceOf, WeightFormats, describe_matrices, weights_of
 from trident_compiler.families.outline import AttentionShape
 from trident_compiler.families.registry import Decoder
 from trident_compiler.model_folder import Checkpoint
@@ -95,13 +95,13 @@ class TensorRTCompiler:
         self.memory = built_for.memory
         self.num_devices = built_for.num_devices
 
-    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+    def precision(self, opened: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
         """Return the number formats, as `tensorrt_precision` resolves them."""
-        return tensorrt_precision(checkpoint, compute, weight_format, self._target.capability)
+        return tensorrt_precision(opened, compute, weight_format, self._target.capability)
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
+    def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan, after TensorRT has compiled the checkpoint's attention as a trial."""
-        outline = checkpoint.model.outline
+        outline = opened.model.outline
         outline.check_division(self.num_devices)
         # One token's keys, or its values, in one layer's cache of 16 bits.
         row_bytes = [layer.num_kv_heads // self.num_devices * layer.head_dim * 2 for layer in outline.layers]
@@ -109,16 +109,20 @@ class TensorRTCompiler:
             weights_bytes=estimated_bytes(
                 outline.weights, self.formats(precision).matrix, uniform=True, num_devices=self.num_devices
             ),
-            fixed_bytes=_FIXED_BYTES + _sampling_bytes(checkpoint.model.vocab_size),
-            step_token_bytes=_step_token_bytes(checkpoint.model),
+            fixed_bytes=_FIXED_BYTES + _sampling_bytes(opened.model.vocab_size),
+            step_token_bytes=_step_token_bytes(opened.model),
             position_bytes=2 * sum(row_bytes),
             multiple=math.lcm(*(ALIGNMENT // math.gcd(ALIGNMENT, num_bytes) for num_bytes in row_bytes)),
-            max_position_embeddings=checkpoint.model.max_position_embeddings,
+            max_position_embeddings=opened.model.max_position_embeddings,
         )
         plan = make_slot_plan(wanted, needs, self._target.free_bytes)
         for layer in _kinds(outline.layers):
             self._probe(layer, precision)
         return plan
+
+    def describe_weights(self, opened: Checkpoint, precision: Precision) -> str:
+        """Return the formats of the weights, for people."""
+        return describe_matrices(opened, precision, self.formats(precision).matrix, self.num_devices)
 
     def formats(self, precision: Precision) -> WeightFormats:
         """Return how the weights come, as `WeightFormats`."""
@@ -128,14 +132,14 @@ class TensorRTCompiler:
     def write(
         self,
         folder: Path,
-        model: Decoder,
-        source_of: SourceOf,
+        opened: Checkpoint,
         *,
         precision: Precision,
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
         """Write the model's plans, and those of sampling."""
+        model, source_of = opened.model, weights_of(opened, self.formats(precision), progress)
         self.write_network(folder, model, source_of, precision=precision, plan=plan, progress=progress)
         self.write_sampling(folder / layout.SAMPLING_FOLDER, model.vocab_size, plan.max_num_tokens, progress)
 

@@ -36,12 +36,24 @@ class LayerAttention:
         head_dim: size of a head.
         scale: factor on the products of query and key.
         sliding_window: how many tokens a token attends to, itself included; 0 for all.
+        v_head_dim: size of a head of values; 0 for that of keys.
+        alibi_slopes: of each query head: a score gets slope times (position of the key - position of the query); empty
+            for none. The operation ignores them where there is a sliding window.
+        sinks: of each query head: a score that takes part in the softmax and has no value; empty for none.
     """
 
     num_kv_heads: int
     head_dim: int
     scale: float
     sliding_window: int
+    v_head_dim: int = 0
+    alibi_slopes: tuple[float, ...] = ()
+    sinks: tuple[float, ...] = ()
+
+    @property
+    def value_size(self) -> int:
+        """Size of a head of values."""
+        return self.v_head_dim or self.head_dim
 
 
 @dataclass(frozen=True)
@@ -66,10 +78,10 @@ def cut(layer: int, query: Node, key: Node, value: Node, attention: LayerAttenti
         layer: its number, from 0.
         query: `[T, heads * head_dim]`.
         key: `[T, kv_heads * head_dim]`.
-        value: `[T, kv_heads * head_dim]`.
+        value: `[T, kv_heads * v_head_dim]`.
         attention: what will be inserted.
     """
-    width = query.output(0).get_partial_shape()[1].get_length()
+    width = query.output(0).get_partial_shape()[1].get_length() // attention.head_dim * attention.value_size
     nodes = ((names.QUERY, query), (names.KEY, key), (names.VALUE, value))
     results = tuple(_named_result(node, f"{name}.{layer}") for name, node in nodes)
     attended = _parameter(f"{names.ATTENTION_OUTPUT}.{layer}", [-1, width], ov.Type.f32)
@@ -117,12 +129,12 @@ def _paged_attention(leading: list[Node], context: Node, attention: LayerAttenti
         *leading,
         _constant(attention.scale, np.float32),
         _constant(attention.sliding_window, np.int32),
-        no_floats,  # alibi slopes
+        _constant(list(attention.alibi_slopes), np.float32),
         context,
         no_ints,  # score aggregation window
         *(no_ints, no_ints, no_floats),  # cache rotation
         *(no_floats, zero, zero),  # sparse attention
-        no_floats,  # sinks
+        _constant([[[[sink]] for sink in attention.sinks]] if attention.sinks else [], np.float32),
         *(zero, no_ints, no_ints, no_ints),  # cache eviction
         no_ints,  # token types
         *(_constant([], np.uint8), no_ints),  # query-query bias
@@ -130,7 +142,7 @@ def _paged_attention(leading: list[Node], context: Node, attention: LayerAttenti
     node = _PagedAttentionExtension([value if isinstance(value, ov.Output) else value.output(0) for value in inputs])
     information = node.get_rt_info()
     information["num_k_heads"] = information["num_v_heads"] = attention.num_kv_heads
-    information["k_head_size"] = information["v_head_size"] = attention.head_dim
+    information["k_head_size"], information["v_head_size"] = attention.head_dim, attention.value_size
     return node
 
 
@@ -145,5 +157,5 @@ def _parameter(name: str, shape: list[int], kind: Any) -> Node:
     return parameter
 
 
-def _constant(value: float | list[int], kind: Any) -> Node:
+def _constant(value: Any, kind: Any) -> Node:
     return ops.constant(np.array(value, kind))
