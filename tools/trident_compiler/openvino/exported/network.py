@@ -95,13 +95,19 @@ def convert_exported(folder: Path) -> ExportedNetwork:
     logits = _select_rows(model, rows)
     layers, placeholders = [], []
     for index, operation in enumerate(_attentions(model, inputs)):
-        sources = [operation.input_value(number) for number in (_QUERY, _KEY, _VALUE)]
         attention = _layer_attention(operation, index)
-        query, key, value = (ops.reshape(each, _ints([-1, _width(each)]), special_zero=False) for each in sources)
+        sizes = (
+            _query_size(operation),
+            *(attention.num_kv_heads * size for size in (attention.head_dim, attention.value_size)),
+        )
+        query, key, value = (
+            ops.reshape(operation.input_value(number), _ints([-1, size]), special_zero=False)
+            for number, size in zip((_QUERY, _KEY, _VALUE), sizes, strict=True)
+        )
         placeholder = openvino_attention.cut(index, query, key, value, attention)
         operation.output(0).replace(placeholder.output.output(0))
         placeholders.append(placeholder)
-        layers.append(QueryAttention(_width(sources[0]), attention))
+        layers.append(QueryAttention(sizes[0], attention))
     for name in _STEP_INPUTS:
         users = {target.get_node().get_type_name() for target in inputs[name].output(0).get_target_inputs()}
         if users - {_ATTENTION}:
@@ -130,6 +136,14 @@ def _attentions(model: Any, inputs: dict[str, Node]) -> list[Node]:
     if unknown := set(inputs) - known - caches:
         raise _refuse(f"its input {min(unknown)} is not one that a server has")
     return ordered
+
+
+def _query_size(operation: Node) -> int:
+    """Return the features of all query heads: the operation's own input may have lost how many they are."""
+    heads = operation.input_value(_QUERY).get_node().input_value(0).get_partial_shape()
+    if len(heads) != 4 or heads[2].is_dynamic or heads[3].is_dynamic:
+        raise _refuse(f"the heads of the queries of {operation.get_friendly_name()} are not known before a step")
+    return int(heads[2].get_length() * heads[3].get_length())
 
 
 def _layer_attention(operation: Node, layer: int) -> openvino_attention.LayerAttention:
