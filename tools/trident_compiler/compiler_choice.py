@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic
 
 from trident_compiler.compiler import EngineCompiler
+from trident_compiler.model_folder import Checkpoint, ExportedModel, Opened
 from trident_compiler.planning.machine import Machine, this_machine
 from trident_compiler.planning.memory_plan import TakenMemory
 from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand
@@ -50,7 +53,7 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class CompilerChoice:
+class CompilerChoice(Generic[Opened]):
     """A compiler, and why it was chosen.
 
     Args:
@@ -59,13 +62,13 @@ class CompilerChoice:
         gpus: those that will serve the engine; none where CPUs will.
     """
 
-    compiler: EngineCompiler
+    compiler: EngineCompiler[Opened]
     why: str
     gpus: tuple[int, ...] = ()
 
 
-def choose_compiler(asked: BuildRequest) -> CompilerChoice:
-    """Return the compiler that was asked for, or the best one for this machine.
+def choose_compiler(asked: BuildRequest) -> CompilerChoice[Checkpoint]:
+    """Return the compiler of checkpoints that was asked for, or the best one for this machine.
 
     Raises:
         BuildError: what was asked for cannot be built here.
@@ -86,7 +89,30 @@ def choose_compiler(asked: BuildRequest) -> CompilerChoice:
     return _tensorrt(asked, here, None)
 
 
-def _openvino(asked: BuildRequest, why: str) -> CompilerChoice:
+def choose_exported_compiler(asked: BuildRequest) -> CompilerChoice[ExportedModel]:
+    """Return the compiler of networks that were exported to OpenVINO, which is OpenVINO.
+
+    Raises:
+        BuildError: another was asked for.
+    """
+    why = "the model was exported to OpenVINO"
+    if asked.engine == TENSORRT:
+        raise BuildError(f"--engine tensorrt: {why}, and is built by it alone; build from the original checkpoint")
+    machine = _cpus(asked, why)
+    with _installed():
+        from trident_compiler.openvino.exported.compiler import ExportedCompiler  # noqa: PLC0415
+    return CompilerChoice(ExportedCompiler(machine), why)
+
+
+def _openvino(asked: BuildRequest, why: str) -> CompilerChoice[Checkpoint]:
+    machine = _cpus(asked, why)
+    with _installed():
+        from trident_compiler.openvino.compiler import OpenVINOCompiler  # noqa: PLC0415
+    return CompilerChoice(OpenVINOCompiler(machine), why)
+
+
+def _cpus(asked: BuildRequest, why: str) -> Machine:
+    """Return this machine, less the memory that is left to others; refuse what is asked of GPUs."""
     for option, value in (
         ("--compute-capability", asked.capability),
         ("--gpu", asked.gpus),
@@ -97,22 +123,21 @@ def _openvino(asked: BuildRequest, why: str) -> CompilerChoice:
         if value:
             raise BuildError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
     machine = this_machine()
-    return CompilerChoice(
-        _openvino_compiler(replace(machine, free_bytes=max(0, machine.free_bytes - asked.taken.cpu))), why
-    )
+    return replace(machine, free_bytes=max(0, machine.free_bytes - asked.taken.cpu))
 
 
-def _openvino_compiler(machine: Machine) -> EngineCompiler:
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Say how to install OpenVINO where an import of it fails."""
     try:
-        from trident_compiler.openvino.compiler import OpenVINOCompiler  # noqa: PLC0415
+        yield
     except ModuleNotFoundError as error:
         if error.name != OPENVINO:
             raise
         raise BuildError("--engine openvino: it is not installed; pip install 'trident-llm[openvino]'") from None
-    return OpenVINOCompiler(machine)
 
 
-def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoice:
+def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoice[Checkpoint]:
     """Return TensorRT's compiler; without a reason `why` the GPU that is built for is the reason."""
     from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 

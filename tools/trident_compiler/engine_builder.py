@@ -1,4 +1,4 @@
-"""Builds an engine folder from a checkpoint.
+"""Builds an engine folder from the folder of a model.
 
 Owns the order of the work: tokenizer, token table, weights, network, and the manifest last. Never decides where the
 folder lies in a repository, never plans, and never prints: it reports to a `Progress`.
@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from trident_compiler.compiler import EngineCompiler, Progress
-from trident_compiler.model_folder import Checkpoint
+from trident_compiler.model_folder import Opened
 from trident_compiler.planning.memory_plan import MemoryPlan
-from trident_compiler.weights.sharding import ShardSpec
-from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.digests import digest_folder
 from trident_ensemble.contract.manifest import (
@@ -31,19 +29,19 @@ from trident_ensemble.text.anchors import anchor_table
 
 
 def build_engine(
-    checkpoint: Checkpoint,
+    opened: Opened,
     folder: Path,
     precision: Precision,
     plan: MemoryPlan,
     *,
-    compiler: EngineCompiler,
+    compiler: EngineCompiler[Opened],
     describe_text: Callable[[Path], None],
     progress: Progress,
 ) -> Manifest:
     """Write a complete engine into an existing, empty folder.
 
     Args:
-        checkpoint: what is built.
+        opened: what is built.
         folder: where.
         precision: as the compiler resolved it.
         plan: as the compiler made it.
@@ -55,36 +53,15 @@ def build_engine(
         CheckpointError: the tensors are not those of the architecture, or the tokenizer cannot be served.
         BuildError: the compiler refuses the network.
     """
-    model = checkpoint.model.served_at(plan.max_seq_len)
+    model = opened.model
     # What is quick comes first: a checkpoint that could not be served is refused before an hour of compiling.
     progress.phase("checking the tokenizer", 0)
-    checkpoint.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
+    opened.tokenizer_files.write(folder / layout.TOKENIZER_FOLDER)
     table = anchor_table(folder / layout.TOKENIZER_FOLDER / layout.TOKENIZER_FILE, model.vocab_size)
     np.save(folder / layout.TOKEN_TABLE_FILE, table, allow_pickle=False)
     describe_text(folder)
 
-    formats = compiler.formats(precision)
-
-    def source_of(share: ShardSpec) -> WeightSource:
-        progress.phase("preparing weights", checkpoint.tensors.num_bytes)
-        prepared = 0
-
-        def on_weight(num_bytes: int) -> None:
-            nonlocal prepared
-            prepared += num_bytes
-            progress.reached(prepared)
-
-        return WeightSource(
-            checkpoint.tensors,
-            formats.matrix,
-            formats.plain,
-            tied=model.outline.is_tied,
-            uniform=formats.uniform,
-            share=share,
-            on_weight=on_weight,
-        )
-
-    compiler.write(folder, model, source_of, precision=precision, plan=plan, progress=progress)
+    compiler.write(folder, opened, precision=precision, plan=plan, progress=progress)
 
     progress.phase("computing digests", 0)
     manifest = Manifest(
@@ -94,7 +71,7 @@ def build_engine(
         precision=precision,
         kv_cache=KVLayout(plan.block_size, plan.num_blocks, plan.block_bytes, plan.kv_kind),
         compiler=compiler.compiler,
-        generation=checkpoint.generation,
+        generation=opened.generation,
         digests=digest_folder(folder),
         tensor_parallel=compiler.num_devices,
         resident_bytes=plan.resident_bytes,

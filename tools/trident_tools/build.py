@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
+from trident_compiler.compiler_choice import (
+    OPENVINO,
+    TENSORRT,
+    BuildRequest,
+    CompilerChoice,
+    choose_compiler,
+    choose_exported_compiler,
+)
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.families.features import check_features
-from trident_compiler.model_folder import open_checkpoint
+from trident_compiler.model_folder import ExportedModel, Opened, open_model
 from trident_compiler.planning import slot_plan
 from trident_compiler.planning.memory_plan import (
     DEFAULT_CACHE_SHARE,
@@ -53,7 +61,11 @@ from trident_tools.core_options import add_core_options, core_settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder: config.json, *.safetensors, tokenizer.json")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="Hugging Face folder: config.json, tokenizer.json and *.safetensors, or openvino_model.xml",
+    )
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
     )
@@ -157,6 +169,13 @@ def run(args: argparse.Namespace) -> int:
         TridentError: the checkpoint or the repository cannot be used, or the plan does not fit; nothing has been
             changed.
     """
+    opened = open_model(args.checkpoint)
+    if isinstance(opened, ExportedModel):
+        return _build(args, opened, choose_exported_compiler)
+    return _build(args, opened, choose_compiler)
+
+
+def _build(args: argparse.Namespace, opened: Opened, choose: Callable[[BuildRequest], CompilerChoice[Opened]]) -> int:
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     names = ModelNames(args.name)
     served_names = _served_names(args)
@@ -171,7 +190,6 @@ def run(args: argparse.Namespace) -> int:
         max_seq_len=args.max_seq_len,
         cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
     )
-    checkpoint = open_checkpoint(args.checkpoint)
     memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
     asked = BuildRequest(
         engine=args.engine,
@@ -182,26 +200,26 @@ def run(args: argparse.Namespace) -> int:
         attention_lengths=args.attention == "lengths",
         taken=taken_memory(neighbours),
     )
-    choice = choose_compiler(asked)
+    choice = choose(asked)
     compiler = choice.compiler
-    model = checkpoint.model
-    check_features(model.model_type, model.outline.features, compiler.compiler.name, compiler.refusals)
-    precision = compiler.precision(checkpoint, args.precision, args.weights)
+    model = opened.model
+    check_features(model.model_type, model.features, compiler.compiler.name, compiler.refusals)
+    precision = compiler.precision(opened, args.precision, args.weights)
     taken = describe_taken(neighbours, choice.gpus)
     try:
-        plan = compiler.plan(checkpoint, precision, wanted)
+        plan = compiler.plan(opened, precision, wanted)
     except PlanError as error:
         raise PlanError(f"{error}{f'; other models of the repository take {taken}' if taken else ''}") from None
     core = replace(core, gpu=choice.gpus)
     check_limits(core, plan)
-    for name, text in plan_lines(checkpoint, choice, precision, plan, taken):
+    for name, text in plan_lines(opened, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
 
     markers = OutputMarkers()
 
     def describe_text(engine_folder: Path) -> None:
         nonlocal markers
-        findings = check_text(checkpoint, engine_folder)
+        findings = check_text(opened, engine_folder)
         markers = findings.markers
         for name, text in findings.lines:
             console.print(f"{name:<9} {text}", markup=False)
@@ -213,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         engine.mkdir(parents=True)
         with _Bars(console) as bars:
             manifest = build_engine(
-                checkpoint,
+                opened,
                 engine,
                 precision,
                 plan,

@@ -92,6 +92,16 @@ class Decoder:
         """The longest context of the checkpoint, in tokens."""
         return self.config.max_position_embeddings
 
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What the network needs of an engine beyond the ordinary."""
+        return self.outline.features
+
+    @property
+    def rotary_switch(self) -> int | None:
+        """The longest sequences, in tokens, that are rotated one way, where longer ones are rotated another way."""
+        return self.config.rotary_switch
+
     def reduced(self, *, num_layers: int, vocab_size: int, factor: int = 1) -> Decoder:
         """Return a smaller model of the family, as `DecoderConfig.reduced` does."""
         config = self.config.reduced(num_layers=num_layers, vocab_size=vocab_size, factor=factor)

@@ -16,7 +16,7 @@ import numpy as np
 import openvino as ov
 
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
-from trident_compiler.compiler import Progress, SourceOf, WeightFormats
+from trident_compiler.compiler import Progress, WeightFormats, describe_matrices, weights_of
 from trident_compiler.families.family import Decoder
 from trident_compiler.families.words import Attention
 from trident_compiler.model_folder import Checkpoint
@@ -68,32 +68,29 @@ class OpenVINOCompiler:
         self._measure = measure or measure_precisions
         self.compiler = Compiler("openvino", ov.__version__.partition("-")[0])
 
-    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+    def precision(self, opened: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
         """Return the number formats, as `EngineCompiler.precision` says.
 
         Compute is bf16 or fp32, by default the one that is measured to be faster on this machine. Weights are bf16,
         int8 or int4, by default as stored: 16 bits, or fp32 for fp32 tensors computed in fp32.
         """
-        if compute not in {None, "bf16", "fp32"}:
-            raise BuildError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
         if weight_format not in {None, BF16, INT8, INT4}:
             raise BuildError(f"--weights {weight_format}: OpenVINO takes bf16, int8 or int4 on CPUs")
-        if compute == "bf16" and not computes_bf16():
-            raise BuildError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
+        check_compute(compute)
         if compute is not None:
-            return _precision(checkpoint, compute, weight_format, PrecisionChoice("as asked"))
+            return _precision(opened, compute, weight_format, PrecisionChoice("as asked"))
         if not computes_bf16():
             reason = "this CPU cannot compute in bfloat16"
-            return _precision(checkpoint, "fp32", weight_format, PrecisionChoice(reason))
-        exact = _precision(checkpoint, "fp32", weight_format, PrecisionChoice())
-        other = _precision(checkpoint, "bf16", weight_format, PrecisionChoice())
-        trials = self._measure(checkpoint.model, exact, other, _stored_dtype(checkpoint))
+            return _precision(opened, "fp32", weight_format, PrecisionChoice(reason))
+        exact = _precision(opened, "fp32", weight_format, PrecisionChoice())
+        other = _precision(opened, "bf16", weight_format, PrecisionChoice())
+        trials = self._measure(opened.model, exact, other, _stored_dtype(opened))
         chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
         return replace(exact if chosen == exact.compute else other, choice=choice)
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
+    def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan; the cache's geometry is that of compiled probes of the attention."""
-        model = checkpoint.model
+        model = opened.model
         cache = probe_cache(model, precision)
         weights_bytes = estimated_bytes(model.outline.weights, precision.weights)
         needs = MemoryRequirements(
@@ -105,24 +102,22 @@ class OpenVINOCompiler:
         )
         return make_plan(wanted, needs, self._machine.free_bytes)
 
-    def formats(self, precision: Precision) -> WeightFormats:
-        """Return how the weights come, as `WeightFormats`."""
-        return formats_of(precision)
+    def describe_weights(self, opened: Checkpoint, precision: Precision) -> str:
+        """Return the formats of the weights, for people."""
+        return describe_matrices(opened, precision, formats_of(precision).matrix)
 
     def write(
         self,
         folder: Path,
-        model: Decoder,
-        source_of: SourceOf,
+        opened: Checkpoint,
         *,
         precision: Precision,
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
         """Write the network, which takes its precision and its cache when it is loaded."""
-        del precision, plan
-        source = source_of(WHOLE)
-        network = lower(model, source)
+        source = weights_of(opened, formats_of(precision), progress)(WHOLE)
+        network = lower(opened.model.served_at(plan.max_seq_len), source)
         progress.phase("writing the network", source.num_bytes)
         write_network(folder, network, progress.reached)
 
@@ -165,6 +160,18 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
     """Return the dtype of the matrices: F32 or F16 where all are so, BF16 where any is or they differ."""
     stored = checkpoint.tensors.matrix_dtypes
     return next(iter(stored)) if len(stored) == 1 else "BF16"
+
+
+def check_compute(compute: str | None) -> None:
+    """Refuse a computation that CPUs, or this one, cannot do.
+
+    Raises:
+        BuildError: names it.
+    """
+    if compute not in {None, "bf16", "fp32"}:
+        raise BuildError(f"--precision {compute}: OpenVINO computes in bf16 or fp32 on CPUs")
+    if compute == "bf16" and not computes_bf16():
+        raise BuildError("--precision bf16: this CPU cannot compute in bfloat16, which takes AVX-512; use fp32")
 
 
 def computes_bf16() -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trident_compiler.compiler import Progress, SourceOf, WeightFormats
+from trident_compiler.compiler import Progress, SourceOf, WeightFormats, describe_matrices, weights_of
 from trident_compiler.families.family import Decoder
 from trident_compiler.families.outline import AttentionShape
 from trident_compiler.model_folder import Checkpoint
@@ -90,18 +90,22 @@ class TensorRTCompiler:
         self.memory = built_for.memory
         self.num_devices = built_for.num_devices
 
-    def precision(self, checkpoint: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+    def precision(self, opened: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
         """Return the number formats, as `tensorrt_precision` resolves them."""
-        return tensorrt_precision(checkpoint, compute, weight_format, self._target.capability)
+        return tensorrt_precision(opened, compute, weight_format, self._target.capability)
 
-    def plan(self, checkpoint: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
+    def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan, after TensorRT has compiled the checkpoint's attention as a trial."""
-        checkpoint.model.outline.check_division(self.num_devices)
-        needs = slot_needs(checkpoint.model, self.formats(precision).matrix, self.num_devices)
+        opened.model.outline.check_division(self.num_devices)
+        needs = slot_needs(opened.model, self.formats(precision).matrix, self.num_devices)
         plan = make_slot_plan(wanted, needs, self._target.free_bytes)
-        for layer in kinds_of_attention(checkpoint.model.outline.layers):
+        for layer in kinds_of_attention(opened.model.outline.layers):
             self._probe(layer, precision)
         return plan
+
+    def describe_weights(self, opened: Checkpoint, precision: Precision) -> str:
+        """Return the formats of the weights, for people."""
+        return describe_matrices(opened, precision, self.formats(precision).matrix, self.num_devices)
 
     def formats(self, precision: Precision) -> WeightFormats:
         """Return how the weights come, as `WeightFormats`."""
@@ -111,14 +115,14 @@ class TensorRTCompiler:
     def write(
         self,
         folder: Path,
-        model: Decoder,
-        source_of: SourceOf,
+        opened: Checkpoint,
         *,
         precision: Precision,
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
         """Write the model's plans, and those of sampling."""
+        model, source_of = opened.model.served_at(plan.max_seq_len), weights_of(opened, self.formats(precision), progress)
         self.write_network(folder, model, source_of, precision=precision, plan=plan, progress=progress)
         self.write_sampling(folder / layout.SAMPLING_FOLDER, model.vocab_size, plan.max_num_tokens, progress)
 

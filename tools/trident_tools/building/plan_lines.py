@@ -8,33 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trident_compiler.compiler_choice import CompilerChoice
-from trident_compiler.model_folder import Checkpoint
+from trident_compiler.model_folder import ModelFolder, Opened
 from trident_compiler.openvino.precision_trials import DECODE_SEQUENCES, PROMPT_TOKENS
 from trident_compiler.planning.memory_plan import MemoryPlan, size
-from trident_compiler.weights.formats import count_matrices
 from trident_ensemble.contract.manifest import KVKind, Precision, PrecisionChoice
 
 
 def plan_lines(
-    checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision, plan: MemoryPlan, taken: str
+    opened: Opened, choice: CompilerChoice[Opened], precision: Precision, plan: MemoryPlan, taken: str
 ) -> Iterator[tuple[str, str]]:
     """Yield the subject and the text of each line.
 
     Args:
-        checkpoint: what is built.
+        opened: what is built.
         choice: the compiler.
         precision: as the compiler resolved it.
         plan: as the compiler made it.
         taken: what other models take of the memory that was planned with; empty where none does.
     """
-    model, compiler = checkpoint.model, choice.compiler.compiler
+    model, compiler = opened.model, choice.compiler.compiler
     on_cpu = plan.kv_kind is KVKind.BLOCKS
     resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
     parts = "blocks" if on_cpu else "slots"
     target = "this CPU" if on_cpu else compiler.target
     yield "model", f"{model.model_type}, {model.num_layers} layers, vocabulary {model.vocab_size}"
     yield "engine", f"{compiler.name} {compiler.version} for {target}: {choice.why}"
-    weights = _weights(checkpoint, choice, precision)
+    weights = choice.compiler.describe_weights(opened, precision)
     choice_of = precision.choice
     reason = f": {choice_of.reason}" if choice_of.reason else ""
     yield "precision", f"{precision.compute}, {weights}, {precision.kv_cache} KV cache{reason}"
@@ -53,11 +52,11 @@ def plan_lines(
         "limits",
         f"{plan.max_num_seqs} sequences, {plan.max_num_tokens} tokens a step, {plan.max_seq_len} tokens a sequence",
     )
-    yield from _rotary(checkpoint, plan)
-    yield from _end_of_text(checkpoint)
-    if checkpoint.tokenizer_files.converted_from is not None:
-        yield "tokenizer", f"converted from {checkpoint.tokenizer_files.converted_from} by transformers"
-    for setting in checkpoint.not_served:
+    yield from _rotary(opened, plan)
+    yield from _end_of_text(opened)
+    if opened.tokenizer_files.converted_from is not None:
+        yield "tokenizer", f"converted from {opened.tokenizer_files.converted_from} by transformers"
+    for setting in opened.not_served:
         yield "not used", f"{setting} of generation_config.json: not served yet"
 
 
@@ -69,8 +68,8 @@ def _measured(choice: PrecisionChoice) -> str:
     )
 
 
-def _rotary(checkpoint: Checkpoint, plan: MemoryPlan) -> Iterator[tuple[str, str]]:
-    switch = checkpoint.model.config.rotary_switch
+def _rotary(opened: ModelFolder, plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    switch = opened.model.rotary_switch
     if switch is None:
         return
     if plan.max_seq_len > switch:
@@ -80,21 +79,10 @@ def _rotary(checkpoint: Checkpoint, plan: MemoryPlan) -> Iterator[tuple[str, str
         yield "rotary", f"the short factors, as no sequence has more than {switch} tokens"
 
 
-def _end_of_text(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    ends = checkpoint.end_of_text
+def _end_of_text(opened: ModelFolder) -> Iterator[tuple[str, str]]:
+    ends = opened.end_of_text
     tokens = ", ".join(f"{token.token_id} {token.text!r} ({', '.join(token.named_by)})" for token in ends.tokens)
     none = "none: no file names a token that ends the text, so answers end at max_tokens or a stop string alone"
     yield "end", tokens or none
     for text in ends.unknown:
         yield "warning", f"{text} is not a token of the tokenizer, and ends nothing"
-
-
-def _weights(checkpoint: Checkpoint, choice: CompilerChoice, precision: Precision) -> str:
-    compiler = choice.compiler
-    matrix, uses = compiler.formats(precision).matrix, checkpoint.model.outline.weights
-    num_all, num_wider = count_matrices(uses, matrix, compiler.num_devices)
-    text = f"{precision.weights} weights"
-    if not num_wider:
-        return text
-    rows = "rows are" if compiler.num_devices == 1 else "parts of rows are"
-    return f"{text} ({num_wider} of {num_all} matrices in int8: their {rows} no multiple of 32)"

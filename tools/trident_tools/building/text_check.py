@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from trident_backend.guided.vocabulary import read_vocabulary
 from trident_compiler.checkpoint.tokenizer_files import CONFIG_FILE
-from trident_compiler.model_folder import Checkpoint
+from trident_compiler.model_folder import ModelFolder
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, CheckpointError
 from trident_ensemble.contract.layout import TOKENIZER_FILE
@@ -56,7 +56,7 @@ class TextFindings:
     markers: OutputMarkers
 
 
-def check_text(checkpoint: Checkpoint, engine_folder: Path) -> TextFindings:
+def check_text(checkpoint: ModelFolder, engine_folder: Path) -> TextFindings:
     """Load the tokenizer, the chat templates, the detokenizer and the vocabulary of guides as serving does.
 
     The profiles of the templates are written into the engine folder.
@@ -83,7 +83,7 @@ def check_text(checkpoint: Checkpoint, engine_folder: Path) -> TextFindings:
     return TextFindings(tuple(lines), markers)
 
 
-def _load(checkpoint: Checkpoint, folder: Path) -> Any:
+def _load(checkpoint: ModelFolder, folder: Path) -> Any:
     try:
         return open_tokenizer(folder)
     except ArtifactError as error:
@@ -103,7 +103,7 @@ def _load(checkpoint: Checkpoint, folder: Path) -> Any:
     )
 
 
-def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
+def _check_ids(checkpoint: ModelFolder, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
     """Compare the ids of the tokenizer for prompts, of the tokenizer for answers, and of the network."""
     vocab_size = checkpoint.model.vocab_size
     encoding: Mapping[str, int] = tokenizer.get_vocab()
@@ -133,7 +133,7 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> It
         )
 
 
-def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
+def _check_splitting(checkpoint: ModelFolder, tokenizer: Any, backend: Tokenizer) -> Iterator[Line]:
     """Warn where a class of transformers splits text by its own rules and not by those of tokenizer.json."""
     for text in _PROBES:
         served = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -149,7 +149,7 @@ def _check_splitting(checkpoint: Checkpoint, tokenizer: Any, backend: Tokenizer)
 
 
 def _check_templates(
-    checkpoint: Checkpoint, engine_folder: Path, tokenizer: Any, backend: Tokenizer
+    checkpoint: ModelFolder, engine_folder: Path, tokenizer: Any, backend: Tokenizer
 ) -> tuple[list[Line], OutputMarkers]:
     source = checkpoint.tokenizer_files.template_source
     renderer = TemplateRenderer(tokenizer)
@@ -187,7 +187,7 @@ def _roles(findings: TemplateFindings) -> str:
     return text + "; ".join(f"refuses {what} ({said})" for what, said in findings.refused.items())
 
 
-def _end_of_turn(checkpoint: Checkpoint, findings: TemplateFindings) -> Iterator[Line]:
+def _end_of_turn(checkpoint: ModelFolder, findings: TemplateFindings) -> Iterator[Line]:
     ends = checkpoint.end_of_text
     if findings.end_of_turn is not None:
         token_id, text = findings.end_of_turn

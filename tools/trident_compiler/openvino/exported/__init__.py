@@ -1,0 +1,1 @@
+"""Networks that were exported to OpenVINO elsewhere."""
