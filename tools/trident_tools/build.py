@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from trident_compiler.compiler_choice import OPENVINO, TENSORRT, BuildRequest, choose_compiler
 from trident_compiler.engine_builder import build_engine
@@ -25,15 +25,15 @@ from trident_compiler.planning.memory_plan import (
     LimitsRequest,
     parse_bytes,
     parse_cache_size,
-    size,
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import ArtifactError, PlanError
+from trident_ensemble.contract.errors import ArtifactError, CheckpointError, PlanError
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_tools.building.bars import Bars
 from trident_tools.building.card import (
     ServedNames,
     build_time,
@@ -41,6 +41,7 @@ from trident_tools.building.card import (
     default_served_name,
     make_card,
 )
+from trident_tools.building.gguf_import import SUFFIX, import_file, is_checkpoint_file
 from trident_tools.building.memory_use import describe_taken, taken_memory
 from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
 from trident_tools.building.output_markers import OutputMarkers
@@ -52,7 +53,11 @@ from trident_tools.core_options import add_core_options, core_settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder: config.json, *.safetensors, tokenizer.json")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="Hugging Face folder: config.json, *.safetensors, tokenizer.json; or a GGUF file, which is imported first",
+    )
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
     )
@@ -157,6 +162,17 @@ def run(args: argparse.Namespace) -> int:
             changed.
     """
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    with ExitStack() as stack:
+        folder: Path = args.checkpoint
+        if folder.is_file() and not is_checkpoint_file(folder):
+            raise CheckpointError(f"{folder}: neither a folder nor a {SUFFIX} file")
+        if folder.is_file():
+            folder = stack.enter_context(staging(args.repository)) / "checkpoint"
+            import_file(args.checkpoint, folder, console)
+        return _build(args, folder, console)
+
+
+def _build(args: argparse.Namespace, folder: Path, console: Console) -> int:
     names = ModelNames(args.name)
     served_names = _served_names(args)
     check_no_clash(args.repository, names)
@@ -170,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
         max_seq_len=args.max_seq_len,
         cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
     )
-    checkpoint = open_checkpoint(args.checkpoint)
+    checkpoint = open_checkpoint(folder)
     memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
     asked = BuildRequest(
         engine=args.engine,
@@ -208,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
     with staging(args.repository) as staged:
         engine = staged / version
         engine.mkdir(parents=True)
-        with _Bars(console) as bars:
+        with Bars(console) as bars:
             manifest = build_engine(
                 checkpoint,
                 engine,
@@ -230,44 +246,6 @@ def run(args: argparse.Namespace) -> int:
 def _served_names(args: argparse.Namespace) -> ServedNames:
     named = None if args.name == layout.ENSEMBLE else args.name
     return ServedNames(args.served_name or named or default_served_name(args.checkpoint), tuple(args.alias))
-
-
-class _Bars:
-    """Progress bars on a terminal, one line for each phase elsewhere, nothing when quiet."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]:>10}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=console.quiet or not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-        self._bars.stop()
-
-    def phase(self, name: str, total: int, *, in_bytes: bool = True) -> None:
-        self._finish()
-        if self._bars.disable:
-            self._console.print(f"{name} ...", markup=False)
-        self._task = self._bars.add_task(name, total=total or None, amount=size(total) if total and in_bytes else "")
-
-    def reached(self, done: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=done)
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, total=1, completed=1)
 
 
 def _replaced(engine: Path) -> str | None:

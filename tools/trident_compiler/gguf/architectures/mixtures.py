@@ -273,7 +273,10 @@ def _deepseek2(source: Source) -> Model:
     # Older files give the sizes of the expanded heads, newer ones those of the latent space, and both in keys of their own.
     key_size = source.integer("attention.key_length_mla", source.integer("attention.key_length"))
     value_size = source.integer("attention.value_length_mla", source.integer("attention.value_length"))
-    sigmoid = source.integer("expert_gating_func", 1) == _SIGMOID
+    # Older files do not say how experts are chosen; a bias on the choice comes with the sigmoid alone.
+    sigmoid = source.integer("expert_gating_func", 1) == _SIGMOID or any(
+        name.endswith(".exp_probs_b.bias") for name in source.file.tensors
+    )
     groups = source.integer("expert_group_count", 1)
     num_dense = source.integer("leading_dense_block_count", 0, least=0)
     num_layers = source.integer("block_count")
