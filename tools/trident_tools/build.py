@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from trident_compiler.compiler_choice import (
     OPENVINO,
@@ -34,15 +34,15 @@ from trident_compiler.planning.memory_plan import (
     LimitsRequest,
     parse_bytes,
     parse_cache_size,
-    size,
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import ArtifactError, PlanError
+from trident_ensemble.contract.errors import ArtifactError, CheckpointError, PlanError
 from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
+from trident_tools.building.bars import Bars
 from trident_tools.building.card import (
     ServedNames,
     build_time,
@@ -50,6 +50,7 @@ from trident_tools.building.card import (
     default_served_name,
     make_card,
 )
+from trident_tools.building.gguf_import import SUFFIX, import_file, is_checkpoint_file
 from trident_tools.building.memory_use import describe_taken, taken_memory
 from trident_tools.building.neighbours import check_no_clash, neighbour_cards, neighbours_memory
 from trident_tools.building.output_markers import OutputMarkers
@@ -64,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="Hugging Face folder: config.json, tokenizer.json and *.safetensors, or openvino_model.xml",
+        help="Hugging Face folder: config.json, tokenizer.json and *.safetensors, or openvino_model.xml; or a GGUF file, "
+        "which is imported first",
     )
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
@@ -169,14 +171,26 @@ def run(args: argparse.Namespace) -> int:
         TridentError: the checkpoint or the repository cannot be used, or the plan does not fit; nothing has been
             changed.
     """
-    opened = open_model(args.checkpoint)
-    if isinstance(opened, ExportedModel):
-        return _build(args, opened, choose_exported_compiler)
-    return _build(args, opened, choose_compiler)
-
-
-def _build(args: argparse.Namespace, opened: Opened, choose: Callable[[BuildRequest], CompilerChoice[Opened]]) -> int:
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    with ExitStack() as stack:
+        folder: Path = args.checkpoint
+        if folder.is_file() and not is_checkpoint_file(folder):
+            raise CheckpointError(f"{folder}: neither a folder nor a {SUFFIX} file")
+        if folder.is_file():
+            folder = stack.enter_context(staging(args.repository)) / "checkpoint"
+            import_file(args.checkpoint, folder, console)
+        opened = open_model(folder)
+        if isinstance(opened, ExportedModel):
+            return _build(args, opened, choose_exported_compiler, console)
+        return _build(args, opened, choose_compiler, console)
+
+
+def _build(
+    args: argparse.Namespace,
+    opened: Opened,
+    choose: Callable[[BuildRequest], CompilerChoice[Opened]],
+    console: Console,
+) -> int:
     names = ModelNames(args.name)
     served_names = _served_names(args)
     check_no_clash(args.repository, names)
@@ -229,7 +243,7 @@ def _build(args: argparse.Namespace, opened: Opened, choose: Callable[[BuildRequ
     with staging(args.repository) as staged:
         engine = staged / version
         engine.mkdir(parents=True)
-        with _Bars(console) as bars:
+        with Bars(console) as bars:
             manifest = build_engine(
                 opened,
                 engine,
@@ -251,44 +265,6 @@ def _build(args: argparse.Namespace, opened: Opened, choose: Callable[[BuildRequ
 def _served_names(args: argparse.Namespace) -> ServedNames:
     named = None if args.name == layout.ENSEMBLE else args.name
     return ServedNames(args.served_name or named or default_served_name(args.checkpoint), tuple(args.alias))
-
-
-class _Bars:
-    """Progress bars on a terminal, one line for each phase elsewhere, nothing when quiet."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]:>10}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=console.quiet or not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-        self._bars.stop()
-
-    def phase(self, name: str, total: int, *, in_bytes: bool = True) -> None:
-        self._finish()
-        if self._bars.disable:
-            self._console.print(f"{name} ...", markup=False)
-        self._task = self._bars.add_task(name, total=total or None, amount=size(total) if total and in_bytes else "")
-
-    def reached(self, done: int) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=done)
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, total=1, completed=1)
 
 
 def _replaced(engine: Path) -> str | None:

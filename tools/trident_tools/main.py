@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import signal
 import sys
 import threading
@@ -17,8 +18,9 @@ from typing import Protocol, cast
 
 from trident_ensemble.contract.errors import TridentError
 
-#: Command -> what `trident --help` says; the module is `trident_tools.<command>`.
+#: Command -> what `trident --help` says; the module is `trident_tools.<command>`, with an underscore behind a keyword.
 COMMANDS = {
+    "import": "make a checkpoint's folder of a GGUF file",
     "build": "compile a checkpoint into a Triton model repository",
     "families": "list the model types that can be built, and what each engine serves of them",
     "serve": "serve a model repository with tritonserver",
@@ -84,7 +86,8 @@ def _version() -> str:
 
 
 def _load(name: str) -> Subcommand:
-    return cast("Subcommand", importlib.import_module(f"trident_tools.{name}"))
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return cast("Subcommand", importlib.import_module(f"trident_tools.{module}"))
 
 
 if __name__ == "__main__":

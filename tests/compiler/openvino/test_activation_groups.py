@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from tests.backend.engine.conftest import build
 from tests.checkpoints import make_checkpoint
+from tests.perplexity import WINDOW, perplexity
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.openvino.network import compile_network
-from trident_backend.engine.protocol import Engine, StepBatch, execute
 from trident_compiler.weights.formats import activation_group
 from trident_compiler.weights.roles import Role, WeightUse
 from trident_ensemble.contract import layout
@@ -25,7 +25,6 @@ from trident_ensemble.contract.manifest import read_manifest
 DEMO = Path(__file__).parents[3] / "tools" / "demo" / "checkpoint"
 #: Documentation of Python code, as the demo model was trained on, but none that it has seen.
 HELD_OUT = "\n\n".join(str(doc) for doc in (np.ufunc.__doc__, np.ndarray.__doc__, np.einsum.__doc__, np.dtype.__doc__))
-WINDOW = 512
 
 
 @given(st.lists(st.integers(1, 40), min_size=1), st.sampled_from([1, 32, 64, 128, 256]))
@@ -59,24 +58,6 @@ def test_activation_groups_activation_group_is_in_the_manifest_and_reaches_the_p
         compiled = compile_network(ov.Core().read_model(folder / layout.NETWORK_FILE), precision)
         if expected:
             assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == expected
-
-
-def perplexity(engine: Engine, token_ids: list[int]) -> float:
-    """Of the tokens, in windows of their own, in float64."""
-    losses: list[float] = []
-    for begin in range(0, len(token_ids), WINDOW):
-        ids = np.array(token_ids[begin : begin + WINDOW], np.int32)
-        count = len(ids)
-        positions, ends = np.arange(count, dtype=np.int32), np.array([0, count], np.int32)
-        blocks = np.arange(-(-count // engine.spec.block_size), dtype=np.int32)
-        tables = np.array([0, len(blocks)], np.int32)
-        logits = execute(engine, StepBatch(ids, positions, ends[:1], ends, blocks, tables, count, positions))
-        vocabulary = np.arange(engine.spec.vocab_size)[None]
-        rows = logits.read(positions[:, None].astype(np.intp), vocabulary).astype(np.float64)
-        largest = rows.max(axis=1)
-        totals = np.log(np.exp(rows - largest[:, None]).sum(axis=1)) + largest
-        losses += (totals[:-1] - rows[np.arange(count - 1), ids[1:]]).tolist()
-    return float(np.exp(np.mean(losses)))
 
 
 @pytest.mark.parametrize(("weights", "most"), [("int8", 1.02), ("int4", 1.10)])

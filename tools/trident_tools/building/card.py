@@ -58,8 +58,10 @@ class ServedNames:
 
 
 def default_served_name(checkpoint: Path) -> str:
-    """Return a name after a checkpoint's folder, or after the model whose folder in the cache of the hub it is."""
+    """Return a name after a checkpoint's folder or file, or after the model whose folder in the hub's cache it is."""
     folder = checkpoint.resolve()
+    if folder.is_file():
+        folder = folder.with_suffix("")
     cached = _CACHED.fullmatch(folder.parent.parent.name) if folder.parent.name == "snapshots" else None
     parts = cached[1].split("--") if cached else [folder.name]
     clean = [_NOT_IN_NAMES.sub("-", part).strip("-._:") for part in parts]

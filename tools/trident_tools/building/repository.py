@@ -31,14 +31,18 @@ def engine_version(names: ModelNames) -> Path:
 
 
 @contextlib.contextmanager
-def staging(repository: Path) -> Iterator[Path]:
+def staging(repository: Path, option: str = "--repository") -> Iterator[Path]:
     """Make an empty folder on the repository's file system, beside it; it is removed afterwards in any case.
+
+    Args:
+        repository: the folder that is to be written.
+        option: by which the user named it.
 
     Raises:
         BuildError: the repository's place cannot be written to.
     """
     if repository.exists() and not repository.is_dir():
-        raise BuildError(f"--repository: {repository} is not a folder")
+        raise BuildError(f"{option}: {repository} is not a folder")
     beside = repository.absolute().parent
     try:
         beside.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,7 @@ def staging(repository: Path) -> Iterator[Path]:
         if repository.is_dir() and repository.stat().st_dev != beside.stat().st_dev:
             beside = repository
     except OSError as error:
-        raise _unwritable(repository, error) from None
+        raise _unwritable(option, repository, error) from None
     # Named before it is made: whenever a signal comes, it is removed.
     folder = beside / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
@@ -55,14 +59,14 @@ def staging(repository: Path) -> Iterator[Path]:
             try:
                 folder.mkdir()
             except OSError as error:
-                raise _unwritable(repository, error) from None
+                raise _unwritable(option, repository, error) from None
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unwritable(repository: Path, error: OSError) -> BuildError:
-    return BuildError(f"--repository: cannot write beside {repository}: {error}")
+def _unwritable(option: str, repository: Path, error: OSError) -> BuildError:
+    return BuildError(f"{option}: cannot write beside {repository}: {error}")
 
 
 def install(staged: Path, repository: Path, text_files: dict[str, str], engine: Path) -> None:
