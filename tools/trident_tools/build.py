@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="Hugging Face folder: config.json, tokenizer.json and *.safetensors, or openvino_model.xml; or a GGUF file, "
-        "which is imported first",
+        help="Hugging Face folder: config.json, tokenizer.json, and *.safetensors or openvino_model.xml; or a GGUF "
+        "file, which is imported first",
     )
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"

@@ -35,7 +35,9 @@ def test_features_are_found_in_the_network(
     given: dict[str, Any], value_size: int, features: tuple[Feature, ...]
 ) -> None:
     def write(net: Ops[Value], weights: Weights) -> Value:
-        known: dict[str, Any] = {name: weights.constant(*value) if isinstance(value, tuple) else value for name, value in given.items()}
+        known: dict[str, Any] = {
+            name: weights.constant(*value) if isinstance(value, tuple) else value for name, value in given.items()
+        }
         wide = net.embedding(weights.embedding("table", 10, 16))
         query = key = net.split_heads(wide, 2)
         value = net.split_heads(net.slice(wide, 0, 2 * value_size), 2)

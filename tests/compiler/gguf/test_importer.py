@@ -105,7 +105,9 @@ def test_importer_progress_ends_at_the_bytes_that_were_promised(checkpoint: Path
     assert reached == sorted(reached)
 
 
-def without(path: Path, target: Path, *, drop: str = "", add: dict[str, Any] | None = None, arch: str = "llama") -> Path:
+def without(
+    path: Path, target: Path, *, drop: str = "", add: dict[str, Any] | None = None, arch: str = "llama"
+) -> Path:
     """Write a file again, without a tensor, with others, or of another architecture."""
     reader, writer = gguf.GGUFReader(path), gguf.GGUFWriter(target, arch)
     for name, field in reader.fields.items():

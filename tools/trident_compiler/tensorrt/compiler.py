@@ -122,7 +122,10 @@ class TensorRTCompiler:
         progress: Progress,
     ) -> None:
         """Write the model's plans, and those of sampling."""
-        model, source_of = opened.model.served_at(plan.max_seq_len), weights_of(opened, self.formats(precision), progress)
+        model, source_of = (
+            opened.model.served_at(plan.max_seq_len),
+            weights_of(opened, self.formats(precision), progress),
+        )
         self.write_network(folder, model, source_of, precision=precision, plan=plan, progress=progress)
         self.write_sampling(folder / layout.SAMPLING_FOLDER, model.vocab_size, plan.max_num_tokens, progress)
 

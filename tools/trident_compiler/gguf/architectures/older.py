@@ -146,7 +146,9 @@ def _falcon(source: Source) -> Model:
     shared = decoder(source)
     groups = shared["num_key_value_heads"]
     config = layer_norm(source, "layer_norm_epsilon") | {
-        key: value for key, value in shared.items() if key not in {"intermediate_size", "num_key_value_heads", "head_dim"}
+        key: value
+        for key, value in shared.items()
+        if key not in {"intermediate_size", "num_key_value_heads", "head_dim"}
     }
     config |= {
         "ffn_hidden_size": source.integer("feed_forward_length"),
