@@ -21,7 +21,9 @@ Q8_0, F16, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16, 
 def in_pairs(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Return the rows of rotated heads with halves `a b c | A B C` as `a A b B c C`."""
     size = rows.shape[0] // heads
-    order = [head * size + half * (size // 2) + pair for head in range(heads) for pair in range(size // 2) for half in (0, 1)]
+    order = [
+        head * size + half * (size // 2) + pair for head in range(heads) for pair in range(size // 2) for half in (0, 1)
+    ]
     return rows[order]
 
 

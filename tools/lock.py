@@ -145,7 +145,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         everything = tuple(dict.fromkeys(line for layer in named.values() for line in layer.requirements))
-        kept = {} if args.upgrade else _locked_versions({path.stem for path in LOCKS.glob("*.txt")} - {*CLIENTS, *PACKAGES})
+        kept = (
+            {}
+            if args.upgrade
+            else _locked_versions({path.stem for path in LOCKS.glob("*.txt")} - {*CLIENTS, *PACKAGES})
+        )
         together = _packages(_resolve(work, everything, kept))
         versions: dict[str, set[str]] = {}
         for pin in together:

@@ -169,9 +169,7 @@ def one_tensor(shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
             "k is there twice",
         ),
         (
-            header(
-                struct.pack("<QQ", 0, 1), text(b"general.alignment"), struct.pack("<II", 4, 24), b"\0" * 99
-            ),
+            header(struct.pack("<QQ", 0, 1), text(b"general.alignment"), struct.pack("<II", 4, 24), b"\0" * 99),
             "general.alignment = 24: must be a power of two",
         ),
         (one_tensor((2,) * 9), "t: 9 dimensions"),

@@ -109,9 +109,7 @@ def _llama3(source: Source, theta: float) -> dict[str, Any]:
     wavelengths = 2 * math.pi * theta ** (np.arange(len(factors)) / len(factors))
     low, high = _LLAMA3_ORIGINAL / _LLAMA3_LOW, _LLAMA3_ORIGINAL / _LLAMA3_HIGH
     blend = (_LLAMA3_ORIGINAL / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
-    expected = np.where(
-        wavelengths < high, 1, np.where(wavelengths > low, factor, 1 / ((1 - blend) / factor + blend))
-    )
+    expected = np.where(wavelengths < high, 1, np.where(wavelengths > low, factor, 1 / ((1 - blend) / factor + blend)))
     if np.abs(factors / expected - 1).max() > _TOLERANCE:
         raise source.refuse(FREQUENCIES, "its factors are not those of Llama 3's scaling, which alone is known")
     return {

@@ -19,9 +19,7 @@ from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.gguf.pre_tokenizers import PRE_TOKENIZERS
 from trident_ensemble.contract.errors import CheckpointError
 
-_TOKENS, _TYPES, _SCORES, _MERGES = (
-    f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges")
-)
+_TOKENS, _TYPES, _SCORES, _MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores", "merges"))
 _MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _TEMPLATE = "tokenizer.chat_template"
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -158,7 +156,9 @@ def _add_tokens(
         kinds: Sequence[float] = [_NORMAL] * len(tokens)
     else:
         kinds = _numbers(metadata, _TYPES, len(tokens))
-    special = {known for known in (token_id(metadata, name) for name in (*_SPECIAL.values(), *_ENDS)) if known is not None}
+    special = {
+        known for known in (token_id(metadata, name) for name in (*_SPECIAL.values(), *_ENDS)) if known is not None
+    }
     whole = [
         AddedToken(token, normalized=False, special=kind == _CONTROL or number in special)
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
