@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -153,7 +154,8 @@ def test_importer_what_is_no_model_of_the_architecture_is_refused_by_name(
     [
         ({"block_count": None}, "llama.block_count = None: must be a whole number of at least 1"),
         ({"block_count": 2000000000}, "llama.block_count = 2000000000: more than 1024 layers"),
-        ({"attention.head_count": 3}, r"attn_q\.weight of shape \[64, 64\]: its heads would be 63 rows"),
+        ({"attention.head_count": 3}, r"attn_q\.weight of shape \[64, 64\]: its rows are not those of as many"),
+        ({"attention.head_count": 2000000000}, r"attn_q\.weight of shape \[64, 64\]: its rows are not"),
         ({"attention.layer_norm_rms_epsilon": None}, "llama.attention.layer_norm_rms_epsilon = None"),
     ],
 )
@@ -164,16 +166,35 @@ def test_importer_a_key_that_is_missing_or_wrong_is_refused_by_name(
         import_gguf(write_llama(checkpoint, tmp_path / "llama.gguf", **keys), tmp_path / "folder")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "rope.dimension_count",
+        "expert_count",
+        "expert_used_count",
+    ],
+)
+@pytest.mark.parametrize("value", [0, 1, 7, 2**31, 2**32 - 1])
+def test_importer_a_key_of_any_size_is_read_or_refused(key: str, value: int, checkpoint: Path, tmp_path: Path) -> None:
+    path = write_llama(checkpoint, tmp_path / "llama.gguf", **{key: value})
+    with contextlib.suppress(CheckpointError):
+        import_gguf(path, tmp_path / "folder")
+
+
 def test_importer_blocks_that_the_package_does_not_convert_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    path = write_llama(checkpoint, tmp_path / "llama.gguf")
-    blocks = np.zeros((64, 27), np.uint8)  # 80 values would be no block: of Q8_K, which has no conversion
     kind = gguf.GGMLQuantizationType.Q8_K
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    blocks = np.zeros((64, block_bytes), np.uint8)
-    other = without(path, tmp_path / "q8k.gguf", add={"blk.0.other.weight": (blocks, kind)})
-    assert block == 256
-    with pytest.raises(CheckpointError, match=r"blk\.0\.other\.weight: "):
-        import_gguf(other, tmp_path / "folder")
+    blocks = np.zeros((64, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    whole = write_llama(checkpoint, tmp_path / "llama.gguf")
+    path = without(whole, tmp_path / "q8k.gguf", drop="output.weight", add={"output.weight": (blocks, kind)})
+    with pytest.raises(CheckpointError, match=r"output\.weight: the gguf package does not convert Q8_K"):
+        import_gguf(path, tmp_path / "folder")
 
 
 def test_importer_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -217,13 +217,18 @@ def renamed(target: str, *, added: float = 0.0, optional: bool = False) -> Entry
     return Entry(target, make, optional)
 
 
-def reordered(target: str, order: Callable[[Source], Indices], *, optional: bool = False) -> Entry:
+#: Returns the order of a tensor's rows, from the source and how many there are; None where the heads are not as many.
+Order: TypeAlias = Callable[[Source, int], "Indices | None"]
+
+
+def reordered(target: str, order: Order, *, optional: bool = False) -> Entry:
     """Return the entry of a tensor whose rows stand in another order."""
 
     def make(source: Source, stored: str, name: str) -> Iterator[Target]:
-        shape, wanted = source.tensor(stored).shape, order(source)
-        if shape[0] != len(wanted):
-            raise source.refuse(stored, f"its heads would be {len(wanted)} rows")
+        shape = source.tensor(stored).shape
+        wanted = order(source, shape[0])
+        if wanted is None:
+            raise source.refuse(stored, "its rows are not those of as many heads as the file's keys say")
         yield Target(name, shape, (Part((Rows(stored, wanted),)),))
 
     return Entry(target, make, optional)

@@ -32,22 +32,24 @@ _NORMS_BEHIND: Table = {
 }
 
 
-def _in_halves(num_heads: int, size: int) -> Indices:
+def _in_halves(num_heads: int, size: int, num_rows: int) -> Indices | None:
     """Return the order that puts each head's even rows before its odd ones.
 
     A file of such an architecture holds the rows of queries and keys for a rotation of neighbours, the hub for a
     rotation of halves.
     """
-    return np.arange(num_heads * size).reshape(num_heads, size // 2, 2).swapaxes(1, 2).ravel()
+    if num_heads * size != num_rows or size % 2:
+        return None
+    return np.arange(num_rows).reshape(num_heads, size // 2, 2).swapaxes(1, 2).ravel()
 
 
-def _queries(source: Source) -> Indices:
-    return _in_halves(source.integer("attention.head_count"), head_dim(source))
+def _queries(source: Source, num_rows: int) -> Indices | None:
+    return _in_halves(source.integer("attention.head_count"), head_dim(source), num_rows)
 
 
-def _keys(source: Source) -> Indices:
+def _keys(source: Source, num_rows: int) -> Indices | None:
     heads = source.integer("attention.head_count")
-    return _in_halves(source.integer("attention.head_count_kv", heads), head_dim(source))
+    return _in_halves(source.integer("attention.head_count_kv", heads), head_dim(source), num_rows)
 
 
 INTERLEAVED: Table = ATTENTION | {

@@ -63,10 +63,12 @@ def _starcoder(source: Source) -> Model:
     )
 
 
-def _by_head(source: Source) -> Indices:
+def _by_head(source: Source, num_rows: int) -> Indices | None:
     """Return the order that puts each head's queries, keys and values together; the file has all queries first."""
     heads, size = source.integer("attention.head_count"), head_dim(source)
-    return np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).ravel()
+    if 3 * heads * size != num_rows:
+        return None
+    return np.arange(num_rows).reshape(3, heads, size).swapaxes(0, 1).ravel()
 
 
 def _gptneox(source: Source) -> Model:
@@ -118,11 +120,13 @@ def _bloom(source: Source) -> Model:
     return describe(source, "bloom", "BloomForCausalLM", config, table, ends=ends, prefix="transformer.h")
 
 
-def _by_group(source: Source) -> Indices:
+def _by_group(source: Source, num_rows: int) -> Indices | None:
     """Return the order that puts each key head's queries, key and value together; the file has all queries first."""
     heads, size = source.integer("attention.head_count"), head_dim(source)
     groups = source.integer("attention.head_count_kv", heads)
-    rows = np.arange((heads + 2 * groups) * size).reshape(-1, size)
+    if (heads + 2 * groups) * size != num_rows or heads % groups:
+        return None
+    rows = np.arange(num_rows).reshape(-1, size)
     queries = rows[:heads].reshape(groups, -1, size)
     keys, values = rows[heads : heads + groups, None], rows[heads + groups :, None]
     return np.concatenate([queries, keys, values], axis=1).ravel()
