@@ -2,7 +2,7 @@
 
 Neighbours are rotated. Cohere 2 has windows, and its layers without one do not rotate.
 
-Owns what config.json means for them, and how a layer joins its branches. Never touches a compiler, a file or a number format.
+Owns what config.json means for them, and how a layer joins its branches. Never touches a compiler or a file.
 """
 
 from __future__ import annotations

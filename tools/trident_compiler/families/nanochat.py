@@ -1,6 +1,6 @@
 """NanoChat: norms without a scale, also of the embeddings and of rotated heads; it rotates the other way round.
 
-Owns what config.json means for it, and the structure of its network. Never touches a compiler, a file or a number format.
+Owns what config.json means for it, and the structure of its network. Never touches a compiler or a file.
 """
 
 from __future__ import annotations
