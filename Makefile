@@ -42,8 +42,8 @@ check: .venv/.set-up-test
 	.venv/bin/lint-imports
 	.venv/bin/hadolint docker/Dockerfile
 
-# BENCH=scheduling, loop_costs, answering, detokenizing, digests, intervals, load, soak, sampling, guided, gateway,
-# gateway_vs_vllm, tool_calls or upstream_client: see tests/benchmarks.
+# BENCH=scheduling, loop_costs, answering, detokenizing, digests, experts, intervals, load, soak, sampling, guided,
+# gateway, gateway_vs_vllm, tool_calls or upstream_client: see tests/benchmarks.
 # Options follow the name: make bench BENCH='soak --minutes 2 --clients 8'; BENCH='soak --help' lists them.
 BENCH ?= compare
 

@@ -47,7 +47,7 @@ def supported(families: Sequence[Family[Any]] = FAMILIES) -> list[Support]:
             engine: {each.value: refusals[each] for each in family.features if each in refusals}
             for engine, refusals in ENGINES.items()
         }
-        module = family.write.__module__.rpartition(".")[2]
+        module = family.read_config.__module__.rpartition(".")[2]
         found += [Support(model_type, module, refused) for model_type in family.model_types]
     return sorted(found, key=lambda support: support.model_type)
 

@@ -18,7 +18,7 @@ from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.families.family import Decoder
 from trident_compiler.families.registry import read_decoder
-from trident_compiler.openvino.compiler import lower
+from trident_compiler.openvino.compiler import kv_precision, lower
 from trident_compiler.weights.weights import WeightSource
 from trident_ensemble.contract.manifest import Precision
 
@@ -42,17 +42,23 @@ class OpenVINOModel:
         compute: fp32 or bf16.
         weights: format of the matrices.
         max_seq_len: of the engine; None is the model's longest.
+        kv_cache: format of the cache; None is the computation's.
     """
 
     def __init__(
-        self, folder: Path, compute: str = "fp32", weights: str = "fp32", max_seq_len: int | None = None
+        self,
+        folder: Path,
+        compute: str = "fp32",
+        weights: str = "fp32",
+        max_seq_len: int | None = None,
+        kv_cache: str | None = None,
     ) -> None:
         self.model = read_model(folder, max_seq_len)
         tensors = TensorFiles(folder)
         self.source = WeightSource(tensors, weights, "fp32", tied=self.model.outline.is_tied)
         network = lower(self.model, self.source)
         self._memory = network.memory
-        precision = Precision(compute, weights, "f32" if compute == "fp32" else "bf16")
+        precision = Precision(compute, weights, kv_cache or kv_precision(compute))
         self.compiled = compile_network(network.model, precision)
         geometry = cache_geometry(self.compiled)
         self._block_size = geometry.block_size

@@ -100,7 +100,7 @@ def test_registry_probes_and_the_simulation_take_a_family_they_do_not_know(check
 
 
 def test_registry_refuses_a_model_type_that_no_family_has(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model_type = 'olmo2': not supported; llama, mistral, qwen2, qwen3 are"):
+    with pytest.raises(CheckpointError, match=r"model_type = 'olmo2': not supported; arcee, .*llama, .* are"):
         open_checkpoint(folder, [LLAMA])
 
 

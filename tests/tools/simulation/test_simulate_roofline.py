@@ -67,7 +67,7 @@ def test_simulate_roofline_counts_weights_as_the_published_model_has_them(tmp_pa
 def test_simulate_roofline_reads_config_json_itself_and_refuses_what_cannot_be_built(tmp_path: Path) -> None:
     assert read_model(write_config(tmp_path) / "config.json").num_layers == 32
     with pytest.raises(CheckpointError, match="model_type"):
-        read_model(write_config(tmp_path, model_type="gpt2"))
+        read_model(write_config(tmp_path, model_type="t5"))
 
 
 def test_simulate_roofline_a_small_batch_is_bound_by_memory_and_a_long_prompt_by_products(tmp_path: Path) -> None:

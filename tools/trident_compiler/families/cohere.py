@@ -1,6 +1,8 @@
 """Cohere's Command R (cohere) and Command R7B (cohere2): attention and feed-forward of one norm, side by side.
 
 Neighbours are rotated. Cohere 2 has windows, and its layers without one do not rotate.
+
+Owns what config.json means for them, and how a layer joins its branches. Never touches a compiler or a file.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from trident_compiler.families.sequential import (
     self_attention,
 )
 
-_MAX_POSITIONS, _THETA = 8192, 500000.0
+_MAX_POSITIONS = 8192
+_THETAS = {"cohere": 500000.0, "cohere2": 10000.0}
 
 
 def read_cohere_config(config: JsonConfig) -> SequentialConfig:
@@ -39,9 +42,10 @@ def read_cohere_config(config: JsonConfig) -> SequentialConfig:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
     """
     sizes = read_sizes(config, positions=_MAX_POSITIONS, tied=True)
-    rotary = read_rotary(config, sizes.head_dim, sizes.max_position_embeddings, theta=_THETA)
+    model_type = config.values["model_type"]
+    rotary = read_rotary(config, sizes.head_dim, sizes.max_position_embeddings, theta=_THETAS[model_type])
     layers: tuple[LayerKind, ...] = (LayerKind(None, rotary),)
-    if config.values["model_type"] == "cohere2":
+    if model_type == "cohere2":
         refuse_set(config, "use_qk_norm")
         refuse_other(config, {"head_dim": sizes.hidden_size // sizes.num_heads})
         default: tuple[str, ...] = ()

@@ -1,4 +1,7 @@
-"""EXAONE 4: norms after each branch and of each head; where layers have windows, those without one do not rotate."""
+"""EXAONE 4: norms after each branch and of each head; where layers have windows, those without one do not rotate.
+
+Owns what config.json means for it. Never touches a compiler, a file or a number format.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from trident_compiler.families.sequential import HeadNorms, LayerNorms, Sequenti
 
 
 def read_exaone4_config(config: JsonConfig) -> SequentialConfig:
-    """Understand config.json.
+    """Understand the config.json of EXAONE 4.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,8 @@
 
 Norms store how much their scale differs from 1. From Gemma 2 on some layers have windows; Gemma 3 normalises heads, and
 its layers with a window rotate by another base. Gemma 2 bounds scores and logits.
+
+Owns what config.json means for them. Never touches a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -133,4 +135,5 @@ def _rounded(config: JsonConfig, factor: float) -> float:
     return float(np.float16(factor)) if name == "float16" else factor
 
 
-GEMMA = Family(tuple(_MEMBERS), read_gemma_config, sequential, features=(Feature.SOFT_CAP,))
+GEMMA = Family(("gemma", "gemma3_text"), read_gemma_config, sequential)
+GEMMA2 = Family(("gemma2", "vaultgemma"), read_gemma_config, sequential, features=(Feature.SOFT_CAP,))

@@ -1,4 +1,7 @@
-"""GLM and GLM-4: neighbours are rotated, in a part of each head; GLM-4 has norms before and after both branches."""
+"""GLM and GLM-4: neighbours are rotated, in a part of each head; GLM-4 has norms before and after both branches.
+
+Owns what config.json means for them. Never touches a compiler, a file or a number format.
+"""
 
 from __future__ import annotations
 

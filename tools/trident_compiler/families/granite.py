@@ -1,6 +1,8 @@
 """Granite and HyperCLOVA X: Llama, with factors on embeddings, scores, branches and logits.
 
 Granite with sliding windows (granite_swa) has sinks, and its layers may rotate by different bases, or not at all.
+
+Owns what config.json means for them. Never touches a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -76,4 +78,5 @@ def _layers(config: JsonConfig, sizes: Sizes) -> tuple[LayerKind, ...]:
     return tuple(layers)
 
 
-GRANITE = Family(("granite", "granite_swa", "hyperclovax"), read_granite_config, sequential, features=(Feature.SINKS,))
+GRANITE = Family(("granite", "hyperclovax"), read_granite_config, sequential)
+GRANITE_SWA = Family(("granite_swa",), read_granite_config, sequential, features=(Feature.SINKS,))

@@ -1,4 +1,7 @@
-"""HunYuan (dense): Llama, with a norm of each head after the rotation, and a base that is stretched by `alpha`."""
+"""HunYuan (dense): Llama, with a norm of each head after the rotation, and a base that is stretched by `alpha`.
+
+Owns what config.json means for it. Never touches a compiler, a file or a number format.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from trident_compiler.families.sequential import HeadNorms, SequentialConfig, se
 
 
 def read_hunyuan_config(config: JsonConfig) -> SequentialConfig:
-    """Understand config.json.
+    """Understand the config.json of HunYuan.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

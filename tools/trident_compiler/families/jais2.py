@@ -1,4 +1,7 @@
-"""Jais 2: Llama, with LayerNorm, biases, and a feed-forward without a gate."""
+"""Jais 2: Llama, with LayerNorm, biases, and a feed-forward without a gate.
+
+Owns what config.json means for it. Never touches a compiler, a file or a number format.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from trident_compiler.families.sequential import SequentialConfig, sequential
 
 
 def read_jais2_config(config: JsonConfig) -> SequentialConfig:
-    """Understand config.json.
+    """Understand the config.json of Jais 2.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

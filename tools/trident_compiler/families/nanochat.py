@@ -1,4 +1,7 @@
-"""NanoChat: norms without a scale, also of the embeddings and of rotated heads; it rotates the other way round."""
+"""NanoChat: norms without a scale, also of the embeddings and of rotated heads; it rotates the other way round.
+
+Owns what config.json means for it, and the structure of its network. Never touches a compiler or a file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _CAP = "final_logit_softcapping"
 
 
 def read_nanochat_config(config: JsonConfig) -> SequentialConfig:
-    """Understand config.json.
+    """Understand the config.json of NanoChat.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

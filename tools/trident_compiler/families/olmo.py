@@ -2,6 +2,8 @@
 
 OLMo has norms without a scale. From OLMo 2 on norms come after each branch, and those of queries and keys span all
 heads; OLMo 3 adds windows.
+
+Owns what config.json means for them. Never touches a compiler, a file or a number format.
 """
 
 from __future__ import annotations

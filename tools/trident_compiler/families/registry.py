@@ -18,14 +18,14 @@ from trident_compiler.families.deepseek import DEEPSEEK
 from trident_compiler.families.exaone4 import EXAONE4
 from trident_compiler.families.falcon import FALCON
 from trident_compiler.families.family import Decoder, Family
-from trident_compiler.families.gemma import GEMMA
+from trident_compiler.families.gemma import GEMMA, GEMMA2
 from trident_compiler.families.glm import GLM
 from trident_compiler.families.gpt2 import GPT2
 from trident_compiler.families.gpt_neo import GPT_NEO
 from trident_compiler.families.gpt_neox import GPT_NEOX
 from trident_compiler.families.gpt_oss import GPT_OSS
 from trident_compiler.families.gptj import GPTJ
-from trident_compiler.families.granite import GRANITE
+from trident_compiler.families.granite import GRANITE, GRANITE_SWA
 from trident_compiler.families.granite_moe import GRANITE_MOE
 from trident_compiler.families.hunyuan import HUNYUAN
 from trident_compiler.families.jais2 import JAIS2
@@ -52,6 +52,7 @@ FAMILIES: tuple[Family[Any], ...] = (
     EXAONE4,
     FALCON,
     GEMMA,
+    GEMMA2,
     GLM,
     GPT2,
     GPTJ,
@@ -60,6 +61,7 @@ FAMILIES: tuple[Family[Any], ...] = (
     GPT_OSS,
     GRANITE,
     GRANITE_MOE,
+    GRANITE_SWA,
     HUNYUAN,
     JAIS2,
     LLAMA,

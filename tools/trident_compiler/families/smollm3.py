@@ -1,4 +1,7 @@
-"""SmolLM3: Llama, with layers that do not rotate queries and keys."""
+"""SmolLM3: Llama, with layers that do not rotate queries and keys.
+
+Owns what config.json means for it. Never touches a compiler, a file or a number format.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from trident_compiler.families.sequential import SequentialConfig, sequential
 
 
 def read_smollm3_config(config: JsonConfig) -> SequentialConfig:
-    """Understand config.json.
+    """Understand the config.json of SmolLM3.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -101,8 +101,8 @@ class CompiledProbe:
         for tensor in geometry.tensors:
             values = ov.Tensor(tensor.element_type, ov.Shape([num_blocks, *tensor.block_shape]))
             self._request.set_tensor(tensor.name, values)
-        self._prompt = _inputs(1, PROMPT_TOKENS, 0, prompt_blocks)
-        self._decode = _inputs(DECODE_SEQUENCES, 1, _PAST_TOKENS, blocks_each)
+        self._prompt = step_inputs(1, PROMPT_TOKENS, 0, prompt_blocks)
+        self._decode = step_inputs(DECODE_SEQUENCES, 1, _PAST_TOKENS, blocks_each)
 
     def __call__(self) -> Sample:
         return Sample(self._timed(self._prompt), self._timed(self._decode))
@@ -115,7 +115,7 @@ class CompiledProbe:
         return (self._clock() - start) * 1e3
 
 
-def _inputs(num_sequences: int, new_tokens: int, past_tokens: int, blocks_each: int) -> dict[str, Array]:
+def step_inputs(num_sequences: int, new_tokens: int, past_tokens: int, blocks_each: int) -> dict[str, Array]:
     """Return the inputs of a step of equally long sequences, as `StepBatch` describes them."""
     num_tokens = num_sequences * new_tokens
     tokens = np.arange(num_tokens) % 7

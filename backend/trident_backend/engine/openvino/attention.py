@@ -90,8 +90,8 @@ def describe(model: Any, placeholders: list[AttentionPlaceholder]) -> None:
     model.set_rt_info(json.dumps([asdict(each.attention) for each in placeholders]), _INFORMATION)
 
 
-def insert(model: Any) -> None:
-    """Insert paged attention at every placeholder of a network.
+def insert(model: Any) -> list[LayerAttention]:
+    """Insert paged attention at every placeholder of a network, and return what was inserted, layer by layer.
 
     Raises:
         ArtifactError: the network has no placeholders, or not those that its runtime information describes.
@@ -114,6 +114,7 @@ def insert(model: Any) -> None:
             for result in results:
                 model.remove_result(result)
         model.validate_nodes_and_infer_types()
+        return layers
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"the network's attention is not what this version writes: {error}; build again") from None
 

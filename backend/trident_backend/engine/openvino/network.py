@@ -80,7 +80,10 @@ def compile_network(network: Any, precision: Precision) -> Any:
     }
     if precision.activation_group:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = precision.activation_group
-    openvino_attention.insert(network)
+    layers = openvino_attention.insert(network)
+    if any(layer.v_head_dim < layer.head_dim for layer in layers):
+        # With scales along the tokens, quantized keys would be read as if values were as long as they are.
+        properties["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
     mark_compressed_weights(network)
     return ov.Core().compile_model(network, "CPU", properties)
 
