@@ -115,11 +115,10 @@ class WeightSource:
 
     def stack(self, sources: Sequence[str | TensorPart], out_size: int, in_size: int, role: Role) -> Weight:
         """Return this device's part of several `[out, in]` weights, as one of `[members, out, in]`."""
-        if role.split is Split.HEADS:
-            sources = sources[self._share.of(len(sources))]
         split = None if role.split is Split.HEADS else role.split
+        members = self._members(sources, role)
         return self._stacked(
-            [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in sources]
+            [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in members]
         )
 
     def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
@@ -146,9 +145,8 @@ class WeightSource:
 
     def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
         """Return several vectors as one of `[members, size]`, of those that devices share this device's part."""
-        if role.split is Split.HEADS:
-            sources, role = sources[self._share.of(len(sources))], Role.VECTOR
-        return self._stacked([self.vector(each, size, role) for each in sources])
+        of_each = Role.VECTOR if role.split is Split.HEADS else role
+        return self._stacked([self.vector(each, size, of_each) for each in self._members(sources, role)])
 
     def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
         """Return values that follow from the configuration, of those that devices share this device's part."""
@@ -188,6 +186,14 @@ class WeightSource:
 
     def _format_of(self, role: Role) -> str:
         return self._matrix_format if role.is_matrix else self._plain_format
+
+    def _members(self, sources: Sequence[str | TensorPart], role: Role) -> Sequence[str | TensorPart]:
+        """Return this device's members of a stack. Those of other devices are asked for there, and known here."""
+        if role.split is not Split.HEADS:
+            return sources
+        names = (source if isinstance(source, str) else source.name for source in sources)
+        self._asked.update(self._tensors[name].name for name in names if name in self._tensors)
+        return sources[self._share.of(len(sources))]
 
     def _rows(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return a tied table to look rows up in, apart from the output projection."""
