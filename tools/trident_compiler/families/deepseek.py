@@ -2,6 +2,8 @@
 
 Keys and values of all heads are products of one latent vector a token. Here its matrices are absorbed: queries are
 taken into the latent space, where one head of keys and of values is cached, and what is attended is taken out of it.
+
+Owns what config.json means, tensor names and the attention. Never chooses an expert.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ from trident_compiler.checkpoint.rope import read_rotary
 from trident_compiler.families.decoder_config import LayerKind, read_activation, read_sizes, refuse_other
 from trident_compiler.families.family import Family
 from trident_compiler.families.features import Feature
-from trident_compiler.families.mixture import MixtureConfig, mixture_feed_forward, read_routing_size
+from trident_compiler.families.mixture import (
+    MixtureConfig,
+    mixture_feed_forward,
+    read_groups,
+    read_routing_size,
+    read_sigmoid_routing,
+)
 from trident_compiler.families.ops import Ops, Value, Weights
 from trident_compiler.families.parts import Norm, Parts
 from trident_compiler.families.sequential import layers_of
@@ -71,7 +79,7 @@ def read_deepseek_config(config: JsonConfig) -> DeepseekConfig:
         mlp_bias=not is_v3 and config.flag("mlp_bias"),
         is_paired=config.flag("rope_interleave", default=True) if is_v3 else True,
         attention_scale=_attention_scale(config, plain_dim + rotated_dim),
-        routing=_v3_routing(config) if is_v3 else _v2_routing(config),
+        routing=read_sigmoid_routing(config, (256, 8), (8, 4), 2.5, normalised=True) if is_v3 else _v2_routing(config),
         expert_size=size,
         is_sparse=tuple(layer >= dense for layer in range(sizes.num_layers)),
         choice_bias="e_score_correction_bias" if is_v3 else None,
@@ -97,16 +105,6 @@ def _attention_scale(config: JsonConfig, head_dim: int) -> float:
     return float(head_dim**-0.5 * ((0.1 * dimension * math.log(factor) + 1) ** 2 if stretched else 1))
 
 
-def _v3_routing(config: JsonConfig) -> Routing:
-    refuse_other(config, {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1})
-    experts, chosen = read_routing_size(config, "n_routed_experts", "num_experts_per_tok", (256, 8))
-    groups, best = _groups(config, experts, chosen, (8, 4), least=2)
-    return Routing(
-        experts, chosen, Scoring.SIGMOID, config.flag("norm_topk_prob", default=True),
-        config.number("routed_scaling_factor", 2.5), None, groups, best, group_top=2, sum_epsilon=1e-20,
-    )  # fmt: skip
-
-
 def _v2_routing(config: JsonConfig) -> Routing:
     # transformers never divides the weights by their sum, whatever norm_topk_prob says.
     refuse_other(config, {"scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False})
@@ -114,19 +112,9 @@ def _v2_routing(config: JsonConfig) -> Routing:
     method = config.values.get("topk_method") or "greedy"
     if method not in ("greedy", "group_limited_greedy"):
         raise config.refuse("topk_method", "not supported; greedy and group_limited_greedy are")
-    groups, best = (1, 1) if method == "greedy" else _groups(config, experts, chosen, (1, 1), least=1)
+    groups, best = (1, 1) if method == "greedy" else read_groups(config, experts, chosen, (1, 1), least=1)
     factor = config.number("routed_scaling_factor", 1.0)
     return Routing(experts, chosen, Scoring.SOFTMAX, False, factor, None, groups, best)
-
-
-def _groups(config: JsonConfig, experts: int, chosen: int, default: tuple[int, int], *, least: int) -> tuple[int, int]:
-    """Return into how many groups experts are divided, and from how many of them a token's are chosen."""
-    groups, best = config.integer("n_group", default[0]), config.integer("topk_group", default[1])
-    if experts % groups or experts // groups < least:
-        raise config.refuse("n_group", f"does not divide {experts} experts (n_routed_experts) into groups of {least}")
-    if best > groups or experts // groups * best < chosen:
-        raise config.refuse("topk_group", f"{chosen} experts are chosen from {best} of {groups} groups (n_group)")
-    return groups, best
 
 
 def deepseek(net: Ops[Value], config: DeepseekConfig, weights: Weights) -> Value:

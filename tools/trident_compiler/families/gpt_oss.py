@@ -1,6 +1,8 @@
 """gpt-oss: sinks, windows in every second layer, and experts with biases and a bounded gating.
 
 All experts of a layer are one tensor, in which gate and up projection alternate column by column.
+
+Owns what config.json means, where the tensors are stored and the gating. Never chooses an expert.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class GptOssConfig(MixtureConfig):
 
 
 def read_gpt_oss_config(config: JsonConfig) -> GptOssConfig:
-    """Understand config.json.
+    """Understand the config.json of this family.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

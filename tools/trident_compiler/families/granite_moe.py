@@ -1,4 +1,7 @@
-"""Granite with mixtures: all experts of a layer are one tensor, the gate's rows before the up projection's."""
+"""Granite with mixtures: all experts of a layer are one tensor, the gate's rows before the up projection's.
+
+Owns what config.json means and where the tensors are stored. Never chooses an expert.
+"""
 
 from __future__ import annotations
 

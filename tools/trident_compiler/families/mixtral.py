@@ -1,4 +1,7 @@
-"""Mixtral: Mistral, with experts in place of its feed-forwards."""
+"""Mixtral: Mistral, with experts in place of its feed-forwards.
+
+Owns what config.json means. Never writes a layer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from trident_compiler.families.words import Routing
 
 
 def read_mixtral_config(config: JsonConfig) -> MixtureConfig:
-    """Understand config.json.
+    """Understand the config.json of this family.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from trident_compiler.checkpoint.json_config import JsonConfig
-from trident_compiler.families.decoder_config import cut
+from trident_compiler.families.decoder_config import cut, refuse_other
 from trident_compiler.families.ops import Ops, Value, Weights
 from trident_compiler.families.parts import Parts
 from trident_compiler.families.sequential import SequentialConfig, feed_forward, layers_of, self_attention
-from trident_compiler.families.words import Activation, Experts, Gating, Routing
+from trident_compiler.families.words import Activation, Experts, Gating, Routing, Scoring
 from trident_compiler.weights.roles import Role
 from trident_compiler.weights.tensor_parts import TensorPart
 
@@ -139,6 +139,60 @@ def read_routing_size(
     if chosen > experts:
         raise config.refuse(num_chosen, f"there are {experts} experts ({num_experts})")
     return experts, chosen
+
+
+def read_sigmoid_routing(
+    config: JsonConfig, default: tuple[int, int], groups: tuple[int, int], factor: float, *, normalised: bool
+) -> Routing:
+    """Return a routing by sigmoids, in groups that count by their best two experts.
+
+    Args:
+        config: config.json.
+        default: transformers' defaults of n_routed_experts and num_experts_per_tok.
+        groups: its defaults of n_group and topk_group.
+        factor: its default of routed_scaling_factor.
+        normalised: its default of norm_topk_prob.
+
+    Raises:
+        CheckpointError: numbers that do not fit each other, or another kind of routing.
+    """
+    refuse_other(config, {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1})
+    experts, chosen = read_routing_size(config, "n_routed_experts", "num_experts_per_tok", default)
+    num_groups, best = read_groups(config, experts, chosen, groups, least=2)
+    return Routing(
+        experts,
+        chosen,
+        Scoring.SIGMOID,
+        config.flag("norm_topk_prob", default=normalised),
+        config.number("routed_scaling_factor", factor),
+        num_groups=num_groups,
+        num_chosen_groups=best,
+        group_top=2,
+        sum_epsilon=1e-20,
+    )
+
+
+def read_groups(
+    config: JsonConfig, experts: int, chosen: int, default: tuple[int, int], *, least: int
+) -> tuple[int, int]:
+    """Return into how many groups experts are divided, and from how many of them a token's are chosen.
+
+    Args:
+        config: config.json.
+        experts: how many there are.
+        chosen: how many of them a token has.
+        default: transformers' defaults of n_group and topk_group.
+        least: experts of a group.
+
+    Raises:
+        CheckpointError: numbers that do not fit each other.
+    """
+    groups, best = config.integer("n_group", default[0]), config.integer("topk_group", default[1])
+    if experts % groups or experts // groups < least:
+        raise config.refuse("n_group", f"does not divide {experts} experts (n_routed_experts) into groups of {least}")
+    if best > groups or experts // groups * best < chosen:
+        raise config.refuse("topk_group", f"{chosen} experts are chosen from {best} of {groups} groups (n_group)")
+    return groups, best
 
 
 def sparse_layers(config: JsonConfig, num_layers: int) -> tuple[bool, ...]:

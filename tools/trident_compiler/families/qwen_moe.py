@@ -1,6 +1,8 @@
 """Qwen2-MoE, Qwen3-MoE and OLMoE: decoders with many small experts.
 
 Qwen2-MoE has an expert that every token shares, behind a gate; the others differ in biases and norms.
+
+Owns what config.json means for each. Never writes a layer.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from trident_compiler.families.falcon import FALCON
 from trident_compiler.families.family import Decoder, Family
 from trident_compiler.families.gemma import GEMMA, GEMMA2
 from trident_compiler.families.glm import GLM
+from trident_compiler.families.glm_moe import DOTS1, GLM4_MOE
 from trident_compiler.families.gpt2 import GPT2
 from trident_compiler.families.gpt_neo import GPT_NEO
 from trident_compiler.families.gpt_neox import GPT_NEOX
@@ -49,11 +50,13 @@ FAMILIES: tuple[Family[Any], ...] = (
     BLOOM,
     COHERE,
     DEEPSEEK,
+    DOTS1,
     EXAONE4,
     FALCON,
     GEMMA,
     GEMMA2,
     GLM,
+    GLM4_MOE,
     GPT2,
     GPTJ,
     GPT_NEO,

@@ -114,9 +114,9 @@ def insert(model: Any) -> list[LayerAttention]:
             for result in results:
                 model.remove_result(result)
         model.validate_nodes_and_infer_types()
-        return layers
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"the network's attention is not what this version writes: {error}; build again") from None
+    return layers
 
 
 def _paged_attention(leading: list[Node], context: Node, attention: LayerAttention) -> Node:
