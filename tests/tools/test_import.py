@@ -116,9 +116,7 @@ def test_import_build_takes_a_file_and_leaves_the_repository_alone(
     assert card.name == "tiny.Q8_0"
 
 
-def test_import_build_refuses_a_file_of_another_name(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_import_build_refuses_a_file_of_another_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "model.bin"
     other.write_bytes(b"")
     assert main.main(["build", str(other), "--repository", str(tmp_path / "repository")]) == 1
