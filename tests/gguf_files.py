@@ -95,4 +95,5 @@ def finish(writer: Any) -> None:
 
 def floats(reader_tensor: Any) -> npt.NDArray[np.float32]:
     """Return the values of a tensor of `GGUFReader`."""
-    return gguf.quants.dequantize(reader_tensor.data, reader_tensor.tensor_type)
+    values: npt.NDArray[np.float32] = gguf.quants.dequantize(reader_tensor.data, reader_tensor.tensor_type)
+    return values

@@ -1,11 +1,13 @@
 """The GGML project's own converter, as a program: one GGUF file of each checkpoint's folder that is named.
 
-Owns what stands between the converter and a folder without a real tokenizer: a vocabulary of its own, and keys that only
-the hub's config.json has. It runs in a process of its own, whose path has the converter's packages before all others.
+Owns what stands between the converter and a folder without a real tokenizer: a vocabulary of its own, and keys that
+only the hub's config.json has. It runs in a process of its own, whose path has the converter's packages before all
+others.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -35,7 +37,7 @@ def main(folders: list[str]) -> None:
     for number, name in enumerate(("DSPARK_MARKOV_W1", "DSPARK_MARKOV_W2", "DSPARK_CONF_PROJ")):
         if not hasattr(gguf.MODEL_TENSOR, name):
             setattr(gguf.MODEL_TENSOR, name, 9000 + number)
-    import conversion  # noqa: PLC0415
+    conversion = importlib.import_module("conversion")
 
     for folder in map(Path, folders):
         hub = json.loads((folder / "hub.json").read_text())

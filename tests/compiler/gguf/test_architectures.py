@@ -33,6 +33,7 @@ DECODER = {
     **ENDS,
 }  # fmt: skip
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -56,7 +57,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {"rope_parameters": LLAMA3}),
     "llama, linear": (
         "llama", "llama",
-        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": {**PLAIN, "rope_type": "linear", "factor": 4.0}},
+        {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": LINEAR},
     ),
     "mixtral": ("llama", "mixtral", {**LOCAL_EXPERTS, "sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {"rope_parameters": YARN}),
@@ -152,7 +153,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: Whole configurations, to which `DECODER` adds nothing.
 WHOLE = {"gpt2", "gpt_bigcode", "bloom", "falcon", "mpt"}
 #: Keys of the hub that transformers' own configuration has no longer.
-OF_THE_HUB = {
+OF_THE_HUB: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": 128},
     "gpt_neox": {"rotary_pct": 0.25},
     "cohere2": {"rotary_pct": 1.0},

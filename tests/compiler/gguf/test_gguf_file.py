@@ -86,7 +86,7 @@ def test_gguf_file_cut_off_anywhere_is_refused(path: Path, tmp_path: Path) -> No
     last = open_gguf(path).tensors["Q6_K"]
     end = len(whole) - len(whole) % 32 if len(whole) % 32 else len(whole)
     cut = tmp_path / "cut.gguf"
-    for length in [*range(0, 700), *range(700, end - last.data.nbytes, 97)]:
+    for length in [*range(700), *range(700, end - last.data.nbytes, 97)]:
         cut.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"cut\.gguf"):
             open_gguf(cut)

@@ -40,7 +40,7 @@ def test_importer_a_file_of_numbers_is_the_checkpoint_that_it_was_made_of(checkp
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "folder", checkpoint))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        # The checkpoint's values are bfloat16, which the file holds as float32: the narrowest exact type is found again.
+        # Its values are bfloat16, which the file holds as float32: the narrowest exact type is found again.
         assert found[name].dtype == torch.bfloat16, name
         assert torch.equal(found[name], tensor), name
     assert torch.equal(logits(tmp_path / "folder"), logits(checkpoint))
@@ -99,7 +99,8 @@ def test_importer_a_file_of_float16_stays_float16(checkpoint: Path, tmp_path: Pa
 
 
 def test_importer_progress_ends_at_the_bytes_that_were_promised(checkpoint: Path, tmp_path: Path) -> None:
-    total, reached = [], []
+    total: list[int] = []
+    reached: list[int] = []
     path = write_llama(checkpoint, tmp_path / "llama.gguf")
     import_gguf(path, tmp_path / "folder", begin=total.append, reached=reached.append)
     assert total == [reached[-1]]
@@ -183,7 +184,8 @@ def test_importer_a_key_that_is_missing_or_wrong_is_refused_by_name(
 )
 @pytest.mark.parametrize("value", [0, 1, 7, 2**31, 2**32 - 1])
 def test_importer_a_key_of_any_size_is_read_or_refused(key: str, value: int, checkpoint: Path, tmp_path: Path) -> None:
-    path = write_llama(checkpoint, tmp_path / "llama.gguf", **{key: value})
+    keys: dict[str, Any] = {key: value}
+    path = write_llama(checkpoint, tmp_path / "llama.gguf", **keys)
     with contextlib.suppress(CheckpointError):
         import_gguf(path, tmp_path / "folder")
 

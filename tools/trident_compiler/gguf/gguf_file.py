@@ -4,8 +4,9 @@ Owns the reading of the format, and the bounds of everything that a file says ab
 offsets are held against the bytes that are there before anything is allocated. Never interprets a key and never
 converts a value.
 
-The layout, little-endian: magic, version, the counts of tensors and of keys; the keys with their values; a line for each
-tensor (name, sizes with the fastest first, type, offset); then the data, from the next multiple of the alignment on.
+The layout, little-endian: magic, version, the counts of tensors and of keys; the keys with their values; a line for
+each tensor (name, sizes with the fastest first, type, offset); then the data, from the next multiple of the alignment
+on.
 """
 
 from __future__ import annotations
@@ -116,13 +117,15 @@ def open_gguf(path: Path) -> GgufFile:
     if alignment & (alignment - 1):
         raise config.refuse(_ALIGNMENT_KEY, "must be a power of two")
     lines = [cursor.tensor_line() for _ in range(num_tensors)]
-    start = -(-cursor.position // alignment) * alignment
+    data = _Data(file, -(-cursor.position // alignment) * alignment, alignment, path.name)
     tensors: dict[str, GgufTensor] = {}
-    sizes = _block_sizes()
+    blocks = _blocks()
     for line in lines:
         if line.name in tensors:
             raise CheckpointError(f"{path.name}: tensor {line.name} is there twice")
-        tensors[line.name] = _tensor(line, file, start, alignment, sizes, path.name)
+        if line.type_id not in blocks:
+            raise CheckpointError(f"{path.name}: {line.name}: values of GGML's type {line.type_id} are not known")
+        tensors[line.name] = _tensor(line, blocks[line.type_id], data)
     return GgufFile(path, config, tensors)
 
 
@@ -132,6 +135,25 @@ class _TensorLine:
     shape: tuple[int, ...]
     type_id: int
     offset: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of values of one of GGML's number types."""
+
+    name: str
+    values: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The part of a file that holds values."""
+
+    file: mmap.mmap
+    start: int
+    alignment: int
+    where: str
 
 
 class _Cursor:
@@ -213,35 +235,26 @@ class _Cursor:
         return _TensorLine(name, tuple(sizes[::-1]), type_id, self.number("<Q", f"the offset of {name}"))
 
 
-def _tensor(
-    line: _TensorLine,
-    file: mmap.mmap,
-    start: int,
-    alignment: int,
-    sizes: Mapping[int, tuple[str, int, int]],
-    where: str,
-) -> GgufTensor:
-    if line.type_id not in sizes:
-        raise CheckpointError(f"{where}: {line.name}: values of GGML's type {line.type_id} are not known")
-    type_name, block, block_bytes = sizes[line.type_id]
-    if line.shape[-1] % block:
+def _tensor(line: _TensorLine, block: _Block, data: _Data) -> GgufTensor:
+    if line.shape[-1] % block.values:
         raise CheckpointError(
-            f"{where}: {line.name}: rows of {line.shape[-1]} values are no whole blocks of {type_name}, of {block} each"
+            f"{data.where}: {line.name}: rows of {line.shape[-1]} values are no whole blocks of {block.name}, of "
+            f"{block.values} each"
         )
-    num_rows, row_bytes = math.prod(line.shape[:-1]), line.shape[-1] // block * block_bytes
-    end = start + line.offset + num_rows * row_bytes
-    if line.offset % alignment or end > len(file):
+    num_rows, row_bytes = math.prod(line.shape[:-1]), line.shape[-1] // block.values * block.num_bytes
+    begin = data.start + line.offset
+    if line.offset % data.alignment or begin + num_rows * row_bytes > len(data.file):
         raise CheckpointError(
-            f"{where}: {line.name}: offset {line.offset} and shape {list(line.shape)} of {type_name} do not fit the "
-            f"file's {len(file)} bytes; the file is truncated or damaged"
+            f"{data.where}: {line.name}: offset {line.offset} and shape {list(line.shape)} of {block.name} do not fit "
+            f"the file's {len(data.file)} bytes; the file is truncated or damaged"
         )
-    data = np.frombuffer(file, np.uint8, num_rows * row_bytes, start + line.offset).reshape(num_rows, row_bytes)
-    return GgufTensor(line.name, line.shape, type_name, data)
+    values = np.frombuffer(data.file, np.uint8, num_rows * row_bytes, begin).reshape(num_rows, row_bytes)
+    return GgufTensor(line.name, line.shape, block.name, values)
 
 
-def _block_sizes() -> dict[int, tuple[str, int, int]]:
-    """Return the name, and the values and bytes of a block, of each of GGML's number types."""
+def _blocks() -> dict[int, _Block]:
+    """Return each of GGML's number types by its number."""
     # Imported where it is needed: it takes a second, and most builds read no GGUF.
     from gguf.constants import GGML_QUANT_SIZES  # noqa: PLC0415
 
-    return {int(kind): (kind.name, block, block_bytes) for kind, (block, block_bytes) in GGML_QUANT_SIZES.items()}
+    return {int(kind): _Block(kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}

@@ -20,11 +20,11 @@ _CASED += r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = _CASED % {"u": _UPPER, "l": _LOWER, "end": "", "digits": r"\p{N}"}
 _GPT4O = _CASED % {"u": _UPPER, "l": _LOWER, "end": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "digits": r"\p{N}{1,3}"}
 _DIGITS = r"\p{N}"
-_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # noqa: RUF001 (as written in tokenizer.json)
 _FALCON = r"[\p{P}\$\+<=>\^~\|`]+"
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[一-龥぀-ゟ゠-ヿ]+",  # noqa: RUF001
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )

@@ -60,7 +60,8 @@ def _numbers(metadata: JsonConfig, key: str, length: int) -> Sequence[float]:
     numbers = metadata.values.get(key)
     if not isinstance(numbers, np.ndarray) or len(numbers) != length:
         raise CheckpointError(f"{metadata.where}: {key}: must say a number of each of the {length} tokens")
-    return numbers.tolist()
+    listed: list[float] = numbers.tolist()
+    return listed
 
 
 def read_tokenizer(metadata: JsonConfig) -> Tokenizer:

@@ -123,8 +123,6 @@ def pieces(target: Target, tensors: Mapping[str, GgufTensor]) -> Iterator[npt.ND
 
 def _joined(part: Part, tensors: Mapping[str, GgufTensor]) -> npt.NDArray[np.float32]:
     blocks = [read_rows(tensors[wanted.tensor], wanted) for wanted in part.rows]
-    if part.interleaved:
-        joined = np.stack(blocks, axis=1).reshape(-1, blocks[0].shape[1])
-    else:
-        joined = np.concatenate(blocks)
+    width = blocks[0].shape[1]
+    joined = np.stack(blocks, axis=1).reshape(-1, width) if part.interleaved else np.concatenate(blocks)
     return np.ascontiguousarray(joined.T) if part.transposed else joined

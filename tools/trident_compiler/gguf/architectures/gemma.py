@@ -9,7 +9,8 @@ from typing import Any
 
 from trident_compiler.gguf.architectures.model import ATTENTION, ENDS, GATED, Architecture, Model, describe
 from trident_compiler.gguf.configs import decoder, head_dim, rms_norm, rotary
-from trident_compiler.gguf.layout import Source, Table, renamed
+from trident_compiler.gguf.entries import Table, renamed
+from trident_compiler.gguf.layout import Source
 
 #: The file has 1 + w, the checkpoint w.
 _ENDS: Table = ENDS | {"output_norm": renamed("model.norm", added=-1)}

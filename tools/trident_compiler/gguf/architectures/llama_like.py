@@ -21,7 +21,8 @@ from trident_compiler.gguf.architectures.model import (
     describe,
 )
 from trident_compiler.gguf.configs import decoder, head_dim, layer_norm, rms_norm, rotary
-from trident_compiler.gguf.layout import Entry, Indices, Part, Rows, Source, Table, Target, renamed, reordered
+from trident_compiler.gguf.entries import Entry, Table, renamed, reordered
+from trident_compiler.gguf.layout import Indices, Part, Rows, Source, Target
 
 #: Without a gate.
 _PLAIN: Table = {"ffn_up": renamed("mlp.up_proj"), "ffn_down": renamed("mlp.down_proj")}

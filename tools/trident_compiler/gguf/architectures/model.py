@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from trident_compiler.gguf.configs import FREQUENCIES, LONG, SHORT
-from trident_compiler.gguf.layout import Entry, Source, Table, Target, read_table, renamed
+from trident_compiler.gguf.entries import Table, read_table, renamed
+from trident_compiler.gguf.layout import Source, Target
 from trident_ensemble.contract.errors import CheckpointError
 
 #: Config.json has what these say.
@@ -85,7 +86,7 @@ def describe(
         raise source.metadata.refuse(source.key("block_count"), f"more than {_MAX_LAYERS} layers are not read")
     targets = list(read_table(source, ends, "", ""))
     for number in range(num_layers):
-        table: Mapping[str, Entry] = layer(number) if callable(layer) else layer
+        table = layer(number) if callable(layer) else layer
         targets += read_table(source, table, f"blk.{number}.", f"{prefix}.{number}.")
     used = {name for target in targets for name in target.sources}
     unused = sorted(source.file.tensors.keys() - used - _IN_CONFIG)

@@ -12,7 +12,8 @@ import numpy as np
 
 from trident_compiler.gguf.architectures.model import Architecture, Model, describe
 from trident_compiler.gguf.configs import decoder, head_dim, layer_norm, rms_norm, rotary
-from trident_compiler.gguf.layout import Indices, Source, Table, renamed, reordered, split, transposed
+from trident_compiler.gguf.entries import Table, renamed, reordered, split, transposed
+from trident_compiler.gguf.layout import Indices, Source
 
 _GPT_ENDS: Table = {
     "token_embd": renamed("transformer.wte"),
@@ -129,7 +130,8 @@ def _by_group(source: Source, num_rows: int) -> Indices | None:
     rows = np.arange(num_rows).reshape(-1, size)
     queries = rows[:heads].reshape(groups, -1, size)
     keys, values = rows[heads : heads + groups, None], rows[heads + groups :, None]
-    return np.concatenate([queries, keys, values], axis=1).ravel()
+    grouped: Indices = np.concatenate([queries, keys, values], axis=1)
+    return grouped.ravel()
 
 
 def _falcon(source: Source) -> Model:

@@ -6,6 +6,7 @@ Owns the list, and the choice by `general.architecture`. Never describes one.
 from __future__ import annotations
 
 from trident_compiler.gguf.architectures.gemma import GEMMA
+from trident_compiler.gguf.architectures.latent import LATENT
 from trident_compiler.gguf.architectures.llama_like import LLAMA_LIKE
 from trident_compiler.gguf.architectures.mixtures import MIXTURES
 from trident_compiler.gguf.architectures.model import Architecture, Model
@@ -14,7 +15,7 @@ from trident_compiler.gguf.gguf_file import GgufFile
 from trident_compiler.gguf.layout import Source
 
 #: By `general.architecture`.
-ARCHITECTURES: dict[str, Architecture] = LLAMA_LIKE | GEMMA | MIXTURES | OLDER
+ARCHITECTURES: dict[str, Architecture] = LLAMA_LIKE | GEMMA | MIXTURES | LATENT | OLDER
 _KEY = "general.architecture"
 
 
