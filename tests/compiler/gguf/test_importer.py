@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.gguf_files import F16, F32, Q8_0, finish, floats, in_pairs, write_llama
-from trident_compiler.gguf import values
+from trident_compiler.gguf import values as gguf_values
 from trident_compiler.gguf.importer import import_gguf
 from trident_compiler.model_folder import open_checkpoint
 from trident_ensemble.contract.errors import CheckpointError
@@ -107,6 +107,20 @@ def test_importer_progress_ends_at_the_bytes_that_were_promised(checkpoint: Path
     import_gguf(path, tmp_path / "folder", begin=total.append, reached=reached.append)
     assert total == [reached[-1]]
     assert reached == sorted(reached)
+
+
+def test_importer_no_large_tensor_is_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "wide", "llama", num_hidden_layers=1, vocab_size=30000)
+    path = write_llama(checkpoint, tmp_path / "wide.gguf", Q8_0)
+    monkeypatch.setattr(gguf_values, "_SLICE", 1 << 14)
+    tracemalloc.start()
+    try:
+        import_gguf(path, tmp_path / "folder", dtype="f32")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30000 * 64 * 4 / 2
+    assert load_file(tmp_path / "folder" / "model.safetensors")["model.embed_tokens.weight"].shape == (30000, 64)
 
 
 def without(
