@@ -29,7 +29,8 @@ from trident_tools.main import main
 
 #: Those that are most unlike each other.
 CHOSEN = (
-    "bloom", "cohere2", "falcon-alibi", "gemma3_text", "gpt2", "gpt_neox", "mpt", "olmo2", "phi3", "qwen3",
+    "bloom", "cohere2", "falcon-alibi", "gemma3_text", "gpt2", "gpt_neox", "mpt", "olmo2", "phi3", "gpt_oss",
+    "mixtral", "deepseek_v2",
 )  # fmt: skip
 CASES = [next(case for case in ALL if str(case) == chosen) for chosen in CHOSEN]
 VOCAB_SIZE = 400

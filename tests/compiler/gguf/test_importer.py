@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import make_checkpoint, reference_model
 from tests.gguf_files import F16, F32, Q8_0, finish, floats, in_pairs, write_llama
+from trident_compiler.gguf import values as gguf_values
 from trident_compiler.gguf.importer import import_gguf
 from trident_compiler.model_folder import open_checkpoint
 from trident_ensemble.contract.errors import CheckpointError
@@ -105,6 +107,20 @@ def test_importer_progress_ends_at_the_bytes_that_were_promised(checkpoint: Path
     import_gguf(path, tmp_path / "folder", begin=total.append, reached=reached.append)
     assert total == [reached[-1]]
     assert reached == sorted(reached)
+
+
+def test_importer_no_large_tensor_is_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "wide", "llama", num_hidden_layers=1, vocab_size=30000)
+    path = write_llama(checkpoint, tmp_path / "wide.gguf", Q8_0)
+    monkeypatch.setattr(gguf_values, "_SLICE", 1 << 14)
+    tracemalloc.start()
+    try:
+        import_gguf(path, tmp_path / "folder", dtype="f32")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30000 * 64 * 4 / 2
+    assert load_file(tmp_path / "folder" / "model.safetensors")["model.embed_tokens.weight"].shape == (30000, 64)
 
 
 def without(
@@ -197,6 +213,15 @@ def test_importer_blocks_that_the_package_does_not_convert_are_refused(checkpoin
     path = without(whole, tmp_path / "q8k.gguf", drop="output.weight", add={"output.weight": (blocks, kind)})
     with pytest.raises(CheckpointError, match=r"output\.weight: the gguf package does not convert Q8_K"):
         import_gguf(path, tmp_path / "folder")
+
+
+def test_importer_a_part_of_a_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model-00001-of-00003.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.add_tensor("token_embd.weight", np.ones((4, 4), np.float32))
+    finish(writer)
+    with pytest.raises(CheckpointError, match=r"split\.count = 3: a part of a model; .* llama-gguf-split --merge"):
+        import_gguf(tmp_path / "model-00001-of-00003.gguf", tmp_path / "folder")
 
 
 def test_importer_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

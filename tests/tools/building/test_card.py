@@ -48,7 +48,7 @@ def _engine(folder: Path, template: str | None = None) -> Manifest:
 def test_card_the_checked_in_one_is_what_make_serve_builds(tmp_path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     [epoch] = re.findall(r"SOURCE_DATE_EPOCH=(\d+) ", makefile)
-    [name] = re.findall(r"SOURCE_DATE_EPOCH=\d+ (?:.*\\\n)*.*--served-name (\S+)", makefile)
+    [name] = re.findall(r"SOURCE_DATE_EPOCH=.*?--served-name (\S+)", makefile, re.DOTALL)
     manifest = _engine(tmp_path / "engine")
     made = make_card(
         ServedNames(name), build_time({SOURCE_DATE_EPOCH: epoch}), tmp_path / "engine", manifest, NO_MARKERS

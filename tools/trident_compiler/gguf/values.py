@@ -109,16 +109,20 @@ def pieces(target: Target, tensors: Mapping[str, GgufTensor]) -> Iterator[npt.ND
     """Yield the values of a tensor of the checkpoint in its order, a slice at a time where its parts allow it."""
     for part in target.parts:
         if len(part.rows) > 1 or part.transposed:
-            yield _joined(part, tensors) + np.float32(part.added)
+            yield _plus(_joined(part, tensors), part.added)
             continue
         (wanted,) = part.rows
         tensor = tensors[wanted.tensor]
         if wanted.flat or len(tensor.shape) == 1:
-            yield read_rows(tensor, wanted) + np.float32(part.added)
+            yield _plus(read_rows(tensor, wanted), part.added)
             continue
         order = range(tensor.num_rows) if wanted.wanted is None else wanted.wanted
         for some in row_slices(0, len(order), tensor.row_length):
-            yield read_rows(tensor, Rows(wanted.tensor, order[some])) + np.float32(part.added)
+            yield _plus(read_rows(tensor, Rows(wanted.tensor, order[some])), part.added)
+
+
+def _plus(values: npt.NDArray[np.float32], added: float) -> npt.NDArray[np.float32]:
+    return values + np.float32(added) if added else values
 
 
 def _joined(part: Part, tensors: Mapping[str, GgufTensor]) -> npt.NDArray[np.float32]:

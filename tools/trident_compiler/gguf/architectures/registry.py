@@ -16,7 +16,7 @@ from trident_compiler.gguf.layout import Source
 
 #: By `general.architecture`.
 ARCHITECTURES: dict[str, Architecture] = LLAMA_LIKE | GEMMA | MIXTURES | LATENT | OLDER
-_KEY = "general.architecture"
+_KEY, _PARTS = "general.architecture", "split.count"
 
 
 def read_model(file: GgufFile) -> Model:
@@ -25,6 +25,8 @@ def read_model(file: GgufFile) -> Model:
     Raises:
         CheckpointError: its architecture is not known, or a key or tensor of it is missing or not what it should be.
     """
+    if file.metadata.integer(_PARTS, 1, least=0) > 1:
+        raise file.metadata.refuse(_PARTS, "a part of a model; put the parts together with llama-gguf-split --merge")
     name = file.metadata.values.get(_KEY)
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise file.metadata.refuse(_KEY, f"not imported; {', '.join(sorted(ARCHITECTURES))} are")
