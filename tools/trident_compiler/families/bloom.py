@@ -1,6 +1,9 @@
 """Bloom.
 
 The embeddings are normalised; positions are ALiBi's; queries, keys and values are fused head by head.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class BloomConfig(DecoderConfig):
 
 
 def read_bloom_config(config: JsonConfig) -> BloomConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

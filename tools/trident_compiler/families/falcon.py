@@ -3,6 +3,9 @@
 The newer architecture fuses the queries of each key head with it and its values; before, all queries come first and
 there is one key head, or each head has its own keys and values. Rotary positions, or ALiBi, which is scaled as the
 scores are.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class FalconConfig(DecoderConfig):
 
 
 def read_falcon_config(config: JsonConfig) -> FalconConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Positions are learned. GPT-2 stores its matrices transposed; GPT-BigCode has one head of keys and values, or fuses
 queries, keys and values head by head.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations

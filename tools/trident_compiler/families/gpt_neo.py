@@ -1,6 +1,9 @@
 """GPT-Neo.
 
 Positions are learned; scores are not scaled; layers see all tokens or a window of them, as a pattern says.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class GptNeoConfig(DecoderConfig):
 
 
 def read_gpt_neo_config(config: JsonConfig) -> GptNeoConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Queries, keys and values are fused head by head; a part of each head is rotated; attention and feed-forward stand side
 by side, or one behind the other.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class GptNeoxConfig(DecoderConfig):
 
 
 def read_gpt_neox_config(config: JsonConfig) -> GptNeoxConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

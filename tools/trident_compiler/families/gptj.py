@@ -2,6 +2,9 @@
 
 Attention and feed-forward share one norm and stand side by side; neighbouring features are rotated against each other,
 so the rows of queries and keys are sorted when they are read. CodeGen fuses queries, values and keys in four groups.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """MPT.
 
 Positions are ALiBi's; norms have no biases, nor has any layer; queries, keys and values are fused and may be clamped.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class MptConfig(DecoderConfig):
 
 
 def read_mpt_config(config: JsonConfig) -> MptConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Layer norms store how much their scale differs from 1; the feed-forward squares what is positive; a part of each head
 is rotated.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class NemotronConfig(DecoderConfig):
 
 
 def read_nemotron_config(config: JsonConfig) -> NemotronConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

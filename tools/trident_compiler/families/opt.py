@@ -2,6 +2,9 @@
 
 Positions are learned, and the first is the table's third row. Norms come before each branch, or after its sum in the
 smallest but one; there embeddings are narrower than hidden values, too.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class OptConfig(DecoderConfig):
 
 
 def read_opt_config(config: JsonConfig) -> OptConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

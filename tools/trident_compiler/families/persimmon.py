@@ -2,6 +2,9 @@
 
 Queries, keys and values are fused head by head, and each query and key head is normalised; a part of each head is
 rotated; the feed-forward squares what is positive.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class PersimmonConfig(DecoderConfig):
 
 
 def read_persimmon_config(config: JsonConfig) -> PersimmonConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Attention and feed-forward share one norm and stand side by side; every layer has a bias, the output projection too; a
 part of each head is rotated.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class PhiConfig(DecoderConfig):
 
 
 def read_phi_config(config: JsonConfig) -> PhiConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Queries, keys and values are fused, and so are the feed-forward's gate and up projection; rotary positions may be
 longrope's, and of a part of each head.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Phi3Config(DecoderConfig):
 
 
 def read_phi3_config(config: JsonConfig) -> Phi3Config:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

@@ -2,6 +2,9 @@
 
 Layer norms and a gated feed-forward, which stands beside attention or behind it; a part of each head is rotated; each
 head of queries and keys may have a norm of its own.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class StablelmConfig(DecoderConfig):
 
 
 def read_stablelm_config(config: JsonConfig) -> StablelmConfig:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.

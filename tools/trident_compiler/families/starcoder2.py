@@ -1,6 +1,9 @@
 """StarCoder2.
 
 Layer norms, biases, a feed-forward without a gate, and a sliding window in every layer.
+
+Owns what config.json means for its members, the names of their tensors and the structure of the network. Never touches
+a compiler, a file or a number format.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Starcoder2Config(DecoderConfig):
 
 
 def read_starcoder2_config(config: JsonConfig) -> Starcoder2Config:
-    """Understand config.json.
+    """Understand the config.json of a member.
 
     Raises:
         CheckpointError: names the key that is missing, malformed or unsupported, with its value.
