@@ -7,6 +7,8 @@ the same inputs, the same operations, caches that are variables and begin empty,
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,28 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 Node = Any
+NETWORK = "openvino_model.xml"
 _LIVES_BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def export(checkpoint: Path, folder: Path, *, weights: str = "fp32", attention: str = "sdpa", **inputs: Any) -> Path:
-    """Export a checkpoint; `weights` is fp32, fp16, int8 or int4, `attention` transformers' implementation."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation=attention).eval()
-    network = convert(model)
-    if weights in {"int8", "int4"}:
-        compress(network, weights)
+def export(checkpoint: Path, folder: Path, *, half: bool = False) -> Path:
+    """Export a checkpoint, with constants in float32 or in float16."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return _save(convert(model), checkpoint, folder, half=half)
+
+
+def edited(exported: Path, folder: Path, edit: Callable[[Any], None]) -> Path:
+    """Save an exported model with another network."""
+    network = ov.Core().read_model(exported / NETWORK)
+    edit(network)
+    network.validate_nodes_and_infer_types()
+    return _save(network, exported, folder)
+
+
+def _save(network: Any, source: Path, folder: Path, *, half: bool = False) -> Path:
     folder.mkdir(parents=True)
-    ov.save_model(network, folder / "openvino_model.xml", compress_to_fp16=weights == "fp16")
-    for path in (*(checkpoint / name for name in _LIVES_BESIDE), *checkpoint.glob("*.jinja")):
+    ov.save_model(network, folder / NETWORK, compress_to_fp16=half)
+    for path in (*(source / name for name in _LIVES_BESIDE), *source.glob("*.jinja")):
         shutil.copy(path, folder)
     return folder
 
@@ -95,7 +107,8 @@ def convert(model: Any) -> Any:
         "position_ids": torch.arange(old, old + new).expand(sequences, new),
         "past": [tuple(torch.randn(2, sequences, heads, old, head_dim)) for _ in range(num_layers)],
     }
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         network = ov.convert_model(_WithCache(model), example_input=example)
     names = [f"{layer}.{part}" for layer in range(num_layers) for part in ("key", "value")]
     for port, name in zip(network.inputs[3:], names, strict=True):
@@ -130,27 +143,23 @@ def _begin_empty(network: Any, heads: int, head_dim: int) -> None:
             operation.set_arguments([ops.broadcast(ops.constant(0.0, ov.Type.f32), shape).output(0)])
 
 
-def compress(network: Any, weights: str) -> None:
-    """Put compressed constants in the place of the matrices of products and tables."""
+def compress(network: Any, group: int | None) -> None:
+    """Put compressed constants in the place of matrices: int4 in groups, tables in int8; or all of them in int8."""
     for operation in network.get_ordered_ops():
         for port in operation.inputs():
             source = port.get_source_output().get_node()
             if operation.get_type_name() in {"MatMul", "Gather"} and source.get_type_name() == "Constant":
                 values = source.data
                 if values.ndim == 2 and values.dtype == np.float32 and min(values.shape) > 1:
-                    groups = 32 if weights == "int4" and operation.get_type_name() == "MatMul" else None
-                    port.replace_source_output(_compressed(values, groups).output(0))
+                    inner = group if operation.get_type_name() == "MatMul" else None
+                    port.replace_source_output(_compressed(np.array(values), inner).output(0))
 
 
 def _compressed(values: npt.NDArray[np.float32], group: int | None) -> Node:
     """Rows in asymmetric int8, or groups of values in asymmetric int4, as NNCF writes them."""
-    kind, most = (ov.Type.u8, 255) if group is None else (ov.Type.u4, 15)
     stored, zeros, scales = quantize(values, group)
-    packed = _pack(stored) if group else stored
-    shaped = ops.constant(ov.Tensor(packed, ov.Shape(list(stored.shape)), kind) if group else packed)
-    zero_points = ops.constant(ov.Tensor(_pack(zeros), ov.Shape(list(zeros.shape)), kind) if group else zeros)
-    assert stored.max() <= most
-    centred = ops.subtract(ops.convert(shaped, ov.Type.f16), ops.convert(zero_points, ov.Type.f16))
+    constants = [_int4(each) if group else ops.constant(each) for each in (stored, zeros)]
+    centred = ops.subtract(*(ops.convert(each, ov.Type.f16) for each in constants))
     scaled = ops.multiply(centred, ops.constant(scales))
     whole = ops.reshape(scaled, ops.constant(list(values.shape)), special_zero=False) if group else scaled
     return ops.convert(whole, ov.Type.f32)
@@ -159,7 +168,7 @@ def _compressed(values: npt.NDArray[np.float32], group: int | None) -> Node:
 def quantize(
     values: npt.NDArray[np.float32], group: int | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
-    """Stored values, zero points and scales: `(stored - zero) * scale`, each of `[out, in]` or `[out, groups, group]`."""
+    """Stored values, zero points and scales, of `(stored - zero) * scale`: `[out, in]`, or `[out, groups, group]`."""
     most = 255 if group is None else 15
     parts = values if group is None else values.reshape(len(values), -1, group)
     low, high = np.minimum(parts.min(-1, keepdims=True), 0), np.maximum(parts.max(-1, keepdims=True), 0)
@@ -169,9 +178,11 @@ def quantize(
     return stored, zeros, scales
 
 
-def _pack(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _int4(values: npt.NDArray[np.uint8]) -> Node:
     flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.uint8))
-    return flat[0::2] | flat[1::2] << 4
+    tensor = ov.Tensor(ov.Type.u4, ov.Shape(list(values.shape)))
+    tensor.data.reshape(-1)[:] = flat[0::2] | flat[1::2] << 4
+    return ops.constant(tensor)
 
 
 def restored(values: npt.NDArray[np.float32], group: int | None) -> npt.NDArray[np.float32]:

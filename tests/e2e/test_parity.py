@@ -1,4 +1,4 @@
-"""Served greedy token ids equal transformers' generate, for every family, in a crowd and alone."""
+"""Served greedy token ids equal transformers' generate, for families and for a model exported to OpenVINO."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.e2e.build import build
 from tests.e2e.clients import Answer, ask_grpc
 from tests.e2e.server import serve
+from tests.openvino_exports import export
 
 NUM_PROMPTS = 20
 MAX_TOKENS = 24
@@ -52,15 +53,18 @@ def _reference(checkpoint: Path, prompts: list[str]) -> list[list[int]]:
     return outputs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parity_served_ids_equal_transformers_generate(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "exported"), [*((family, False) for family in FAMILIES), pytest.param("mistral", True, id="exported")]
+)
+def test_parity_served_ids_equal_transformers_generate(family: str, exported: bool, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     prompts = _prompts()
     expected = _reference(checkpoint, prompts)
     # A budget far below the prompts' sum, so that they are computed in chunks beside each other, and below the longest
     # ones by far, so that each of these is computed in chunks when it is alone.
     options = ("--max-num-tokens", str(BUDGET), "--max-num-seqs", "32")
-    repository = build(checkpoint, tmp_path / "repository", *options)
+    source = export(checkpoint, tmp_path / "exported") if exported else checkpoint
+    repository = build(source, tmp_path / "repository", *options)
 
     with serve(repository, tmp_path / "log") as server:
 

@@ -16,6 +16,7 @@ from trident_compiler.checkpoint.exported_files import ExportedFiles, is_exporte
 from trident_compiler.checkpoint.generation_defaults import not_served, read_generation
 from trident_compiler.checkpoint.json_config import JsonConfig
 from trident_compiler.checkpoint.output_head import check_output_head
+from trident_compiler.checkpoint.rope import read_switch
 from trident_compiler.checkpoint.tensor_files import PrefixedTensors, TensorFiles
 from trident_compiler.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from trident_compiler.families.family import Decoder, Family
@@ -109,6 +110,8 @@ class ExportedDecoder:
         sliding_window: how many tokens a token attends to by config.json, in some of the layers or in all; 0 for all
             tokens.
         files: the network's.
+        features: none: what a network needs is found by converting it.
+        rotary_switch: as `Model` has it.
     """
 
     model_type: str
@@ -203,6 +206,7 @@ def _read_exported_decoder(folder: Path, config: JsonConfig) -> ExportedDecoder:
         max_position_embeddings=config.integer(key),
         sliding_window=config.integer("sliding_window", least=0) if windowed else 0,
         files=read_exported_files(folder),
+        rotary_switch=read_switch(config),
     )
 
 

@@ -101,6 +101,18 @@ def read_rotary(
     return Rotary(scaled.frequencies, scaled.factor, Rotary(long, scaled.factor), original or max_positions)
 
 
+def read_switch(config: JsonConfig) -> int | None:
+    """Return the longest sequences, in tokens, that are rotated one way, where longer ones are rotated another way.
+
+    It is None where all are rotated alike. Nothing else of the rotary embedding is read, and nothing of it refused.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        parameters = config.section(key)
+        if parameters is not None and "longrope" in {parameters.values.get("rope_type"), parameters.values.get("type")}:
+            return _original(config) or _original(parameters)
+    return None
+
+
 def _parameters(config: JsonConfig, section: str | None) -> JsonConfig:
     """Return the object that describes the scaling; the old spelling wins over the new, as in transformers."""
     nothing = JsonConfig({}, config.where)

@@ -74,7 +74,7 @@ def _exported(folder: Path, tokens: npt.NDArray[np.int64]) -> Floats:
 
 def _converted(folder: Path, tokens: npt.NDArray[np.int64]) -> Floats:
     """Return the same logits by the converted network, in two chunks, with another sequence beside the first."""
-    network = convert_exported(folder).network
+    network = convert_exported(folder, len(tokens)).network
     compiled = compile_network(network.model, Precision("fp32", "", "f32"))
     request = compiled.create_infer_request()
     geometry = cache_geometry(compiled)

@@ -46,8 +46,8 @@ _QUANTIZED_TYPES = ("i8", "u8", "i4", "u4")
 _EXPANDED_BITS = {"f8e4m3": 8, "f8e5m2": 8}
 _COMPUTE_BITS = {"bf16": 16, "fp32": 32}
 
-#: Tries two precisions on the network of a folder.
-Measure = Callable[[Path, Precision, Precision], Trials]
+#: Tries two precisions on the network of a model.
+Measure = Callable[[ExportedModel, Precision, Precision], Trials]
 
 
 class ExportedCompiler:
@@ -90,7 +90,7 @@ class ExportedCompiler:
         if both > self._machine.free_bytes:
             reason = f"more exact; to try bf16 beside it takes {size(both)}, which is more than is free"
             return replace(exact, choice=PrecisionChoice(reason))
-        trials = self._measure(opened.folder, exact, other)
+        trials = self._measure(opened, exact, other)
         chosen, choice = choose(exact.compute, other.compute, trials, self._machine.cpu)
         return replace(exact if chosen == exact.compute else other, choice=choice)
 
@@ -100,8 +100,8 @@ class ExportedCompiler:
         Raises:
             CheckpointError: the network cannot be converted, or lacks the window that config.json has.
         """
-        layers = convert_exported(opened.folder).layers
         longest = wanted.max_seq_len or opened.model.max_position_embeddings
+        layers = convert_exported(opened.folder, longest).layers
         window = opened.model.sliding_window
         if 0 < window < longest and not any(layer.sliding_window for layer in layers):
             raise CheckpointError(
@@ -133,16 +133,17 @@ class ExportedCompiler:
         progress: Progress,
     ) -> None:
         """Write the network, once it is known to compute what the exported one does."""
-        del precision, plan
+        del precision
         progress.phase("comparing the networks", 0)
         check_agreement(opened.folder, opened.model.vocab_size)
         progress.phase("writing the network", opened.model.files.num_bytes)
-        write_network(folder, convert_exported(opened.folder).network, progress.reached)
+        write_network(folder, convert_exported(opened.folder, plan.max_seq_len).network, progress.reached)
 
 
-def measure_exported(folder: Path, exact: Precision, other: Precision) -> Trials:
+def measure_exported(opened: ExportedModel, exact: Precision, other: Precision) -> Trials:
     """Try two precisions on all of an exported network, as its layers cannot be told apart."""
-    one, two = (CompiledProbe(convert_exported(folder).network, precision) for precision in (exact, other))
+    longest = opened.model.max_position_embeddings
+    one, two = (CompiledProbe(convert_exported(opened.folder, longest).network, each) for each in (exact, other))
     return run_trials(one, two)
 
 

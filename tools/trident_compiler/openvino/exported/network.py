@@ -33,6 +33,8 @@ _ATTENTION = "PagedAttentionExtension"
 _QUERY, _KEY, _VALUE, _SCALE, _WINDOW, _ALIBI, _SINKS = 0, 1, 2, 9, 10, 11, 20
 #: The operations that may follow the last product of a network, each on every logit by itself.
 _ELEMENTWISE = ("Add", "Convert", "Divide", "Multiply", "Reshape", "Tanh", "Transpose")
+#: The operations through which positions may pass before a network takes their largest.
+_RESHAPING = ("Convert", "Reshape", "Squeeze", "Unsqueeze")
 #: What the operation reads of the step; nothing else of the network may.
 _STEP_INPUTS = (*names.ATTENTION_VECTORS, names.MAX_CONTEXT_LEN)
 
@@ -62,8 +64,14 @@ def read_exported(folder: Path) -> Any:
         raise _refuse(f"OpenVINO {ov.__version__} cannot read it: {error}") from None
 
 
-def convert_exported(folder: Path) -> ExportedNetwork:
+def convert_exported(folder: Path, max_seq_len: int) -> ExportedNetwork:
     """Return the network of a folder with placeholders for its attention.
+
+    Args:
+        folder: of the exported model.
+        max_seq_len: the longest sequence, in tokens, that the network is for. A network that rotates by other
+            frequencies where a position is beyond some bound rotates all sequences as it would the longest: the
+            positions of a step are those of several sequences, and a cache keeps what was rotated before.
 
     Raises:
         CheckpointError: OpenVINO cannot read it, or cannot make paged attention of it; says why.
@@ -78,6 +86,7 @@ def convert_exported(folder: Path) -> ExportedNetwork:
         _replace_input(inputs, "input_ids", names.TOKEN_IDS),
         _replace_input(inputs, "position_ids", names.POSITION_IDS),
     ]
+    _settle_longest(parameters[1], max_seq_len)
     rows = _parameter(names.LOGIT_ROWS)
     logits = _select_rows(model, rows)
     layers, placeholders = [], []
@@ -93,7 +102,7 @@ def convert_exported(folder: Path) -> ExportedNetwork:
             for number, size in zip((_QUERY, _KEY, _VALUE), sizes, strict=True)
         )
         placeholder = openvino_attention.cut(index, query, key, value, attention)
-        operation.output(0).replace(placeholder.output.output(0))
+        _rewire(operation, placeholder.output)
         placeholders.append(placeholder)
         layers.append(attention)
     for name in _STEP_INPUTS:
@@ -173,8 +182,33 @@ def _replace_input(inputs: dict[str, Node], exported: str, name: str) -> Node:
     """Put an input of int32 in the place of an exported one, and return it."""
     old = inputs[exported]
     new = _parameter(name)
-    old.output(0).replace(ops.convert(new, old.get_element_type()).output(0))
+    _rewire(old, ops.convert(new, old.get_element_type()))
     return new
+
+
+def _rewire(old: Node, new: Node) -> None:
+    """Let whatever uses a node use another; names stay where they are, as a server knows inputs and outputs by them."""
+    for user in old.output(0).get_target_inputs():
+        user.replace_source_output(new.output(0))
+
+
+def _settle_longest(positions: Node, max_seq_len: int) -> None:
+    """Put the last position of the longest sequence in the place of a step's largest position."""
+    reached = [positions]
+    while reached:
+        node = reached.pop()
+        for user in [target.get_node() for target in node.output(0).get_target_inputs()]:
+            kind = user.get_type_name()
+            if kind == "ReduceMax":
+                longest = ops.constant(np.array(max_seq_len - 1), user.get_element_type())
+                shape = ops.constant([1] * len(user.get_output_partial_shape(0)), ov.Type.i64)
+                _rewire(user, ops.reshape(longest, shape, special_zero=False))
+            elif kind.startswith("Reduce"):
+                raise _refuse(
+                    f"{user.get_friendly_name()} reduces the positions of a step, which are of many sequences"
+                )
+            elif kind in _RESHAPING:
+                reached.append(user)
 
 
 def _select_rows(model: Any, rows: Node) -> Node:
