@@ -89,7 +89,7 @@ def test_commands_a_server_is_killed_when_waiting_for_its_end_is_interrupted() -
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            server._stop(process)
+            server.stop(process)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -14,6 +14,7 @@ from trident_compiler.model_folder import Checkpoint, open_checkpoint
 from trident_compiler.weights.formats import count_matrices, estimated_bytes
 from trident_compiler.weights.roles import Role
 from trident_compiler.weights.sharding import WHOLE, ShardSpec
+from trident_compiler.weights.tensor_parts import TensorPart
 from trident_compiler.weights.weights import Weight, WeightSource
 
 NUM_LAYERS = 2
@@ -27,8 +28,8 @@ class RememberingSource(WeightSource):
         super().__init__(checkpoint.tensors, "int4", "bf16", tied=False, uniform=uniform, share=share)
         self.matrices: list[Weight] = []
 
-    def matrix(self, name: str, out_size: int, in_size: int, role: Role) -> Weight:
-        self.matrices.append(super().matrix(name, out_size, in_size, role))
+    def matrix(self, source: str | TensorPart, out_size: int, in_size: int, role: Role) -> Weight:
+        self.matrices.append(super().matrix(source, out_size, in_size, role))
         return self.matrices[-1]
 
 

@@ -180,7 +180,7 @@ class _Scan:
             if kind == "Result" and len(self._open) == 1:
                 self.result_shapes.append(())
         elif self._open:
-            kind = self._open[-1].get("type")
+            kind = self._open[-1].get("type", "")
             if name == "data" and kind == "Const":
                 self._constant(self._open[-1].get("name", ""), attributes)
             elif name == "data" and kind == "Parameter":
