@@ -22,7 +22,7 @@ _NUMPY_TYPES: dict[str, Any] = {
     "UINT64": np.uint64,
     "FP32": np.float32,
 }
-_DTYPES = {spec.name: spec.dtype for spec in tensors.ENSEMBLE_INPUTS}
+_DTYPES = {spec.name: spec.dtype for spec in (*tensors.CORE_INPUTS, *tensors.ENSEMBLE_INPUTS)}
 
 
 @dataclass

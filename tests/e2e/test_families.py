@@ -29,7 +29,8 @@ from trident_tools.main import main
 
 #: Those that are most unlike each other.
 CHOSEN = (
-    "bloom", "cohere2", "deepseek_v2", "falcon-alibi", "gemma3_text", "gpt2", "gpt_oss", "mixtral", "phi3", "qwen3",
+    "bloom", "cohere2", "falcon-alibi", "gemma3_text", "gpt2", "gpt_neox", "mpt", "olmo2", "phi3", "gpt_oss",
+    "mixtral", "deepseek_v2",
 )  # fmt: skip
 CASES = [next(case for case in ALL if str(case) == chosen) for chosen in CHOSEN]
 VOCAB_SIZE = 400
@@ -91,7 +92,7 @@ def _expected(case: Case, folder: Path, prompts: list[list[int]]) -> list[list[i
 
 def _ask(server: Server, name: str, prompt: list[int]) -> Reply:
     fields = {
-        "input_ids": prompt, "max_tokens": MAX_TOKENS, "ignore_eos": True, "stream": True,
+        "input_ids": prompt, "request_output_len": MAX_TOKENS, "ignore_eos": True, "streaming": True,
         "num_return_sequences": NUM_SEQUENCES, "stream_interval_ms": 0,
     }  # fmt: skip
     sequences: list[list[int]] = [[] for _ in range(NUM_SEQUENCES)]
