@@ -115,11 +115,10 @@ class WeightSource:
 
     def stack(self, sources: Sequence[str | TensorPart], out_size: int, in_size: int, role: Role) -> Weight:
         """Return this device's part of several `[out, in]` weights, as one of `[members, out, in]`."""
-        if role.split is Split.HEADS:
-            sources = sources[self._share.of(len(sources))]
         split = None if role.split is Split.HEADS else role.split
+        members = self._members(sources, role)
         return self._stacked(
-            [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in sources]
+            members, [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in members]
         )
 
     def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
@@ -146,9 +145,9 @@ class WeightSource:
 
     def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
         """Return several vectors as one of `[members, size]`, of those that devices share this device's part."""
-        if role.split is Split.HEADS:
-            sources, role = sources[self._share.of(len(sources))], Role.VECTOR
-        return self._stacked([self.vector(each, size, role) for each in sources])
+        of_each = Role.VECTOR if role.split is Split.HEADS else role
+        members = self._members(sources, role)
+        return self._stacked(members, [self.vector(each, size, of_each) for each in members])
 
     def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
         """Return values that follow from the configuration, of those that devices share this device's part."""
@@ -188,6 +187,14 @@ class WeightSource:
 
     def _format_of(self, role: Role) -> str:
         return self._matrix_format if role.is_matrix else self._plain_format
+
+    def _members(self, sources: Sequence[str | TensorPart], role: Role) -> Sequence[str | TensorPart]:
+        """Return this device's members of a stack. Those of other devices are asked for there, and known here."""
+        if role.split is not Split.HEADS:
+            return sources
+        names = (source if isinstance(source, str) else source.name for source in sources)
+        self._asked.update(self._tensors[name].name for name in names if name in self._tensors)
+        return sources[self._share.of(len(sources))]
 
     def _rows(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return a tied table to look rows up in, apart from the output projection."""
@@ -236,13 +243,11 @@ class WeightSource:
         weight = replace(convert(part, wanted), name=part_name)
         return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored, taken)
 
-    def _stacked(self, members: Sequence[Weight]) -> Weight:
-        """Put weights of one shape and one format into one; they are forgotten as single ones."""
+    def _stacked(self, sources: Sequence[str | TensorPart], members: Sequence[Weight]) -> Weight:
+        """Put weights of one shape and one format into one; they and their pages are given back."""
         first = members[0]
         if len({member.format for member in members}) > 1:
             raise CheckpointError(f"{first.name}: it and others that are used with it are stored in different formats")
-        for member in members:
-            self._used.pop(member.name, None)
         weight = Weight(
             f"{first.name} and {len(members) - 1} more",
             first.format,
@@ -253,6 +258,11 @@ class WeightSource:
             if first.zero_points is None
             else np.stack([each.zero_points for each in members if each.zero_points is not None]),
         )
+        for source, member in zip(sources, members, strict=True):
+            self._used.pop(member.name, None)
+            stored = self._tensors.get(source if isinstance(source, str) else source.name)
+            if stored is not None:
+                stored.release()
         self._used[weight.name] = weight
         return weight
 
