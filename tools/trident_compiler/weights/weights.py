@@ -118,7 +118,7 @@ class WeightSource:
         split = None if role.split is Split.HEADS else role.split
         members = self._members(sources, role)
         return self._stacked(
-            [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in members]
+            members, [self._weight(each, (out_size, in_size), self._format_of(role), split) for each in members]
         )
 
     def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
@@ -146,7 +146,8 @@ class WeightSource:
     def stacked_vector(self, sources: Sequence[str | TensorPart], size: int, role: Role = Role.VECTOR) -> Weight:
         """Return several vectors as one of `[members, size]`, of those that devices share this device's part."""
         of_each = Role.VECTOR if role.split is Split.HEADS else role
-        return self._stacked([self.vector(each, size, of_each) for each in self._members(sources, role)])
+        members = self._members(sources, role)
+        return self._stacked(members, [self.vector(each, size, of_each) for each in members])
 
     def constant(self, name: str, values: npt.NDArray[np.float32], role: Role = Role.VECTOR) -> Weight:
         """Return values that follow from the configuration, of those that devices share this device's part."""
@@ -242,13 +243,11 @@ class WeightSource:
         weight = replace(convert(part, wanted), name=part_name)
         return self._keep(self._columns(weight) if whole and split is Split.IN else weight, stored, taken)
 
-    def _stacked(self, members: Sequence[Weight]) -> Weight:
-        """Put weights of one shape and one format into one; they are forgotten as single ones."""
+    def _stacked(self, sources: Sequence[str | TensorPart], members: Sequence[Weight]) -> Weight:
+        """Put weights of one shape and one format into one; they and their pages are given back."""
         first = members[0]
         if len({member.format for member in members}) > 1:
             raise CheckpointError(f"{first.name}: it and others that are used with it are stored in different formats")
-        for member in members:
-            self._used.pop(member.name, None)
         weight = Weight(
             f"{first.name} and {len(members) - 1} more",
             first.format,
@@ -259,6 +258,11 @@ class WeightSource:
             if first.zero_points is None
             else np.stack([each.zero_points for each in members if each.zero_points is not None]),
         )
+        for source, member in zip(sources, members, strict=True):
+            self._used.pop(member.name, None)
+            stored = self._tensors.get(source if isinstance(source, str) else source.name)
+            if stored is not None:
+                stored.release()
         self._used[weight.name] = weight
         return weight
 
