@@ -42,7 +42,8 @@ def as_float32(weight: Weight) -> npt.NDArray[np.float32]:
         return weight.values.astype(np.float32) * weight.scales
     assert weight.zero_points is not None
     nibbles = np.stack([weight.values & 15, weight.values >> 4], -1).reshape(*weight.scales.shape, -1)
-    values = (nibbles.astype(np.float32) - weight.zero_points[..., None]) * weight.scales[..., None]
+    values: npt.NDArray[np.float32] = nibbles.astype(np.float32) - weight.zero_points[..., None]
+    values = values * weight.scales[..., None]
     return values.reshape(weight.shape)
 
 

@@ -95,13 +95,14 @@ def falcon(net: Ops[Value], config: FalconConfig, weights: Weights) -> Value:
     parts = Parts(net, weights, config, Norm(config.epsilon, is_rms=False, has_bias=True))
     weights.skip(".inv_freq")
     groups = config.num_kv_heads if config.fused_by_group else 1
-    sizes = {"q": parts.query_size // groups, "k": parts.kv_size // groups, "v": parts.kv_size // groups}
+    query_rows, kv_rows = parts.query_size // groups, parts.kv_size // groups
     slopes = parts.alibi_slopes(config.head_dim**-0.5) if config.alibi else None
     hidden = parts.embedding("transformer.word_embeddings.weight")
     for layer in range(config.num_layers):
         prefix = f"transformer.h.{layer}"
         normed = parts.norm(hidden, f"{prefix}.{'input_layernorm' if config.num_norms == 1 else 'ln_attn'}")
-        layers = fused(f"{prefix}.self_attention.query_key_value", groups=groups, **sizes)
+        stored = f"{prefix}.self_attention.query_key_value"
+        layers = fused(stored, groups=groups, q=query_rows, k=kv_rows, v=kv_rows)
         query, key, value = parts.qkv(normed, *layers, bias=config.bias)
         query, key = parts.rotated(layer, query), parts.rotated(layer, key)
         attended = parts.attend(layer, query, key, value, alibi_slopes=slopes)
