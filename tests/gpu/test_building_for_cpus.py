@@ -54,7 +54,9 @@ def test_building_for_cpus_the_tests_and_benchmarks_build_for_cpus(checkpoint: P
 def test_building_for_cpus_the_demo_of_make_serve_is_built_for_cpus(tmp_path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     variables = dict(re.findall(r"^(\w+) := (.*)$", makefile, re.MULTILINE))
-    (line,) = re.findall(r"^\t(?:\w+=\w+ )?\.venv/bin/trident (build .*)$", makefile, re.MULTILINE)
+    lines = re.findall(r"^\t(?:\w+=\w+ )?\.venv/bin/trident (build .*)$", makefile, re.MULTILINE)
+    assert all("--engine openvino" in line for line in lines)
+    (line,) = [line for line in lines if "$(CHECKPOINT)" in line]
     variables["REPOSITORY"] = str(tmp_path / "repository")
     words = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], line).split()
     done = run(*words)

@@ -14,7 +14,8 @@ from trident_compiler.families.registry import FAMILIES
 from trident_tools import families
 from trident_tools.main import main
 
-#: A stand-in for a family that one of the engines cannot serve.
+#: Stand-ins for a family that every engine serves, and for one that one of them does not.
+FREE = replace(LLAMA, model_types=("free",))
 CAPPED = replace(LLAMA, model_types=("capped",), features=(Feature.SOFT_CAP,))
 
 
@@ -23,7 +24,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two families: what one of them may need is refused by each engine, or by none."""
     refusals: dict[str, Any] = {"openvino": {Feature.SOFT_CAP: "it has none"}, "tensorrt": {}}
     monkeypatch.setattr(families, "ENGINES", refusals)
-    rows = families.supported([LLAMA, CAPPED])
+    rows = families.supported([FREE, CAPPED])
     monkeypatch.setattr(families, "supported", lambda: rows)
 
 
@@ -33,7 +34,7 @@ def test_families_says_what_serves_each_type_and_what_is_refused_and_why(capsys:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["capped", "tensorrt"]
     assert lines[1].strip() == "openvino: not with attn_logit_softcapping: it has none"
-    assert lines[2].split() == ["llama", "openvino,", "tensorrt"]
+    assert lines[2].split() == ["free", "openvino,", "tensorrt"]
 
 
 @pytest.mark.usefixtures("known")

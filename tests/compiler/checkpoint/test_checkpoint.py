@@ -40,7 +40,6 @@ def checkpoint(pristine: Path, tmp_path: Path) -> Path:
         ({"model_type": ["llama"]}, ["model_type"]),
         ({"num_local_experts": 8}, ["num_local_experts", "8"]),
         ({"hidden_act": "xielu"}, ["hidden_act", "xielu"]),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["rope_type", "yarn"]),
         ({"rope_parameters": None, "rope_scaling": {"type": "mrope", "factor": 2.0}}, ["type", "mrope"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["factor", "None"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
