@@ -56,9 +56,9 @@ BUILD = (
 )
 
 
-#: Other people's programs, which run in environments of their own: nothing of them stands beside the project's packages.
-#: First clients of the OpenAI API; what holds the official client at an older version, or much else, is apart from those
-#: that go with the newest. Then what looks at manifests and lists what images hold.
+#: Other people's programs, which run in environments of their own: nothing of them stands beside the project's
+#: packages. First clients of the OpenAI API; what holds the official client at an older version, or much else, is apart
+#: from those that go with the newest. Then what looks at manifests and lists what images hold.
 CLIENTS = {
     "clients": ("openai>=3", "litellm", "langchain-openai"),
     "clients-pinned": ("instructor", "aiperf"),
