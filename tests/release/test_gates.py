@@ -11,7 +11,7 @@ from tests.release.gates import SPEED, agreement, check_quality, check_speed
 
 ANSWERS = [[1, 2, 3, 4], [5, 6, 7, 8]]
 BEFORE = {"demo fp32": Quality(100.0, 50, ANSWERS), "demo int8": Quality(100.0, 50, ANSWERS)}
-LIKE_BEFORE = {name: 10.0 for name in SPEED}
+LIKE_BEFORE = dict.fromkeys(SPEED, 10.0)
 
 
 @pytest.mark.parametrize(
