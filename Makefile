@@ -27,6 +27,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test: check
 	@tools/setup_clients.sh
+	@tools/setup_peers.sh
 	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt
 	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
 	.venv/bin/python -m pytest tests/e2e

@@ -43,6 +43,7 @@ EXTRAS = {
 CLIENTS: dict[tuple[str, ...], list[str]] = {
     ("clients",): ["openai", "litellm", "langchain-openai"],
     ("clients-pinned",): ["instructor", "aiperf"],
+    ("manifests",): ["checkov", "cyclonedx-bom"],
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
@@ -90,6 +91,14 @@ def unmet(requirements: list[str], versions: dict[str, Version], python: str, ex
             (version := versions.get(canonicalize_name(one.name))) and one.specifier.contains(version, prereleases=True)
         )
     ]
+
+
+@EVERY_PYTHON
+def test_locks_the_image_of_the_gateway_has_what_the_gateway_asks_for(python: str) -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    versions = locked(("gateway-image",), python)
+    assert unmet([*extras["gateway"], *extras["tracing"]], versions, python) == []
+    assert not versions.keys() & {"numpy", "transformers", "tokenizers", "openvino"}
 
 
 @EVERY_PYTHON
