@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Histogram:
         bounds = sorted({*self.counts, *other.counts})
         counts = {bound: self.counts.get(bound, 0.0) + other.counts.get(bound, 0.0) for bound in bounds}
         return Histogram(counts, self.total + other.total)
+
+    def __sub__(self, other: Histogram) -> Histogram:
+        """Return what came after another reading of the same series."""
+        counts = {bound: count - other.counts.get(bound, 0.0) for bound, count in self.counts.items()}
+        return Histogram(counts, self.total - other.total)
 
     @property
     def count(self) -> float:
@@ -109,6 +114,23 @@ class SideFigures:
     def __add__(self, other: SideFigures) -> SideFigures:
         """Return both together."""
         return SideFigures(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def since(self, before: SideFigures) -> SideFigures:
+        """Return what came after another reading of the same gateway; all of it where that has started anew since."""
+        if self.has_restarted(before):
+            return self
+        after = SideFigures(*(getattr(self, one.name) - getattr(before, one.name) for one in fields(self)))
+        # Servers that have left the gateway take their ejections with them.
+        return replace(after, ejections=max(0.0, after.ejections))
+
+    def has_restarted(self, before: SideFigures) -> bool:
+        """Return whether counters stand below those of an earlier reading, as only a restart makes them."""
+        return (
+            self.requests < before.requests
+            or self.finishes < before.finishes
+            or self.ttft.count < before.ttft.count
+            or self.itl.count < before.itl.count
+        )
 
 
 @dataclass(frozen=True)
