@@ -39,6 +39,29 @@ class Door:
 
 
 @contextmanager
+def door_of_address(url: str, key: str | None, patience_s: float, check: Callable[[], None]) -> Iterator[Door]:
+    """Wait for a gateway that is there.
+
+    Args:
+        url: of its public port.
+        key: for it; None for none.
+        patience_s: for which it may take until it is ready.
+        check: called while it is waited for; what it raises ends the wait.
+
+    Raises:
+        ServerError: it does not become ready in time.
+    """
+    door = Door(url, ApiClient(url, key))
+    deadline = time.monotonic() + patience_s
+    while not door.client.is_ready():
+        check()
+        if time.monotonic() > deadline:
+            raise ServerError(f"{url}: no gateway with a model is ready there after {patience_s:g} s")
+        time.sleep(_POLL_S)
+    yield door
+
+
+@contextmanager
 def door_of_server(server: RouteServer, patience_s: float, check: Callable[[], None]) -> Iterator[Door]:
     """Start a gateway in front of one server, and end it after the block.
 

@@ -67,9 +67,7 @@ def judge(canary: SideFigures, stable: SideFigures, limits: GateLimits) -> tuple
     """Return what is found at every gate that compares the sides."""
     num_streams = min(canary.ttft.count, stable.ttft.count)
     return (
-        _more_often(
-            "errors", (canary.errors, canary.requests), (stable.errors, stable.requests), limits.error_points
-        ),
+        _more_often("errors", (canary.errors, canary.requests), (stable.errors, stable.requests), limits.error_points),
         _more_often(
             "refusals", (canary.refusals, canary.requests), (stable.refusals, stable.requests), limits.refusal_points
         ),

@@ -99,6 +99,16 @@ class HttpRoute:
             return
         raise ServerError(f"--httproute {self._name}: changes all the time")
 
+    def take_back(self) -> float:
+        """Give everything to the stable backend; return the weight that the canary had.
+
+        Raises:
+            ServerError: the route cannot be changed.
+        """
+        weight = self.weight()
+        self.set_weight(0.0, weight)
+        return weight
+
     def _both(self, rule: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the two backends of a rule; nothing if it does not have both."""
         backends = {

@@ -81,7 +81,7 @@ class Sight:
     elapsed_s: float
     weights: frozenset[float] | None
     has_ready_canary: bool = True
-    counted: Window = Window()
+    counted: Window = field(default_factory=Window)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Progress:
     held_s: float = 0.0
     waited_s: float = 0.0
     unready_s: float = 0.0
-    window: Window = Window()
+    window: Window = field(default_factory=Window)
     reference: SideFigures | None = None
     verdicts: tuple[Verdict, ...] = ()
     reason: str = ""
@@ -152,7 +152,7 @@ def advance(plan: Plan, progress: Progress, sight: Sight) -> Progress:
 def _watch(plan: Plan, progress: Progress, sight: Sight) -> Progress:
     window = progress.window + sight.counted
     reference = window.stable if window.stable.requests >= plan.min_requests else progress.reference
-    verdicts = (judge_servers(window.canary),)
+    verdicts: tuple[Verdict, ...] = (judge_servers(window.canary),)
     if reference is not None:
         verdicts += judge(window.canary, reference, plan.limits)
     progress = replace(

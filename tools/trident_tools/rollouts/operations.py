@@ -9,14 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from trident_ensemble.contract.errors import ConfigError, ServerError
 from trident_tools.rollouts.door import Door
 from trident_tools.rollouts.machine import Phase, Plan, begin
 from trident_tools.rollouts.routes_file import RoutesFile
-from trident_tools.rollouts.routing import Routing
 from trident_tools.rollouts.runner import Runner, Surroundings
 from trident_tools.rollouts.state_file import RolloutState, StateFile
 from trident_tools.rollouts.trial import TrialError, compare_digests, digests, try_model
@@ -134,7 +133,7 @@ def resumable(state: RolloutState | None, target: tuple[str, ...]) -> RolloutSta
     return state
 
 
-def undo(state_file: StateFile, take_back: Callable[[], float], *, is_lost: Callable[[], bool]) -> str:
+def undo(state_file: StateFile, take_back: Callable[[], float]) -> str:
     """Take all callers from the canary; return what has happened.
 
     A command that runs a rollout is asked to do it, so that there is one writer.
@@ -142,7 +141,6 @@ def undo(state_file: StateFile, take_back: Callable[[], float], *, is_lost: Call
     Args:
         state_file: of the rollout.
         take_back: takes them where no command runs; returns the weight that the canary had.
-        is_lost: returns whether it is not worth waiting any longer.
 
     Raises:
         TridentError: it could not be done.
@@ -153,7 +151,7 @@ def undo(state_file: StateFile, take_back: Callable[[], float], *, is_lost: Call
         except OSError as error:
             raise ServerError(f"process {pid} runs the rollout and cannot be told: {error.strerror}") from None
         until = time.monotonic() + _STOP_LIMIT_S
-        while state_file.writer() is not None and not is_lost():
+        while state_file.writer() is not None:
             if time.monotonic() > until:
                 raise ServerError(f"process {pid} was told to undo the rollout, and has not ended in {_STOP_LIMIT_S} s")
             time.sleep(_POLL_S)
@@ -202,12 +200,9 @@ def _ready(opener: Opener, check: Callable[[], None]) -> Iterator[Door]:
     Raises:
         TrialError: it does not become ready.
     """
-    try:
-        context = opener(check)
-        door = context.__enter__()
-    except ServerError as error:
-        raise TrialError(str(error), "not_ready") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            door = stack.enter_context(opener(check))
+        except ServerError as error:
+            raise TrialError(str(error), "not_ready") from None
         yield door
-    finally:
-        context.__exit__(None, None, None)

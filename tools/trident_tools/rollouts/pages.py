@@ -66,9 +66,7 @@ def parse_page(text: str, models: Collection[str] | None = None) -> Page:
     )
 
 
-def _figures(
-    samples: Mapping[str, list[Sample]], side: str, models: Collection[str] | None
-) -> SideFigures:
+def _figures(samples: Mapping[str, list[Sample]], side: str, models: Collection[str] | None) -> SideFigures:
     def of_side(name: str) -> list[Sample]:
         return [
             sample

@@ -1,6 +1,6 @@
 """The metrics of a rollout.
 
-Owns their names, and where they can be read: at a port while the command runs, or in a file that node_exporter collects.
+Owns their names, and where they can be read: at a port while the command runs, or in a file for node_exporter.
 Never counts a request: the gateways do.
 """
 
@@ -43,7 +43,9 @@ class RolloutMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        yield GaugeMetricFamily("trident_rollout_stage", "Stage that the rollout is in, from 1; 0 for none", self._stage)
+        yield GaugeMetricFamily(
+            "trident_rollout_stage", "Stage that the rollout is in, from 1; 0 for none", self._stage
+        )
         yield GaugeMetricFamily("trident_rollout_weight", "Percent of callers that the canary has", self._weight)
         text = "When the rollout was last watched, in seconds since 1970"
         yield GaugeMetricFamily("trident_rollout_watched_timestamp_seconds", text, time.time())

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trident_ensemble.contract.errors import ConfigError, ServerError, TridentError
-from trident_ensemble.contract.routes import RouteServer, Routes, Side, parse_routes, render_routes
+from trident_ensemble.contract.routes import Routes, RouteServer, Side, parse_routes, render_routes
 
 
 class ForeignChangeError(TridentError):
@@ -57,8 +57,8 @@ class RoutesFile:
         if routes.weight:
             raise ConfigError(
                 f"--routes {self._path}: its canary has {routes.weight:g} % of the callers; "
-                "`trident rollout undo` takes them back, `trident rollout finish` makes it the stable side, and `trident "
-                "rollout start --resume` goes on with it"
+                "`trident rollout undo` takes them back, `trident rollout finish` makes it the stable side, and "
+                "`trident rollout start --resume` goes on with it"
             )
         self._write(Routes(routes.stable, Side(tuple(servers)), 0.0))
 

@@ -53,14 +53,6 @@ class Routing(Protocol):
         """
         ...
 
-    def take_back(self) -> float:
-        """Take all callers from the canary, whoever has given them to it; return the weight that it had.
-
-        Raises:
-            TridentError: that cannot be done.
-        """
-        ...
-
 
 class FileRouting:
     """Weights in a routes file, which gateways read and show.
@@ -86,10 +78,6 @@ class FileRouting:
     def shown(self, weights: frozenset[float] | None) -> frozenset[float] | None:
         """Return what the gateways show."""
         return weights
-
-    def take_back(self) -> float:
-        """Write the weight 0 for whatever canary is in the file."""
-        return self._file.take_back()
 
 
 class RouteRouting:
@@ -125,9 +113,3 @@ class RouteRouting:
             return frozenset({self._route.shown_weight()})
         except ServerError:
             return None
-
-    def take_back(self) -> float:
-        """Give everything to the stable backend."""
-        weight = self._route.weight()
-        self._route.set_weight(0.0, weight)
-        return weight

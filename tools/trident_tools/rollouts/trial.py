@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -40,13 +41,13 @@ def digests(client: ApiClient) -> dict[str, str]:
     """
     listed = _ask(lambda: client.get("/v1/models"), "GET /v1/models")
     entries = listed.body.get("data") if isinstance(listed.body, dict) else None
-    names = [entry.get("id") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    names = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    if not names:
         raise TrialError("GET /v1/models: lists no model")
     found: dict[str, str] = {}
     for name in names:
         path = f"/v1/models/{quote(name, safe='')}"
-        found[name] = _ask(lambda path=path: client.get(path), f"GET {path}").headers.get(_DIGEST, "")  # type: ignore[misc]
+        found[name] = _ask(partial(client.get, path), f"GET {path}").headers.get(_DIGEST, "")
     return found
 
 
@@ -141,10 +142,10 @@ def _check_plain(body: Any, what: str, name: str, part: str) -> None:
         text = choice["text"] if part == "text" else choice["message"]["content"] or ""
         usage, reason = body["usage"], choice["finish_reason"]
         _check_end(reason, usage, what, name)
-        if not isinstance(text, str):
-            raise TypeError("the text is no text")
     except (KeyError, IndexError, TypeError) as error:
         raise TrialError(f"{what}, model {name}: malformed answer: {type(error).__name__}: {error}") from None
+    if not isinstance(text, str):
+        raise TrialError(f"{what}, model {name}: malformed answer: the text is no text")
 
 
 def _check_stream(reply: Reply, what: str, name: str) -> None:
@@ -164,7 +165,9 @@ def _check_end(reason: Any, usage: Mapping[str, Any], what: str, name: str) -> N
     if reason not in _REASONS:
         raise TrialError(f"{what}, model {name}: finish_reason is {reason!r}")
     if not 0 < count <= _NUM_TOKENS or (reason == "length" and count != _NUM_TOKENS):
-        raise TrialError(f"{what}, model {name}: {count} tokens with finish_reason {reason}, of {_NUM_TOKENS} asked for")
+        raise TrialError(
+            f"{what}, model {name}: {count} tokens with finish_reason {reason}, of {_NUM_TOKENS} asked for"
+        )
     if usage["prompt_tokens"] < 1:
         raise TrialError(f"{what}, model {name}: the prompt has no tokens")
 
