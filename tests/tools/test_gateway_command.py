@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from trident_ensemble.contract.errors import ConfigError
-from trident_gateway.settings import GatewaySettings, ServerAddress
+from trident_gateway.settings import GatewaySettings, ServerAddress, ServerName
 from trident_tools import gateway
+from trident_tools.gateway_settings.reading import read_settings
 
 
 def settings_of(*options: str) -> GatewaySettings:
     parser = argparse.ArgumentParser()
     gateway.add_arguments(parser)
-    return gateway.read_settings(parser.parse_args(options))
+    return read_settings(parser.parse_args(options))
 
 
 def test_gateway_command_has_the_defaults_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,11 +41,14 @@ def test_gateway_command_reads_every_option() -> None:
         "--jwt-plan-claim", "p", "--plans", "q", "--limits-store", "redis://r", "--limits-fail", "closed",
         "--replicas", "3", "--tls-cert", "c", "--tls-key", "d", "--drain-delay", "4", "--drain-timeout", "5",
         "--keep-alive", "6", "--request-timeout", "7", "--max-n", "8", "--max-body", "9999", "--allow-unknown-fields",
+        "--server-dns", "http://pods:9001", "--server-dns-metrics-port", "9002", "--routes", "r", "--agent-port", "3",
         "--relax-tools", "--share-prefix-cache", "--otlp", "http://o", "--log-file", "l", "--quiet",
     )  # fmt: skip
     assert made.servers == (
         ServerAddress("http://a:8000", "http://a:8002"), ServerAddress("http://[::1]:9000", "http://[::1]:8002")
     )  # fmt: skip
+    assert made.server_dns == ServerName("pods", 9001, 9002)
+    assert (made.routes_file, made.agent_port) == (Path("r"), 3)
     assert made.jwt is not None
     assert made.jwt.algorithms == ("ES256", "EdDSA")
     assert (made.jwt.tenant_claim, made.jwt.models_claim, made.jwt.plan_claim) == ("t", "m", "p")
@@ -66,7 +70,10 @@ def test_gateway_command_reads_every_option() -> None:
         (("--server", "http://a:b"), "is not a URL"),
         (("--server", "http://a:1", "--server", "http://a:1"), "names one server twice"),
         (("--metrics-url", "http://a:1", "--metrics-url", "http://a:2"), "2 of them for 1 servers"),
+        (("--server-dns", "http://pods"), "--server-dns http://pods: give host and port alone"),
+        (("--server-dns-metrics-port", "70000", "--server-dns", "http://p:1"), "--server-dns-metrics-port 70000"),
         (("--port", "70000"), "--port 70000"),
+        (("--agent-port", "8081"), "--agent-port 8081: is another port of the gateway"),
         (("--port", "9", "--private-port", "9"), "is the public port"),
         (("--tls-cert", "c"), "give both or none"),
         (("--jwt-issuer", "i"), "--jwks-url, --jwt-audience: missing"),

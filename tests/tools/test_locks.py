@@ -45,6 +45,7 @@ EXTRAS = {
 CLIENTS: dict[tuple[str, ...], list[str]] = {
     ("clients",): ["openai", "litellm", "langchain-openai"],
     ("clients-pinned",): ["instructor", "aiperf"],
+    ("manifests",): ["checkov", "cyclonedx-bom"],
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
@@ -94,6 +95,12 @@ def unmet(requirements: list[str], versions: dict[str, Version], python: str, ex
             (version := versions.get(canonicalize_name(one.name))) and one.specifier.contains(version, prereleases=True)
         )
     ]
+
+
+@EVERY_PYTHON
+def test_locks_the_image_of_the_gateway_is_small(python: str) -> None:
+    foreign = {"numpy", "transformers", "tokenizers", "openvino", "tritonclient"}
+    assert not locked(GATEWAY_IMAGE, python).keys() & foreign
 
 
 @EVERY_PYTHON

@@ -18,6 +18,7 @@ import uvloop
 from trident_ensemble.contract.errors import ServerError
 from trident_gateway.access.authenticator import Authenticator
 from trident_gateway.api.openai_api import ApiContext, endpoints
+from trident_gateway.http.agent import AgentPort, agent_line
 from trident_gateway.http.application import Application
 from trident_gateway.http.certificate import Certificate
 from trident_gateway.http.drain import Drain
@@ -88,11 +89,15 @@ class Gateway:
             if settings.private_port:
                 private = Port(settings.private_host, settings.private_port, "--private-port")
                 stack.push_async_callback(private.stop)
+            agent = None
+            if settings.agent_port:
+                agent = AgentPort(settings.private_host, settings.agent_port)
+                stack.push_async_callback(agent.stop)
             certificate = self._certificate(stack, metrics)
             log = self._open_log(stack, metrics)
             tracer = self._tracer(stack, metrics)
             authenticator, limiter = Authenticator.of(settings), Limiter.of(settings)
-            router = Router(settings.servers)
+            router = Router(settings.servers, server_dns=settings.server_dns, routes_file=settings.routes_file)
             for part in (router, limiter, authenticator):
                 stack.push_async_callback(part.close)
                 await part.start()
@@ -113,8 +118,10 @@ class Gateway:
             await public.start(application, settings.http, certificate)
             if private is not None:
                 await private.start(PrivateApplication(probes, metrics, drain.begin), settings.http)
+            if agent is not None:
+                await agent.start(lambda: agent_line(probes.readiness(), router.fullness))
             if not router.is_ready:
-                urls = ", ".join(server.url for server in settings.servers)
+                urls = ", ".join(status.server for status in router.status()) or "there is none"
                 self._say(f"Listening on port {public.number}. No server with a model answers yet: {urls}")
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, drain.take_signal)

@@ -35,6 +35,21 @@ class ServerAddress:
 
 
 @dataclass(frozen=True)
+class ServerName:
+    """A name in DNS, each address of which is a tritonserver behind the gateway.
+
+    Args:
+        host: the name.
+        port: of HTTP.
+        metrics_port: of metrics.
+    """
+
+    host: str
+    port: int
+    metrics_port: int = 8002
+
+
+@dataclass(frozen=True)
 class JwtSettings:
     """The rules by which JSON Web Tokens of an identity provider are valid, and what follows from them.
 
@@ -94,10 +109,13 @@ class GatewaySettings:
 
     Args:
         servers: the tritonservers behind it.
+        server_dns: a name whose addresses are further ones; None for none.
+        routes_file: says which servers are the stable side and which the canary; None for no canary.
         host: address of the public port.
         port: the public one.
         private_host: address of the private port.
         private_port: for metrics, probes and drain; 0 for none.
+        agent_port: for the agent check of HAProxy, on the private address; 0 for none.
         keys_file: of API keys; None for none.
         jwt: None if tokens are not taken.
         limits_store: URL of a Redis or Valkey in which gateways share limits; None to count in this process.
@@ -119,10 +137,13 @@ class GatewaySettings:
     """
 
     servers: tuple[ServerAddress, ...] = (ServerAddress("http://127.0.0.1:8000", "http://127.0.0.1:8002"),)
+    server_dns: ServerName | None = None
+    routes_file: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     private_host: str = "127.0.0.1"
     private_port: int = 8081
+    agent_port: int = 0
     keys_file: Path | None = None
     jwt: JwtSettings | None = None
     limits_store: str | None = None
@@ -156,6 +177,8 @@ class GatewaySettings:
             )
         if self.private_port == self.port and self.port:
             raise ConfigError(f"--private-port {self.private_port}: is the public port")
+        if self.agent_port and self.agent_port in (self.port, self.private_port):
+            raise ConfigError(f"--agent-port {self.agent_port}: is another port of the gateway")
         for option, value, least in (
             ("--drain-delay", self.drain_delay_s, 0.0),
             ("--drain-timeout", self.drain_timeout_s, 0.0),

@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "serve a model repository with tritonserver",
     "gateway": "speak OpenAI's API in front of running servers",
     "keys": "make, list and revoke the keys of a gateway",
+    "rollout": "move callers to a new version in stages, and back when it is worse",
     "chat": "talk to a running server",
     "simulate": "predict latency, throughput and cost under a load",
     "bench": "put a running server under load and measure it",

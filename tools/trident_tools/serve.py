@@ -6,6 +6,7 @@ Owns the command's options and what is printed. Never watches a process itself.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -36,10 +37,14 @@ from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Front, NoFront, Serving
 from trident_tools.server.signals import StopSignals
+from trident_tools.server.stillness import StillnessWatch
 from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Supervisor
 from trident_tools.server.triton_log import TritonLog
 from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 from trident_tools.server.triton_status import TritonStatus
+
+#: For kube-proxy and load balancers to learn that a server leaves; the default of `trident gateway`, too.
+DRAIN_DELAY_S = 15.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-port", type=int, default=8001, metavar="N", help="default: %(default)s")
     parser.add_argument("--metrics-port", type=int, default=8002, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--drain-timeout",
-        type=float,
-        default=30.0,
+        "--drain-delay",
+        type=_seconds,
         metavar="S",
-        help="seconds for requests in flight after a signal (default: %(default)g)",
+        help="seconds between a signal, from which on the server and the gateway call themselves not ready, and the first "
+        "refusal, so that load balancers learn of it (default: 15 in a container, as --restart knows it; 0 elsewhere)",
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="seconds for requests in flight after that (default: %(default)g)",
     )
     parser.add_argument(
         "--restart",
@@ -92,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     models = check_repository(args.repository)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     door = gateway_listen(args, console.print)
+    drain_delay_s = _drain_delay_s(args.drain_delay)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
@@ -108,14 +121,16 @@ def run(args: argparse.Namespace) -> int:
                     gateway_command(
                         door,
                         listen,
-                        args.drain_timeout,
                         passed_options(args),
+                        drain_delay_s=drain_delay_s,
+                        drain_timeout_s=args.drain_timeout,
                         # The temporary log goes when the command ends well, and nobody looks at its size.
                         logs_requests=args.verbose or args.log_file is not None,
                     ),
                     log,
                     is_ready=partial(is_gateway_ready, door),
                     signals=signals,
+                    drain_delay_s=drain_delay_s,
                     drain_timeout_s=args.drain_timeout,
                     announce=partial(_announce_gateway, args, door, console),
                     complain=_complain,
@@ -136,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
                 complain=_complain,
                 meanwhile=meanwhile,
                 front=front,
+                drain_delay_s=drain_delay_s,
             )
             status = serving.run()
             failed = False
@@ -156,6 +172,21 @@ def _announce_gateway(args: argparse.Namespace, door: GatewayListen, console: Co
 
 def _nothing() -> None:
     """Look after no gateway."""
+
+
+def _seconds(text: str) -> float:
+    """Return a number of seconds that is not below 0."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    return seconds
+
+
+def _drain_delay_s(asked: float | None) -> float:
+    """Return the delay that was asked for, or else the one of the gateway where a load balancer is to be expected."""
+    if asked is not None:
+        return asked
+    return DRAIN_DELAY_S if runs_in_container(os.environ) else 0.0
 
 
 def _restarts(asked: bool | None) -> bool:
@@ -205,15 +236,17 @@ def _starter(
 
     def start(log: IO[bytes] | None, meanwhile: Callable[[], None]) -> Supervisor:
         check_ports(listen)
+        status = TritonStatus(listen, control.headers)
         return Supervisor(
             ServerProcess(command, environment, log),
-            TritonStatus(listen, control.headers),
+            status,
             DrainNotice(notice),
             signals,
             drain_timeout_s=args.drain_timeout,
             say=console.print,
             withdraw_readiness=control.withdraw_readiness,
             meanwhile=meanwhile,
+            while_ready=StillnessWatch(status, control, complain=_complain, say=console.print).look,
         )
 
     return start

@@ -84,7 +84,7 @@ def test_what_was_used_is_what_is_settled_shown_and_logged(path: str, body: Any,
     assert answer.headers["x-ratelimit-limit-requests"] == "60"
     record = answer.record
     assert (record.num_input_tokens, record.num_cached_tokens, record.num_output_tokens) == (3, 1, 4)
-    assert (record.key_id, record.tenant, record.model, record.finish_reason) == ("key1", "acme", "demo", "stop")
+    assert (record.key_id, record.tenant, record.model, record.finish_reasons) == ("key1", "acme", "demo", ("stop",))
     assert record.upstream == "http://fake:8000"
     assert record.upstream_id == client.router.calls[0].request_id
     assert client.router.exchanges[0].is_closed

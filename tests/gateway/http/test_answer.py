@@ -43,8 +43,8 @@ def test_answer_is_a_stream_of_events_each_send_a_chunk() -> None:
             assert record.is_stream
             assert record.ttft_s is not None
             page = room.metrics.render()
-            assert b'ttft_seconds_count{model=""} 1\n' in page
-            assert b'itl_seconds_count{model=""} 2\n' in page
+            assert b'ttft_seconds_count{model="",side="stable"} 1\n' in page
+            assert b'itl_seconds_count{model="",side="stable"} 2\n' in page
 
     run(test)
 

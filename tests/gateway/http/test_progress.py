@@ -10,7 +10,7 @@ from trident_gateway.upstream.fleet import ServerStatus
 
 def server(num_steps: float | None, *, name: str = "a", is_ready: bool = True, is_awaited: bool = True) -> ServerStatus:
     """Return the state of a server."""
-    return ServerStatus(name, is_ready, 1, 0, is_awaited, num_steps)
+    return ServerStatus(name, is_ready, 1, 0, is_awaited, num_steps, is_well=is_ready)
 
 
 def test_progress_stands_still_only_if_calls_wait_and_the_engine_makes_no_step() -> None:

@@ -34,15 +34,15 @@ def test_metrics_count_what_a_request_was() -> None:
     metrics.count_refusal("requests")
     metrics.count_failure("traces")
     metrics.set_certificate_end(1e9)
-    metrics.gaps_of("demo")(0.004)
+    metrics.gaps_of("demo", "stable")(0.004)
     found = samples(metrics)
-    labels = {"route": "/v1/completions", "model": "demo"}
+    labels = {"route": "/v1/completions", "model": "demo", "side": "stable"}
     assert found["requests_total", _labels(**labels, code="200")] == 1
     assert found["requests_total", _labels(**labels, code="499")] == 1
     assert found["request_seconds_count", _labels(**labels)] == 2
     assert found["request_seconds_sum", _labels(**labels)] == 1.0
-    assert found["ttft_seconds_count", _labels(model="demo")] == 1
-    assert found["itl_seconds_sum", _labels(model="demo")] == 0.004
+    assert found["ttft_seconds_count", _labels(model="demo", side="stable")] == 1
+    assert found["itl_seconds_sum", _labels(model="demo", side="stable")] == 0.004
     for kind, number in (("input", 7), ("cached", 4), ("output", 9)):
         assert found["tokens_total", _labels(model="demo", tenant="a", kind=kind)] == number
     assert found["inflight", ()] == 3
@@ -59,7 +59,7 @@ def _labels(**labels: str) -> tuple[tuple[str, str], ...]:
 
 def test_metrics_histograms_have_each_value_in_the_buckets_above_it() -> None:
     metrics = Metrics()
-    observe = metrics.gaps_of("m")
+    observe = metrics.gaps_of("m", "stable")
     values = (0.0005, 0.001, 0.0011, 0.3, 99.0)
     for value in values:
         observe(value)
@@ -102,4 +102,5 @@ def test_metrics_show_what_others_count() -> None:
 def test_metrics_labels_are_escaped(name: str) -> None:
     metrics = Metrics()
     metrics.count_request(record(model=name))
-    assert samples(metrics)["requests_total", _labels(route="/v1/completions", model=name, code="200")] == 1
+    labels = _labels(route="/v1/completions", model=name, code="200", side="stable")
+    assert samples(metrics)["requests_total", labels] == 1

@@ -46,7 +46,7 @@ def record(**fields: Any) -> RequestRecord:
 def test_tracer_sends_the_tree_of_a_request() -> None:
     with Collector() as collector:
         tracer = OtlpTracer(collector.url, lambda: None, delay_s=0.05)
-        made = record(num_input_tokens=3, num_output_tokens=5, finish_reason="stop", upstream="a:1", ttft_s=0.1)
+        made = record(num_input_tokens=3, num_output_tokens=5, finish_reasons=("stop",), upstream="a:1", ttft_s=0.1)
         span = tracer.start(traceparent("01"), made)
         assert span.wants_times
         span.start_upstream()

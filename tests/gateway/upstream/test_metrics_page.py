@@ -25,7 +25,7 @@ nv_pinned_memory_pool_total_bytes 268435456
 
 def test_read_page_finds_the_figures_of_each_core() -> None:
     assert read_page(PAGE.encode()).cores == {
-        "core": CoreFigures(num_active=17, num_waiting=3, kv_fraction=0.25),
+        "core": CoreFigures(num_active=17, num_waiting=3, kv_fraction=0.25, max_active=256),
         "b_core": CoreFigures(num_active=1),
     }
     values = {

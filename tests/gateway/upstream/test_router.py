@@ -99,7 +99,7 @@ def test_router_keeps_equal_beginnings_together() -> None:
                     servers.add(exchange.server)
                     await read_out(exchange)
                 assert len(servers) == 1
-            assert sum(count for (_, reason), count in router.picks.items() if reason == "affinity") == 30
+            assert sum(count for (_, reason, _), count in router.picks.items() if reason == "affinity") == 30
 
     run(main())
 

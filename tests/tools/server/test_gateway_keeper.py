@@ -18,6 +18,7 @@ from tests.fakes.serving import until
 from tests.ports import free_ports
 from trident_ensemble.contract.errors import ServerError, TridentError
 from trident_ensemble.contract.model_card import ModelCard
+from trident_gateway.settings import GatewaySettings
 from trident_tools import serve
 from trident_tools.building.preflight import check_gateway_ports
 from trident_tools.server import gateway_command as commands
@@ -75,6 +76,7 @@ class Stage:
             self._start,
             is_ready=lambda: self.is_ready,
             signals=self.signals,
+            drain_delay_s=4,
             drain_timeout_s=10,
             last_words=lambda: "said why",
             announce=lambda: self.events.append("announced"),
@@ -97,6 +99,9 @@ class Stage:
     def drain(self) -> None:
         """Drain as the command does, ten times a second."""
         self.keeper.begin_drain()
+        if self.signals.count < 2:
+            self.now += 4
+        self.keeper.wait_until_refusing()
         while not self.keeper.has_drained():
             self.now += 0.1
 
@@ -183,7 +188,7 @@ def test_gateway_keeper_drain_tells_whether_all_requests_finished(
     stage.drain()
     assert stage.keeper.has_cut is not have_finished
     assert stage.events[1:] == ["asked to stop", "killed"]
-    assert stage.now <= 15.1
+    assert stage.now <= 19.1
     stage.keeper.clean_up()
     assert stage.events[1:] == ["asked to stop", "killed"], "it has been seen to already"
 
@@ -193,7 +198,8 @@ def test_gateway_keeper_a_second_signal_ends_draining(stage: Stage) -> None:
     stage.signals.count = 2
     stage.drain()
     assert stage.keeper.has_cut
-    assert stage.now < 1
+    assert stage.now < 3
+    assert stage.events[1:] == ["asked to stop", "asked to stop", "killed"], "its clients are told, if it can"
 
 
 def test_gateway_keeper_drain_begins_when_the_gateway_refuses_and_goes_on_without_it(stage: Stage) -> None:
@@ -201,6 +207,8 @@ def test_gateway_keeper_drain_begins_when_the_gateway_refuses_and_goes_on_withou
     process = stage.processes[-1]
     process._answers_term, process.on_wait, stage.is_ready = None, lambda: stage.is_ready_until(2.0), True
     stage.keeper.begin_drain()
+    assert stage.now == 0
+    stage.keeper.wait_until_refusing()
     assert 2 <= stage.now <= 3
     assert not stage.keeper.has_drained()
     process.status = 0
@@ -212,6 +220,7 @@ def test_gateway_keeper_drain_begins_when_the_gateway_refuses_and_goes_on_withou
 def test_gateway_keeper_drain_begins_also_if_the_gateway_goes_on_calling_itself_ready(stage: Stage) -> None:
     stage.processes[-1]._answers_term, stage.is_ready = None, True
     stage.keeper.begin_drain()
+    stage.keeper.wait_until_refusing()
     assert 5 <= stage.now <= 6
 
 
@@ -244,6 +253,7 @@ def test_gateway_keeper_complains_with_the_words_of_the_real_process(tmp_path: P
             log,
             is_ready=lambda: False,
             signals=StopSignals(),
+            drain_delay_s=0,
             drain_timeout_s=1,
             announce=lambda: None,
             complain=lambda _: None,
@@ -265,7 +275,7 @@ from trident_tools.server.signals import StopSignals
 
 keeper = keep_gateway(
     [sys.executable, "-c", "import time; time.sleep(600)"], None, is_ready=bool, signals=StopSignals(),
-    drain_timeout_s=1, announce=print, complain=print,
+    drain_delay_s=0, drain_timeout_s=1, announce=print, complain=print,
 )
 keeper.start()
 print(keeper._process.pid, flush=True)
@@ -291,7 +301,8 @@ def test_gateway_keeper_that_is_killed_leaves_no_gateway() -> None:
 
 
 def test_gateway_command_names_server_and_ports() -> None:
-    words = gateway_command(DOOR, Listen("::", 1, 2, 3), 30.0, ["--max-n=8", "--drain-delay=9"], logs_requests=True)
+    server, times = Listen("::", 1, 2, 3), {"drain_delay_s": 15.0, "drain_timeout_s": 30.0}
+    words = gateway_command(DOOR, server, ["--max-n=8", "--drain-delay=9"], **times, logs_requests=True)
     assert words[3:] == [
         "gateway",
         "--max-n=8",
@@ -301,10 +312,10 @@ def test_gateway_command_names_server_and_ports() -> None:
         "--host=127.0.0.1",
         "--port=8080",
         "--private-port=8081",
-        "--drain-delay=0",
+        "--drain-delay=15",
         "--drain-timeout=30",
     ]
-    assert "--quiet" in gateway_command(DOOR, Listen("::", 1, 2, 3), 30.0, [], logs_requests=False)
+    assert "--quiet" in gateway_command(DOOR, server, [], **times, logs_requests=False)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +355,40 @@ def _options(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
     return parser.parse_args(["--repository", "unread", *words])
+
+
+def test_serve_and_its_gateway_drain_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the same defaults, and the gateway of `trident serve` is told what `trident serve` has."""
+    alone = GatewaySettings()
+    assert (serve.DRAIN_DELAY_S, _options().drain_timeout) == (alone.drain_delay_s, alone.drain_timeout_s)
+
+    told: list[tuple[float, float, list[str]]] = []
+
+    def keep(command: list[str], *_: object, drain_delay_s: float, drain_timeout_s: float, **__: object) -> None:
+        told.append((drain_delay_s, drain_timeout_s, command[-2:]))
+        raise ServerError("told")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "check_repository", lambda _: {})
+    monkeypatch.setattr(serve, "_starter", lambda *_, **__: None)
+    monkeypatch.setattr(serve, "check_gateway_ports", lambda *_: None)
+    monkeypatch.setattr(serve, "keep_gateway", keep)
+    for is_container, words in ((True, []), (False, []), (True, ["--drain-delay", "3", "--drain-timeout", "7"])):
+        monkeypatch.setattr(serve, "runs_in_container", lambda _, there=is_container: there)
+        with pytest.raises(ServerError, match="told"):
+            serve.run(_options(*words))
+    assert told == [
+        (15, 120, ["--drain-delay=15", "--drain-timeout=120"]),
+        (0, 120, ["--drain-delay=0", "--drain-timeout=120"]),
+        (3, 7, ["--drain-delay=3", "--drain-timeout=7"]),
+    ]
+
+
+@pytest.mark.parametrize("words", [("--drain-delay", "-1"), ("--drain-timeout", "nan"), ("--drain-delay", "inf")])
+def test_serve_refuses_times_that_are_none(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _options(*words)
+    assert f"argument {words[0]}: {words[1]} is not a number of seconds" in capsys.readouterr().err
 
 
 def _listen(*words: str) -> tuple[GatewayListen | None, list[str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -41,23 +44,80 @@ def test_model_control_what_security_advises_can_stand_beside_it(tmp_path: Path)
         assert sorted(kinds) == ["logging", "model-repository", "shared-memory", "trace"]
 
 
-def test_model_control_the_server_is_asked_for_the_model_that_cannot_be_loaded(tmp_path: Path) -> None:
-    asked: list[tuple[str, str | None]] = []
+class Models(BaseHTTPRequestHandler):
+    """Answers as tritonserver does about two models, and about loading."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append((self.path, self.headers["trident-control"]))
-            self.send_error(400, "it cannot be loaded")
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    loaded: ClassVar[list[dict[str, Any]]] = []
+    refuses = False
 
-        def log_message(self, *_arguments: object) -> None:
-            """Be quiet."""
+    def do_GET(self) -> None:
+        tensor = {"name": "text", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
+        config = {"input": [tensor], "output": [{**tensor, "name": "ids"}], "max_batch_size": 8}
+        if self.path == "/v2/models/ensemble/config":
+            config["ensemble_scheduling"] = {}  # type: ignore[assignment]
+        self.answer(200, json.dumps(config))
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        control = ModelControl(tmp_path, Listen("0.0.0.0", server.server_port, 2, 3))  # noqa: S104
-        control.withdraw_readiness()
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        self.asked.append((self.path, self.headers["trident-control"]))
+        if body:
+            self.loaded.append(json.loads(json.loads(body)["parameters"]["config"]))
+        self.answer(200 if body and not self.refuses else 400, "it cannot be loaded")
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_arguments: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def models() -> Iterator[tuple[type[Models], int]]:
+    class Fresh(Models):
+        asked: ClassVar[list[tuple[str, str | None]]] = []
+        loaded: ClassVar[list[dict[str, Any]]] = []
+
+    with HTTPServer(("127.0.0.1", 0), Fresh) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield Fresh, server.server_port
+        server.shutdown()
+        thread.join(60)
+
+
+def test_model_control_the_server_is_asked_for_the_model_that_cannot_be_loaded(
+    tmp_path: Path, models: tuple[type[Models], int]
+) -> None:
+    handler, port = models
+    control = ModelControl(tmp_path, Listen("0.0.0.0", port, 2, 3))  # noqa: S104
+    control.withdraw_readiness()
     (model,) = tmp_path.iterdir()
-    assert asked == [(f"/v2/repository/models/{model.name}/load", control.headers["trident-control"])]
+    secret = control.headers["trident-control"]
+    assert handler.asked == [(f"/v2/repository/models/{model.name}/{verb}", secret) for verb in ("unload", "load")]
+
+
+def test_model_control_readiness_is_given_back_by_another_name_for_a_model_that_is_no_ensemble(
+    tmp_path: Path, models: tuple[type[Models], int]
+) -> None:
+    handler, port = models
+    control = ModelControl(tmp_path, Listen("127.0.0.1", port, 2, 3))
+    control.options(["ensemble", "preprocessing"])
+    control.give_readiness_back()
+    (config,) = handler.loaded
+    (step,) = config["ensemble_scheduling"]["step"]
+    assert step["model_name"] == "preprocessing"
+    assert (step["input_map"], step["output_map"]) == ({"text": "text"}, {"ids": "ids"})
+    assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [1]}]
+    handler.refuses = True
+    with pytest.raises(OSError, match="it cannot be loaded"):
+        control.give_readiness_back()
+    control.options(["ensemble"])
+    with pytest.raises(OSError, match="no model"):
+        control.give_readiness_back()
 
 
 def test_model_control_a_server_that_does_not_answer_is_an_os_error(tmp_path: Path) -> None:

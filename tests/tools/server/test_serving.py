@@ -51,6 +51,10 @@ class Told(Supervisor):
             raise self._death_told
         self._stage.signals.count = 1
 
+    def leave(self, delay_s: float) -> None:
+        self._stage.events.append(f"leaves for {delay_s:g} s")
+        self._stage.now += delay_s
+
     def drain(self, began: float, has_front_drained: Callable[[], bool]) -> int:
         self._stage.events.append(f"drained from {began}")
         while not has_front_drained():
@@ -74,6 +78,7 @@ class Stage:
         self.now = 0.0
         self.num_looks = 0
         self.gateway_finishes = True
+        self.drain_delay_s = 0.0
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -101,12 +106,16 @@ class Stage:
             complain=self.events.append,
             meanwhile=self.meanwhile,
             front=self,
+            drain_delay_s=self.drain_delay_s,
         ).run()
 
     def meanwhile(self) -> None:
         self.num_looks += 1
 
     def begin_drain(self) -> None:
+        self.events.append("the gateway leaves")
+
+    def wait_until_refusing(self) -> None:
         self.events.append("the gateway refuses")
         self.now += 2
 
@@ -143,6 +152,8 @@ def test_serving_a_server_that_died_is_cleaned_up_after_and_started_again(stage:
         "model 'core': its process died\nStarting it again in 2 s.",
         "started at 3.0",
         "Ready again after 0.0 s.",
+        "the gateway leaves",
+        "leaves for 0 s",
         "Draining: requests in flight finish, new ones are refused.",
         "the gateway refuses",
         "drained from 3.0",
@@ -247,3 +258,19 @@ def test_serving_requests_of_the_gateway_that_were_cut_are_a_failure_although_th
 def test_serving_the_gateway_is_looked_after_while_a_server_is_waited_for(stage: Stage) -> None:
     assert stage.serve(("", died()), ("", None)) == 0
     assert stage.num_looks >= 10
+
+
+def test_serving_everything_is_served_for_the_delay_and_what_runs_has_its_time_after_it(stage: Stage) -> None:
+    stage.drain_delay_s = 15
+    assert stage.serve(("", None)) == 0
+    assert stage.events[2:] == [
+        "Draining: not ready from now on, refusing in 15 s; a second signal stops at once.",
+        "the gateway leaves",
+        "leaves for 15 s",
+        "Draining: requests in flight finish, new ones are refused.",
+        "the gateway refuses",
+        "drained from 15.0",
+        "waited for the gateway",
+        "Stopped.",
+        "cleaned up",
+    ]

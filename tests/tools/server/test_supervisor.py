@@ -112,6 +112,7 @@ def supervisor(server: ServerProcess, status: Status, seconds: float, notice: Pa
         say=lambda _line: None,
         withdraw_readiness=status.withdraw,
         meanwhile=lambda: None,
+        while_ready=lambda: None,
     )
 
 
@@ -214,6 +215,7 @@ def test_supervisor_drain_gives_notice_and_waits_until_the_core_is_empty(server:
     watcher = supervisor(server, status, 0, notice)
     watcher.watch()
     assert server.exit_status() is None
+    watcher.leave(0)
     assert watcher.drain(time.monotonic(), lambda: True) == 0
     assert notice.exists()
     assert status.is_withdrawn
@@ -231,6 +233,7 @@ def test_supervisor_drain_refuses_while_the_gateway_still_has_requests_and_waits
     notice = tmp_path / "notice"
     watcher = supervisor(server, status, 0, notice)
     watcher.watch()
+    watcher.leave(0)
     looks = iter([False] * 6)
 
     def has_front_drained() -> bool:
@@ -242,6 +245,34 @@ def test_supervisor_drain_refuses_while_the_gateway_still_has_requests_and_waits
     assert watcher.drain(time.monotonic() - 1000, has_front_drained) == 0
     assert next(looks, True), "it has been asked until it had ended"
     assert server.exit_status() == -signal.SIGTERM
+
+
+class Counted(StopSignals):
+    """Signals that the test counts itself."""
+
+    count = 1
+
+
+def test_supervisor_leaves_at_once_and_refuses_only_after_the_delay(server: ServerProcess, tmp_path: Path) -> None:
+    status, signals, notice = Status(), Counted(), tmp_path / "notice"
+    only_stub(server)
+    watcher = supervisor(server, status, 0, notice)
+    watcher._signals = signals
+    began = time.monotonic()
+    watcher.leave(0.5)
+    assert time.monotonic() - began >= 0.5
+    assert status.is_withdrawn
+    assert not notice.exists()
+    signals.count = 2
+    watcher.leave(600)  # is skipped by the second signal
+    assert not notice.exists()
+
+
+def test_supervisor_a_server_that_dies_while_it_leaves_is_a_failure(server: ServerProcess) -> None:
+    watcher = supervisor(server, Status(), 60)
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(ServerDiedError, match="tritonserver died"):
+        watcher.leave(600)
 
 
 def test_supervisor_log_gives_each_error_once_and_nothing_harmless(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trident_gateway.access.key_file import KeyRecord, read_keys, sha256, split_key
-from trident_gateway.access.watched_file import WatchedFile
 from trident_gateway.callers import Caller
+from trident_gateway.watched_file import WatchedFile
 
 #: No secret has this hash, as far as anybody knows.
 _NO_HASH = "0" * 64

@@ -16,10 +16,10 @@ import msgspec
 
 from trident_ensemble.contract.errors import ConfigError
 from trident_gateway.access.key_set import KeySet
-from trident_gateway.access.watched_file import WatchedFile
 from trident_gateway.callers import Caller, CallerLimits
 from trident_gateway.errors import UnavailableError
 from trident_gateway.settings import JwtSettings
+from trident_gateway.watched_file import WatchedFile
 
 #: Signatures that only the provider can make; a shared secret is none of them.
 ALGORITHMS = ("RS256", "ES256", "EdDSA")

@@ -21,7 +21,7 @@ from trident_gateway.api.context import ApiContext
 from trident_gateway.api.generation import Generation, generating
 from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
-from trident_gateway.api.messages import Message, render_messages
+from trident_gateway.api.messages import render_messages
 from trident_gateway.api.response_format import guide_of
 from trident_gateway.api.translate import ParamNames, Tensors, plan_tensors, sampling_tensors, timeout_s
 from trident_gateway.callers import Caller
@@ -52,15 +52,19 @@ class ChatEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ChatRequest)
         check_chat(fields, context.settings.max_n)
-        model = context.find(caller, fields.model)
-        plan = planned(lambda: plan_chat(fields, model, caller, context.settings))
+        model = context.find(caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
+
+        def plan_for(model: ServedModel) -> GenerationPlan:
+            return planned(lambda: plan_chat(fields, model, caller, context.settings))
+
+        plan = plan_for(model)
         if plan.is_stream:
             out.expect_events()
-        async with generating(context, request, out, caller, plan) as generation:
+        async with generating(context, request, out, caller, plan, plan_for=plan_for) as generation:
             if plan.is_stream:
-                await _stream(generation, fields, plan, out)
+                await _stream(generation, fields, generation.plan, out)
             else:
-                await _answer(generation, fields, plan, out)
+                await _answer(generation, fields, generation.plan, out)
 
 
 async def _stream(generation: Generation, fields: ChatRequest, plan: GenerationPlan, out: AnswerSink) -> None:
@@ -118,7 +122,7 @@ def plan_chat(fields: ChatRequest, model: ServedModel, caller: Caller, settings:
         guide_param,
         plan=tool_plan,
     )
-    affinity = affinity_of(caller, fields.prompt_cache_key, _first_text(fields.messages))
+    affinity = _affinity(fields, caller)
     return GenerationPlan(
         model,
         [PromptCall(values, len(messages.encode()) + len(values.get(tensors.TOOLS.name, "")), affinity, names)],
@@ -183,6 +187,10 @@ def render_tools(tools: Sequence[ToolDefinition]) -> str:
     ).decode()
 
 
+def _affinity(fields: ChatRequest, caller: Caller) -> bytes:
+    return affinity_of(caller, fields.prompt_cache_key, render_messages(fields.messages[:1]))
+
+
 def affinity_of(caller: Caller, cache_key: str | None, beginning: str) -> bytes:
     """Return what calls have in common that should meet at one server, where their prefix is cached."""
     parts = (caller.tenant, cache_key or "", beginning[:_MAX_AFFINITY_BYTES])
@@ -192,7 +200,3 @@ def affinity_of(caller: Caller, cache_key: str | None, beginning: str) -> bytes:
 def new_id(prefix: str) -> str:
     """Return a random id."""
     return prefix + secrets.token_hex(16)
-
-
-def _first_text(messages: Sequence[Message]) -> str:
-    return render_messages(messages[:1])

@@ -55,15 +55,19 @@ class CompletionEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, CompletionRequest)
         check_completion(fields, context.settings.max_n)
-        model = context.find(caller, fields.model)
-        plan = planned(lambda: plan_completion(fields, model, caller, context.settings))
+        model = context.find(caller, fields.model, lambda: _affinity(prompts_of(fields)[0], fields, caller))
+
+        def plan_for(model: ServedModel) -> GenerationPlan:
+            return planned(lambda: plan_completion(fields, model, caller, context.settings))
+
+        plan = plan_for(model)
         if fields.stream:
             out.expect_events()
-        async with generating(context, request, out, caller, plan) as generation:
+        async with generating(context, request, out, caller, plan, plan_for=plan_for) as generation:
             if fields.stream:
-                await _stream(generation, fields, plan, out)
+                await _stream(generation, fields, generation.plan, out)
             else:
-                await _answer(generation, fields, plan, out)
+                await _answer(generation, fields, generation.plan, out)
 
 
 async def _stream(generation: Generation, fields: CompletionRequest, plan: GenerationPlan, out: AnswerSink) -> None:
@@ -136,12 +140,16 @@ def _score_tensors(num_top: int, *, of_prompt: bool) -> Tensors:
 
 
 def _call(shared: Tensors, prompt: Prompt, fields: CompletionRequest, caller: Caller, names: ParamNames) -> PromptCall:
-    values = dict(shared)
+    values, affinity = dict(shared), _affinity(prompt, fields, caller)
     if isinstance(prompt, str):
         values[tensors.TEXT_INPUT.name] = prompt
         if fields.add_special_tokens is not None:
             values[tensors.ADD_SPECIAL_TOKENS.name] = fields.add_special_tokens
-        return PromptCall(values, len(prompt.encode()), affinity_of(caller, fields.prompt_cache_key, prompt), names)
+        return PromptCall(values, len(prompt.encode()), affinity, names)
     values[tensors.PROMPT_TOKEN_IDS.name] = list(prompt)
-    affinity = affinity_of(caller, fields.prompt_cache_key, repr(prompt[:64]))
     return PromptCall(values, len(prompt) * _BYTES_PER_TOKEN, affinity, names)
+
+
+def _affinity(prompt: Prompt, fields: CompletionRequest, caller: Caller) -> bytes:
+    beginning = prompt if isinstance(prompt, str) else repr(prompt[:64])
+    return affinity_of(caller, fields.prompt_cache_key, beginning)

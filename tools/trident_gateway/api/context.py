@@ -5,7 +5,8 @@ Owns the way from a request to its caller, its fields and its model. Never knows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -64,18 +65,30 @@ class ApiContext:
             out.add_headers([(b"x-trident-ignored", printable[:_MAX_IGNORED_BYTES])])
         return fields
 
-    def find(self, caller: Caller, name: str) -> ServedModel:
+    def find(self, caller: Caller, name: str, conversation: Callable[[], bytes] = bytes) -> ServedModel:
         """Return the model of a name, if the caller may use it.
+
+        Args:
+            caller: whose key decides on which side of a rollout the model is looked for.
+            name: one of the model's.
+            conversation: returns what decides where there is no key.
 
         Raises:
             ModelNotFoundError: it may not, or there is none.
             NoUpstreamError: no server has said yet which models there are.
         """
-        served = self.router.find(name)
-        if served is None and not self.router.models():
+
+        def identity() -> bytes:
+            return caller.key_id.encode() or conversation()
+
+        served = self.router.find(name, identity)
+        if served is None and not self.router.models(identity):
             raise NoUpstreamError
-        if served is None or not self._may_use(caller, served):
+        if served is None or not self._may_use(caller, served, identity):
             raise ModelNotFoundError(name)
+        fallback = served.fallback
+        if fallback is not None and not caller.may_use(name, fallback.card.name):
+            return replace(served, fallback=None)
         return served
 
     def models_of(self, caller: Caller) -> list[tuple[str, ServedModel]]:
@@ -84,21 +97,22 @@ class ApiContext:
         Raises:
             NoUpstreamError: no server has said yet which models there are.
         """
-        models = self.router.models()
+        identity = caller.key_id.encode
+        models = self.router.models(identity)
         if not models:
             raise NoUpstreamError
         return [
             (name, served)
             for _, served in sorted(models.items())
-            if self._may_use(caller, served)
-            for name in self._names_of(served)
+            if self._may_use(caller, served, identity)
+            for name in self._names_of(served, identity)
         ]
 
-    def _may_use(self, caller: Caller, served: ServedModel) -> bool:
-        return caller.may_use(*self._names_of(served))
+    def _may_use(self, caller: Caller, served: ServedModel, identity: Callable[[], bytes]) -> bool:
+        return caller.may_use(*self._names_of(served, identity))
 
-    def _names_of(self, served: ServedModel) -> list[str]:
+    def _names_of(self, served: ServedModel, identity: Callable[[], bytes]) -> list[str]:
         """Return the names that stand for a model: its own, and those aliases that do not stand for another."""
         names = dict.fromkeys((served.card.name, *served.card.aliases))
-        found = {name: self.router.find(name) for name in names}
+        found = {name: self.router.find(name, identity) for name in names}
         return [name for name, model in found.items() if model is not None and model.card.name == served.card.name]

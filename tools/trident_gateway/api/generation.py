@@ -7,7 +7,7 @@ never writes an answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from trident_ensemble.contract import tensors
@@ -24,7 +24,8 @@ from trident_gateway.limits.limiter import Reservation
 from trident_gateway.upstream.call_spending import CallSpending
 from trident_gateway.upstream.events import GenerateEvent, MalformedEventError, as_list
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.router import Router
+from trident_gateway.upstream.router import ReplanError, Router
+from trident_gateway.upstream.served_model import ServedModel
 
 #: For servers to say what a request has cost that ends early; less than a gateway that ends gives to what it cuts.
 _MAX_END_S = 4.0
@@ -41,7 +42,8 @@ class Generation:
     """
 
     def __init__(self, plan: GenerationPlan, reservation: Reservation, request: HttpRequest) -> None:
-        self._plan = plan
+        #: What is asked.
+        self.plan = plan
         self._exchanges: Sequence[Exchange] = ()
         self._reservation = reservation
         self._request = request
@@ -54,6 +56,7 @@ class Generation:
         self._reads: dict[asyncio.Task[Sequence[GenerateEvent]], int] = {}
         self._is_reading = False
         self._is_corrected = False
+        request.record.model, request.record.side = plan.model.card.name, plan.model.side
         #: The prompts' tokens with their log probabilities, where they were asked for, by the prompt's position.
         self.prompt_scores: dict[int, list[TokenScores]] = {}
 
@@ -69,13 +72,14 @@ class Generation:
             sum(counted) if counted else None,
         )
 
-    async def open(self, router: Router, caller: Caller) -> None:
+    async def open(self, router: Router, caller: Caller, deadline: float) -> None:
         """Send all prompts, and wait until each of them has begun to be answered.
 
         Raises:
+            ReplanError: it must be planned anew.
             ApiError: a server refuses one.
         """
-        self._exchanges = await open_all(router, self._request, caller, self._plan, self._spendings)
+        self._exchanges = await open_all(router, self._request, caller, self.plan, self._spendings, deadline=deadline)
         self._request.record.upstream = self._exchanges[0].server
 
     async def read(self) -> list[Delta] | None:
@@ -104,7 +108,8 @@ class Generation:
         record = self._request.record
         record.num_input_tokens, record.num_cached_tokens = usage.num_input, usage.num_cached
         record.num_output_tokens = usage.num_output
-        record.finish_reason = self._choices[0][0].finish_reason
+        reasons = (choice.finish_reason for choices in self._choices for choice in choices)
+        record.finish_reasons = tuple(reason for reason in reasons if reason)
         is_known = all(
             meter.num_input is not None or not spending.is_taken
             for meter, spending in zip(self._meters, self._spendings, strict=True)
@@ -180,22 +185,43 @@ class Generation:
 
 @asynccontextmanager
 async def generating(
-    context: ApiContext, request: HttpRequest, out: AnswerSink, caller: Caller, plan: GenerationPlan
+    context: ApiContext,
+    request: HttpRequest,
+    out: AnswerSink,
+    caller: Caller,
+    plan: GenerationPlan,
+    *,
+    plan_for: Callable[[ServedModel], GenerationPlan],
 ) -> AsyncIterator[Generation]:
     """Run a request for text; in the block its deltas are read and sent.
+
+    Args:
+        context: what endpoints work with.
+        request: the request.
+        out: takes the headers that say what is left of limits.
+        caller: who has sent it.
+        plan: what is asked, for the model that was found.
+        plan_for: returns what is asked of another model, where that one cannot be had any more; the plan in force is
+            that of the generation.
 
     Raises:
         ApiError: a limit, or the server, refuses it.
     """
-    record = request.record
-    record.model = plan.model.card.name
+    request.record.model, request.record.side = plan.model.card.name, plan.model.side
+    deadline = asyncio.get_running_loop().time() + plan.timeout_s
     estimate = sum(max(1, prompt.num_bytes // 4) for prompt in plan.prompts)
     num_output = len(plan.prompts) * plan.num_choices * plan.max_output_tokens
     reservation = await context.limiter.reserve(caller, estimate, num_output)
     generation = Generation(plan, reservation, request)
     try:
         out.add_headers(reservation.headers())
-        await generation.open(context.router, caller)
+        while True:
+            try:
+                await generation.open(context.router, caller, deadline)
+                break
+            except ReplanError as error:
+                # What the other model has done for it meanwhile nobody pays for.
+                generation = Generation(plan_for(error.model), reservation, request)
         yield generation
     finally:
         try:

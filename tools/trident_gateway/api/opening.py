@@ -24,7 +24,13 @@ from trident_gateway.upstream.served_model import GenerateCall
 
 
 async def open_all(
-    router: Router, request: HttpRequest, caller: Caller, plan: GenerationPlan, spendings: Sequence[CallSpending]
+    router: Router,
+    request: HttpRequest,
+    caller: Caller,
+    plan: GenerationPlan,
+    spendings: Sequence[CallSpending],
+    *,
+    deadline: float,
 ) -> list[Exchange]:
     """Open the exchanges of a plan, one for each prompt, in their order; all of them or none.
 
@@ -34,11 +40,12 @@ async def open_all(
         caller: for whom they are.
         plan: what is asked.
         spendings: one for each prompt, told what becomes of its call.
+        deadline: of all of it, in the time of the event loop.
 
     Raises:
+        ReplanError: it must be planned anew.
         ApiError: a server refuses a prompt, in the client's own terms.
     """
-    deadline = asyncio.get_running_loop().time() + plan.timeout_s
     request.span.start_upstream()
     calls = [
         _call(request, caller, plan, prompt, deadline=deadline, spending=spending)

@@ -25,6 +25,8 @@ from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
 from trident_gateway.errors import ApiError, EngineFaultError, InvalidRequestError
 from trident_gateway.tool_calls.answer_parser import ContentDelta
 from trident_gateway.tool_calls.guides import ToolPlan
+from trident_gateway.upstream.router import ReplanError
+from trident_gateway.upstream.served_model import ServedModel
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -66,14 +68,14 @@ class TokenizationEndpoints:
         context = self._context
         caller = await context.admit(request)
         fields = await context.read(request, out, TokenizeRequest)
-        model = context.find(caller, fields.model)
-        request.record.model = model.card.name
-        values = planned(lambda: _tokenize_values(fields))
-        reservation = await context.limiter.reserve(caller, max(1, len(msgspec.json.encode(values)) // 4), 0)
+        model = context.find(caller, fields.model, lambda: _tokenize_body(fields))
+        body = _tokenize_body(fields)
+        request.record.model, request.record.side = model.card.name, model.side
+        reservation = await context.limiter.reserve(caller, max(1, len(body) // 4), 0)
         try:
             out.add_headers(reservation.headers())
-            path = f"{model.preprocessing}/generate"
-            answer = await context.router.call_json(model, path, msgspec.json.encode(values))
+            model, answer = await self._ask(model, body)
+            request.record.model, request.record.side = model.card.name, model.side
         except ApiError as error:
             names = ParamNames("prompt" if fields.messages is None else "messages")
             raise in_client_terms(error, names) from None
@@ -84,31 +86,45 @@ class TokenizationEndpoints:
         except msgspec.MsgspecError:
             raise EngineFaultError from None
         tokens = ids if isinstance(ids, list) else [ids]
-        body = {"count": len(tokens), "max_model_len": model.card.max_seq_len, "tokens": tokens, "token_strs": None}
-        await out.send_json(msgspec.json.encode(body))
+        shown = {"count": len(tokens), "max_model_len": model.card.max_seq_len, "tokens": tokens, "token_strs": None}
+        await out.send_json(msgspec.json.encode(shown))
+
+    async def _ask(self, model: ServedModel, body: bytes) -> tuple[ServedModel, bytes]:
+        """Return preprocessing's answer, and the model whose preprocessing that is."""
+        while True:
+            try:
+                return model, await self._context.router.call_json(model, f"{model.preprocessing}/generate", body)
+            except ReplanError as error:
+                model = error.model
 
     async def detokenize(self, request: HttpRequest, out: AnswerSink) -> None:
         """Answer with the text of tokens, special ones included."""
         context = self._context
         caller = await context.admit(request)
         fields = await context.read(request, out, DetokenizeRequest)
-        model = context.find(caller, fields.model)
+        model = context.find(caller, fields.model, lambda: repr(fields.tokens).encode())
         values: Tensors = {
             tensors.PROMPT_TOKEN_IDS.name: fields.tokens, tensors.ECHO.name: True, tensors.MAX_TOKENS.name: 0,
             tensors.SKIP_SPECIAL_TOKENS.name: False,
         }  # fmt: skip
         call = PromptCall(values, 4 * len(fields.tokens), b"", ParamNames("tokens"))
         timeout = context.settings.request_timeout_s
-        plan = GenerationPlan(
-            model, [call], AnswerPlan(model.card, ToolPlan()), 1, 0, is_stream=False, timeout_s=timeout, echo=True
-        )
+
+        def plan_for(model: ServedModel) -> GenerationPlan:
+            answers = AnswerPlan(model.card, ToolPlan())
+            return GenerationPlan(model, [call], answers, 1, 0, is_stream=False, timeout_s=timeout, echo=True)
+
         text = ""
-        async with generating(context, request, out, caller, plan) as generation:
+        async with generating(context, request, out, caller, plan_for(model), plan_for=plan_for) as generation:
             while (deltas := await generation.read()) is not None:
                 for delta in deltas:
                     text += "".join(event.text for event in delta.events if isinstance(event, ContentDelta))
             await generation.settle()
             await out.send_json(msgspec.json.encode({"prompt": text}))
+
+
+def _tokenize_body(fields: TokenizeRequest) -> bytes:
+    return msgspec.json.encode(planned(lambda: _tokenize_values(fields)))
 
 
 def _tokenize_values(fields: TokenizeRequest) -> Tensors:

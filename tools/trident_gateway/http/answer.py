@@ -113,7 +113,7 @@ class Answer:
         now = time.monotonic()
         if self._observe_gap is None:
             self._record.ttft_s = now - self._began
-            self._observe_gap = self._metrics.gaps_of(self._record.model)
+            self._observe_gap = self._metrics.gaps_of(self._record.model, self._record.side)
         else:
             self._observe_gap(now - self._last_sent)
         await self._write(events)

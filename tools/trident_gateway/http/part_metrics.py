@@ -20,7 +20,7 @@ def add_metrics_of_parts(
         "counter",
         "upstream_picks_total",
         "Calls to servers, and why this one",
-        ("server", "reason"),
+        ("server", "reason", "side"),
         router.picks.items,
     )
     metrics.add(
@@ -34,22 +34,43 @@ def add_metrics_of_parts(
         "gauge",
         "server_ready",
         "1 for a server in rotation",
-        ("server",),
-        lambda: [((one.server,), one.is_ready) for one in router.status()],
+        ("server", "side"),
+        lambda: [((one.server, one.side), one.is_ready) for one in router.status()],
     )
     metrics.add(
         "gauge",
         "server_inflight",
         "Calls that a server has",
-        ("server",),
-        lambda: [((one.server,), one.num_in_flight) for one in router.status()],
+        ("server", "side"),
+        lambda: [((one.server, one.side), one.num_in_flight) for one in router.status()],
     )
     metrics.add(
         "counter",
         "server_ejections_total",
         "Times that a server was taken out of rotation",
-        ("server",),
-        lambda: [((one.server,), one.num_ejections) for one in router.status()],
+        ("server", "side"),
+        lambda: [((one.server, one.side), one.num_ejections) for one in router.status()],
+    )
+    metrics.add(
+        "gauge",
+        "route_weight",
+        "Percent of callers whose requests go to a side",
+        ("side",),
+        lambda: [((side,), weight) for side, weight in router.weights.items()],
+    )
+    metrics.add(
+        "counter",
+        "routes_failures_total",
+        "Times that the routes file had changed and could not be understood",
+        (),
+        lambda: [((), router.num_routes_failures)],
+    )
+    metrics.add(
+        "counter",
+        "dns_failures_total",
+        "Times that the name of the servers could not be looked up",
+        (),
+        lambda: [((), router.num_dns_failures)],
     )
     metrics.add(
         "gauge",

@@ -18,7 +18,7 @@ class ProgressWatch:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float | None]] = {}
-        #: Whether no ready server has made a step for a minute, while calls waited for each of them.
+        #: Whether no server that says it is ready has made a step for a minute, while calls waited for each of them.
         self.is_stuck = False
 
     def look(self, now: float, servers: Sequence[ServerStatus]) -> None:
@@ -27,11 +27,11 @@ class ProgressWatch:
         Args:
             now: in seconds of any clock.
             servers: all of them; any change of a server's steps is progress, and so is that nobody waits for it, or
-                that it is not ready or its steps are not known.
+                that it does not answer that it is ready, or its steps are not known.
         """
-        ready = [server for server in servers if server.is_ready]
+        well = [server for server in servers if server.is_well]
         seen: dict[str, tuple[float, float | None]] = {}
-        for server in ready:
+        for server in well:
             moved_at, num_steps = self._seen.get(server.server, (now, None))
             is_still = server.is_awaited and server.num_steps is not None and server.num_steps == num_steps
             seen[server.server] = (moved_at if is_still else now, server.num_steps)

@@ -65,6 +65,7 @@ class Metrics:
         self._num_running = num_running
         self._is_draining = is_draining
         self._requests: defaultdict[Labels, int] = defaultdict(int)
+        self._finishes: defaultdict[Labels, int] = defaultdict(int)
         self._tokens: defaultdict[Labels, int] = defaultdict(int)
         self._refusals: defaultdict[Labels, int] = defaultdict(int)
         self._gone: defaultdict[Labels, int] = defaultdict(int)
@@ -76,17 +77,19 @@ class Metrics:
         self._certificate_end_s: float | None = None
         self._added: list[tuple[str, str, str, tuple[str, ...], Callable[[], Series]]] = []
 
-    def gaps_of(self, model: str) -> Callable[[float], None]:
-        """Return the function that counts the seconds between two parts of a stream of this model."""
-        return self._gaps[(model,)].observe
+    def gaps_of(self, model: str, side: str) -> Callable[[float], None]:
+        """Return the function that counts the seconds between two parts of a stream of this model on this side."""
+        return self._gaps[(model, side)].observe
 
     def count_request(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
-        model = record.model
-        self._requests[(record.route, model, str(record.status))] += 1
-        self._seconds[(record.route, model)].observe(record.duration_s)
+        model, side = record.model, record.side
+        self._requests[(record.route, model, str(record.status), side)] += 1
+        self._seconds[(record.route, model, side)].observe(record.duration_s)
         if record.ttft_s is not None:
-            self._ttft[(model,)].observe(record.ttft_s)
+            self._ttft[(model, side)].observe(record.ttft_s)
+        for reason in record.finish_reasons:
+            self._finishes[(model, reason, side)] += 1
         if record.client_gone:
             self._gone[(record.client_gone,)] += 1
         if record.num_input_tokens or record.num_output_tokens:
@@ -123,10 +126,11 @@ class Metrics:
         """Return the page."""
         lines: list[str] = []
         page = _Page(lines)
-        page.counter("requests_total", "Requests that have ended", ("route", "model", "code"), self._requests)
-        page.histogram("ttft_seconds", "Time to the first part of a stream", ("model",), self._ttft)
-        page.histogram("itl_seconds", "Time between two parts of a stream", ("model",), self._gaps)
-        page.histogram("request_seconds", "Duration of requests", ("route", "model"), self._seconds)
+        page.counter("requests_total", "Requests that have ended", ("route", "model", "code", "side"), self._requests)
+        page.counter("finishes_total", "Answers, by why they ended", ("model", "reason", "side"), self._finishes)
+        page.histogram("ttft_seconds", "Time to the first part of a stream", ("model", "side"), self._ttft)
+        page.histogram("itl_seconds", "Time between two parts of a stream", ("model", "side"), self._gaps)
+        page.histogram("request_seconds", "Duration of requests", ("route", "model", "side"), self._seconds)
         page.counter("tokens_total", "Tokens, as the engine counts them", ("model", "tenant", "kind"), self._tokens)
         page.gauge("inflight", "Requests that are running", self._num_running())
         page.counter("limit_refusals_total", "Requests that a limit has refused", ("kind",), self._refusals)

@@ -137,8 +137,8 @@ class _SampledSpan:
             attributes["gen_ai.request.model"] = record.model
             attributes["gen_ai.usage.input_tokens"] = record.num_input_tokens
             attributes["gen_ai.usage.output_tokens"] = record.num_output_tokens
-        if record.finish_reason:
-            attributes["gen_ai.response.finish_reasons"] = (record.finish_reason,)
+        if record.finish_reasons:
+            attributes["gen_ai.response.finish_reasons"] = record.finish_reasons
         if record.ttft_s is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = record.ttft_s
         self._span.set_attributes(attributes)

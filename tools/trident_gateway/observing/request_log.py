@@ -41,8 +41,9 @@ class RequestRecord:
         num_output_tokens: of all answers to the request.
         ttft_s: seconds from the start to the first part of a stream; None where there was none.
         duration_s: seconds from the start to the end.
-        finish_reason: of the first answer, as the client has read it.
-        upstream: URL of the server that answered.
+        finish_reasons: of the answers that have ended, as the client has read them.
+        upstream: name of the server that answered.
+        side: of that server, or of those that were to answer: `stable` or `canary`.
         client_gone: where the request was when its client left: `waiting` for the first part of a stream, `stream` or
             `plain`; "" if it did not leave.
     """
@@ -63,8 +64,9 @@ class RequestRecord:
     num_output_tokens: int = 0
     ttft_s: float | None = None
     duration_s: float = 0.0
-    finish_reason: str = ""
+    finish_reasons: tuple[str, ...] = ()
     upstream: str = ""
+    side: str = "stable"
     client_gone: str = ""
 
 
@@ -133,8 +135,9 @@ def _line(record: RequestRecord) -> bytes:
         "output_tokens": record.num_output_tokens,
         "ttft_ms": None if record.ttft_s is None else round(record.ttft_s * 1e3, 1),
         "duration_ms": round(record.duration_s * 1e3, 1),
-        "finish": record.finish_reason,
+        "finish": record.finish_reasons[0] if record.finish_reasons else "",
         "upstream": record.upstream,
+        "side": record.side,
         "client_gone": record.client_gone,
     }
     return msgspec.json.encode(entry) + b"\n"

@@ -1,4 +1,4 @@
-"""The models that the servers serve, by the names under which clients ask for them.
+"""The models that the servers of a side serve, by the names under which clients ask for them.
 
 Owns which servers have which model, and what happens when they disagree. It is told what each server has, and never
 asks one.
@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from trident_gateway.upstream.served_model import ServedModel
+from trident_gateway.upstream.sides import STABLE
 
 
 class Catalogue:
-    """All served models, as the servers were last seen.
+    """All models that the servers of one side serve, as these were last seen.
 
     Servers that have a model of the same name serve it together if they also have the same digest of tokenizer and chat
     template, so that a call means the same to each. Otherwise those that are more serve it alone; of as many, those
     with the newest build. The name is then in `conflicts`.
+
+    Args:
+        side: where the servers stand.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, side: str = STABLE) -> None:
+        self._side = side
         self._by_server: dict[str, dict[str, ServedModel]] = {}
         self._models: dict[str, ServedModel] = {}
         self._aliases: dict[str, str] = {}
@@ -49,12 +55,17 @@ class Catalogue:
 
     def update(self, server: str, models: Iterable[ServedModel]) -> bool:
         """Replace what a server has; return whether anything is different now."""
-        new = {model.card.name: model for model in models}
+        new = {model.card.name: replace(model, side=self._side) for model in models}
         if self._by_server.get(server) == new:
             return False
         self._by_server[server] = new
         self._merge()
         return True
+
+    def remove(self, server: str) -> None:
+        """Forget a server that does not belong to the side any more."""
+        if self._by_server.pop(server, None) is not None:
+            self._merge()
 
     def _merge(self) -> None:
         groups: dict[str, dict[str, list[tuple[str, ServedModel]]]] = defaultdict(lambda: defaultdict(list))

@@ -17,6 +17,7 @@ _LABELS = re.compile(rb'(\w+)="([^"]*)"')
 _KINDS = {
     (b"request_type", b"active"): "num_active",
     (b"request_type", b"waiting"): "num_waiting",
+    (b"request_type", b"max"): "max_active",
     (b"kv_cache_block_type", b"fraction"): "kv_fraction",
     (b"general_type", b"iteration_counter"): "num_steps",
 }
@@ -31,12 +32,20 @@ class CoreFigures:
         num_waiting: requests that wait.
         kv_fraction: of its KV blocks that are in use, from 0 to 1.
         num_steps: that it has made since its start.
+        max_active: requests that it computes at the same time, at most.
     """
 
     num_active: float = 0.0
     num_waiting: float = 0.0
     kv_fraction: float = 0.0
     num_steps: float = 0.0
+    max_active: float = 0.0
+
+    @property
+    def fullness(self) -> float:
+        """How much of what it has is taken, from 0 to 1: of the KV cache, or of a queue of as many as it computes."""
+        queue = self.num_waiting / self.max_active if self.max_active else 0.0
+        return min(1.0, max(self.kv_fraction, queue))
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class MetricsPage:
     """The figures of each core of a server, by its model's name."""
 
     cores: Mapping[str, CoreFigures]
+
+    @property
+    def num_steps(self) -> float:
+        """Steps that all cores together have made."""
+        return sum(core.num_steps for core in self.cores.values())
 
 
 def read_page(page: bytes) -> MetricsPage:

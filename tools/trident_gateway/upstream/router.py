@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import TypeVar
 from urllib.parse import quote
@@ -20,13 +21,16 @@ from trident_gateway.errors import (
     NoUpstreamError,
     UpstreamLostError,
 )
-from trident_gateway.settings import ServerAddress
+from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
+from trident_gateway.upstream.dns import Resolve, resolve
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.fleet import Fleet, ServerStatus
+from trident_gateway.upstream.fleet import Fleet, Identity, ServerStatus
+from trident_gateway.upstream.membership import Membership
 from trident_gateway.upstream.refusals import RefusedError, api_error, read_refusal
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
 from trident_gateway.upstream.server import Server, WatchTimes
+from trident_gateway.upstream.sides import CANARY, STABLE
 
 #: How many servers one call may lose before it has had a byte: it could be the call that kills them.
 MAX_LOSSES = 2
@@ -37,29 +41,61 @@ Answer = TypeVar("Answer")
 Attempt = Callable[[Server, ServedModel, bool], Awaitable[Answer]]
 
 
+class ReplanError(Exception):
+    """A call that no server has answered, and that must be put together anew, for another model.
+
+    It was put together for a card that may differ: for the canary's, which cannot take it, or for one that has since
+    been replaced. As it is it could mean something else there.
+
+    Args:
+        model: that takes the place of the call's.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        super().__init__(model.card.name)
+        self.model = model
+
+
 class Router:
     """The calls to all servers behind the gateway.
 
     Args:
-        addresses: the servers.
+        addresses: the servers of the stable side.
+        server_dns: a name whose addresses are further ones; None for none.
+        routes_file: may name others in their place, and a canary; None for no such file.
+        resolve: looks names up.
         patience_s: how long a call waits for a server to come back, if its own deadline is not sooner.
         times: how servers are watched.
         draw: where chance comes from.
+
+    Raises:
+        ConfigError: the routes file cannot be read or understood.
     """
 
     def __init__(
         self,
         addresses: Sequence[ServerAddress],
         *,
+        server_dns: ServerName | None = None,
+        routes_file: Path | None = None,
+        resolve: Resolve = resolve,
         patience_s: float = 30.0,
         times: WatchTimes | None = None,
         draw: Random | None = None,
     ) -> None:
         self._patience_s = patience_s
-        self._fleet = Fleet(addresses, times or WatchTimes(), draw or Random())  # noqa: S311 (it balances)
-        #: Calls sent, by server and reason: `only`, `affinity`, `load`; `retry` where another server was tried before.
+        self._fleet = Fleet(times or WatchTimes(), draw or Random())  # noqa: S311 (it balances)
+        self._membership = Membership(
+            addresses,
+            server_dns=server_dns,
+            routes_file=routes_file,
+            on_change=self._fleet.assign,
+            resolve=resolve,
+        )
+        #: Calls sent, by server, reason and side: `only`, `affinity`, `load`; `retry` where another was tried before.
         self.picks = self._fleet.picks
-        #: Calls that were tried again, by reason: `refused`, `lost`, `unavailable`, `missing`.
+        #: Calls that were tried again, by reason: `refused`, `lost`, `unavailable`, `missing`; `canary` where the
+        #: stable side takes what the canary cannot, `changed` where the model is another by now.
         self.retries: Counter[str] = Counter()
 
     @property
@@ -72,13 +108,38 @@ class Router:
         """Models on which servers do not agree, so that only some of them serve it."""
         return self._fleet.conflicts
 
-    def models(self) -> Mapping[str, ServedModel]:
-        """Return all models by their served names."""
-        return self._fleet.models()
+    @property
+    def fullness(self) -> float:
+        """How much of what the servers in rotation have is taken, from 0 to 1."""
+        return self._fleet.fullness
 
-    def find(self, name: str) -> ServedModel | None:
-        """Return the model of a served name or an alias; None if there is none."""
-        return self._fleet.find(name)
+    @property
+    def weights(self) -> dict[str, float]:
+        """Percent of callers that each side has."""
+        return {STABLE: 100.0 - self._fleet.canary_weight, CANARY: self._fleet.canary_weight}
+
+    @property
+    def num_routes_failures(self) -> int:
+        """How often the routes file had changed and could not be understood."""
+        return self._membership.num_routes_failures
+
+    @property
+    def num_dns_failures(self) -> int:
+        """How often the name of the servers could not be looked up."""
+        return self._membership.num_dns_failures
+
+    def models(self, identity: Identity = bytes) -> Mapping[str, ServedModel]:
+        """Return all models that a caller may find, by their served names."""
+        return self._fleet.models(identity)
+
+    def find(self, name: str, identity: Identity = bytes) -> ServedModel | None:
+        """Return the model of a served name or an alias, on the side of the caller; None if there is none.
+
+        Args:
+            name: the name.
+            identity: returns the caller's key id, or what the requests of a conversation have in common.
+        """
+        return self._fleet.find(name, identity)
 
     def status(self) -> list[ServerStatus]:
         """Return the state of each server."""
@@ -86,19 +147,23 @@ class Router:
 
     async def start(self) -> None:
         """Look at all servers once and begin to watch them; returns also when none of them answers."""
+        await self._membership.start()
         await self._fleet.start()
 
     async def close(self) -> None:
         """Stop watching, and close all connections when calls that are being ended have ended."""
+        await self._membership.close()
         await self._fleet.close()
 
     async def open(self, call: GenerateCall) -> Exchange:
         """Return the exchange of a call whose first event has come.
 
         A call that has had no event is tried again elsewhere: where its server is down, has died or lacks the model,
-        and once where its server takes nothing now. While no server is there it waits for one to come back.
+        and once where its server takes nothing now. While no server is there it waits for one to come back. What the
+        canary cannot take is the stable side's, if that can take it.
 
         Raises:
+            ReplanError: it must be put together anew.
             InvalidRequestError: the ensemble refuses the call (`UpstreamRefusalError`).
             UnavailableError: no server takes it now.
             DeadlineError: its deadline has passed.
@@ -129,6 +194,7 @@ class Router:
             deadline: in the time of the event loop; None for a minute from now.
 
         Raises:
+            ReplanError: it must be put together anew.
             InvalidRequestError: the model refuses the call (`UpstreamRefusalError`).
             UnavailableError: no server takes it.
             DeadlineError: its deadline has passed.
@@ -161,8 +227,10 @@ class Router:
         refusal: ApiError | None = None
         while True:
             _check_deadline(deadline)
+            self._check_model(model)
             choice = self._fleet.pick(model, affinity, tried)
             if choice is None:
+                self._fall_back(model)
                 if refusal is not None:
                     raise refusal
                 await self._wait(model, wait_until, deadline)
@@ -179,6 +247,7 @@ class Router:
                 server.call_failed()
                 num_losses += 1
                 if num_losses == MAX_LOSSES:
+                    self._fall_back(model)
                     raise UpstreamLostError from None
                 self.retries["lost"] += 1
             except RefusedError as error:
@@ -188,10 +257,26 @@ class Router:
                     refusal = api_error(error.wire)
                     self.retries["unavailable"] += 1
                 else:
+                    if error.is_elsewhere_welcome:
+                        self._fall_back(model)
                     raise api_error(error.wire) from None
             else:
                 server.health.call_answered()
                 return answer
+
+    def _check_model(self, model: ServedModel) -> None:
+        """Refuse a call that was put together for a model that has been replaced since."""
+        other = self._fleet.instead_of(model)
+        if other is not None:
+            self.retries["changed"] += 1
+            raise ReplanError(other)
+
+    def _fall_back(self, model: ServedModel) -> None:
+        """Give what the canary cannot take to the stable side, if that can take it."""
+        other = self._fleet.fallback_of(model)
+        if other is not None:
+            self.retries["canary"] += 1
+            raise ReplanError(other) from None
 
     async def _wait(self, model: ServedModel, wait_until: float, deadline: float | None) -> None:
         """Wait for news of the servers, as long as that makes sense."""

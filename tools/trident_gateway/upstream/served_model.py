@@ -12,6 +12,7 @@ import msgspec
 from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.errors import Headers
 from trident_gateway.upstream.call_spending import CallSpending
+from trident_gateway.upstream.sides import STABLE
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class ServedModel:
         ensemble: the name of its ensemble in the model repository.
         preprocessing: the name of the model that makes token ids of its prompts.
         core: the name of the model that generates.
+        side: of the servers that have it.
+        fallback: what the stable side has under the name that was asked for, where this is the canary's.
     """
 
     card: ModelCard
     ensemble: str
     preprocessing: str
     core: str = "core"
+    side: str = STABLE
+    fallback: ServedModel | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from trident_gateway.upstream.health import Health, Level
 from trident_gateway.upstream.http_client import HttpClient
 from trident_gateway.upstream.metrics_page import MetricsPage, read_page
 from trident_gateway.upstream.served_model import GenerateCall, ServedModel
+from trident_gateway.upstream.sides import STABLE
+from trident_gateway.upstream.step_watch import StepWatch
 
 _MAX_PAGE_BYTES = 16 << 20
 _FAILURES = (ConnectError, ConnectionLostError, BodyTooLargeError, asyncio.TimeoutError)
@@ -34,16 +36,20 @@ class WatchTimes:
         probe_s: between two looks at a server, its health and its figures.
         probe_down_s: the same for one that has just failed or is down.
         models_s: between two readings of its models.
-        timeout_s: for the answer to a probe.
+        timeout_s: for the answer to a probe. Three that are not answered are noticed within 15 s.
         stale_s: after which figures are not believed any more.
+        hung_s: after which a server is not ready whose engines make no step while calls wait for it.
+        trial_s: after which one that nobody waits for is let have a call again.
         silence_s: after which calls to a server that has sent nothing at all are given up.
     """
 
     probe_s: float = 1.0
     probe_down_s: float = 0.25
     models_s: float = 5.0
-    timeout_s: float = 5.0
+    timeout_s: float = 4.0
     stale_s: float = 5.0
+    hung_s: float = 10.0
+    trial_s: float = 30.0
     silence_s: float = 30.0
 
 
@@ -53,7 +59,7 @@ class Server:
     Args:
         address: of its ports.
         times: how it is watched.
-        on_models: told what it serves, after each reading.
+        on_models: called after each reading of what it serves.
         on_news: called after each look at it.
     """
 
@@ -61,10 +67,14 @@ class Server:
         self,
         address: ServerAddress,
         times: WatchTimes,
-        on_models: Callable[[Server, Sequence[ServedModel]], None],
+        on_models: Callable[[Server], None],
         on_news: Callable[[], None],
     ) -> None:
+        self.address = address
         self.name = address.url.removeprefix("http://")
+        #: Where it stands, and what it has lately said that it serves.
+        self.side = STABLE
+        self.models: Sequence[ServedModel] = ()
         self.health = Health()
         #: Calls that it has, those that are being ended among them.
         self.num_in_flight = 0
@@ -76,24 +86,45 @@ class Server:
         self._page = MetricsPage({})
         self._page_at = float("-inf")
         self._models_read_at = float("-inf")
+        self._steps = StepWatch(times.hung_s, times.trial_s)
         self._wakes = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def level(self) -> Level:
         """How much is to be hoped of it now."""
-        return self.health.level(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        level = self.health.level(now)
+        return min(level, Level.DOUBTFUL) if self._steps.is_hung(now, self.num_in_flight) else level
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it says that it is ready, and answers."""
+        return self.health.level(asyncio.get_running_loop().time()) is Level.READY
 
     @property
     def num_steps(self) -> float | None:
         """Steps that its cores have made; None where that was not heard lately."""
-        return None if self._is_stale else sum(core.num_steps for core in self._page.cores.values())
+        return None if self._is_stale else self._page.num_steps
+
+    @property
+    def fullness(self) -> float:
+        """How much of what its fullest core has is taken, from 0 to 1; 0 where that was not heard lately."""
+        cores = () if self._is_stale else self._page.cores.values()
+        return max((core.fullness for core in cores), default=0.0)
 
     @property
     def is_awaited(self) -> bool:
         """Whether calls have waited for the next byte of it for longer than any probe does."""
-        since = self._client.awaited_since if self.num_in_flight else None
+        since = self._awaited_since
         return since is not None and asyncio.get_running_loop().time() - since > self._times.timeout_s
+
+    @property
+    def _awaited_since(self) -> float | None:
+        return self._client.awaited_since if self.num_in_flight else None
 
     @property
     def _is_stale(self) -> bool:
@@ -106,22 +137,33 @@ class Server:
 
     def exchange(self, model: ServedModel, call: GenerateCall, *, is_retry: bool) -> Exchange:
         """Return an exchange that has not begun; it counts as in flight from now until it has ended."""
-        self.num_in_flight += 1
+        self._began()
         return Exchange(
             self._client, self.name, model.ensemble, call, fresh=is_retry, run=self._run, on_end=self._ended
         )
 
     async def post(self, path: str, body: bytes, *, max_bytes: int, timeout_s: float) -> tuple[int, bytes]:
         """Return the status and the body of an answer; raises what `HttpClient.fetch` does."""
-        return await self._client.fetch(b"POST", path, body, max_bytes=max_bytes, timeout_s=timeout_s)
+        self._began()
+        try:
+            return await self._client.fetch(b"POST", path, body, max_bytes=max_bytes, timeout_s=timeout_s)
+        finally:
+            self._ended()
 
     def call_failed(self) -> None:
         """Note that a call got no connection, or lost it before its answer; the server is looked at at once."""
         self.health.call_failed(asyncio.get_running_loop().time())
         self._wakes.set()
 
-    async def watch(self) -> None:
-        """Look at the server again and again until cancelled."""
+    def start(self) -> None:
+        """Begin to look at the server again and again, until it is closed."""
+        self._watch = asyncio.get_running_loop().create_task(self._look_again_and_again())
+
+    async def wait_until_idle(self) -> None:
+        """Wait until it has no calls."""
+        await self._idle.wait()
+
+    async def _look_again_and_again(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             begin = loop.time()
@@ -158,7 +200,10 @@ class Server:
         self._give_up_if_silent()
 
     async def close(self, timeout_s: float) -> None:
-        """Wait until calls that are being ended have ended, for a time, and close all connections."""
+        """Stop looking; wait until calls that are being ended have ended, for a time, and close all connections."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         for task in self._tasks:
@@ -175,14 +220,17 @@ class Server:
         except _FAILURES:
             return
         if status == 200:
-            self._page = read_page(page)
-            self._page_at = asyncio.get_running_loop().time()
+            now = asyncio.get_running_loop().time()
+            self._page, self._page_at = read_page(page), now
+            if self._page.cores:
+                self._steps.look(now, self._page.num_steps, self._awaited_since)
 
     async def _read_models(self) -> None:
         """Read what the server serves, if that was long ago or the server was away."""
         now = asyncio.get_running_loop().time()
-        if self.level is not Level.READY or now - self._models_read_at >= self._times.models_s:
-            self._on_models(self, await read_models(self._client))
+        if not self.is_well or now - self._models_read_at >= self._times.models_s:
+            self.models = await read_models(self._client)
+            self._on_models(self)
             self._models_read_at = now
 
     def _give_up_if_silent(self) -> None:
@@ -199,5 +247,11 @@ class Server:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _began(self) -> None:
+        self.num_in_flight += 1
+        self._idle.clear()
+
     def _ended(self) -> None:
         self.num_in_flight -= 1
+        if not self.num_in_flight:
+            self._idle.set()

@@ -45,16 +45,22 @@ def missing_module() -> str | None:
 
 
 def gateway_command(
-    listen: GatewayListen, server: Listen, drain_timeout_s: float, options: Sequence[str], *, logs_requests: bool
+    listen: GatewayListen,
+    server: Listen,
+    options: Sequence[str],
+    *,
+    drain_delay_s: float,
+    drain_timeout_s: float,
+    logs_requests: bool,
 ) -> list[str]:
     """Return the command line of the gateway of one server.
 
     Args:
         listen: where the gateway listens.
         server: where tritonserver listens.
-        drain_timeout_s: seconds that its requests get once it is asked to stop. It refuses new ones at once: whoever
-            balances load over several machines talks to the gateways there, not to this command's.
         options: further options of `trident gateway`; those that this function sets come after them and win.
+        drain_delay_s: seconds for which it serves everything once it is asked to stop.
+        drain_timeout_s: seconds that its requests get after that.
         logs_requests: whether its output has a line for each request. A file among `options` has them in any case.
     """
     host = local_address(server.host)
@@ -68,7 +74,7 @@ def gateway_command(
         f"--host={listen.host}",
         f"--port={listen.port}",
         f"--private-port={listen.private_port}",
-        "--drain-delay=0",
+        f"--drain-delay={drain_delay_s:g}",
         f"--drain-timeout={drain_timeout_s:g}",
     ]
 

@@ -25,6 +25,8 @@ _GRACE_S = 5.0
 _REFUSING_S = 5.0
 #: Seconds in which what a gateway had accepted before that is on its way to the server.
 _HAND_OVER_S = 0.5
+#: Seconds in which a gateway that is to end at once tells its clients so.
+_CUT_S = 2.0
 #: Seconds in which a gateway must end that has nothing to wait for.
 _STOP_S = 3.0
 
@@ -56,7 +58,8 @@ class GatewayKeeper:
         start: starts a gateway; raises ServerError where that is impossible.
         is_ready: asks the gateway that runs whether it takes requests.
         signals: the signals to this process.
-        drain_timeout_s: what the gateway was told.
+        drain_delay_s: what the gateway was told.
+        drain_timeout_s: likewise.
         last_words: returns what the gateway has complained of since it was started; may be empty.
         announce: is called once, when the first gateway is ready.
         complain: is called with what went wrong, which must be shown in any case.
@@ -68,6 +71,7 @@ class GatewayKeeper:
         *,
         is_ready: Callable[[], bool],
         signals: StopSignals,
+        drain_delay_s: float,
         drain_timeout_s: float,
         last_words: Callable[[], str],
         announce: Callable[[], None],
@@ -76,6 +80,7 @@ class GatewayKeeper:
         self._start = start
         self._is_ready = is_ready
         self._signals = signals
+        self._drain_delay_s = drain_delay_s
         self._drain_timeout_s = drain_timeout_s
         self._last_words = last_words
         self._announce = announce
@@ -118,14 +123,21 @@ class GatewayKeeper:
             self._announce()
 
     def begin_drain(self) -> None:
-        """Let the gateway refuse new requests; return when it does, and the server has those that it had accepted."""
+        """Let the gateway call itself not ready, and refuse new requests after its delay; return at once."""
+        process = self._process
+        if process is not None:
+            process.ask_to_stop()
+            self._drained_by = time.monotonic() + self._drain_delay_s + self._drain_timeout_s + _GRACE_S
+
+    def wait_until_refusing(self) -> None:
+        """Return when the gateway refuses new requests, and the server has those that it had accepted.
+
+        To be called after the gateway's delay.
+        """
         process = self._process
         if process is None:
             return
-        process.ask_to_stop()
-        now = time.monotonic()
-        self._drained_by = now + self._drain_timeout_s + _GRACE_S
-        refusing_by = now + _REFUSING_S
+        refusing_by = time.monotonic() + _REFUSING_S
         while self._is_ready() and time.monotonic() < refusing_by:
             if process.wait(_POLL_S) or self._signals.count > 1:
                 return
@@ -134,13 +146,17 @@ class GatewayKeeper:
     def has_drained(self) -> bool:
         """Return whether the gateway that was drained has ended; to be called until it has.
 
-        A second signal to this process ends it at once, and so does the end of its time.
+        A second signal to this process lets it cut its requests at once, and the end of its time ends it.
         """
         process = self._process
         if process is None:
             return True
         status = process.exit_status()
-        if status is None and time.monotonic() < self._drained_by and self._signals.count < 2:
+        if status is None and self._signals.count > 1:
+            process.ask_to_stop()  # its second signal, too: its clients are told
+            process.wait(_CUT_S)
+            status = process.exit_status()
+        elif status is None and time.monotonic() < self._drained_by:
             return False
         process.kill()
         self._process = None
@@ -188,6 +204,7 @@ def keep_gateway(
     *,
     is_ready: Callable[[], bool],
     signals: StopSignals,
+    drain_delay_s: float,
     drain_timeout_s: float,
     announce: Callable[[], None],
     complain: Callable[[str], None],
@@ -199,6 +216,7 @@ def keep_gateway(
         log: receives its output, beside that of others; None to write to the output of this process.
         is_ready: as `GatewayKeeper` has it, and so are the others.
         signals: likewise.
+        drain_delay_s: likewise.
         drain_timeout_s: likewise.
         announce: likewise.
         complain: likewise.
@@ -215,6 +233,7 @@ def keep_gateway(
         start,
         is_ready=is_ready,
         signals=signals,
+        drain_delay_s=drain_delay_s,
         drain_timeout_s=drain_timeout_s,
         last_words=lambda: "" if path is None else last_complaint(path, begin),
         announce=announce,

@@ -1,7 +1,7 @@
 """The serving of a deployment until a stop is requested, by one server after another where servers die.
 
-Owns the order of steps: start, wait until the server is ready, watch, let what is in front of it refuse, drain both;
-after a death, say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed
+Owns the order of steps: start, wait until the server is ready, watch, let it and what is in front of it call themselves
+not ready, serve on for a time, let what is in front of it refuse, drain both; after a death, say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed
 before the next one starts. Never starts a process itself, and never decides whether a death is worth another start.
 """
 
@@ -30,7 +30,11 @@ class Front(Protocol):
         ...
 
     def begin_drain(self) -> None:
-        """Let it refuse new requests; return when it does."""
+        """Let it call itself not ready, and refuse new requests after the delay that it was told; return at once."""
+        ...
+
+    def wait_until_refusing(self) -> None:
+        """Return when it refuses new requests; to be called after that delay."""
         ...
 
     def has_drained(self) -> bool:
@@ -45,6 +49,9 @@ class NoFront:
 
     def begin_drain(self) -> None:
         """Ask nobody to refuse anything."""
+
+    def wait_until_refusing(self) -> None:
+        """Return at once: nobody sends any request."""
 
     def has_drained(self) -> bool:
         """Return True at once: nobody has any request."""
@@ -81,6 +88,7 @@ class Serving:
         complain: Callable[[str], None],
         meanwhile: Callable[[], None],
         front: Front,
+        drain_delay_s: float,
     ) -> None:
         self._start = start
         self._restarts = restarts
@@ -92,6 +100,7 @@ class Serving:
         self._complain = complain
         self._meanwhile = meanwhile
         self._front = front
+        self._drain_delay_s = drain_delay_s
         self._num_starts = 0
         self._was_ready = False
 
@@ -132,9 +141,15 @@ class Serving:
                 return 0
             self._tell_ready(time.monotonic() - began)
             supervisor.watch()
+            if self._drain_delay_s:
+                self._say(
+                    f"Draining: not ready from now on, refusing in {self._drain_delay_s:g} s; a second signal stops at once."
+                )
+            self._front.begin_drain()
+            supervisor.leave(self._drain_delay_s)
             self._say("Draining: requests in flight finish, new ones are refused.")
             began = time.monotonic()
-            self._front.begin_drain()
+            self._front.wait_until_refusing()
             outcome = supervisor.drain(began, self._front.has_drained)
             self._say("Stopped.")
             return outcome or int(self._front.has_cut)

@@ -4,9 +4,9 @@ Owns the decisions when a death is a failure, when draining is over, and when to
 and never prints; `say` is told what happens.
 
 Once it has been asked to stop, Triton refuses the inner steps of ensemble requests in flight, and it does not end while
-a client holds a gRPC stream open. Hence the order of draining: give notice, so that the core refuses new requests;
-withdraw the server's readiness; wait until the core holds nothing; ask Triton to stop; wait until the models' processes
-have ended; and then wait no longer.
+a client holds a gRPC stream open. Hence the order of draining: withdraw the server's readiness, and serve on until load
+balancers have learned of it; give notice, so that the core refuses new requests; wait until the core holds nothing; ask
+Triton to stop; wait until the models' processes have ended; and then wait no longer.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Supervisor:
         say: is called with one line about what happens.
         withdraw_readiness: makes the server say that it is not ready; raises OSError where it cannot.
         meanwhile: is called a few times a second until draining begins; what it raises ends the server.
+        while_ready: is called likewise from the moment at which the server is ready.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Supervisor:
         say: Callable[[str], None],
         withdraw_readiness: Callable[[], None],
         meanwhile: Callable[[], None],
+        while_ready: Callable[[], None],
     ) -> None:
         self._process = process
         self._status = status
@@ -79,6 +81,7 @@ class Supervisor:
         self._say = say
         self._withdraw_readiness = withdraw_readiness
         self._meanwhile = meanwhile
+        self._while_ready = while_ready
         self._stubs = StubWatch(process.pid)
         self._next_discovery = 0.0
         self._suspects: dict[Stub, _Suspect] = {}
@@ -115,10 +118,31 @@ class Supervisor:
         while not self._signals.count:
             self._check()
             self._meanwhile()
+            self._while_ready()
             time.sleep(_POLL_S)
 
+    def leave(self, delay_s: float) -> None:
+        """Let the server call itself not ready from now on, and serve everything for a time.
+
+        A second signal ends that time.
+
+        Args:
+            delay_s: until load balancers have learned that requests should go elsewhere.
+
+        Raises:
+            ServerDiedError: the server died meanwhile.
+        """
+        until = time.monotonic() + delay_s
+        try:
+            self._withdraw_readiness()
+        except OSError as error:
+            self._say(f"It goes on calling itself ready: {error}")
+        while time.monotonic() < until and self._signals.count < 2:
+            self._check()
+            time.sleep(_POLL_S / 2)
+
     def drain(self, began: float, has_front_drained: Callable[[], bool]) -> int:
-        """Let requests in flight finish and refuse new ones, then stop the server.
+        """Let requests in flight finish and refuse new ones, then stop the server; to be called after `leave`.
 
         Args:
             began: when the time for requests in flight began, by `time.monotonic`.
@@ -133,10 +157,6 @@ class Supervisor:
         """
         self._notice.give()
         deadline = began + self._drain_timeout_s
-        try:
-            self._withdraw_readiness()
-        except OSError as error:
-            self._say(f"It goes on calling itself ready: {error}")
         quiet_since: float | None = None
         told = 0
         while quiet_since is None or time.monotonic() - quiet_since < _SETTLE_S:

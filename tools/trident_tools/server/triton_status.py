@@ -1,6 +1,6 @@
 """The state of a running tritonserver, asked over HTTP.
 
-Owns the three questions that supervision asks. Never changes anything, and never waits for a state to be reached.
+Owns the questions that supervision asks. Never changes anything, and never waits for a state to be reached.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import json
 import re
 from collections.abc import Mapping
 
+from trident_tools.server.stillness import CoreFigures
 from trident_tools.server.triton_server import Listen, local_address
 
 _TIMEOUT_S = 2.0
+_CORE_METRIC = re.compile(
+    r"^nv_trt_llm_(?:request|general|inflight_batcher)_metrics\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE
+)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
 
 
@@ -58,13 +63,38 @@ class TritonStatus:
         Raises:
             OSError: the server does not answer.
         """
+        return sum(int(float(value)) for value in _ACTIVE.findall(self._metrics()))
+
+    def core_figures(self) -> dict[str, CoreFigures]:
+        """Return what each core that publishes its steps says of itself, by its name and version.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        cores: dict[str, dict[str, int]] = {}
+        for metric in _CORE_METRIC.finditer(self._metrics()):
+            labels = dict(_LABEL.findall(metric["labels"]))
+            name = " ".join(labels.pop(key, "") for key in ("model", "version")).strip()
+            for kind in labels.values():  # such as `active`: there is one label more
+                cores.setdefault(name, {})[kind] = int(float(metric["value"]))
+        return {
+            name: CoreFigures(
+                numbers["iteration_counter"],
+                numbers.get("active", 0),
+                numbers.get("scheduled", 0) + numbers.get("waiting", 0),
+            )
+            for name, numbers in cores.items()
+            if "iteration_counter" in numbers
+        }
+
+    def _metrics(self) -> str:
         try:
             status, body = self._ask("GET", self._listen.metrics_port, "/metrics")
         except http.client.HTTPException as error:
             raise OSError(f"the metrics cannot be read: {error}") from error
         if status != http.client.OK:
             raise OSError(f"the metrics answered {status}")
-        return sum(int(float(value)) for value in _ACTIVE.findall(body.decode("utf-8", "replace")))
+        return body.decode("utf-8", "replace")
 
     def _ask(self, method: str, port: int, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, port, timeout=_TIMEOUT_S)

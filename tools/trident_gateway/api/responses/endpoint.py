@@ -54,12 +54,17 @@ class ResponsesEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ResponsesRequest)
         check_responses(fields)
-        model = context.find(caller, fields.model)
-        plan = planned(lambda: plan_response(fields, model, caller, context.settings))
+        model = context.find(caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
+
+        def plan_for(model: ServedModel) -> GenerationPlan:
+            return planned(lambda: plan_response(fields, model, caller, context.settings))
+
+        plan = plan_for(model)
         response = planned(lambda: RunningResponse(fields, model.card.name))
         if plan.is_stream:
             out.expect_events(response.fail)
-        async with generating(context, request, out, caller, plan) as generation:
+        async with generating(context, request, out, caller, plan, plan_for=plan_for) as generation:
+            response.model = generation.plan.model.card.name
             await _answer(generation, response, out, is_stream=plan.is_stream)
 
 
@@ -109,7 +114,7 @@ def plan_response(
         raise invalid("include", "log probabilities go with plain text alone here; /v1/chat/completions has them all.")
     plan_tensors(tool_plan, values)
     names = ParamNames("input", "max_output_tokens", guide_param, plan=tool_plan)
-    affinity = affinity_of(caller, fields.prompt_cache_key, messages)
+    affinity = _affinity(fields, caller)
     return GenerationPlan(
         model,
         [PromptCall(values, len(messages.encode()) + len(values.get(tensors.TOOLS.name, "")), affinity, names)],
@@ -119,6 +124,10 @@ def plan_response(
         bool(fields.stream),
         settings.request_timeout_s,
     )
+
+
+def _affinity(fields: ResponsesRequest, caller: Caller) -> bytes:
+    return affinity_of(caller, fields.prompt_cache_key, render_messages(messages_of(fields.instructions, fields.input)))
 
 
 def _plan_tools(fields: ResponsesRequest, model: ServedModel, settings: GatewaySettings) -> tuple[str, ToolPlan]:

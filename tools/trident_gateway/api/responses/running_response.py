@@ -27,7 +27,7 @@ class RunningResponse:
     def __init__(self, fields: ResponsesRequest, model: str) -> None:
         self.items = OutputItems()
         self._fields = fields
-        self._model = model
+        self.model = model
         self._id = new_id("resp_")
         self._created = int(time.time())
         self._sequence_number = -1
@@ -74,7 +74,7 @@ class RunningResponse:
             "instructions": fields.instructions,
             "max_output_tokens": fields.max_output_tokens,
             "metadata": fields.metadata or {},
-            "model": self._model,
+            "model": self.model,
             "output": self.items.items if status != "in_progress" else [],
             "parallel_tool_calls": fields.parallel_tool_calls is not False,
             "previous_response_id": None,

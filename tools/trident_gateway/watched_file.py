@@ -27,16 +27,26 @@ class WatchedFile(Generic[T]):
         path: of the file. A mounted Secret is one, too: its name leads to another file after each change.
         kind: what the file is, for messages.
         read: returns its content; raises a `ConfigError` where that cannot be understood.
+        on_change: called when there is another content.
         interval_s: between two looks.
 
     Raises:
         ConfigError: it cannot be understood now, at the start.
     """
 
-    def __init__(self, path: Path, kind: str, read: Callable[[Path], T], *, interval_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        read: Callable[[Path], T],
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        interval_s: float = 2.0,
+    ) -> None:
         self._path = path
         self._kind = kind
         self._read = read
+        self._on_change = on_change
         self._interval_s = interval_s
         self._seen = self._signature()
         self._watch: asyncio.Task[None] | None = None
@@ -60,6 +70,7 @@ class WatchedFile(Generic[T]):
         value = await asyncio.to_thread(self._read_if_changed)
         if value is not None:
             self.value = value
+            self._on_change()
 
     def _read_if_changed(self) -> T | None:
         signature = self._signature()
