@@ -1,0 +1,1 @@
+"""Rules, alerts and the dashboard, against the real Prometheus and real scrapes."""

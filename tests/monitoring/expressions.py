@@ -1,0 +1,123 @@
+"""Rules and panels as the tests read them, and what their PromQL selects.
+
+Owns where those files lie, and how metrics and labels are found in an expression. Never evaluates one: Prometheus does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "docker" / "monitoring"
+RULES = sorted((FOLDER / "rules").glob("*.yml"))
+RULE_TESTS = sorted((FOLDER / "tests").glob("*.yml"))
+#: Labels that Prometheus gives a series by its target, so that no page has them.
+TARGET_LABELS = frozenset({"namespace", "pod", "instance", "job"})
+
+_SELECTOR = re.compile(r"\b((?:trident[_:]|nv_)[\w:]+|up|ALERTS)\b\s*(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
+_GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One expression and where it stands."""
+
+    name: str
+    promql: str
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A metric, and what its labels must be: (label, operator, value)."""
+
+    metric: str
+    matchers: tuple[tuple[str, str, str], ...]
+
+    def selects(self, labels: dict[str, str]) -> bool:
+        """Return whether it takes a series of its metric; labels of targets are not looked at."""
+        tests = {
+            "=": lambda value, wanted: value == wanted,
+            "!=": lambda value, wanted: value != wanted,
+            "=~": lambda value, wanted: re.fullmatch(wanted, value) is not None,
+            "!~": lambda value, wanted: re.fullmatch(wanted, value) is None,
+        }
+        return all(
+            tests[operator](labels.get(label, ""), wanted)
+            for label, operator, wanted in self.matchers
+            if label not in TARGET_LABELS
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of a page of metrics."""
+
+    metric: str
+    labels: dict[str, str]
+    value: float
+
+
+def rules() -> list[dict[str, Any]]:
+    """Return every rule of every file."""
+    return [rule for file in RULES for group in _read(file)["groups"] for rule in group["rules"]]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    """Return the rules that alert, by their names."""
+    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def rule_tests() -> Iterator[dict[str, Any]]:
+    """Yield each case of promtool's tests."""
+    for file in RULE_TESTS:
+        yield from _read(file)["tests"]
+
+
+def rule_expressions() -> list[Expression]:
+    """Return the expressions of all rules."""
+    return [Expression(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
+
+
+def panel_expressions() -> list[Expression]:
+    """Return the expressions of all panels, with variables as when everything is chosen."""
+    return [
+        Expression(f"{row['row']}: {panel['title']}: {query['legend']}", with_everything(query["expr"].strip()))
+        for row in _read(FOLDER / "panels.yml")
+        for panel in row["panels"]
+        for query in panel["queries"]
+    ]
+
+
+def with_everything(promql: str) -> str:
+    """Return an expression of a panel as Grafana asks it when all values of each variable are chosen."""
+    return re.sub(r"\$(namespace|model|core)\b", ".*", promql).replace("$__rate_interval", "1m")
+
+
+def selectors(promql: str) -> list[Selector]:
+    """Return what an expression selects."""
+    return [Selector(metric, tuple(_MATCHER.findall(matchers))) for metric, matchers in _SELECTOR.findall(promql)]
+
+
+def grouping_labels(promql: str) -> set[str]:
+    """Return the labels by which an expression groups or matches."""
+    lists: Iterable[str] = _GROUPING.findall(promql)
+    return {label for one in lists for label in re.findall(r"\w+", one)}
+
+
+def read_page(text: str) -> tuple[list[Sample], set[str]]:
+    """Return the samples of a page, and the families that it declares, also those without a sample."""
+    samples = []
+    for metric, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
+        pairs = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels)
+        samples.append(Sample(metric, dict(pairs), float(value)))
+    return samples, set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+
+
+def _read(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
