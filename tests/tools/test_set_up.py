@@ -162,7 +162,7 @@ def test_set_up_dockerfile_copies_what_exists_and_calls_what_exists() -> None:
     version = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE) == version * 2
     assert set(re.findall(r"trident-(?:serve|gateway):([\w.]+)", text)) == {*version}
-    assert [step for step in steps if step.startswith("USER ")] == ["USER 1000"] * 2
+    assert [step for step in steps if step.startswith("USER ")] == ["USER 1000:1000"] * 2
     entries = [re.findall(r'"([^"]*)"', step) for step in steps if step.startswith("ENTRYPOINT ")]
     assert [words[:2] for words in entries] == [["trident", "gateway"], ["trident", "serve"]]
     for words in entries:
