@@ -38,7 +38,7 @@ class Prometheus:
     port: int
 
     def query(self, promql: str) -> list[dict[str, Any]]:
-        """Return the series that an expression has now, each with `metric`, its labels, and `value`, a time and a number.
+        """Return the series that an expression has now: `metric` has the labels of each, `value` a time and a number.
 
         Raises:
             QueryError: the expression cannot be evaluated, or only with a warning.

@@ -39,11 +39,8 @@ def page(scrape: int, *, waiting: int = 2, fraction: float = 0.5) -> str:
         lines += [f'{family}{{model="{MODEL}",{label}="{kind}",version="1"}} {value}' for kind, value in values.items()]
     for family, length in (("nv_llm_input_token_len", 50), ("nv_llm_output_token_len", 100)):
         lines += [f"# HELP {family} tokens", f"# TYPE {family} histogram"]
-        counts = {
-            bound: 10 * scrape if length <= float(bound) else 0 for bound in ("10", "50", "100", "500", "1000", "inf")
-        }
-        for bound, count in counts.items():
-            le = "+Inf" if bound == "inf" else bound
+        for le in ("10", "50", "100", "500", "1000", "+Inf"):
+            count = 10 * scrape if length <= float(le) else 0
             lines.append(f'{family}_bucket{{model="{MODEL}",version="1",le="{le}"}} {count}')
         lines.append(f'{family}_sum{{model="{MODEL}",version="1"}} {10 * scrape * length}')
         lines.append(f'{family}_count{{model="{MODEL}",version="1"}} {10 * scrape}')

@@ -76,7 +76,6 @@ def test_dashboards_have_valid_queries(tmp_path: Any) -> None:
     file.write_text("groups:\n  - name: panels\n    rules:\n" + "".join(records), encoding="utf-8")
     program = find("promtool")
     assert program is not None
-    checked = subprocess.run(
-        [program, "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [program, "check", "rules", str(file)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
