@@ -31,22 +31,26 @@ class Sample:
 
 def proposal(current: int, sample: Sample) -> int | None:
     """Return how many replicas one metric asks for; None if it has no value."""
-    if sample.by_pod is None:
-        if sample.total is None:
-            return None
-        if abs(sample.total / (sample.target * current) - 1) <= _TOLERANCE:
-            return current
-        return math.ceil(sample.total / sample.target)
-    if not sample.by_pod:
+    if sample.by_pod is not None:
+        return _proposal_of_pods(current, sample.by_pod, sample.target)
+    if sample.total is None:
         return None
-    values = list(sample.by_pod.values())
+    if abs(sample.total / (sample.target * current) - 1) <= _TOLERANCE:
+        return current
+    return math.ceil(sample.total / sample.target)
+
+
+def _proposal_of_pods(current: int, by_pod: Mapping[str, float], target: float) -> int | None:
+    if not by_pod:
+        return None
+    values = list(by_pod.values())
     missing = current - len(values)
-    ratio = sum(values) / len(values) / sample.target
+    ratio = sum(values) / len(values) / target
     if missing <= 0:
         return current if abs(ratio - 1) <= _TOLERANCE else math.ceil(ratio * len(values))
     # Pods without a value are taken for idle before a step up, and for full before a step down.
-    values += [0.0 if ratio > 1 else sample.target] * missing
-    careful = sum(values) / len(values) / sample.target
+    values += [0.0 if ratio > 1 else target] * missing
+    careful = sum(values) / len(values) / target
     if abs(careful - 1) <= _TOLERANCE or (ratio < 1) != (careful < 1):
         return current
     return math.ceil(careful * len(values))
@@ -100,7 +104,7 @@ class Autoscaler:
         if is_up:
             before = self.replicas - sum(by for by in recent if by > 0)
             assert policy["type"] == "Percent"
-            return math.ceil(before * (1 + policy["value"] / 100))
+            return math.ceil(before * (1 + float(policy["value"]) / 100))
         before = self.replicas - sum(by for by in recent if by < 0)
         assert policy["type"] == "Pods"
         return before - int(policy["value"])

@@ -34,12 +34,11 @@ class Place:
 def may_connect(policies: Iterable[Object], source: Place, target: Place, port: int, protocol: str = "TCP") -> bool:
     """Return whether a connection may be made, by the policies of both sides."""
     held = list(policies)
-    return _allows(held, "Egress", source, target, port, protocol) and _allows(
-        held, "Ingress", target, source, port, protocol
-    )
+    way = (port, protocol)
+    return _allows(held, "Egress", source, target, way) and _allows(held, "Ingress", target, source, way)
 
 
-def _allows(policies: list[Object], direction: str, pod: Place, peer: Place, port: int, protocol: str) -> bool:
+def _allows(policies: list[Object], direction: str, pod: Place, peer: Place, way: tuple[int, str]) -> bool:
     about = [
         one["spec"]
         for one in policies
@@ -49,7 +48,7 @@ def _allows(policies: list[Object], direction: str, pod: Place, peer: Place, por
     ]
     rules, peers = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     return not about or any(
-        _is_port(rule.get("ports", []), port, protocol) and _is_peer(rule.get(peers, []), peer, pod.namespace)
+        _is_port(rule.get("ports", []), *way) and _is_peer(rule.get(peers, []), peer, pod.namespace)
         for spec in about
         for rule in spec.get(rules, [])
     )
@@ -57,7 +56,8 @@ def _allows(policies: list[Object], direction: str, pod: Place, peer: Place, por
 
 def _is_port(ports: list[dict[str, Any]], port: int, protocol: str) -> bool:
     return not ports or any(
-        one.get("protocol", "TCP") == protocol and one.get("port", port) <= port <= one.get("endPort", one.get("port", port))
+        one.get("protocol", "TCP") == protocol
+        and one.get("port", port) <= port <= one.get("endPort", one.get("port", port))
         for one in ports
     )
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker/monitoring/rules"
 COPY = ROOT / "docker/kubernetes/components/monitoring/prometheus-rules.yaml"
 _HEAD = """\
-# The rules of docker/monitoring/rules, all of them. Never edited: python -m tests.kubernetes.prometheus_rules writes it.
+# All rules of docker/monitoring/rules. Never edited: `python -m tests.kubernetes.prometheus_rules` writes it.
 """
 
 

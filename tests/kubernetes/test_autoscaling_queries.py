@@ -57,7 +57,7 @@ class Pods:
                 self.end_headers()
                 self.wfile.write((page or "").encode())
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -37,7 +37,7 @@ places = st.builds(
     labels=st.sampled_from([{}, SERVER, GATEWAY, REDIS, PICKER, {"app.kubernetes.io/component": "server"}]),
     namespace=st.sampled_from(["trident", "default", "kube-system", "ingress", "monitoring"]),
     namespace_labels=st.sampled_from([{}, {"trident-access": "ingress"}, {"trident-access": "monitoring"}]),
-) | st.builds(lambda labels: ours(labels), st.sampled_from([SERVER, GATEWAY, REDIS, PICKER]))
+) | st.builds(ours, st.sampled_from([SERVER, GATEWAY, REDIS, PICKER]))
 outside = st.builds(Place, address=st.sampled_from(["192.0.2.1", "169.254.20.10", "169.254.169.254", "10.0.0.1"]))
 ports = st.sampled_from([HTTP, GRPC, METRICS, PUBLIC, PRIVATE, TLS, STORE, DNS, OTLP, 22, 443])
 
@@ -54,7 +54,9 @@ def in_design(overlay: str, source: Place, target: Place, port: int, protocol: s
     to, by = kind(target), kind(source)
     access, is_tcp = source.namespace_labels.get("trident-access"), protocol == "TCP"
     held = ("server", "gateway", "redis") if overlay == "redis" else ("server", "gateway")
-    inside = {("gateway", "server"): (HTTP, METRICS)} if overlay in SEPARATE else {}
+    inside: dict[tuple[str, str], tuple[int, ...]] = (
+        {("gateway", "server"): (HTTP, METRICS)} if overlay in SEPARATE else {}
+    )
     if overlay == "redis":
         inside |= {("server", "redis"): (STORE,), ("gateway", "redis"): (STORE,)}
     if is_tcp and port in inside.get((by, to), ()):

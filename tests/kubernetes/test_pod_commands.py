@@ -109,7 +109,7 @@ def answering(answers: dict[str, int]) -> Iterator[int]:
             self.send_response(answers.get(self.path, 404))
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -142,7 +142,9 @@ def test_pod_liveness_of_triton_is_that_of_its_engine(
         script = script.replace("127.0.0.1:8000", f"127.0.0.1:{triton_port if triton else nobody}")
         script = script.replace("127.0.0.1:8081", f"127.0.0.1:{gateway_port if gateway_status else nobody}")
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", script], check=False, capture_output=True, timeout=60, env=environment
+        )
     assert (done.returncode == 0) == is_alive, done.stderr
 
 
@@ -193,4 +195,3 @@ def test_pod_that_checks_digests_refuses_whatever_has_changed(repository: Path) 
     is_right, said = check_digests(repository)
     assert not is_right
     assert "has files that" in said
-
