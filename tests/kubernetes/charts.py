@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import helm_python
@@ -26,7 +27,9 @@ HELM_LABELS = {"app.kubernetes.io/managed-by", "helm.sh/chart"}
 _chart = helm_python.Chart.load(CHART)
 
 
-def template(values: Mapping[str, Any] | None = None, name: str = "trident", namespace: str = "trident") -> list[Object]:
+def template(
+    values: Mapping[str, Any] | None = None, name: str = "trident", namespace: str = "trident"
+) -> list[Object]:
     """Return the objects of a release.
 
     Raises:
@@ -35,7 +38,7 @@ def template(values: Mapping[str, Any] | None = None, name: str = "trident", nam
     """
     files = _chart.render(dict(values or {}), name=name, namespace=namespace)
     texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
-    return [one for text in texts for one in yaml.safe_load_all(text) if one is not None]
+    return [one for text in texts for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one is not None]
 
 
 def notes(values: Mapping[str, Any] | None = None) -> str:
@@ -55,8 +58,9 @@ def defaults() -> Values:
     return values
 
 
+@lru_cache
 def schema() -> Values:
-    """Return values.schema.json."""
+    """Return values.schema.json; it is shared by all tests and must not be changed."""
     document: Values = json.loads((CHART / "values.schema.json").read_text())
     return document
 
@@ -100,7 +104,7 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Values:
     return both
 
 
-def at(values: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - a value may be of any type
+def at(values: Mapping[str, Any], path: Path) -> Any:
     """Return the value at a path."""
     node: Any = values
     for key in path:

@@ -16,6 +16,9 @@ Never a misspelt or a malformed one, which values.schema.json refuses.
 {{- if lt (int64 $values.autoscaling.maxReplicas) (int64 $values.autoscaling.minReplicas) -}}
 {{- fail (printf "autoscaling.maxReplicas is %d, below autoscaling.minReplicas, which is %d" (int64 $values.autoscaling.maxReplicas) (int64 $values.autoscaling.minReplicas)) -}}
 {{- end -}}
+{{- if and (eq $values.models.source "image") (not $values.models.image) -}}
+{{- fail "models.image is empty: models.source image needs an image by its digest, NAME@sha256:..." -}}
+{{- end -}}
 {{- if and $values.models.digests (eq $values.models.source "build") -}}
 {{- fail "models.digests is about files that are there before the pod starts: leave it out with models.source build" -}}
 {{- end -}}
