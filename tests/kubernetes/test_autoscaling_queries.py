@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.child_processes import tied
-from tests.kubernetes.rendering import ROOT, named
+from tests.kubernetes.rendering import KUBERNETES, ROOT, named
 from tests.ports import free_ports
 from tests.programs import find, needs
 
@@ -114,6 +114,20 @@ def ask(url: str, query: str) -> list[float]:
     return [float(entry["value"][1]) for entry in answer["data"]["result"]]
 
 
+def adapted(kind: str, group: str) -> str:
+    """The query that prometheus-adapter makes of its first rule of a kind for pods of our namespace."""
+    rules = yaml.safe_load((KUBERNETES / "examples/prometheus-adapter.yaml").read_text())["rules"]
+    rule = rules[kind][0]
+    query: str = rule["metricsQuery"]
+    for word, meaning in (
+        ("Series", rule["seriesQuery"].partition("{")[0]),
+        ("LabelMatchers", 'namespace="trident"'),
+        ("GroupBy", group),
+    ):
+        query = query.replace(f"<<.{word}>>", meaning)
+    return query
+
+
 def wait_for(url: str, query: str, expected: list[float]) -> None:
     """Wait until a query has some values."""
     end = time.monotonic() + LIMIT_S
@@ -151,6 +165,9 @@ def test_autoscaling_queries_have_the_figures_that_the_design_asks_for(tmp_path:
         }
         wait_for(url, saturation, [2 + 1 + 0.25])
         wait_for(url, inflight, [12 / MAX_BATCH])
+        # The same for Kubernetes' own autoscaler, by prometheus-adapter: of each pod, and of all.
+        assert sorted(ask(url, adapted("custom", "pod"))) == [0.25, 1, 2]
+        assert ask(url, adapted("external", "namespace")) == [12 / MAX_BATCH]
 
         # A pod whose figures are missing counts as much as the others do on average, not as an idle one.
         del pods.pages["c"]
