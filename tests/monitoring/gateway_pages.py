@@ -21,7 +21,7 @@ from trident_gateway.callers import CallerLimits
 from trident_gateway.settings import TlsSettings
 
 #: Numbers of tokens that are not answered as others are.
-FAILS, IS_REPEATED = 7, 9
+FAILS, IS_REPEATED, IS_SLOW = 7, 9, 1000
 DRAIN = ("--drain-delay", "0")
 
 
@@ -54,7 +54,9 @@ async def eventful_page(folder: Path) -> str:
         if request.get("max_tokens") == IS_REPEATED and not has_refused:
             has_refused = True
             return refusal("[UNAVAILABLE] draining: the server is shutting down")
-        return tokens(request)
+        script = tokens(request)
+        script.gap_s = 0.1 if request.get("max_tokens") == IS_SLOW else 0.0
+        return script
 
     demo, two = ModelCard("demo", 1_700_000_000, 4096, digest="d0"), ModelCard("two", 1_700_000_000, 4096, digest="d0")
     first = FakeTriton(demo, answer=scripted)
@@ -69,7 +71,9 @@ async def eventful_page(folder: Path) -> str:
             statuses = [(await gateway.ask(path, completion(max_tokens=1), spent)).status for _ in range(2)]
             assert 429 in statuses
             client = await gateway.connect()
-            client.send("POST", path, json.dumps(completion(stream=True, max_tokens=4000)).encode(), {**JSON, **whole})
+            client.send(
+                "POST", path, json.dumps(completion(stream=True, max_tokens=IS_SLOW)).encode(), {**JSON, **whole}
+            )
             await client.head()
             client.close()
             garbage = await gateway.connect()
@@ -83,15 +87,19 @@ async def eventful_page(folder: Path) -> str:
             return page
 
 
-async def page_with_a_broken_certificate(folder: Path) -> str:
-    """Return the page of a gateway whose certificate was replaced by one that cannot be used."""
+async def page_with_a_canary(folder: Path) -> str:
+    """Return the page of a gateway with a canary, whose certificate was replaced by one that cannot be used."""
     files = TlsSettings(folder / "cert.pem", folder / "key.pem")
     write_certificate(files, "localhost", is_elliptic=True)
-    options = (*DRAIN, "--tls-cert", str(files.certificate), "--tls-key", str(files.key))
-    async with FakeTriton() as fake, GatewayProcess(fake, options=options) as gateway:
-        files.certificate.write_text("broken")
-        page = await page_of(gateway)
-        while 'part="tls"' not in page:
-            await asyncio.sleep(0.05)
+    routes = folder / "routes.json"
+    options = (*DRAIN, "--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--routes", str(routes))
+    async with FakeTriton() as stable, FakeTriton() as canary:
+        servers = [{"url": canary.address.url, "metrics_url": canary.address.metrics_url}]
+        routes.write_text(json.dumps({"format": 1, "canary": {"servers": servers, "weight": 10}}))
+        async with GatewayProcess(stable, options=options) as gateway:
+            files.certificate.write_text("broken")
             page = await page_of(gateway)
-        return page
+            while not ('part="tls"' in page and 'server_ready{server="' in page and 'side="canary"} 1.0' in page):
+                await asyncio.sleep(0.05)
+                page = await page_of(gateway)
+            return page

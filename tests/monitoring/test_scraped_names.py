@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
-from trident_tools.rollouts.rollout_metrics import RolloutMetrics
 
 from tests.fakes.triton_http import FakeTriton
 from tests.gateway.process import GatewayProcess, completion
@@ -23,8 +22,9 @@ from tests.monitoring.expressions import (
     rules,
     selectors,
 )
-from tests.monitoring.gateway_pages import eventful_page, make_keys, page_of, page_with_a_broken_certificate
+from tests.monitoring.gateway_pages import eventful_page, make_keys, page_of, page_with_a_canary
 from tests.monitoring.tensorrtllm_page import page
+from trident_tools.rollouts.rollout_metrics import RolloutMetrics
 
 LIMIT_S = 120
 NUM_TENANTS, NUM_LABELLED = 1000, 200
@@ -39,7 +39,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Sample], set
     folder = tmp_path_factory.mktemp("pages")
 
     async def pages() -> list[str]:
-        return [await eventful_page(folder), await page_with_a_broken_certificate(folder)]
+        return [await eventful_page(folder), await page_with_a_canary(folder)]
 
     registry = CollectorRegistry()
     registry.register(RolloutMetrics({}))
