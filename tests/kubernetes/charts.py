@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import helm_python
+import kubernetes_validate
 import yaml
 
-from tests.kubernetes.rendering import KUBERNETES, Object
+from tests.kubernetes.rendering import KUBERNETES, Object, is_builtin
 
 CHART = KUBERNETES / "helm/trident"
 Values = dict[str, Any]
@@ -39,6 +40,23 @@ def template(
     files = _chart.render(dict(values or {}), name=name, namespace=namespace)
     texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
     return [one for text in texts for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one is not None]
+
+
+def check(objects: Sequence[Object], version: str) -> None:
+    """Refuse built-in kinds that a version of Kubernetes would not take as they are.
+
+    Raises:
+        kubernetes_validate.ValidationError: an object has a field that the strict schema does not have, or not so.
+    """
+    for one in objects:
+        if is_builtin(one):
+            _check(json.dumps(one, sort_keys=True), version)
+
+
+@cache
+def _check(text: str, version: str) -> None:
+    """Check one object; most of a release are equal to another's, and a check takes as long as a rendering."""
+    kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
 def notes(values: Mapping[str, Any] | None = None) -> str:

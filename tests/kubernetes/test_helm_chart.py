@@ -8,7 +8,6 @@ from pathlib import Path as File
 from typing import Any
 
 import helm_python
-import kubernetes_validate
 import pytest
 import yaml
 from hypothesis import assume, given, settings
@@ -20,6 +19,7 @@ from tests.kubernetes.charts import (
     Path,
     Values,
     at,
+    check,
     defaults,
     groups,
     leaves,
@@ -38,7 +38,6 @@ from tests.kubernetes.rendering import (
     OVERLAYS,
     Object,
     containers,
-    is_builtin,
     option,
     pod,
     render,
@@ -61,7 +60,7 @@ def normalised(one: Object) -> Object:
     one = copy.deepcopy(one)
     for label in HELM_LABELS:
         one["metadata"]["labels"].pop(label, None)
-    if "template" in one["spec"] if "spec" in one else False:
+    if "template" in one.get("spec", {}):
         pod(one)["volumes"].sort(key=lambda volume: str(volume["name"]))
     return one
 
@@ -93,8 +92,7 @@ def test_chart_passes_helms_lint(overlay: str) -> None:
 @each_overlay
 def test_chart_satisfies_the_strict_schemas_of_the_oldest_and_newest_version(overlay: str) -> None:
     for version in (MINIMUM_VERSIONS.get(overlay, OLDEST_VERSION), NEWEST_VERSION):
-        for one in filter(is_builtin, template(overlay_values(overlay))):
-            kubernetes_validate.validate(one, version, strict=True)
+        check(template(overlay_values(overlay)), version)
 
 
 def test_chart_is_of_the_version_in_pyproject_and_for_clusters_that_have_sidecars() -> None:
@@ -264,8 +262,7 @@ def test_values_each_change_what_is_rendered_and_stay_valid(dotted: str) -> None
     changed = template(merged(context, nested(tuple(dotted.split(".")), value)))
     assert changed != template(context)
     version = "1.33" if "models.image" in dotted else OLDEST_VERSION
-    for one in filter(is_builtin, changed):
-        kubernetes_validate.validate(one, version, strict=True)
+    check(changed, version)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +357,7 @@ def test_release_is_apart_from_one_of_another_name_and_namespace(overlay: str) -
         assert one["metadata"]["namespace"] == "elsewhere"
         assert one["metadata"]["name"].startswith("other-trident")
         if one["kind"] != "PrometheusRule":  # its rules are about all namespaces
-            texts = scalars(one["spec"] if "spec" in one else one)
+            texts = scalars(one.get("spec", one))
             assert not [text for text in texts if "trident.svc" in text and "elsewhere" not in text]
             assert not [text for text in texts if 'namespace="trident"' in text]
     for workload in second:
@@ -453,8 +450,7 @@ def test_values_together_render_what_kubernetes_takes(changes: list[Values]) -> 
         return
     keyed(objects)
     version = "1.33" if at(merged(defaults(), values), ("models", "source")) == "image" else OLDEST_VERSION
-    for one in filter(is_builtin, objects):
-        kubernetes_validate.validate(one, version, strict=True)
+    check(objects, version)
     for workload in objects:
         if workload["kind"] in ("Deployment", "StatefulSet"):
             claims = {one["metadata"]["name"] for one in workload["spec"].get("volumeClaimTemplates", [])}
