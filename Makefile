@@ -1,4 +1,4 @@
-# serve, test, check, bench: each sets up what it needs in .venv first.
+# serve, test, check, bench, release-check: each sets up what it needs in .venv first.
 # PYTHON=/usr/bin/python3.12 chooses the interpreter of a new .venv; HTTP_PORT=9000 and the like choose the ports.
 
 HTTP_PORT ?= 8000
@@ -13,7 +13,7 @@ ENGINE := $(REPOSITORY)/core/1/engine.json
 SERVED := $(if $(MODEL),.packages/$(MODEL)-repository,$(REPOSITORY))
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py ensemble/*/*/*.py backend/*/engine/*.py backend/*/engine/*/*.py)
 
-.PHONY: serve test test-fast check bench test-gpu bench-gpu lock FORCE
+.PHONY: serve test test-fast check bench release-check test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:
 
 serve: $(SERVED)/core/1/engine.json
@@ -50,6 +50,11 @@ BENCH ?= compare
 
 bench: .venv/.set-up-test
 	.venv/bin/python -m tests.benchmarks.$(BENCH)
+
+# Compares with the last release, in quality and in speed: see docs/releasing.md.
+# RELEASE='--demo-only --rounds 3' is a small one; RELEASE='--help' lists the options.
+release-check: .venv/.set-up-test
+	.venv/bin/python -m tests.release $(RELEASE)
 
 # What runs on an NVIDIA GPU alone; where there is none, both say so before they install TensorRT. See docs/tensorrt.md.
 test-gpu: .venv/.set-up-test

@@ -125,9 +125,9 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
         "base": Layer(base, ("build", "numpy")),
         "openvino": Layer((*base, *extras["openvino"]), ("build", "numpy", "base")),
         "gateway": Layer((*base, *gateway), ("build", "numpy", "base", "openvino")),
-        # The image of the gateway alone, over nothing.
-        "gateway-image": Layer(gateway),
         "bench": Layer((*base, *extras["bench"]), ("build", "numpy", "base", "openvino", "gateway")),
+        # By itself: an image of the gateway has nothing of the layers below the others.
+        "gateway-image": Layer(gateway),
         "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "numpy", "base")),
         "test": Layer(
             (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
@@ -244,7 +244,7 @@ def _packages(lock: str) -> list[Pin]:
 def _pins(package: dict[str, Any]) -> list[Pin]:
     """Return the lines of one package: with the wheels that fit, and the source only where a Python has no wheel."""
     marker = Marker(package["marker"]) if "marker" in package else None
-    minors = tuple(minor for minor in MINORS if marker is None or marker.evaluate(_environment(minor)))
+    minors = tuple(minor for minor in MINORS if marker is None or any(map(marker.evaluate, _environments_of(minor))))
     if not minors:
         return []
     wheels = {_file_name(wheel): wheel["hashes"]["sha256"] for wheel in package.get("wheels", [])}
@@ -269,14 +269,19 @@ def _file_name(wheel: dict[str, Any]) -> str:
     return str(wheel.get("name") or unquote(wheel["url"].rsplit("/", 1)[1]))
 
 
-def _environment(minor: int) -> dict[str, str]:
+def _environments_of(minor: int) -> list[dict[str, str]]:
+    """Return the first and a late patch release of one Python: some packages are for the early ones alone."""
+    return [_environment(minor, patch) for patch in (0, 9)]
+
+
+def _environment(minor: int, patch: int) -> dict[str, str]:
     return {
         "implementation_name": "cpython",
         "os_name": "posix",
         "platform_machine": "x86_64",
         "platform_python_implementation": "CPython",
         "platform_system": "Linux",
-        "python_full_version": f"3.{minor}.9",
+        "python_full_version": f"3.{minor}.{patch}",
         "python_version": f"3.{minor}",
         "sys_platform": "linux",
     }

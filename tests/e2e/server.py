@@ -81,11 +81,14 @@ class Server:
 
 
 @contextmanager
-def serve(repository: Path, log: Path, *options: str) -> Iterator[Server]:
-    """Yield a server of this repository, ready; stop it at the end, also when the test fails or this process dies."""
+def serve(repository: Path, log: Path, *options: str, python: str = sys.executable) -> Iterator[Server]:
+    """Yield a server of this repository, ready; stop it at the end, also when the test fails or this process dies.
+
+    `python` is that of the installation of Trident that serves.
+    """
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [
-        *(sys.executable, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
+        *(python, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
         *("--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
         *("--metrics-port", str(metrics_port), "--verbose", *without_gateway(options), *options),
     ]

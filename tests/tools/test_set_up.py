@@ -156,19 +156,20 @@ def test_set_up_dockerfile_copies_what_exists_and_calls_what_exists() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     steps = [step for step in re.sub(r"\\\n", "", text).splitlines() if step and not step.startswith("#")]
     for step in steps:
-        if step.startswith("COPY "):
+        if step.startswith("COPY ") and " --from=" not in step:
             *sources, _ = step.split()[1:]
             assert all((ROOT / source).exists() for source in sources), step
-    users = [step for step in steps if step.startswith("USER ")]
-    assert users
-    assert users[-1] not in ("USER root", "USER 0")
-    entry = next(step for step in steps if step.startswith("ENTRYPOINT "))
-    words = re.findall(r'"([^"]*)"', entry)
-    assert words[:2] == ["trident", "serve"]
-    help_text = subprocess.run(
-        [sys.executable, "-m", "trident_tools.main", "serve", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    assert all(word in help_text for word in words if word.startswith("--"))
+    version = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE) == version * 2
+    assert set(re.findall(r"trident-(?:serve|gateway):([\w.]+)", text)) == {*version}
+    assert [step for step in steps if step.startswith("USER ")] == ["USER 1000"] * 2
+    entries = [re.findall(r'"([^"]*)"', step) for step in steps if step.startswith("ENTRYPOINT ")]
+    assert [words[:2] for words in entries] == [["trident", "gateway"], ["trident", "serve"]]
+    for words in entries:
+        help_text = subprocess.run(
+            [sys.executable, "-m", "trident_tools.main", words[1], "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert all(word in help_text for word in words if word.startswith("--"))
 
 
 def test_set_up_help_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,3 +190,14 @@ def test_set_up_an_error_is_one_line_and_status_1(tmp_path: Path, capsys: pytest
     assert captured.out == ""
     assert captured.err.startswith("trident serve: --repository ")
     assert captured.err.count("\n") == 1
+
+
+def test_set_up_a_command_without_its_packages_says_which_is_missing() -> None:
+    """As in the image of the gateway, which has neither numpy nor what else other commands need."""
+    run = "import sys\nsys.modules.update(dict.fromkeys(('numpy', 'msgspec', 'rich', 'transformers')))\n"
+    run += "from trident_tools.main import main\nsys.exit(main(sys.argv[1:]))\n"
+    for words, extra in {("build", "x", "--repository", "y"): "", ("keys", "list"): "[gateway]"}.items():
+        result = subprocess.run([sys.executable, "-c", run, *words], capture_output=True, text=True, check=False)
+        assert result.returncode == 1, result.stderr
+        said = rf"trident {words[0]}: [\w.]+ is not installed: pip install 'trident-llm{re.escape(extra)}'\n"
+        assert re.fullmatch(said, result.stderr), result.stderr

@@ -31,6 +31,8 @@ COMMANDS = {
     "simulate": "predict latency, throughput and cost under a load",
     "bench": "put a running server under load and measure it",
 }
+#: The commands that need the packages of the extra `gateway`, and none of the project's other dependencies.
+_OF_THE_GATEWAY = ("gateway", "keys")
 
 #: Long enough for a destructor to end, too short for a user to notice.
 _REPEAT_AFTER_S = 0.02
@@ -57,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in words[:1]:
-            _load(name).add_arguments(subparser)
+            try:
+                _load(name).add_arguments(subparser)
+            except TridentError as error:
+                print(f"trident {name}: {error}", file=sys.stderr)
+                return 1
     args = parser.parse_args(words)
     hook_before, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
@@ -87,8 +93,19 @@ def _version() -> str:
 
 
 def _load(name: str) -> Subcommand:
+    """Import the module of a subcommand.
+
+    Raises:
+        TridentError: a package is missing that it needs, as in the image of the gateway, which has what that needs.
+    """
     module = f"{name}_" if keyword.iskeyword(name) else name
-    return cast("Subcommand", importlib.import_module(f"trident_tools.{module}"))
+    try:
+        return cast("Subcommand", importlib.import_module(f"trident_tools.{module}"))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("trident_"):
+            raise
+        extra = "[gateway]" if name in _OF_THE_GATEWAY else ""
+        raise TridentError(f"{error.name} is not installed: pip install 'trident-llm{extra}'") from error
 
 
 if __name__ == "__main__":
