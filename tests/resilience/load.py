@@ -176,4 +176,4 @@ def _code(answer: bytes) -> str:
         error: dict[str, Any] = json.loads(answer)["error"]
     except (ValueError, KeyError, TypeError):
         return "?"
-    return str(error.get("code"))
+    return str(error.get("code") or error.get("type"))
