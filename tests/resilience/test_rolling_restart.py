@@ -1,13 +1,13 @@
-"""Two servers restarted one after the other behind a balancer that learns of it late, and clients that repeat nothing."""
+"""Two servers restarted one after the other behind balancers that learn late, and clients that repeat nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tests.resilience.balancers.programs import HAPROXY, NGINX, Balancer, balancing
 from tests.gateway.http.room import run, until
 from tests.programs import needs
+from tests.resilience.balancers.programs import HAPROXY, NGINX, Balancer, balancing
 from tests.resilience.forwarder import Forwarder
 from tests.resilience.load import Load, loading
 from tests.resilience.pairs import Pair
