@@ -108,6 +108,7 @@ class FakeTriton:
         cards: of the models that it serves; the ensemble of the first is `ensemble`, those of others have their names.
         answer: makes the script of each request.
         port, metrics_port: to listen at; 0 for any.
+        host: the address to listen at.
     """
 
     def __init__(
@@ -116,7 +117,9 @@ class FakeTriton:
         answer: Callable[[dict[str, Any]], Script] = tokens,
         port: int = 0,
         metrics_port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.cards = list(cards) or [ModelCard("demo", 1_700_000_000, 4096, digest="d0")]
         self.answer = answer
         self.port, self.metrics_port = port, metrics_port
@@ -124,6 +127,10 @@ class FakeTriton:
         self.is_ready = True
         #: Accepts connections and requests and answers nothing, as a process does that was stopped.
         self.is_silent = False
+        #: Answers its metrics page with 503, and everything else as ever.
+        self.hides_metrics = False
+        #: Lets what asks its preprocessing wait.
+        self.is_slow = False
         #: So many of the next requests with `stop` come before the request that they mean.
         self.num_deaf_stops = 0
         #: What the metrics page says of each core: waiting, active, fraction.
@@ -156,19 +163,19 @@ class FakeTriton:
     @property
     def address(self) -> ServerAddress:
         """The address of this server."""
-        return ServerAddress(f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.metrics_port}")
+        return ServerAddress(f"http://{self.host}:{self.port}", f"http://{self.host}:{self.metrics_port}")
 
     @property
     def name(self) -> str:
         """The name under which the gateway knows this server."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Listen; the ports stay the same when it is started again after a stop."""
         for attribute in ("port", "metrics_port"):
             # A port that the kernel gave might be another connection's by the time of the next start.
             port = getattr(self, attribute) or free_ports(1)[0]
-            server = await asyncio.start_server(self._serve, "127.0.0.1", port, backlog=4096)
+            server = await asyncio.start_server(self._serve, self.host, port, backlog=4096)
             setattr(self, attribute, port)
             self._servers.append(server)
 
@@ -239,6 +246,8 @@ class FakeTriton:
             asked = json.loads(body)
             if "ensemble_scheduling" in config:
                 return await self._generate(reader, writer, model, asked, headers, is_stream=verb != "generate")
+            while self.is_slow:
+                await asyncio.sleep(0.005)
             prepared = self.preprocess(asked)
             status, answer = 400 if "error" in prepared else 200, json.dumps(prepared)
         else:
@@ -253,7 +262,7 @@ class FakeTriton:
             return 200, json.dumps(config)
         pages = {
             "/v2/health/ready": (200 if self.is_ready else 400, ""),
-            "/metrics": (200, self._metrics()),
+            "/metrics": (503 if self.hides_metrics else 200, self._metrics()),
             "/v2/models/stats": (
                 200, json.dumps({"model_stats": [{"name": name, "version": "1"} for name in self._configs()]}),
             ),

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, BinaryIO
+from typing import Any
 
 import uvloop
 
@@ -30,7 +30,7 @@ from trident_gateway.http.probes import Probes
 from trident_gateway.http.progress import ProgressWatch
 from trident_gateway.limits.limiter import Limiter
 from trident_gateway.observing.metrics import Metrics
-from trident_gateway.observing.request_log import RequestLog, RequestRecord
+from trident_gateway.observing.request_log import RequestLog, RequestRecord, Unbuffered
 from trident_gateway.observing.tracing import NoTracer, Tracer
 from trident_gateway.settings import GatewaySettings
 from trident_gateway.upstream.router import Router
@@ -159,10 +159,10 @@ class Gateway:
         return certificate.context
 
     def _open_log(self, stack: AsyncExitStack, metrics: Metrics) -> Callable[[RequestRecord], None]:
-        file: BinaryIO
+        file: Unbuffered
         if self._settings.log_file is not None:
             try:
-                file = stack.enter_context(self._settings.log_file.open("ab"))
+                file = stack.enter_context(self._settings.log_file.open("ab", buffering=0))
             except OSError as error:
                 raise ServerError(
                     f"--log-file {self._settings.log_file}: cannot be written: {error.strerror or error}"
@@ -170,7 +170,7 @@ class Gateway:
         elif self._settings.is_quiet:
             return lambda _: None
         else:
-            file = sys.stdout.buffer
+            file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 (it stays open)
         log = RequestLog(file, _counter(metrics, "request_log"))
         stack.callback(log.close)
         return log.write

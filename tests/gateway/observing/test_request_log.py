@@ -8,6 +8,10 @@ import os
 import threading
 from dataclasses import fields
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trident_gateway.observing import request_log
 from trident_gateway.observing.request_log import RequestLog, RequestRecord
 
 
@@ -57,3 +61,36 @@ def test_request_log_counts_what_a_broken_pipe_does_not_take() -> None:
         log.write(RequestRecord())
         log.close()
     assert drops
+
+
+class SmallDisk:
+    """Takes so many bytes, and more when there is room again."""
+
+    def __init__(self, num_free: int) -> None:
+        self.num_free = num_free
+        self.content = b""
+
+    def write(self, data: bytes, /) -> int:
+        if not self.num_free:
+            raise OSError(28, "No space left on device")
+        taken = data[: min(self.num_free, 7)]
+        self.num_free -= len(taken)
+        self.content += taken
+        return len(taken)
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, 3)), max_size=8))
+def test_request_log_on_a_disk_that_fills_has_whole_lines_and_counts_the_others(history: list[tuple[int, int]]) -> None:
+    """Of lines that a full disk has taken a part of, that part stands alone on its line."""
+    disk, drops, num_records = SmallDisk(0), list[None](), 0
+    log = RequestLog(disk, lambda: drops.append(None))
+    log.close()  # its thread; the test writes itself
+    for num_free, count in [*history, (1 << 20, 1)]:
+        disk.num_free = num_free
+        records = [RequestRecord(request_id=f"r{num_records + number}") for number in range(count)]
+        num_records += count
+        drops += [None] * log._put([request_log._line(record) for record in records])
+    whole = [line for line in disk.content.splitlines() if line.endswith(b"}")]
+    assert all(json.loads(line)["request_id"] for line in whole)
+    assert len(whole) + len(drops) == num_records
+    assert json.loads(whole[-1])["request_id"] == f"r{num_records - 1}"

@@ -57,7 +57,7 @@ def test_a_times_crossing_of_a_bound_is_no_slowness(bound: float) -> None:
 
 @pytest.mark.parametrize("base", [0.004, 0.011, 0.019, 0.07, 0.12, 0.36, 0.9, 1.1, 4.0, 12.0, 70.0])
 def test_a_doubled_time_is_broken_wherever_the_bounds_lie(base: float) -> None:
-    draw = Random(7)
+    draw = Random(7)  # noqa: S311
     stable = [base * draw.lognormvariate(0, 0.4) for _ in range(2000)]
     canary = [2 * base * draw.lognormvariate(0, 0.4) for _ in range(200)]
     assert _outcome("ttft", side(ttft=histogram(canary, TTFT)), side(ttft=histogram(stable, TTFT))) is BROKEN
@@ -78,12 +78,12 @@ def test_few_streams_break_nothing() -> None:
 
 
 def test_times_within_a_stream_are_no_independent_evidence() -> None:
-    draw = Random(3)
+    draw = Random(3)  # noqa: S311
 
     def gaps(streams: int, mean: float) -> Histogram:
         # Each stream has a pace of its own.
         paces = [mean * draw.lognormvariate(0, 0.8) for _ in range(streams)]
-        return histogram([pace for pace in paces for _ in range(100)], GAPS)
+        return histogram([pace for pace in paces for _ in range(20)], GAPS)
 
     verdicts = [
         _outcome(
@@ -91,25 +91,25 @@ def test_times_within_a_stream_are_no_independent_evidence() -> None:
             side(itl=gaps(200, 0.02), ttft=histogram([0.1] * 200, TTFT)),
             side(itl=gaps(400, 0.02), ttft=histogram([0.1] * 400, TTFT)),
         )
-        for _ in range(100)
+        for _ in range(30)
     ]
     assert verdicts.count(BROKEN) <= 1
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.002, 0.02])
+@pytest.mark.parametrize("rate", [0.0, 0.01])
 def test_an_equal_canary_is_hardly_ever_called_broken(rate: float) -> None:
-    draw = Random(11)
+    draw = Random(11)  # noqa: S311
     num_broken = 0
-    for _ in range(300):
+    for _ in range(60):
         errors = [sum(draw.random() < rate for _ in range(count)) for count in (200, 2000)]
-        times = [[0.2 * draw.lognormvariate(0, 0.6) for _ in range(count)] for count in (200, 1000)]
+        times = [[0.2 * draw.lognormvariate(0, 0.6) for _ in range(count)] for count in (200, 400)]
         lengths = [sum(draw.random() < 0.4 for _ in range(count)) for count in (200, 2000)]
         canary, stable = (
             side(count, errors=failed, lengths=ended, ttft=histogram(seconds, TTFT))
             for count, failed, ended, seconds in zip((200, 2000), errors, lengths, times, strict=True)
         )
         num_broken += any(verdict.outcome is BROKEN for verdict in judge(canary, stable, GateLimits()))
-    assert num_broken <= 3
+    assert num_broken <= 1
 
 
 def test_a_percentile_is_that_of_prometheus() -> None:

@@ -65,8 +65,6 @@ def test_a_stage_waits_for_requests_and_is_undone_without() -> None:
 
 def test_a_gate_that_stays_unclear_undoes() -> None:
     # Twice as many errors as are allowed, of too few requests to be sure.
-    progress = _go(_see(begin(PLAN)), Phase.UNDOING, counted=Window(side(1000), side(20, errors=0)))
-    assert progress.reason == "unclear" or progress.reason == "too_few_requests"
     progress = _see(_see(begin(PLAN)), Window(side(1000), side(200, errors=2)))
     assert progress.phase is Phase.WATCHING
     progress = _go(progress, Phase.UNDOING, counted=Window())
@@ -159,7 +157,8 @@ def test_random_histories_never_pass_a_gate_and_always_return_to_nothing(
             assert len(progress.verdicts) > 1
             assert before.held_s + elapsed_s >= plan.hold_s
             assert (before.window + counted).canary.requests >= plan.min_requests
-            assert weights == {before.weight}
+            assert weights is not None
+            assert set(weights) == {before.weight}
         if any(verdict.outcome is Outcome.BROKEN for verdict in progress.verdicts):
             assert progress.phase in (Phase.UNDOING, Phase.UNDONE)
         if progress.weight < before.weight:

@@ -55,7 +55,7 @@ class Models(BaseHTTPRequestHandler):
         tensor = {"name": "text", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
         config = {"input": [tensor], "output": [{**tensor, "name": "ids"}], "max_batch_size": 8}
         if self.path == "/v2/models/ensemble/config":
-            config["ensemble_scheduling"] = {}  # type: ignore[assignment]
+            config["ensemble_scheduling"] = {}
         self.answer(200, json.dumps(config))
 
     def do_POST(self) -> None:

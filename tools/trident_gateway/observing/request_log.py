@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 import msgspec
 
@@ -70,18 +70,27 @@ class RequestRecord:
     client_gone: str = ""
 
 
+class Unbuffered(Protocol):
+    """A file without a buffer, which would fail again when it is closed; one that blocks."""
+
+    def write(self, data: bytes, /) -> int | None:
+        """Write some of the data, at least a byte; return how much."""
+        ...
+
+
 class RequestLog:
     """Writes records to a file or a pipe.
 
     Args:
-        file: what is written to; the log does not close it.
+        file: what is written to, without a buffer of its own; the log does not close it.
         count_drop: is called for each record that was not written.
         max_waiting: records that may wait for a slow reader.
     """
 
-    def __init__(self, file: BinaryIO, count_drop: Callable[[], None], max_waiting: int = _MAX_WAITING) -> None:
+    def __init__(self, file: Unbuffered, count_drop: Callable[[], None], max_waiting: int = _MAX_WAITING) -> None:
         self._file = file
         self._count_drop = count_drop
+        self._is_torn = False
         self._lines: queue.Queue[bytes | None] = queue.Queue(max_waiting)
         self._writer = threading.Thread(target=self._write, name="request-log", daemon=True)
         self._writer.start()
@@ -108,12 +117,24 @@ class RequestLog:
             while len(lines) < _MAX_LINES_AT_ONCE and not self._lines.empty():
                 lines.append(self._lines.get_nowait())
             is_open = lines[-1] is not None
-            try:
-                self._file.write(b"".join(line for line in lines if line is not None))
-                self._file.flush()
-            except (OSError, ValueError):  # a pipe without a reader, a full disk
-                for _ in lines:
-                    self._count_drop()
+            for _ in range(self._put([line for line in lines if line is not None])):
+                self._count_drop()
+
+    def _put(self, lines: list[bytes]) -> int:
+        """Write lines; return how many were not written whole: to a pipe without a reader, or a full disk."""
+        # What was written of a line that is not whole stays alone on its line.
+        data = b"\n" * self._is_torn + b"".join(lines)
+        num_written = 0
+        try:
+            while num_written < len(data):
+                num_written += self._file.write(data[num_written:]) or 0
+        except (OSError, ValueError):
+            written = data[:num_written]
+            num_whole = written.count(b"\n") - (self._is_torn and num_written > 0)
+            self._is_torn = not written.endswith(b"\n") if written else self._is_torn
+            return len(lines) - num_whole
+        self._is_torn = False
+        return 0
 
 
 def _line(record: RequestRecord) -> bytes:

@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from trident_gateway.settings import ServerAddress, ServerName
 
-INTERVAL_S = 5.0
 #: Returns the addresses of a name; raises an `OSError` where it has none, or where that cannot be found out.
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 _log = logging.getLogger(__name__)
@@ -41,14 +40,7 @@ class DnsServers:
         interval_s: between two looks.
     """
 
-    def __init__(
-        self,
-        name: ServerName,
-        on_change: Callable[[], None],
-        resolve: Resolve = resolve,
-        *,
-        interval_s: float = INTERVAL_S,
-    ) -> None:
+    def __init__(self, name: ServerName, on_change: Callable[[], None], resolve: Resolve, interval_s: float) -> None:
         self._name = name
         self._on_change = on_change
         self._resolve = resolve

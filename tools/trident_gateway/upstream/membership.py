@@ -13,7 +13,8 @@ from pathlib import Path
 from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.routes import Routes, Side, parse_routes
 from trident_gateway.settings import ServerAddress, ServerName
-from trident_gateway.upstream.dns import DnsServers, Resolve, resolve
+from trident_gateway.upstream.dns import DnsServers, Resolve
+from trident_gateway.upstream.server import WatchTimes
 from trident_gateway.watched_file import WatchedFile
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Membership:
         routes_file: may name others in their place, and a canary; None for no such file.
         on_change: told each new roster.
         resolve: looks names up.
+        times: between two looks at the file, and at the name.
 
     Raises:
         ConfigError: the routes file cannot be read or understood.
@@ -55,16 +57,19 @@ class Membership:
         server_dns: ServerName | None,
         routes_file: Path | None,
         on_change: Callable[[Roster], None],
-        resolve: Resolve = resolve,
+        resolve: Resolve,
+        times: WatchTimes,
     ) -> None:
         self._servers = tuple(servers)
         self._on_change = on_change
         self._told: Roster | None = None
-        self._dns = None if server_dns is None else DnsServers(server_dns, self._tell, resolve)
+        self._dns = None if server_dns is None else DnsServers(server_dns, self._tell, resolve, times.dns_s)
         self._routes = (
             None
             if routes_file is None
-            else WatchedFile(routes_file, "The routes file", read_routes, on_change=self._tell)
+            else WatchedFile(
+                routes_file, "The routes file", read_routes, on_change=self._tell, interval_s=times.routes_s
+            )
         )
 
     @property

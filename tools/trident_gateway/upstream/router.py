@@ -84,13 +84,15 @@ class Router:
         draw: Random | None = None,
     ) -> None:
         self._patience_s = patience_s
-        self._fleet = Fleet(times or WatchTimes(), draw or Random())  # noqa: S311 (it balances)
+        times = times or WatchTimes()
+        self._fleet = Fleet(times, draw or Random())  # noqa: S311 (it balances)
         self._membership = Membership(
             addresses,
             server_dns=server_dns,
             routes_file=routes_file,
             on_change=self._fleet.assign,
             resolve=resolve,
+            times=times,
         )
         #: Calls sent, by server, reason and side: `only`, `affinity`, `load`; `retry` where another was tried before.
         self.picks = self._fleet.picks

@@ -41,6 +41,8 @@ class WatchTimes:
         hung_s: after which a server is not ready whose engines make no step while calls wait for it.
         trial_s: after which one that nobody waits for is let have a call again.
         silence_s: after which calls to a server that has sent nothing at all are given up.
+        routes_s: between two looks at the routes file.
+        dns_s: between two looks at the name of the servers.
     """
 
     probe_s: float = 1.0
@@ -51,6 +53,8 @@ class WatchTimes:
     hung_s: float = 10.0
     trial_s: float = 30.0
     silence_s: float = 30.0
+    routes_s: float = 2.0
+    dns_s: float = 5.0
 
 
 class Server:

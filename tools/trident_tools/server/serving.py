@@ -1,8 +1,9 @@
 """The serving of a deployment until a stop is requested, by one server after another where servers die.
 
 Owns the order of steps: start, wait until the server is ready, watch, let it and what is in front of it call themselves
-not ready, serve on for a time, let what is in front of it refuse, drain both; after a death, say what died, wait, and start again while `Restarts` agrees. Everything that a server leaves is removed
-before the next one starts. Never starts a process itself, and never decides whether a death is worth another start.
+not ready, serve on for a time, let what is in front of it refuse, drain both; after a death, say what died, wait, and
+start again while `Restarts` agrees. Everything that a server leaves is removed before the next one starts. Never starts
+a process itself, and never decides whether a death is worth another start.
 """
 
 from __future__ import annotations
@@ -142,9 +143,8 @@ class Serving:
             self._tell_ready(time.monotonic() - began)
             supervisor.watch()
             if self._drain_delay_s:
-                self._say(
-                    f"Draining: not ready from now on, refusing in {self._drain_delay_s:g} s; a second signal stops at once."
-                )
+                delay = f"{self._drain_delay_s:g} s"
+                self._say(f"Draining: not ready from now on, refusing in {delay}; a second signal stops at once.")
             self._front.begin_drain()
             supervisor.leave(self._drain_delay_s)
             self._say("Draining: requests in flight finish, new ones are refused.")
