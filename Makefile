@@ -30,7 +30,7 @@ test: check
 	@tools/setup_peers.sh
 	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt
 	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
-	.venv/bin/python -m pytest tests/e2e
+	.venv/bin/python -m pytest tests/e2e tests/resilience tests/containers
 
 # Compiles no network and starts no server: to be run at every change.
 test-fast: .venv/.set-up-test
