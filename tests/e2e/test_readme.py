@@ -1,4 +1,4 @@
-"""Every example of the README, typed as it stands there, against the demo checkpoint."""
+"""Every example of the README, and the client on the page of requests, typed as it stands, against the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tests.gateway.clients.environments import NEWEST, program
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+REQUESTS = (ROOT / "docs" / "requests.md").read_text()
 DEMO = ROOT / "tools" / "demo" / "checkpoint"
 
 
-def _blocks(language: str = "") -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
+def _blocks(language: str = "", page: str = README) -> list[str]:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)
     return [text for name, text in blocks if name == language]
 
 
@@ -128,7 +129,7 @@ def test_readme_the_examples_with_curl(here: Callable[[str], str], folder: Path)
         assert "".join(texts).strip()
 
 
-@pytest.mark.parametrize("example", _blocks("python"))
+@pytest.mark.parametrize("example", [*_blocks("python"), *_blocks("python", REQUESTS)])
 def test_readme_the_examples_in_python(example: str, here: Callable[[str], str], folder: Path) -> None:
     """The official client of OpenAI's API has an environment of its own."""
     python = str(program(NEWEST)) if "openai" in example else sys.executable
