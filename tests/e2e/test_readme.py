@@ -1,4 +1,4 @@
-"""Every example of the README, and the client on the page of requests, typed as it stands, against the demo checkpoint."""
+"""Every example of the README and of the page of requests, typed as it stands there, against the demo checkpoint."""
 
 from __future__ import annotations
 
