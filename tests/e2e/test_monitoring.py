@@ -91,6 +91,15 @@ def test_monitoring_panels_have_data(each: Expression, scraped: Prometheus) -> N
     assert (series != []) == (each.name not in WITHOUT_DATA)
 
 
+@pytest.mark.parametrize("variable", ["namespace", "model", "core"])
+def test_monitoring_panels_show_what_is_chosen_alone(variable: str, scraped: Prometheus) -> None:
+    """A panel that uses a variable has nothing where the value is one that nothing has."""
+    everything, elsewhere = panel_expressions(), panel_expressions(**{variable: "elsewhere"})
+    changed = [chosen for one, chosen in zip(everything, elsewhere, strict=True) if one.promql != chosen.promql]
+    assert len(changed) == len(everything) if variable == "namespace" else len(changed) > 10
+    assert [one.name for one in changed if scraped.query(one.promql)] == []
+
+
 def test_monitoring_rules_ask_for_metrics_of_engines_that_are_there(scraped: Prometheus) -> None:
     """Each selector on the engine's metrics takes a series, and each label that is grouped by is on one."""
     for each in [*rule_expressions(), *panel_expressions()]:
