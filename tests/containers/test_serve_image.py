@@ -1,4 +1,4 @@
-"""Triton's image with Trident in it: a model answers in a container that may do nothing, and `docker stop` drains it."""
+"""Triton's image with Trident in it: a model answers in a container that may do nothing, and a signal drains it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.containers.daemon import Docker
 from tests.containers.images import Images
 from tests.containers.running import LOCKED_DOWN, container, wait_healthy
 
-OPTIONS = (*LOCKED_DOWN, "--network", "none", "--tmpfs", "/tmp:exec", "--shm-size", "1g", "--stop-timeout", "90")
+#: Triton maps its backends from /tmp.
+TMPFS = ("--tmpfs", "/tmp:exec")  # noqa: S108
+OPTIONS = (*LOCKED_DOWN, *TMPFS, "--network", "none", "--shm-size", "1g", "--stop-timeout", "90")
 ASK = """
 import json, sys, time, urllib.request
 fields = json.loads(sys.argv[1])

@@ -128,3 +128,15 @@ def at(values: Mapping[str, Any], path: Path) -> Any:
     for key in path:
         node = node[key]
     return node
+
+
+#: A release with objects and fields that no overlay has.
+COMBINED: Values = {
+    "canary": {"enabled": True},
+    "tls": {"enabled": True},
+    "redis": {"enabled": True},
+    "models": {"source": "build"},
+    "autoscaling": {"kind": "keda"},
+    "monitoring": {"enabled": True, "traces": "http://collector.monitoring:4318"},
+    "image": {"pullSecrets": ["registry"]},
+}

@@ -30,6 +30,7 @@ from tests.kubernetes.charts import (
     schema,
     template,
 )
+from tests.kubernetes.helm_values_table import table_of_page, values_table
 from tests.kubernetes.rendering import (
     KUBERNETES,
     MINIMUM_VERSIONS,
@@ -457,3 +458,7 @@ def test_values_together_render_what_kubernetes_takes(changes: list[Values]) -> 
             volumes = {one["name"] for one in pod(workload)["volumes"]} | claims
             everything = [*pod(workload).get("initContainers", []), *pod(workload)["containers"]]
             assert {mount["name"] for one in everything for mount in one["volumeMounts"]} == volumes
+
+
+def test_page_has_every_value_with_its_default_and_meaning() -> None:
+    assert table_of_page() == values_table(), "python -m tests.kubernetes.helm_values_table writes it anew"

@@ -41,17 +41,16 @@ class Selector:
 
     def selects(self, labels: dict[str, str]) -> bool:
         """Return whether it takes a series of its metric; labels of targets are not looked at."""
-        tests = {
-            "=": lambda value, wanted: value == wanted,
-            "!=": lambda value, wanted: value != wanted,
-            "=~": lambda value, wanted: re.fullmatch(wanted, value) is not None,
-            "!~": lambda value, wanted: re.fullmatch(wanted, value) is None,
-        }
         return all(
-            tests[operator](labels.get(label, ""), wanted)
+            self._holds(operator, labels.get(label, ""), wanted)
             for label, operator, wanted in self.matchers
             if label not in TARGET_LABELS
         )
+
+    @staticmethod
+    def _holds(operator: str, value: str, wanted: str) -> bool:
+        is_equal = re.fullmatch(wanted, value) is not None if "~" in operator else value == wanted
+        return is_equal != operator.startswith("!")
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,24 @@ def rule_expressions() -> list[Expression]:
     return [Expression(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
 
 
-def panel_expressions() -> list[Expression]:
-    """Return the expressions of all panels, with variables as when everything is chosen."""
+def panel_expressions(**chosen: str) -> list[Expression]:
+    """Return the expressions of all panels, as Grafana asks them.
+
+    Args:
+        chosen: the value of a variable that is not everything.
+    """
     return [
-        Expression(f"{row['row']}: {panel['title']}: {query['legend']}", with_everything(query["expr"].strip()))
+        Expression(f"{row['row']}: {panel['title']}: {query['legend']}", with_values(query["expr"].strip(), **chosen))
         for row in _read(FOLDER / "panels.yml")
         for panel in row["panels"]
         for query in panel["queries"]
     ]
 
 
-def with_everything(promql: str) -> str:
-    """Return an expression of a panel as Grafana asks it when all values of each variable are chosen."""
-    return re.sub(r"\$(namespace|model|core)\b", ".*", promql).replace("$__rate_interval", "1m")
+def with_values(promql: str, **chosen: str) -> str:
+    """Return an expression of a panel with the values of variables: everything, where nothing else is chosen."""
+    values = {"namespace": ".*", "model": ".*", "core": ".*", "__rate_interval": "1m", **chosen}
+    return re.sub(r"\$(\w+)", lambda found: values[found[1]], promql)
 
 
 def selectors(promql: str) -> list[Selector]:

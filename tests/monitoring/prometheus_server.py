@@ -25,6 +25,8 @@ from tests.ports import free_ports
 from tests.programs import find
 
 LIMIT_S = 60.0
+#: The label that Prometheus' operator gives to every series.
+NAMESPACE = "trident"
 
 
 class QueryError(Exception):
@@ -88,7 +90,10 @@ def prometheus(folder: Path, jobs: Mapping[str, str]) -> Iterator[Prometheus]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "prometheus.yml"
-    scrapes = [{"job_name": name, "static_configs": [{"targets": [target]}]} for name, target in jobs.items()]
+    scrapes = [
+        {"job_name": name, "static_configs": [{"targets": [target], "labels": {"namespace": NAMESPACE}}]}
+        for name, target in jobs.items()
+    ]
     configuration.write_text(
         yaml.safe_dump({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},

@@ -19,7 +19,7 @@ _TYPE = "inflight_batcher_specific_metric"
 
 def page(scrape: int, *, waiting: int = 2, fraction: float = 0.5) -> str:
     """Return the page at the time of a scrape: between two of them, 40 steps and 10 requests."""
-    gauges = {
+    gauges: dict[tuple[str, str], dict[str, float]] = {
         ("nv_trt_llm_request_metrics", "request_type"): {
             "active": 6 + waiting, "max": 8, "scheduled": 6, "context": 1, "waiting": waiting,
         },

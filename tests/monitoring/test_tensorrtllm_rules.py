@@ -39,7 +39,7 @@ def test_tensorrtllm_rules_and_panels_need_none_of_our_metrics(tmp_path: Path) -
         [series] = running.query(f'nv_trt_llm_request_metrics{{model="{MODEL}", request_type="scheduled"}}')
         assert series["value"][1] == "6"
         between_steps = next(one.promql for one in panel_expressions() if one.name.startswith("Engine: Step time"))
-        assert 0.01 < running.number(between_steps) < 0.1
+        assert 0.02 < running.number(between_steps) < 2
 
 
 def check_rules(running: Prometheus) -> None:
