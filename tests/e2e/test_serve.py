@@ -113,6 +113,46 @@ def test_serve_drain_finishes_what_is_in_flight_and_refuses_what_is_new(tmp_path
         assert gone(deployment)
 
 
+def test_serve_serves_on_for_the_delay_while_it_calls_itself_not_ready(tmp_path: Path) -> None:
+    """Four seconds are enough to see it; the default in a container, 15 s, is the same mechanism."""
+    with deploy(make_repository(tmp_path / "repository"), "--drain-delay", 4) as deployment:
+        wait_ready(deployment)
+        over_http: list[str] = []
+        reader = threading.Thread(target=lambda: over_http.append(generate_stream(deployment, "x" * 100)))
+        reader.start()
+        deployment.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while is_ready(deployment):
+            assert time.monotonic() - began < 60
+        assert "not ready from now on, refusing in 4 s" in deployment.text
+        assert "new ones are refused" not in deployment.text
+        num_served, refusal = 0, ""
+        while not refusal:
+            try:
+                num_served += generate_stream(deployment, "new") == "new"
+            except urllib.error.HTTPError as error:
+                refusal = error.read().decode()
+            assert not is_ready(deployment)
+        assert time.monotonic() - began >= 4
+        assert num_served
+        assert "shutting down" in refusal
+        reader.join(60)
+        assert over_http == ["x" * 100]
+        assert deployment.wait(60) == 0, deployment.text
+
+
+def test_serve_second_signal_skips_the_delay(tmp_path: Path) -> None:
+    with deploy(make_repository(tmp_path / "repository"), "--drain-delay", 600) as deployment:
+        wait_ready(deployment)
+        deployment.process.send_signal(signal.SIGTERM)
+        while "not ready from now on" not in deployment.text:
+            time.sleep(0.05)
+        assert deployment.process.poll() is None
+        deployment.process.send_signal(signal.SIGTERM)
+        assert deployment.wait(60) == 130
+        assert gone(deployment)
+
+
 def test_serve_drain_ends_when_its_time_is_over(tmp_path: Path) -> None:
     with deploy(make_repository(tmp_path / "repository"), "--drain-timeout", 1) as deployment:
         wait_ready(deployment)

@@ -253,13 +253,16 @@ class FakeRouter:
     json_answers: Callable[[str, bytes], bytes] = lambda _name, _body: b"{}"
     calls: list[GenerateCall] = field(default_factory=list)
     exchanges: list[FakeExchange] = field(default_factory=list)
+    #: By what callers' sides would have been chosen.
+    identities: list[bytes] = field(default_factory=list)
 
     def models(self, _identity: Callable[[], bytes] = bytes) -> Mapping[str, ServedModel]:
         """Return the models by their names."""
         return {served.card.name: served for served in self.served}
 
-    def find(self, name: str, _identity: Callable[[], bytes] = bytes) -> ServedModel | None:
+    def find(self, name: str, identity: Callable[[], bytes] = bytes) -> ServedModel | None:
         """Return the model of a name or an alias."""
+        self.identities.append(identity())
         return next((one for one in self.served if name in (one.card.name, *one.card.aliases)), None)
 
     async def open(self, call: GenerateCall) -> FakeExchange:

@@ -42,8 +42,7 @@ def test_proxied_streams_arrive_token_by_token_and_hang_ups_reach_the_engine(bal
         async with (
             FakeTriton(answer=paced(GAP_S)) as fake,
             GatewayProcess(fake) as one,
-            GatewayProcess(fake) as other,
-            balancing(balancer, [(one.port, one.private_port), (other.port, other.private_port)]) as port,
+            balancing(balancer, [(one.port, one.private_port)] * 2) as port,
         ):
             direct, proxied = await gap_s(one.port), await gap_s(port)
             assert GAP_S / 2 < proxied < 2 * direct

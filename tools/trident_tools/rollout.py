@@ -36,7 +36,7 @@ EXIT_DONE = 0
 EXIT_UNDONE = 3
 EXIT_INTERRUPTED = 130
 _METRICS_PORT = 8002
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LIMITS = {
     "error_points": "points by which the canary's share of failed requests may be above the stable side's",
     "refusal_points": "the same of requests that are refused as wrong (400)",
@@ -358,7 +358,7 @@ def _key(args: argparse.Namespace) -> str | None:
 
 
 def _duration(text: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|[smh])", text)
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 10m, 90s or 1h")
     return float(found[1]) * _SECONDS[found[2]]

@@ -44,11 +44,14 @@ def test_a_caller_sees_its_own_models_alone(allowed: str, seen: list[str]) -> No
             assert answer.error == (404, "invalid_request_error", "model_not_found", "model")
 
 
-def test_one_model_says_in_headers_what_the_api_has_no_fields_for() -> None:
-    """Its digest, by which versions that must agree are compared, and its context."""
+def test_one_model_says_in_headers_and_a_field_of_its_own_what_the_api_has_no_fields_for() -> None:
+    """Its digest, by which versions that must agree are compared, its context, and its side in a rollout."""
     answer = client().get("/v1/models/{model:path}", {"model": "demo"})
     assert answer.headers["x-trident-digest"] == CARD.digest
     assert answer.headers["x-trident-max-seq-len"] == str(CARD.max_seq_len)
+    own = {"digest": CARD.digest, "max_seq_len": CARD.max_seq_len, "side": "stable"}
+    listed = client().get("/v1/models").json["data"][0]
+    assert answer.json == {**listed, "x_trident": own}
 
 
 def test_embeddings_are_refused_clearly() -> None:

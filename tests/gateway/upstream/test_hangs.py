@@ -28,7 +28,7 @@ def test_watch_times_notice_a_hang_and_a_silence_within_fifteen_seconds() -> Non
 
 
 def test_server_that_hangs_is_not_ready_until_its_next_step() -> None:
-    """Its pages answer all the time, with the numbers of before, as Triton's do when the engine's process is stopped."""
+    """Its pages answer all the time, with the numbers of before, as Triton's do for an engine that was stopped."""
 
     async def main() -> None:
         fake, gate = FakeTriton(), asyncio.Event()

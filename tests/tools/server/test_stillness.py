@@ -21,6 +21,8 @@ nv_trt_llm_request_metrics{model="core",request_type="scheduled",version="1"} 2
 nv_trt_llm_request_metrics{model="core",request_type="active",version="1"} 7
 nv_trt_llm_request_metrics{model="small_core",request_type="active",version="1"} 1
 nv_trt_llm_general_metrics{general_type="iteration_counter",model="core",version="1"} 1.5e+06
+nv_inference_pending_request_count{model="core",version="1"} 4
+nv_inference_pending_request_count{model="preprocessing",version="1"} 1
 nv_trt_llm_general_metrics{general_type="timestamp",model="core",version="1"} 1795941864.196492
 """
 
@@ -130,7 +132,7 @@ def test_stillness_takes_ten_seconds_without_a_step_in_each_of_which_somebody_wa
 def test_stillness_reads_the_figures_of_the_metrics_page(monkeypatch: pytest.MonkeyPatch) -> None:
     status = TritonStatus(Listen("127.0.0.1", 1, 2, 3), {})
     monkeypatch.setattr(status, "_ask", lambda *_: (200, PAGE.encode()))
-    assert status.core_figures() == {"core 1": CoreFigures(1_500_000, 7, 5)}
+    assert status.core_figures() == {"core 1": CoreFigures(1_500_000, 7, 9)}
     assert status.num_active_requests() == 8
     monkeypatch.setattr(status, "_ask", lambda *_: (500, b""))
     with pytest.raises(OSError, match="500"):

@@ -34,7 +34,7 @@ class ModelEndpoints:
         await out.send_json(msgspec.json.encode({"object": "list", "data": models}))
 
     async def get(self, request: HttpRequest, out: AnswerSink) -> None:
-        """Answer with one model; a header has the digest of its tokenizer and template."""
+        """Answer with one model, of which headers and a field of our own say more."""
         caller = await self._context.admit(request)
         name = request.path_params["model"]
         served = self._context.find(caller, name)
@@ -44,7 +44,8 @@ class ModelEndpoints:
                 (b"x-trident-max-seq-len", b"%d" % served.card.max_seq_len),
             ]
         )
-        await out.send_json(msgspec.json.encode(_shown(served, name)))
+        own = {"digest": served.card.digest, "max_seq_len": served.card.max_seq_len, "side": served.side}
+        await out.send_json(msgspec.json.encode({**_shown(served, name), "x_trident": own}))
 
     async def refuse_embeddings(self, request: HttpRequest, _out: AnswerSink) -> None:
         """Refuse to make embeddings."""

@@ -24,6 +24,9 @@ _CODES = {"context_length": "context_length_exceeded", "invalid_guide": "invalid
 #: Triton's own words about a model that is not there, or is not ready yet.
 _NOT_THERE = re.compile(r"unknown model|is not ready|no available versions", re.IGNORECASE)
 
+#: Triton's own words about a model's process that does not answer it, as one that was stopped.
+_NOT_HEALTHY = re.compile(r"Stub process '[^']*' is not healthy")
+
 
 class RefusedError(Exception):
     """An answer that is an error, before anything of a text has come.
@@ -38,7 +41,8 @@ class RefusedError(Exception):
         self.status = status
         self.wire = read_wire_message(message)
         #: Another server may take the request.
-        self.is_elsewhere_welcome = self.wire.code == "UNAVAILABLE" and self.wire.reason not in {"timeout", "too_late"}
+        is_unavailable = self.wire.code == "UNAVAILABLE" and self.wire.reason not in {"timeout", "too_late"}
+        self.is_elsewhere_welcome = is_unavailable or bool(_NOT_HEALTHY.search(message))
         #: The server does not have the model at present.
         self.is_model_missing = bool(status in {400, 404} and _NOT_THERE.search(message))
 

@@ -93,7 +93,8 @@ class SideFigures:
 
     Args:
         requests: for text that have ended.
-        errors: of these, failures of a server: a status of 500 or more, or a stream that ended with an error.
+        errors: of these, failures of a server: a status of 500 or more, a stream that ended with an error, or a call
+            that the canary could not take, so that the stable side did.
         refusals: of these, requests that were refused as wrong (400).
         finishes: answers that have ended, with any reason.
         lengths: of these, those that ended because their length was reached.

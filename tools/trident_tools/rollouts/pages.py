@@ -76,10 +76,14 @@ def _figures(samples: Mapping[str, list[Sample]], side: str, models: Collection[
 
     requests = [sample for sample in of_side("requests_total") if sample.labels.get("route") in ROUTES]
     finishes = of_side("finishes_total")
+    # Calls that the canary could not take, and the stable side has answered in its place, as one of its own.
+    lost = 0.0
+    if side == CANARY:
+        lost = sum(sample.value for sample in samples.get("retries_total", ()) if sample.labels["reason"] == CANARY)
     broken = sum(sample.value for sample in finishes if sample.labels["reason"] == _ERROR)
     return SideFigures(
-        requests=sum(sample.value for sample in requests),
-        errors=broken + sum(sample.value for sample in requests if sample.labels["code"] >= "500"),
+        requests=lost + sum(sample.value for sample in requests),
+        errors=lost + broken + sum(sample.value for sample in requests if sample.labels["code"] >= "500"),
         refusals=sum(sample.value for sample in requests if sample.labels["code"] == _REFUSED),
         finishes=sum(sample.value for sample in finishes) - broken,
         lengths=sum(sample.value for sample in finishes if sample.labels["reason"] == _LENGTH),

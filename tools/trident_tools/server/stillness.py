@@ -24,7 +24,8 @@ class CoreFigures:
     Args:
         num_steps: that its engine has made.
         num_open: requests without a last answer, also those whose text is finished and whose client does not read it.
-        num_at_work: requests among them that wait for a step, those that run and those in the queue.
+        num_at_work: requests that wait for a step: those that run, those in the queue, and those that Triton could not
+            hand over.
     """
 
     num_steps: int

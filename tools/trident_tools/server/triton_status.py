@@ -15,8 +15,12 @@ from trident_tools.server.triton_server import Listen, local_address
 
 _TIMEOUT_S = 2.0
 _CORE_METRIC = re.compile(
-    r"^nv_trt_llm_(?:request|general|inflight_batcher)_metrics\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE
+    r"^(?:nv_trt_llm_(?:request|general)_metrics|nv_inference_pending_request_count)"
+    r"\{(?P<labels>[^}]*)\} (?P<value>\S+)$",
+    re.MULTILINE,
 )
+#: Triton's own count of requests that it has not handed over, whose line has no further label.
+_PENDING = "pending"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
 
@@ -75,13 +79,13 @@ class TritonStatus:
         for metric in _CORE_METRIC.finditer(self._metrics()):
             labels = dict(_LABEL.findall(metric["labels"]))
             name = " ".join(labels.pop(key, "") for key in ("model", "version")).strip()
-            for kind in labels.values():  # such as `active`: there is one label more
+            for kind in labels.values() or [_PENDING]:  # such as `active`: there is one label more
                 cores.setdefault(name, {})[kind] = int(float(metric["value"]))
         return {
             name: CoreFigures(
                 numbers["iteration_counter"],
                 numbers.get("active", 0),
-                numbers.get("scheduled", 0) + numbers.get("waiting", 0),
+                sum(numbers.get(kind, 0) for kind in ("scheduled", "waiting", _PENDING)),
             )
             for name, numbers in cores.items()
             if "iteration_counter" in numbers

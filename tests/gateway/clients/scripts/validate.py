@@ -20,10 +20,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk  # type: ignor
 from openai.types.responses import Response, ResponseStreamEvent  # type: ignore[import-not-found]
 from pydantic import BaseModel
 
-#: Fields that Trident's answers have beyond OpenAI's, by type: everybody else who serves models that reason has it too.
+#: Fields that Trident's answers have beyond OpenAI's, by type: everybody else who serves models that reason has theirs
+#: too, and a model says by what versions of it are compared.
 OWN_FIELDS = {
     "ChatCompletionMessage": {"reasoning_content"},
     "ChoiceDelta": {"reasoning_content"},
+    "Model": {"x_trident"},
 }
 
 
