@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -17,15 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.rendering import OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
+from tests.kubernetes.rendering import EXAMPLES, OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
 from tests.programs import needs
 from trident_tools import build, gateway, serve
-from trident_tools.main import Subcommand
+from trident_tools.main import COMMANDS, Subcommand
 
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
 #: Options that the manifests use and that are not merged yet; none may stay here.
 _COMING = ("--drain-delay", "--server-dns", "--server-dns-metrics-port")
-each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+each_overlay = pytest.mark.parametrize("overlay", [*OVERLAYS, *EXAMPLES])
 
 
 def entrypoint(target: str) -> list[str]:
@@ -98,6 +99,18 @@ def test_pod_that_builds_is_told_what_trident_build_understands() -> None:
     paths = [mount["mountPath"] for mount in one["volumeMounts"]]
     assert str(args.repository) in paths
     assert str(args.checkpoint) in paths
+
+
+def test_pod_that_looks_before_it_serves_is_told_what_trident_preflight_understands() -> None:
+    (one,) = steps(named("preflight", "Deployment", "trident"))
+    trident, name, *words = one["command"]
+    assert (trident, name) == ("trident", "preflight")
+    if name not in COMMANDS:
+        pytest.skip("there is no trident preflight yet")
+    args = parsed(importlib.import_module(f"trident_tools.{name}"), words)
+    assert str(args.repository) in [mount["mountPath"] for mount in one["volumeMounts"]]
+    # It looks at the GPU that the server will have.
+    assert one["resources"] == containers(named("preflight", "Deployment", "trident"))[0]["resources"]
 
 
 @contextmanager
