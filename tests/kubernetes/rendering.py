@@ -112,4 +112,4 @@ def fields(node: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 
 
 #: Fields whose keys are a user's, or a scaler's, own.
-_MAPS = {"labels", "annotations", "matchLabels", "limits", "requests", "selector", "data", "stringData"}
+_MAPS = {"labels", "annotations", "matchLabels", "limits", "requests", "selector", "data", "stringData", "plugins"}
