@@ -70,8 +70,9 @@ def overlay_values(overlay: str) -> Values:
     return values
 
 
+@lru_cache
 def defaults() -> Values:
-    """Return what values.yaml says."""
+    """Return what values.yaml says; it is shared by all tests and must not be changed."""
     values: Values = yaml.safe_load((CHART / "values.yaml").read_text())
     return values
 
