@@ -21,6 +21,7 @@ import pytest
 from tests.kubernetes.rendering import EXAMPLES, OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
 from tests.programs import needs
 from trident_tools import build, gateway, serve
+from trident_tools.gateway_settings.reading import read_settings
 from trident_tools.main import COMMANDS, Subcommand
 
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
@@ -37,7 +38,7 @@ def entrypoint(target: str) -> list[str]:
 
 def parsed(command: Subcommand, words: list[str]) -> argparse.Namespace:
     """The options of a command line, by the real parser of the command."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     command.add_arguments(parser)
     return parser.parse_args(words)
 
@@ -57,11 +58,12 @@ def test_pod_gateways_are_told_what_they_understand(overlay: str, monkeypatch: p
     for one in gateways:
         for variable in one.get("env", []):
             monkeypatch.setenv(variable["name"], variable.get("value", "0123").replace("$(REDIS_PASSWORD)", "0123"))
-        settings = gateway.read_settings(parsed(gateway, options_of(one, "gateway")))
+        settings = read_settings(parsed(gateway, options_of(one, "gateway")))
         ports = {port["name"]: port["containerPort"] for port in one["ports"]}
         assert ports == {"public": settings.port, "private": settings.private_port}
         assert (settings.host, settings.private_host) == ("0.0.0.0", "0.0.0.0")  # noqa: S104
         assert settings.asks_for_keys
+        assert (settings.server_dns is not None) == (overlay in ("gateway", "multi-model", "redis"))
         assert (settings.drain_delay_s, settings.drain_timeout_s) == (15, 120)
         assert (settings.tls is not None) == (overlay == "tls") == (settings.port == 8443)
         assert settings.limits_store == ("redis://:0123@trident-redis:6379/0" if overlay == "redis" else None)
