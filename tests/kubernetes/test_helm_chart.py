@@ -399,6 +399,19 @@ def test_chart_can_be_another_charts_dependency(tmp_path: File) -> None:
     assert next(yaml.safe_load_all(text))["spec"]["replicas"] == 5
 
 
+def test_chart_is_the_same_from_an_archive(tmp_path: File) -> None:
+    values = overlay_values("monitoring")
+    with helm_python.Chart.load(CHART) as chart:
+        archive = chart.save(tmp_path)
+    with helm_python.Chart.load(archive) as packed:
+        files = packed.render(values, name="trident", namespace="trident")
+        assert not [file["name"] for file in packed.files if file["name"].startswith("ci/")]
+    rendered = [
+        one for path in sorted(files) if path.endswith(".yaml") for one in yaml.safe_load_all(files[path]) if one
+    ]
+    assert keyed(rendered) == keyed(template(values))
+
+
 # Upgrades.
 
 
