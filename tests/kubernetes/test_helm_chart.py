@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.kubernetes.charts import (
     CHART,
     HELM_LABELS,
+    LOADED,
     Path,
     Values,
     at,
@@ -401,14 +402,11 @@ def test_chart_can_be_another_charts_dependency(tmp_path: File) -> None:
 
 def test_chart_is_the_same_from_an_archive(tmp_path: File) -> None:
     values = overlay_values("monitoring")
-    with helm_python.Chart.load(CHART) as chart:
-        archive = chart.save(tmp_path)
-    with helm_python.Chart.load(archive) as packed:
+    with helm_python.Chart.load(LOADED.save(tmp_path)) as packed:
         files = packed.render(values, name="trident", namespace="trident")
         assert not [file["name"] for file in packed.files if file["name"].startswith("ci/")]
-    rendered = [
-        one for path in sorted(files) if path.endswith(".yaml") for one in yaml.safe_load_all(files[path]) if one
-    ]
+    texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
+    rendered = [one for text in texts for one in yaml.safe_load_all(text) if one is not None]
     assert keyed(rendered) == keyed(template(values))
 
 

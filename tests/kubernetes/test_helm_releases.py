@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import helm_python
 import pytest
 
-from tests.kubernetes.charts import CHART, HELM_LABELS, Values, overlay_values, template
+from tests.kubernetes.charts import HELM_LABELS, LOADED, Values, overlay_values, template
 from tests.kubernetes.cluster_api import KINDS, ClusterApi, running_cluster
 
 _PLURALS = {kind: name for _, kind, name in KINDS}
@@ -37,7 +37,7 @@ def helm() -> Iterator[tuple[helm_python.Config, ClusterApi]]:
 
 def upgrade(config: helm_python.Config, values: Values) -> None:
     """Upgrade the release to some values and no others."""
-    config.upgrade(CHART, "trident", values, namespace="trident", reset_values=True, timeout=60)
+    config.upgrade(LOADED, "trident", values, namespace="trident", reset_values=True, timeout=60)
 
 
 def shows(cluster: ClusterApi, values: Values) -> bool:
@@ -62,7 +62,7 @@ def weights(cluster: ClusterApi) -> list[int]:
 def test_release_goes_from_any_values_to_any_others_and_back() -> None:
     chain = ["cpu", "redis", "canary", "multi-model", "gie", "tls", "keda", "gateway", "checkpoint"]
     with helm() as (config, cluster):
-        config.install(CHART, "trident", overlay_values(chain[0]), namespace="trident", timeout=60)
+        config.install(LOADED, "trident", overlay_values(chain[0]), namespace="trident", timeout=60)
         assert shows(cluster, overlay_values(chain[0]))
         for overlay in chain[1:]:
             upgrade(config, overlay_values(overlay))
@@ -77,7 +77,7 @@ def test_release_goes_from_any_values_to_any_others_and_back() -> None:
 def test_release_upgrade_keeps_the_weights_of_a_rollout() -> None:
     values = overlay_values("canary")
     with helm() as (config, cluster):
-        config.install(CHART, "trident", values, namespace="trident", timeout=60)
+        config.install(LOADED, "trident", values, namespace="trident", timeout=60)
         assert weights(cluster) == [100, 0]
         (rule,) = cluster.objects["httproutes", "trident"]["spec"]["rules"]
         for weight, backend in zip((90, 10), rule["backendRefs"], strict=True):
@@ -90,7 +90,7 @@ def test_release_upgrade_keeps_the_weights_of_a_rollout() -> None:
 @pytest.mark.parametrize("values", [{"drain": {"terminationGracePeriodSeconds": 100}}, {"replica": 3}])
 def test_release_that_is_refused_changes_nothing(values: Values) -> None:
     with helm() as (config, cluster):
-        config.install(CHART, "trident", {}, namespace="trident", timeout=60)
+        config.install(LOADED, "trident", {}, namespace="trident", timeout=60)
         with pytest.raises(helm_python.HelmError, match=r"terminationGracePeriodSeconds is 100|'replica' not allowed"):
             upgrade(config, values)
         assert shows(cluster, {})
