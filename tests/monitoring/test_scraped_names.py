@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
+from tests.fakes.tensorrtllm_metrics import page as tensorrtllm_page
 from tests.fakes.triton_http import FakeTriton
 from tests.gateway.process import GatewayProcess, completion
 from tests.monitoring.expressions import (
@@ -23,7 +24,6 @@ from tests.monitoring.expressions import (
     selectors,
 )
 from tests.monitoring.gateway_pages import eventful_page, make_keys, page_of, page_with_a_canary
-from tests.monitoring.tensorrtllm_page import page as tensorrtllm_page
 from trident_tools.rollouts.rollout_metrics import RolloutMetrics
 
 LIMIT_S = 120
