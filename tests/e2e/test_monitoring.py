@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.monitoring.expressions import (
     TARGET_LABELS,
     Expression,
     grouping_labels,
+    page_expressions,
     panel_expressions,
     rule_expressions,
     rules,
@@ -89,6 +91,11 @@ def test_monitoring_no_alert_of_a_sound_deployment_is_on_its_way(scraped: Promet
 def test_monitoring_panels_have_data(each: Expression, scraped: Prometheus) -> None:
     series = scraped.query(each.promql)
     assert (series != []) == (each.name not in WITHOUT_DATA)
+
+
+def test_monitoring_queries_of_the_page_have_data(scraped: Prometheus) -> None:
+    without = [one.name for one in page_expressions() if not scraped.query(one.promql)]
+    assert [name for name in without if not re.search(r"5\.\.|failures|certificate|rollout", name)] == []
 
 
 @pytest.mark.parametrize("variable", ["namespace", "model", "core"])

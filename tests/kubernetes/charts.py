@@ -25,7 +25,8 @@ Path = tuple[str, ...]
 #: Labels that Helm asks for, and kustomize does not: the only difference there may be between the two.
 HELM_LABELS = {"app.kubernetes.io/managed-by", "helm.sh/chart"}
 
-_chart = helm_python.Chart.load(CHART)
+#: The chart as it was when the tests began.
+LOADED = helm_python.Chart.load(CHART)
 
 
 def template(
@@ -37,7 +38,7 @@ def template(
         helm_python.HelmValuesError: the schema refuses the values.
         helm_python.HelmRenderError: the templates refuse them.
     """
-    files = _chart.render(dict(values or {}), name=name, namespace=namespace)
+    files = LOADED.render(dict(values or {}), name=name, namespace=namespace)
     texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
     return [one for text in texts for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one is not None]
 
@@ -61,7 +62,7 @@ def _check(text: str, version: str) -> None:
 
 def notes(values: Mapping[str, Any] | None = None) -> str:
     """Return what an installation prints."""
-    return _chart.render(dict(values or {}), name="trident", namespace="trident")["trident/templates/NOTES.txt"]
+    return LOADED.render(dict(values or {}), name="trident", namespace="trident")["trident/templates/NOTES.txt"]
 
 
 def overlay_values(overlay: str) -> Values:
@@ -70,8 +71,9 @@ def overlay_values(overlay: str) -> Values:
     return values
 
 
+@lru_cache
 def defaults() -> Values:
-    """Return what values.yaml says."""
+    """Return what values.yaml says; it is shared by all tests and must not be changed."""
     values: Values = yaml.safe_load((CHART / "values.yaml").read_text())
     return values
 

@@ -17,6 +17,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docker/kubernetes"
 OVERLAYS = sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir() if folder.is_dir())
+#: Deployments that show something more, and that the chart does not have.
+EXAMPLES = sorted(file.parent.name for file in (KUBERNETES / "examples").glob("*/kustomization.yaml"))
 #: Overlays that need a newer Kubernetes than the oldest that has native sidecars.
 MINIMUM_VERSIONS = {"image-volume": "1.33"}
 OLDEST_VERSION = "1.29"
@@ -27,8 +29,9 @@ Object = dict[str, Any]
 
 @lru_cache
 def render(overlay: str) -> tuple[Object, ...]:
-    """Return the objects of an overlay; they are shared by all tests and must not be changed."""
-    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    """Return the objects of an overlay or an example; they are shared by all tests and must not be changed."""
+    folder = KUBERNETES / ("examples" if overlay in EXAMPLES else "overlays")
+    command = ["kubectl", "kustomize", str(folder / overlay)]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     return tuple(yaml.safe_load_all(text))
 
@@ -47,7 +50,7 @@ def named(overlay: str, kind: str, name: str) -> Object:
 
 def workloads(overlay: str) -> list[Object]:
     """Return what makes pods."""
-    return objects(overlay, "Deployment", "StatefulSet", "Rollout")
+    return objects(overlay, "Deployment", "StatefulSet")
 
 
 def pod(workload: Object) -> Object:
@@ -109,4 +112,4 @@ def fields(node: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 
 
 #: Fields whose keys are a user's, or a scaler's, own.
-_MAPS = {"labels", "annotations", "matchLabels", "limits", "requests", "selector", "data", "stringData"}
+_MAPS = {"labels", "annotations", "matchLabels", "limits", "requests", "selector", "data", "stringData", "plugins"}

@@ -26,7 +26,7 @@ from tests.programs import find, needs
 pytestmark = [
     needs("kubectl", "Kubernetes' own packages, which have it as kubectl"),
     needs("prometheus", "Debian's prometheus"),
-    pytest.mark.e2e,
+    pytest.mark.slow,
 ]
 LIMIT_S = 60
 MAX_BATCH = 8

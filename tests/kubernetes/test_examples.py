@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -9,9 +12,11 @@ import pytest
 import yaml
 
 from tests.kubernetes.rendering import (
+    EXAMPLES,
     KUBERNETES,
     NEWEST_VERSION,
     OLDEST_VERSION,
+    OVERLAYS,
     container_ports,
     containers,
     named,
@@ -22,13 +27,13 @@ from tests.kubernetes.rendering import (
 )
 from tests.programs import needs
 
-EXAMPLES = KUBERNETES / "examples"
+FOLDER = KUBERNETES / "examples"
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
 
 
 def values(name: str) -> Any:
     """The values for a chart of others."""
-    return yaml.safe_load((EXAMPLES / name).read_text())
+    return yaml.safe_load((FOLDER / name).read_text())
 
 
 def test_examples_adapter_has_the_metrics_that_the_autoscaler_asks_for() -> None:
@@ -55,7 +60,7 @@ def test_examples_picker_is_the_one_that_the_pool_refers_to() -> None:
 
 
 def test_examples_models_come_into_the_claim_that_servers_read() -> None:
-    claim, filler = yaml.safe_load_all((EXAMPLES / "models.yaml").read_text())
+    claim, filler = yaml.safe_load_all((FOLDER / "models.yaml").read_text())
     for version in (OLDEST_VERSION, NEWEST_VERSION):
         kubernetes_validate.validate(claim, version, strict=True)
         kubernetes_validate.validate(filler, version, strict=True)
@@ -73,6 +78,55 @@ def test_examples_models_come_into_the_claim_that_servers_read() -> None:
         assert not selects(named("cpu", "Service", one)["spec"]["selector"], filler["metadata"]["labels"])
 
 
+def test_examples_argo_judges_the_two_sides_of_the_route_that_it_moves() -> None:
+    spec = named("argo-rollouts", "Rollout", "trident")["spec"]
+    canary = spec["strategy"]["canary"]
+    route = named("argo-rollouts", "HTTPRoute", "trident")
+    assert canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"] == {
+        "httpRoute": route["metadata"]["name"],
+        "namespace": route["metadata"]["namespace"],
+    }
+    backends = [backend["name"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]]
+    assert backends == [canary["stableService"], canary["canaryService"]]
+    assert spec["selector"] == named("argo-rollouts", "Deployment", spec["workloadRef"]["name"])["spec"]["selector"]
+    (template,) = canary["analysis"]["templates"]
+    analysis = named("argo-rollouts", "AnalysisTemplate", template["templateName"])["spec"]
+    assert {arg["name"] for arg in analysis["args"]} == {arg["name"] for arg in canary["analysis"]["args"]}
+    (label,) = named("argo-rollouts", "PodMonitor", "trident")["spec"]["podTargetLabels"]
+    assert all(label.replace("-", "_") in one["provider"]["prometheus"]["query"] for one in analysis["metrics"])
+    limits = {one["name"]: float(one["successCondition"].rpartition(" ")[2]) for one in analysis["metrics"]}
+    assert limits == {"errors": 0.005, "time-to-first-token": 1.25, "inter-token-latency": 1.15, "cut-answers": 0.1}
+
+
+@needs("promtool", "Debian's prometheus")
+def test_examples_argo_asks_what_prometheus_understands(tmp_path: Path) -> None:
+    metrics = named("argo-rollouts", "AnalysisTemplate", "trident-canary")["spec"]["metrics"]
+    rules = [
+        {"record": "gate", "labels": {"gate": one["name"]}, "expr": one["provider"]["prometheus"]["query"]}
+        for one in metrics
+    ]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "gates", "rules": rules}]}))
+    command = ["promtool", "check", "rules", str(tmp_path / "rules.yml")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def described() -> str:
+    """The page of this folder."""
+    return (KUBERNETES.parents[1] / "docs/kubernetes.md").read_text()
+
+
+def test_examples_and_overlays_are_described_with_their_components() -> None:
+    for overlay in OVERLAYS:
+        file = KUBERNETES / "overlays" / overlay / "kustomization.yaml"
+        used = [Path(name).name for name in yaml.safe_load(file.read_text())["components"]]
+        row = re.search(rf"^\| `{overlay}` \|.*\| (.+) \|$", described(), re.MULTILINE)
+        assert row is not None, overlay
+        assert row[1].split(", ") == used
+    for name in EXAMPLES:
+        assert f"`examples/{name}`" in described()
+
+
 @pytest.mark.parametrize("name", ["prometheus-adapter.yaml", "picker.yaml", "models.yaml"])
 def test_examples_are_described(name: str) -> None:
-    assert f"examples/{name}" in (KUBERNETES.parents[1] / "docs/kubernetes.md").read_text()
+    assert f"examples/{name}" in described()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.kubernetes.charts import (
     CHART,
     HELM_LABELS,
+    LOADED,
     Path,
     Values,
     at,
@@ -30,6 +31,7 @@ from tests.kubernetes.charts import (
     schema,
     template,
 )
+from tests.kubernetes.cluster_api import immutable
 from tests.kubernetes.helm_values_table import table_of_page, values_table
 from tests.kubernetes.rendering import (
     KUBERNETES,
@@ -398,23 +400,22 @@ def test_chart_can_be_another_charts_dependency(tmp_path: File) -> None:
     assert next(yaml.safe_load_all(text))["spec"]["replicas"] == 5
 
 
+def test_chart_is_the_same_from_an_archive(tmp_path: File) -> None:
+    values = overlay_values("monitoring")
+    with helm_python.Chart.load(LOADED.save(tmp_path)) as packed:
+        files = packed.render(values, name="trident", namespace="trident")
+        assert not [file["name"] for file in packed.files if file["name"].startswith("ci/")]
+    texts = [text for path, text in sorted(files.items()) if path.endswith(".yaml")]
+    rendered = [one for text in texts for one in yaml.safe_load_all(text) if one is not None]
+    assert keyed(rendered) == keyed(template(values))
+
+
 # Upgrades.
 
 
-def immutable(objects: list[Object]) -> dict[tuple[str, str], Any]:
-    """What the API server refuses to change in an object that is there."""
-    found: dict[tuple[str, str], Any] = {}
-    for one in objects:
-        key = (one["kind"], one["metadata"]["name"])
-        if one["kind"] == "Deployment":
-            found[key] = one["spec"]["selector"]
-        elif one["kind"] == "StatefulSet":
-            found[key] = [one["spec"][name] for name in ("selector", "serviceName", "volumeClaimTemplates")]
-        elif one["kind"] == "Service":
-            found[key] = one["spec"].get("clusterIP")
-        elif one["kind"] == "RoleBinding":
-            found[key] = one["roleRef"]
-    return found
+def unchangeable(objects: list[Object]) -> dict[tuple[str, str], Any]:
+    """What the API server refuses to change in objects that are there."""
+    return {(one["kind"], one["metadata"]["name"]): immutable(one) for one in objects}
 
 
 some_values = st.lists(st.sampled_from(sorted(OTHERS)), unique=True, max_size=8).map(
@@ -430,7 +431,7 @@ def test_upgrades_never_change_what_cannot_change(changes: list[Values]) -> None
     for change in changes:
         trial = merged(values, change)
         try:
-            after = immutable(template(trial))
+            after = unchangeable(template(trial))
         except helm_python.HelmRenderError:
             continue  # refused as a whole: the release stays as it is
         values = trial
@@ -462,3 +463,19 @@ def test_values_together_render_what_kubernetes_takes(changes: list[Values]) -> 
 
 def test_page_has_every_value_with_its_default_and_meaning() -> None:
     assert table_of_page() == values_table(), "python -m tests.kubernetes.helm_values_table writes it anew"
+
+
+def test_canary_has_images_of_its_own() -> None:
+    def images(values: Values) -> list[str]:
+        pinned = {"image": {"serve": {"digest": f"sha256:{'1' * 64}"}, "gateway": {"digest": f"sha256:{'2' * 64}"}}}
+        (canary,) = [
+            one
+            for one in template(merged(pinned, {"canary": {"enabled": True, **values}}))
+            if (one["kind"], one["metadata"]["name"]) == ("Deployment", "trident-canary")
+        ]
+        return [one["image"] for one in containers(canary)]
+
+    serve, gateway = f"trident-serve@sha256:{'1' * 64}", f"trident-gateway@sha256:{'2' * 64}"
+    assert images({}) == [serve, gateway]
+    assert images({"tag": "1.2.3"}) == ["trident-serve:1.2.3", "trident-gateway:1.2.3"]
+    assert images({"digest": f"sha256:{'3' * 64}"}) == [f"trident-serve@sha256:{'3' * 64}", gateway]

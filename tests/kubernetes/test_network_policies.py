@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kubernetes.network_policies import Place, may_connect
-from tests.kubernetes.rendering import OVERLAYS, Object, container_ports, objects, pod_labels, workloads
+from tests.kubernetes.rendering import EXAMPLES, OVERLAYS, Object, container_ports, objects, pod_labels, workloads
 from tests.programs import needs
 
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
@@ -85,7 +85,7 @@ def in_design(overlay: str, source: Place, target: Place, port: int, protocol: s
     return may_enter and may_leave
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, *EXAMPLES])
 @given(source=places | outside, target=places | outside, port=ports, protocol=st.sampled_from(["TCP", "UDP"]))
 def test_network_policies_allow_what_the_design_names_and_nothing_else(
     overlay: str, source: Place, target: Place, port: int, protocol: str
@@ -95,7 +95,7 @@ def test_network_policies_allow_what_the_design_names_and_nothing_else(
     )
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, *EXAMPLES])
 def test_network_policies_let_everything_through_that_a_deployment_needs(overlay: str) -> None:
     ingress = Place({}, "ingress", {"trident-access": "ingress"})
     monitoring = Place({}, "monitoring", {"trident-access": "monitoring"})

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kubernetes.custom_resources import complaints, needs_types
 from tests.kubernetes.rendering import (
+    EXAMPLES,
     KUBERNETES,
     MINIMUM_VERSIONS,
     NEWEST_VERSION,
@@ -36,7 +37,8 @@ from tests.kubernetes.rendering import (
 from tests.programs import needs
 
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
-each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+ALL = [*OVERLAYS, *EXAMPLES]
+each_overlay = pytest.mark.parametrize("overlay", ALL)
 
 #: What whoever deploys brings; docs/kubernetes.md says how each of them is made.
 _BROUGHT = {
@@ -55,7 +57,10 @@ def test_overlays_are_those_that_are_asked_for() -> None:
 
 def test_components_are_all_rendered_by_an_overlay() -> None:
     used = set()
-    for file in KUBERNETES.glob("overlays/**/kustomization.yaml"):
+    for file in [
+        *KUBERNETES.glob("overlays/**/kustomization.yaml"),
+        *KUBERNETES.glob("examples/**/kustomization.yaml"),
+    ]:
         used |= set(re.findall(r"components/([a-z-]+)$", file.read_text(), re.MULTILINE))
     assert used == {folder.name for folder in (KUBERNETES / "components").iterdir()}
 
@@ -90,7 +95,7 @@ def test_overlay_with_a_minimum_version_is_refused_by_the_oldest(overlay: str) -
 @needs_types
 @pytest.mark.slow
 def test_overlay_custom_resources_satisfy_their_types_and_schemas() -> None:
-    texts = {json.dumps(one) for overlay in OVERLAYS for one in render(overlay) if not is_builtin(one)}
+    texts = {json.dumps(one) for overlay in ALL for one in render(overlay) if not is_builtin(one)}
     found = [json.loads(text) for text in sorted(texts)]
     kinds = {one["kind"] for one in found}
     assert kinds >= {"HTTPRoute", "InferencePool", "ScaledObject", "PodMonitor", "PrometheusRule", "Certificate"}
@@ -110,7 +115,7 @@ def misspelt(one: Object, path: tuple[str | int, ...]) -> Object:
 def misspellings(*, builtin: bool) -> list[tuple[str, Object]]:
     """What was misspelt, and the object with that fault: once for each field of each kind that is rendered."""
     found: dict[tuple[object, ...], Object] = {}
-    for overlay in OVERLAYS:
+    for overlay in ALL:
         for one in render(overlay):
             if is_builtin(one) == builtin:
                 for path in fields(one):
@@ -214,7 +219,7 @@ def test_overlay_rollouts_have_the_values_of_the_design(overlay: str) -> None:
     scarce = overlay == "scarce-gpu"
     for one in objects(overlay, "Deployment"):
         spec = one["spec"]
-        is_scaled = overlay in ("hpa", "keda") and one["metadata"]["name"] == "trident"
+        is_scaled = overlay in ("hpa", "keda", "argo-rollouts") and one["metadata"]["name"] == "trident"
         # An autoscaler's number would be lost with each apply.
         assert spec.get("replicas") == (None if is_scaled else 2)
         assert (spec["minReadySeconds"], spec["progressDeadlineSeconds"], spec["revisionHistoryLimit"]) == (10, 1800, 5)

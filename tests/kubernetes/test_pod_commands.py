@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -17,15 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.rendering import OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
+from tests.kubernetes.rendering import EXAMPLES, OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
 from tests.programs import needs
 from trident_tools import build, gateway, serve
-from trident_tools.main import Subcommand
+from trident_tools.gateway_settings.reading import read_settings
+from trident_tools.main import COMMANDS, Subcommand
 
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
-#: Options that the manifests use and that are not merged yet; none may stay here.
-_COMING = ("--drain-delay", "--server-dns", "--server-dns-metrics-port")
-each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+each_overlay = pytest.mark.parametrize("overlay", [*OVERLAYS, *EXAMPLES])
 
 
 def entrypoint(target: str) -> list[str]:
@@ -38,11 +38,8 @@ def entrypoint(target: str) -> list[str]:
 
 def parsed(command: Subcommand, words: list[str]) -> argparse.Namespace:
     """The options of a command line, by the real parser of the command."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     command.add_arguments(parser)
-    coming = [word for word in parser.parse_known_args(words)[1] if word.partition("=")[0] in _COMING]
-    if coming:
-        pytest.skip(f"the command has no {coming[0]} yet")
     return parser.parse_args(words)
 
 
@@ -61,11 +58,12 @@ def test_pod_gateways_are_told_what_they_understand(overlay: str, monkeypatch: p
     for one in gateways:
         for variable in one.get("env", []):
             monkeypatch.setenv(variable["name"], variable.get("value", "0123").replace("$(REDIS_PASSWORD)", "0123"))
-        settings = gateway.read_settings(parsed(gateway, options_of(one, "gateway")))
+        settings = read_settings(parsed(gateway, options_of(one, "gateway")))
         ports = {port["name"]: port["containerPort"] for port in one["ports"]}
         assert ports == {"public": settings.port, "private": settings.private_port}
         assert (settings.host, settings.private_host) == ("0.0.0.0", "0.0.0.0")  # noqa: S104
         assert settings.asks_for_keys
+        assert (settings.server_dns is not None) == (overlay in ("gateway", "multi-model", "redis"))
         assert (settings.drain_delay_s, settings.drain_timeout_s) == (15, 120)
         assert (settings.tls is not None) == (overlay == "tls") == (settings.port == 8443)
         assert settings.limits_store == ("redis://:0123@trident-redis:6379/0" if overlay == "redis" else None)
@@ -98,6 +96,18 @@ def test_pod_that_builds_is_told_what_trident_build_understands() -> None:
     paths = [mount["mountPath"] for mount in one["volumeMounts"]]
     assert str(args.repository) in paths
     assert str(args.checkpoint) in paths
+
+
+def test_pod_that_looks_before_it_serves_is_told_what_trident_preflight_understands() -> None:
+    (one,) = steps(named("preflight", "Deployment", "trident"))
+    trident, name, *words = one["command"]
+    assert (trident, name) == ("trident", "preflight")
+    if name not in COMMANDS:
+        pytest.skip("there is no trident preflight yet")
+    args = parsed(importlib.import_module(f"trident_tools.{name}"), words)
+    assert str(args.repository) in [mount["mountPath"] for mount in one["volumeMounts"]]
+    # It looks at the GPU that the server will have.
+    assert one["resources"] == containers(named("preflight", "Deployment", "trident"))[0]["resources"]
 
 
 @contextmanager

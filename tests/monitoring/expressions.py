@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).parents[2] / "docker" / "monitoring"
+PAGE = FOLDER.parents[1] / "docs" / "operations.md"
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 RULE_TESTS = sorted((FOLDER / "tests").glob("*.yml"))
 #: Labels that Prometheus gives a series by its target, so that no page has them.
@@ -95,6 +96,12 @@ def panel_expressions(**chosen: str) -> list[Expression]:
         for panel in row["panels"]
         for query in panel["queries"]
     ]
+
+
+def page_expressions() -> list[Expression]:
+    """Return the queries that docs/operations.md tells to look at: each line of a block without a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    return [Expression(line, line) for language, text in blocks if not language for line in text.splitlines()]
 
 
 def with_values(promql: str, **chosen: str) -> str:

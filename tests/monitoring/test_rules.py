@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.monitoring.expressions import FOLDER, RULE_TESTS, RULES, alerts, rule_tests
+from tests.monitoring.expressions import FOLDER, PAGE, RULE_TESTS, RULES, alerts, page_expressions, rule_tests
 from tests.programs import find, needs
 
-PAGE = FOLDER.parents[1] / "docs" / "operations.md"
 ALERTS = alerts()
 
 
@@ -86,6 +86,17 @@ def test_rules_have_a_section_each_in_the_page_that_says_what_to_do() -> None:
     assert {name for name, _ in sections} == set(ALERTS)
     for name, text in sections:
         assert all(part in text for part in ("**Means**", "**Look at**", "**Do**")), name
+
+
+@needs("promtool", "prometheus")
+def test_rules_page_has_valid_queries(tmp_path: Path) -> None:
+    queries = page_expressions()
+    assert len(queries) > 10
+    file = tmp_path / "page.yml"
+    records = [{"record": f"page:{index}", "expr": one.promql} for index, one in enumerate(queries)]
+    file.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": records}]}))
+    checked = promtool("check", "rules", str(file))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_rules_and_panels_in_the_page_are_there() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.tensorrtllm_metrics import MODEL, serving_pages
 from tests.monitoring.expressions import panel_expressions
 from tests.monitoring.prometheus_server import Prometheus, prometheus
-from tests.monitoring.tensorrtllm_page import MODEL, serving_pages
 from tests.programs import needs
 
 #: Panels for which that backend says nothing.

@@ -15,6 +15,30 @@ resources:
   {{- toYaml (dict "requests" $resources "limits" $resources) | nindent 2 }}
 {{- end -}}
 
+{{/* Whether Triton is to be left alone: asked of itself and, for its engine, of the gateway beside it. */}}
+{{- define "trident.alive" -}}
+import urllib.error, urllib.request
+urllib.request.urlopen("http://127.0.0.1:8000/v2/health/live", timeout=4)
+try:
+    urllib.request.urlopen("http://127.0.0.1:8081/live", timeout=4)
+except urllib.error.HTTPError:
+    raise  # the engine stands still
+except OSError:
+    pass  # the gateway has a probe of its own
+{{- end -}}
+
+{{/* Whether every file of the models is the one that was built, and no other is there. */}}
+{{- define "trident.digests" -}}
+cd /models
+sums=/etc/trident/digests/SHA256SUMS
+sha256sum --check --strict --quiet "$sums"
+expected=$(cut -c 67- "$sums" | sort)
+if [ "$(find -L . -type f | sort)" != "$expected" ]; then
+    echo "/models: has files that $sums does not name" >&2
+    exit 1
+fi
+{{- end -}}
+
 {{/* Triton: beside a gateway it is asked to stop only when that has ended, alone it drains by itself. */}}
 {{- define "trident.tritonContainer" -}}
 {{- $values := .root.Values -}}
@@ -41,7 +65,7 @@ ports:
 {{- if .isAlone }}
 {{ include "trident.probes" (dict "ready" "/v2/health/ready" "live" "/v2/health/live" "port" "triton-http") }}
 {{- else }}
-{{ include "trident.probes" (dict "ready" "/v2/health/ready" "command" (list "python3" "-c" (.root.Files.Get "files/alive.py")) "port" "triton-http") }}
+{{ include "trident.probes" (dict "ready" "/v2/health/ready" "command" (list "python3" "-c" (printf "%s\n" (include "trident.alive" .))) "port" "triton-http") }}
   terminationGracePeriodSeconds: 15
 {{- end }}
 {{ include "trident.serverResources" .root }}
@@ -67,7 +91,7 @@ volumeMounts:
     - sh
     - -ceu
     - |
-      {{- .root.Files.Get "files/digests.sh" | nindent 6 }}
+      {{- include "trident.digests" . | nindent 6 }}
   resources:
     requests:
       cpu: "1"
