@@ -36,13 +36,24 @@ BUSY_S = 13.0
 NOT_READY_S = 15.0
 
 
+def child(server: Server, word: bytes) -> int:
+    """The id of the one process below `trident serve` that has a word in its command line."""
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    (found,) = [
+        int(one)
+        for one in children
+        if any(
+            part == word or part.endswith(b"/" + word)
+            for part in Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
+        )
+    ]
+    return found
+
+
 def tritonserver(server: Server) -> int:
     """The id of its process."""
-    pid = server.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        if b"tritonserver" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
-            return int(child)
-    raise AssertionError(f"no tritonserver below {pid}")
+    return child(server, b"tritonserver")
 
 
 def stub(server: Server, model: str) -> Stub:
@@ -201,3 +212,34 @@ def test_hang_is_not_what_a_full_queue_and_busy_cores_are_taken_for(deployed: De
             process.kill()
             process.wait()
     assert max(slowest.values()) < 1, slowest
+
+
+def test_hang_of_trident_serve_itself_and_the_death_of_its_gateway_touch_no_server(deployed: Deployed) -> None:
+    server = deployed.server
+    before = tritonserver(server)
+    body = {"model": deployed.model, "prompt": "x", "max_tokens": 4}
+
+    def ask() -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{deployed.port}/v1/completions", json.dumps(body).encode(), JSON
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            status: int = reply.status
+        return status
+
+    with stopped(server.process.pid):
+        assert ask() == 200
+        assert deployed.readiness() == (True, True)
+
+    os.kill(child(server, b"gateway"), signal.SIGKILL)
+    until(lambda: "the gateway ended (killed by SIGKILL)" in server.log.read_text(errors="replace"), 60, "it is said")
+
+    def is_back() -> bool:
+        try:
+            return deployed.readiness() == (True, True)
+        except OSError:
+            return False
+
+    until(is_back, 60, "the gateway is back")
+    assert ask() == 200
+    assert tritonserver(server) == before
