@@ -200,8 +200,9 @@ def test_hang_is_not_what_a_full_queue_and_busy_cores_are_taken_for(deployed: De
             ):
                 await asyncio.to_thread(look, name, url)
             await asyncio.sleep(0.2)
-        for one in (*clients, *asked):
-            one.close() if isinstance(one, Client) else one.cancel()
+        for client, answer in zip(clients, asked, strict=True):
+            client.close()
+            answer.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
         assert num_refused, "the queue was full"
 

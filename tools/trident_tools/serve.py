@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-delay",
         type=_seconds,
         metavar="S",
-        help="seconds between a signal, from which on the server and the gateway call themselves not ready, and the first "
-        "refusal, so that load balancers learn of it (default: 15 in a container, as --restart knows it; 0 elsewhere)",
+        help="seconds between a signal, from which on the server and the gateway call themselves not ready, and the "
+        "first refusal, so that load balancers learn of it (default: 15 in a container, as --restart knows it; "
+        "0 elsewhere)",
     )
     parser.add_argument(
         "--drain-timeout",
