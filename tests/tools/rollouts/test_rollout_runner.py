@@ -157,17 +157,14 @@ def test_runner_goes_on_where_the_state_cannot_be_written(tmp_path: Path) -> Non
 
 
 def test_runner_moves_weights_of_an_httproute(tmp_path: Path) -> None:
-    fake, seen = FakeKubeApi(), []
+    fake = FakeKubeApi()
+    seen: list[int] = []
     fake.on_change = seen.append
     with fake.listening() as url:
         route = HttpRoute(KubeApi(kube_address(url)), "trident/trident", "trident", "trident-canary")
         end, _ = Stage(tmp_path).run(RouteRouting(route, ("trident/trident", "trident", "trident-canary")))
         assert (end.phase, seen) == ("done", [10, 100])
-        fake.change(
-            lambda one: [
-                ref.update(weight=int(ref["name"] == "trident")) for ref in one["spec"]["rules"][0]["backendRefs"]
-            ]
-        )
+        route.take_back()
         seen.clear()
         bad = Stage(tmp_path, counted=Window(side(1000), side(100, errors=50)))
         end, _ = bad.run(RouteRouting(route, ("trident/trident", "trident", "trident-canary")))
