@@ -169,23 +169,12 @@ def test_rollout_of_a_canary_that_is_not_ready_moves_nobody(tmp_path: Path) -> N
     asyncio.run(check())
 
 
-@pytest.mark.parametrize(
-    ("answer", "card", "reason"),
-    [
-        (lambda _: refusal("[INTERNAL] a bug"), None, "trial"),
-        (lambda request: Script(tokens(request).events, break_after=1), None, "trial"),
-        (_answer, OTHER_CARD, "other_digest"),
-    ],
-    ids=["error", "cut", "digest"],
-)
-def test_rollout_of_a_canary_that_fails_its_trial_moves_nobody(
-    answer: Answer, card: ModelCard | None, reason: str, tmp_path: Path
-) -> None:
+def test_rollout_of_a_canary_with_another_template_moves_nobody_unless_that_is_allowed(tmp_path: Path) -> None:
     async def check() -> None:
-        canary = FakeTriton(*([] if card is None else [card]), answer=answer)
-        async with _rollout(tmp_path, canary) as (rollout, _):
+        async with _rollout(tmp_path, FakeTriton(OTHER_CARD, answer=_answer)) as (rollout, _):
             status, said = await _end(await rollout.begin())
-            assert (status, f": {reason}." in said, rollout.weight) == (3, True, 0.0), said
+            assert (status, ": other_digest." in said, rollout.weight) == (3, True, 0.0), said
+            assert "--allow-other-digest" in said
 
     asyncio.run(check())
 
