@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trident_gateway.http.progress import STUCK_AFTER_S, ProgressWatch
-from trident_gateway.upstream.fleet import ServerStatus
+from trident_gateway.upstream.server_status import ServerStatus
 
 
 def server(num_steps: float | None, *, name: str = "a", is_ready: bool = True, is_awaited: bool = True) -> ServerStatus:

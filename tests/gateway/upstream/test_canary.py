@@ -19,7 +19,8 @@ from tests.ports import free_ports
 from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.errors import DrainingError, EngineFaultError, OverloadedError, UpstreamLostError
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.router import ReplanError, Router
+from trident_gateway.upstream.router import Router
+from trident_gateway.upstream.served_model import ReplanError
 from trident_gateway.upstream.sides import CANARY, STABLE, position
 
 OLD = ModelCard("demo", 5, 4096, digest="old")
@@ -269,11 +270,11 @@ def test_routes_file_that_is_broken_changes_nothing(tmp_path: Path, caplog: pyte
             await on_canary(router, 50)
             for index, text in enumerate(("{", '{"format": 1, "canry": {}}', '{"format": 2}'), 1):
                 routes.write_text(text)
-                await until(lambda index=index: router.num_routes_failures == index)  # type: ignore[misc]
+                await until(lambda index=index: router.membership.num_routes_failures == index)  # type: ignore[misc]
                 assert router.weights[CANARY] == 50
                 assert await served_by(router, FIRST) == canary.name
             routes.path.unlink()
-            await until(lambda: router.num_routes_failures == 4)
+            await until(lambda: router.membership.num_routes_failures == 4)
             assert await served_by(router, FIRST) == canary.name
             routes.write([canary], 60)
             await on_canary(router, 60)
