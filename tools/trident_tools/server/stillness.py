@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class CoreFigures:
-    """What a core says of itself at one moment.
+    """The figures that a core publishes about itself, at one moment.
 
     Args:
         num_steps: that its engine has made.
@@ -89,7 +89,7 @@ class Control(Protocol):
         ...
 
     def give_readiness_back(self) -> None:
-        """Undo that."""
+        """Let the server call itself ready again."""
         ...
 
 
