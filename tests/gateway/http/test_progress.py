@@ -27,6 +27,14 @@ def test_progress_stands_still_only_if_calls_wait_and_the_engine_makes_no_step()
     assert not watch.is_stuck
 
 
+def test_progress_of_a_server_that_is_out_of_rotation_for_hanging_is_looked_at_on() -> None:
+    watch = ProgressWatch()
+    for now in range(0, 100, 10):
+        hung = ServerStatus("a", is_ready=now < 10, num_in_flight=1, num_ejections=0, is_awaited=True, num_steps=5)
+        watch.look(now, [hung])
+        assert watch.is_stuck is (now >= STUCK_AFTER_S)
+
+
 def test_progress_is_a_restarted_engine_too() -> None:
     watch = ProgressWatch()
     watch.look(0, [server(1000)])
