@@ -32,7 +32,7 @@ class RoutesFile:
         self._path = path.resolve()
 
     def read(self) -> Routes:
-        """Return what is in force; nothing at all where there is no file.
+        """Return what is in force.
 
         Raises:
             ConfigError: it cannot be read or understood.
@@ -40,7 +40,9 @@ class RoutesFile:
         try:
             return parse_routes(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return Routes()
+            raise ConfigError(
+                f"--routes {self._path}: is not there; give the file that the gateways were started with"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--routes {self._path}: cannot be read: {error}") from None
         except ConfigError as error:
@@ -107,18 +109,14 @@ class RoutesFile:
 
 
 def _replace(path: Path, content: str) -> None:
-    before = path.stat() if path.exists() else None
+    before = path.stat()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     beside = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if before is not None:
-                if (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
-                    os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-            else:
-                # It holds no secret, and gateways may run as another user.
-                os.fchmod(descriptor, 0o644)
+            if (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
