@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.triton_http import FakeTriton, Script, tokens
 from tests.gateway.upstream.driver import RoutesFile, ask, make_call, read_out, routing, run, until
+from trident_ensemble.contract.routes import Routes, RouteServer, Side, render_routes
 from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.dns import DnsServers, resolve
 
@@ -164,7 +165,8 @@ def test_router_leaves_a_canary_its_servers_though_the_name_has_them_too(tmp_pat
         name = ServerName("pods", fake.port, fake.metrics_port)
         async with routing(server_dns=name, resolve=look, routes=routes) as router:
             assert [status.side for status in router.status()] == ["stable"]
-            routes.write([fake], 50)
+            there = RouteServer(fake.address.url, fake.address.metrics_url.replace("127.0.0.1", "localhost"))
+            routes.write_text(render_routes(Routes(None, Side((there,)), 50)))
             await until(lambda: [status.side for status in router.status()] == ["canary"])
             routes.write()
             await until(lambda: [status.side for status in router.status()] == ["stable"])
