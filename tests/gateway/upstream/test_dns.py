@@ -170,6 +170,7 @@ def test_router_leaves_a_canary_its_servers_though_the_name_has_them_too(tmp_pat
             await until(lambda: [status.side for status in router.status()] == ["canary"])
             routes.write()
             await until(lambda: [status.side for status in router.status()] == ["stable"])
+        await until(lambda: fake.num_connections == 0)  # nobody else looks at it
         await fake.kill()
 
     run(main())
