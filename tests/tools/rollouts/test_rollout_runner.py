@@ -40,6 +40,9 @@ class Stage:
     counted: Window = field(default_factory=lambda: Window(side(100), side(50)))
     target: tuple[str, ...] = ("http://b:1",)
 
+    def check_free(self) -> None:
+        """Find nothing."""
+
     def prepare(self) -> None:
         """Do nothing."""
 

@@ -84,6 +84,8 @@ def start(plan: Plan, around: Surroundings, trial: Trial, undone: dict[str, int]
     Raises:
         TridentError: it could not begin, or not end.
     """
+    # Whoever has callers keeps its state.
+    around.routing.check_free()
     _check_readable(around)
     state = RolloutState(
         around.routing.target, TRIAL, 0, plan.stages, 0.0, started_s=time.time(), seen_s=time.time(), undone=undone

@@ -48,6 +48,20 @@ class RoutesFile:
         except ConfigError as error:
             raise ConfigError(f"--routes {self._path}: {error}") from None
 
+    def check_free(self) -> None:
+        """Refuse a file whose canary has callers.
+
+        Raises:
+            ConfigError: it has, or the file cannot be understood.
+        """
+        weight = self.read().weight
+        if weight:
+            raise ConfigError(
+                f"--routes {self._path}: its canary has {weight:g} % of the callers; `trident rollout undo` takes them "
+                "back, `trident rollout finish` makes it the stable side, and `trident rollout start --resume` goes on "
+                "with it"
+            )
+
     def add_canary(self, servers: Sequence[RouteServer]) -> None:
         """Put a canary of weight 0 into the file, in the place of one that has no weight.
 
@@ -55,14 +69,8 @@ class RoutesFile:
             ConfigError: there is a canary with callers, or the file or the servers cannot be used.
             ServerError: the file cannot be written.
         """
-        routes = self.read()
-        if routes.weight:
-            raise ConfigError(
-                f"--routes {self._path}: its canary has {routes.weight:g} % of the callers; "
-                "`trident rollout undo` takes them back, `trident rollout finish` makes it the stable side, and "
-                "`trident rollout start --resume` goes on with it"
-            )
-        self._write(Routes(routes.stable, Side(tuple(servers)), 0.0))
+        self.check_free()
+        self._write(Routes(self.read().stable, Side(tuple(servers)), 0.0))
 
     def set_weight(self, servers: Sequence[RouteServer], weight: float) -> None:
         """Give the canary a weight.
