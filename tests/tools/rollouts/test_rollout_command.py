@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.child_processes import tied
+from tests.fakes.kube_api import FakeKubeApi
 from tests.fakes.triton_http import FakeTriton, Script, refusal, tokens
 from tests.gateway.http.room import LIMIT_S
 from tests.gateway.process import ROOT, GatewayProcess
@@ -45,21 +46,26 @@ Answer = Callable[[dict[str, Any]], Script]
 def _answer(request: dict[str, Any], *, ttft_s: float = TTFT_S, finish: str = "stop") -> Script:
     """Answer as a server does that stops by itself."""
     script = tokens(request)
-    is_trial = "times" not in str(request.get("text_input"))
+    is_trial = not _is_of_caller(request)
     events = [{**event, "finish_reason": finish} if "finish_reason" in event else event for event in script.events]
     gate = asyncio.Event()
     asyncio.get_running_loop().call_later(0 if is_trial else ttft_s, gate.set)
     return Script(script.events if is_trial else events, gate=gate)
 
 
+def _is_of_caller(request: dict[str, Any]) -> bool:
+    """Return whether a request is none of the trial's."""
+    return "times" in str(request.get("text_input"))
+
+
 def _failing_each(number: int) -> Answer:
-    """Return an answer that is an error for each so-many-th request."""
+    """Return an answer that is an error for each so-many-th request of a caller."""
     count = 0
 
     def answer(request: dict[str, Any]) -> Script:
         nonlocal count
-        count += 1
-        return refusal("[INTERNAL] a bug") if count % number == 0 else _answer(request)
+        count += _is_of_caller(request)
+        return refusal("[INTERNAL] a bug") if _is_of_caller(request) and count % number == 0 else _answer(request)
 
     return answer
 
@@ -279,5 +285,37 @@ def test_rollout_is_undone_when_a_gateway_vanishes_or_the_canary_dies(tmp_path: 
         # Streams of the server that died may have ended with an error; nobody was sent away.
         assert callers.statuses.keys() <= {200, 500, 0}, callers.statuses
         assert callers.statuses[200] > 100
+
+    asyncio.run(check())
+
+
+def test_rollout_by_an_httproute_compares_two_deployments(tmp_path: Path) -> None:
+    async def check() -> None:
+        fake = FakeKubeApi()
+        seen: list[int] = []
+        fake.on_change = seen.append
+        canary = FakeTriton(answer=_answer)
+        with fake.listening() as url:
+            async with FakeTriton(answer=_answer) as old, canary:
+                async with GatewayProcess(old, options=("--quiet",)) as stable, GatewayProcess(
+                    canary, options=("--quiet",)
+                ) as new, Callers(stable, 3), Callers(new, 3):  # fmt: skip
+                    words = (
+                        "start", "--httproute", "trident/trident", "--kube-api", url,
+                        "--to", f"http://127.0.0.1:{new.port}", "--compare-with", f"http://127.0.0.1:{stable.port}",
+                        "--gateway", f"http://127.0.0.1:{stable.private_port}",
+                        "--canary-gateway-dns", f"http://127.0.0.1:{new.private_port}",
+                        "--state", str(tmp_path / "state"), *QUICK, *ANY_PACE,
+                    )  # fmt: skip
+                    status, said = await _end(await _command(*words))
+                    assert (status, seen) == (0, [30, 100]), said
+                    undo = await _command(
+                        "undo", "--httproute", "trident/trident", "--kube-api", url, "--state", str(tmp_path / "state")
+                    )
+                    assert (await _end(undo))[0] == 0
+                    assert fake.weights == {"trident": 100, "trident-canary": 0}
+                    canary.answer = _failing_each(10)
+                    status, said = await _end(await _command(*words))
+                    assert (status, ": errors." in said, seen) == (3, True, [30, 100, 0, 30, 0]), said
 
     asyncio.run(check())
