@@ -28,7 +28,7 @@ from trident_gateway.settings import ServerAddress
 from trident_gateway.upstream.events import EventCutter
 from trident_gateway.upstream.router import Router
 from trident_gateway.upstream.served_model import GenerateCall
-from trident_gateway.upstream.server import WatchTimes
+from trident_gateway.upstream.watch_times import WatchTimes
 
 NUM_EVENTS = 200
 PATH = "/v2/models/ensemble/generate_stream"

@@ -90,7 +90,9 @@ def serve(repository: Path, log: Path, *options: str, python: str = sys.executab
     command = [
         *(python, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
         *("--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
-        *("--metrics-port", str(metrics_port), "--verbose", *without_gateway(options), *options),
+        # Nobody balances load here, and a test that ends would wait for the delay that containers have.
+        *("--metrics-port", str(metrics_port), "--verbose", "--drain-delay", "0"),
+        *(*without_gateway(options), *options),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(tied(command), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

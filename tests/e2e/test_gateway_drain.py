@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 from pathlib import Path
 
-from tests.e2e.server import get, post, serve, until
+from tests.e2e.server import Server, get, post, serve, until
+from tests.fakes.triton_http import FakeTriton
+from tests.gateway.http.room import run
+from tests.gateway.http.room import until as comes
+from tests.gateway.process import GatewayProcess
 from tests.ports import free_ports
+from tests.resilience.forwarder import Forwarder
+from tests.resilience.load import loading
+from trident_ensemble.contract.model_card import ModelCard
 
 NUM_TOKENS = 2000
 #: Bytes that Linux holds at most for a client that reads nothing.
@@ -58,6 +66,37 @@ def test_gateway_drain_withdraws_the_server_while_a_stream_of_the_gateway_goes_o
         assert b"data: [DONE]" in received
         assert f'"completion_tokens":{2 * NUM_TOKENS}'.encode() in received
         assert server.process.wait(60) == 0, server.log.read_text(errors="replace")[-4000:]
+
+
+def test_gateway_drain_of_trident_serve_behind_a_late_balancer_loses_no_request(
+    narrow_repository: Path, tmp_path: Path
+) -> None:
+    """The other one is a double, so that there is somewhere to go."""
+    port, private_port = free_ports(2)
+    ports = ("--openai-port", str(port), "--openai-private-port", str(private_port))
+
+    async def test(server: Server) -> None:
+        name = only_model(port)
+        async with (
+            FakeTriton(ModelCard(name, 1_700_000_000, 4096, digest="d0")) as fake,
+            GatewayProcess(fake) as other,
+            Forwarder(port, other.port) as forwarder,
+            loading(forwarder.port) as load,
+        ):
+            load.begin(10, stream=False, max_tokens=4, every_s=0.3, model=name)
+            load.begin(3, stream=True, max_tokens=100, every_s=0.3, model=name)
+            await comes(lambda: load.num_answered > 50)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(1.0)  # the balancer learns of it
+            forwarder.targets.remove(port)
+            assert await asyncio.to_thread(server.process.wait, 60) == 0
+            await load.end()
+            assert load.lost == {}
+            assert fake.requests
+
+    with serve(narrow_repository, tmp_path / "log", *ports, "--drain-delay", "2.5") as server:
+        until(lambda: "OpenAI's API: " in server.log.read_text(errors="replace"), 60, "the gateway is ready")
+        run(lambda: test(server))
 
 
 def only_model(port: int) -> str:

@@ -211,7 +211,8 @@ def deploy(repository: Path, *options: object) -> Iterator[Deployment]:
     http, grpc, metrics = free_ports(3)
     words = command(
         *("serve", "--repository", repository, "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics),
-        *without_gateway(options),
+        # Nobody balances load here, and a test that ends would wait for the delay that containers have.
+        *("--drain-delay", 0, *without_gateway(options)),
         *options,
     )
     output = repository.parent / "output"

@@ -8,6 +8,7 @@ permission and no other object.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -92,7 +93,7 @@ class FakeKubeApi:
             self.route["status"] = {"parents": [{"parentRef": {"name": "public"}, "conditions": [accepted]}]}
 
     @contextmanager
-    def listening(self) -> Iterator[str]:
+    def listening(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
         """Answer on a thread; yield the URL."""
         fake = self
 
@@ -117,10 +118,12 @@ class FakeKubeApi:
                 """Say nothing."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            if tls is not None:
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
             thread = Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
             try:
-                yield f"http://127.0.0.1:{server.server_address[1]}"
+                yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
             finally:
                 server.shutdown()
                 thread.join(60)

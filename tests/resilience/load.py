@@ -20,9 +20,10 @@ from tests.gateway.process import JSON
 PATH = "/v1/completions"
 
 
-def body(*, stream: bool, max_tokens: int) -> bytes:
-    """Return the body of a request for a completion."""
-    return json.dumps({"model": "demo", "prompt": "Once", "stream": stream, "max_tokens": max_tokens}).encode()
+def body(*, stream: bool, max_tokens: int, model: str = "demo") -> bytes:
+    """Return the body of a request for a completion of so many tokens."""
+    fields = {"model": model, "prompt": "Once", "stream": stream, "max_tokens": max_tokens, "ignore_eos": True}
+    return json.dumps(fields).encode()
 
 
 class AnyCaseClient(Client):
@@ -113,9 +114,9 @@ class Load:
         """The other ones."""
         return {key: count for key, count in self.outcomes.items() if key[1] != "answered"}
 
-    def begin(self, num_clients: int, *, stream: bool, max_tokens: int, every_s: float) -> None:
+    def begin(self, num_clients: int, *, stream: bool, max_tokens: int, every_s: float, model: str = "demo") -> None:
         """Let clients begin, each of which asks again and again, at most once in `every_s`."""
-        content = body(stream=stream, max_tokens=max_tokens)
+        content = body(stream=stream, max_tokens=max_tokens, model=model)
         for number in range(num_clients):
             delay_s = every_s * number / num_clients
             self._tasks.append(asyncio.ensure_future(self._run(content, delay_s, every_s, stream=stream)))

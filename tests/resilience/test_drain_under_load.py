@@ -30,8 +30,8 @@ def test_drain_under_load_serves_for_the_delay_then_refuses_and_lets_every_strea
             loading(gateway.port) as streams,
             loading(gateway.port) as plain,
         ):
-            # Each stream takes 8 s by itself, so that all are there when refusals begin.
-            streams.begin(NUM_STREAMS, stream=True, max_tokens=160, every_s=0.01)
+            # Each stream takes 6 s by itself, so that all are there when refusals begin.
+            streams.begin(NUM_STREAMS, stream=True, max_tokens=120, every_s=0.01)
             plain.begin(10, stream=False, max_tokens=2, every_s=1.0)
             await until(lambda: len([one for one in fake.running if one.body["stream"]]) == NUM_STREAMS)
             await until(lambda: plain.num_answered >= 10)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import urllib.request
 from pathlib import Path
 
+from tests.fakes.deployment import Deployment, command, deploy, make_repository, wait_ready
 from tests.fakes.triton_http import FakeTriton
 from tests.gateway.http.room import run
 from tests.gateway.process import GatewayProcess, completion
@@ -51,3 +56,45 @@ def test_full_disk_loses_lines_of_the_request_log_and_no_request(tmp_path: Path)
         ids = [json.loads(line)["request_id"] for line in whole]
         assert {f"before-{number}" for number in range(20)} <= set(ids)
         assert {f"after-{number}" for number in range(1, 20)} <= set(ids)
+
+
+def test_full_disk_of_the_log_of_tritonserver_costs_no_request(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        options = ("--log-file", disk.path / "log")
+        with deploy(make_repository(tmp_path / "repository"), *options) as deployment:
+            wait_ready(deployment)
+            disk.fill()
+            for _ in range(3):
+                assert generate(deployment, "full") == "full"
+            disk.free()
+            assert generate(deployment, "free") == "free"
+            disk.fill()
+            deployment.process.send_signal(signal.SIGTERM)
+            assert deployment.wait(60) == 0, deployment.text
+            assert "Traceback" not in deployment.text
+
+
+def test_full_disk_for_temporary_files_is_named_by_serve(tmp_path: Path) -> None:
+    """One that is full already is not taken by Python; this one becomes full."""
+    with small_disk(tmp_path / "disk") as disk:
+        repository = make_repository(tmp_path / "repository")
+        done = subprocess.run(
+            command("serve", "--repository", repository, "--no-openai"),
+            env={**os.environ, "TMPDIR": str(disk.path)},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert str(disk.path) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def generate(deployment: Deployment, text: str) -> str:
+    """The answer of the models of a deployment, which is the prompt."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{deployment.http_port}/v2/models/ensemble/generate",
+        json.dumps({"text_input": text}).encode(),
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        answer: str = json.loads(reply.read())["text_output"]
+    return answer

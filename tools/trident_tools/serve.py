@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-delay",
         type=_seconds,
         metavar="S",
-        help="seconds between a signal, from which on the server and the gateway call themselves not ready, and the first "
-        "refusal, so that load balancers learn of it (default: 15 in a container, as --restart knows it; 0 elsewhere)",
+        help="seconds between a signal, from which on the server and the gateway call themselves not ready, and the "
+        "first refusal, so that load balancers learn of it (default: 15 in a container, as --restart knows it; "
+        "0 elsewhere)",
     )
     parser.add_argument(
         "--drain-timeout",
@@ -107,9 +108,14 @@ def run(args: argparse.Namespace) -> int:
     drain_delay_s = _drain_delay_s(args.drain_delay)
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
-        start = _starter(args, listen, models, console=console, signals=signals, folder=folder)
-        log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
+            start = _starter(args, listen, models, console=console, signals=signals, folder=folder)
+            log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
+        except OSError as error:
+            raise ServerError(
+                f"the temporary files of tritonserver cannot be written: {error}; TMPDIR names another folder for them"
+            ) from error
         path = None if log is None else Path(log.name)
         serving, failed = None, True
         front: Front = NoFront()

@@ -13,8 +13,7 @@ from tests.gateway.api.client import ApiClient
 from tests.gateway.api.models import TOOL_MODEL
 from trident_ensemble.contract.model_card import Marker, ToolFormat
 from trident_gateway.callers import Caller
-from trident_gateway.upstream.router import ReplanError
-from trident_gateway.upstream.served_model import GenerateCall, ServedModel
+from trident_gateway.upstream.served_model import GenerateCall, ReplanError, ServedModel
 from trident_gateway.upstream.sides import CANARY
 
 STABLE_MODEL = TOOL_MODEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trident_gateway.http.progress import STUCK_AFTER_S, ProgressWatch
-from trident_gateway.upstream.fleet import ServerStatus
+from trident_gateway.upstream.server_status import ServerStatus
 
 
 def server(num_steps: float | None, *, name: str = "a", is_ready: bool = True, is_awaited: bool = True) -> ServerStatus:
@@ -25,6 +25,14 @@ def test_progress_stands_still_only_if_calls_wait_and_the_engine_makes_no_step()
         assert watch.is_stuck is (now - stands_since >= STUCK_AFTER_S)
     watch.look(400, [server(291)])
     assert not watch.is_stuck
+
+
+def test_progress_of_a_server_that_is_out_of_rotation_for_hanging_is_looked_at_on() -> None:
+    watch = ProgressWatch()
+    for now in range(0, 100, 10):
+        hung = ServerStatus("a", is_ready=now < 10, num_in_flight=1, num_ejections=0, is_awaited=True, num_steps=5)
+        watch.look(now, [hung])
+        assert watch.is_stuck is (now >= STUCK_AFTER_S)
 
 
 def test_progress_is_a_restarted_engine_too() -> None:

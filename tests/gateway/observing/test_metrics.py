@@ -31,6 +31,7 @@ def test_metrics_count_what_a_request_was() -> None:
     metrics = Metrics(lambda: 3, lambda: True)
     metrics.count_request(record(tenant="a", num_input_tokens=7, num_cached_tokens=4, num_output_tokens=9, ttft_s=0.02))
     metrics.count_request(record(status=499, client_gone="stream"))
+    metrics.count_request(record(side="canary", finish_reasons=("stop", "length", "stop")))
     metrics.count_refusal("requests")
     metrics.count_failure("traces")
     metrics.set_certificate_end(1e9)
@@ -39,6 +40,9 @@ def test_metrics_count_what_a_request_was() -> None:
     labels = {"route": "/v1/completions", "model": "demo", "side": "stable"}
     assert found["requests_total", _labels(**labels, code="200")] == 1
     assert found["requests_total", _labels(**labels, code="499")] == 1
+    assert found["requests_total", _labels(**{**labels, "side": "canary"}, code="200")] == 1
+    assert found["finishes_total", _labels(model="demo", reason="stop", side="canary")] == 2
+    assert found["finishes_total", _labels(model="demo", reason="length", side="canary")] == 1
     assert found["request_seconds_count", _labels(**labels)] == 2
     assert found["request_seconds_sum", _labels(**labels)] == 1.0
     assert found["ttft_seconds_count", _labels(model="demo", side="stable")] == 1

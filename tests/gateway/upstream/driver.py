@@ -24,7 +24,7 @@ from trident_gateway.upstream.events import GenerateEvent
 from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.router import Router
 from trident_gateway.upstream.served_model import GenerateCall
-from trident_gateway.upstream.server import WatchTimes
+from trident_gateway.upstream.watch_times import WatchTimes
 
 Result = TypeVar("Result")
 #: Servers are looked at often, so that tests need not wait.

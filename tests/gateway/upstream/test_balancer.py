@@ -97,6 +97,31 @@ def test_pick_sends_less_to_a_slow_server_with_figures_and_without() -> None:
         assert 0.25 < served["s1"] / served.total() < 0.40, has_figures
 
 
+def _affine_share(*, factor: float, seed: int) -> float:
+    """Return the share of equal prefixes that the server of their choice gets, while others keep both busy.
+
+    Its load is so many times the other's at the most, and figures are up to a second old.
+    """
+    draw = Random(seed)  # noqa: S311
+    preferred = pick([Candidate("s0", 0), Candidate("s1", 0)], b"prefix", draw).name
+    other = "s1" if preferred == "s0" else "s0"
+    chosen = Counter[str]()
+    for _ in range(2000):
+        base = draw.randint(0, 60)
+        loads = {other: base, preferred: draw.randint(0, int(base * factor))}
+        fleet = [
+            Candidate(name, load, None if draw.random() < 0.5 else CoreFigures(load, 0, 0.0))
+            for name, load in sorted(loads.items())
+        ]
+        chosen[pick(fleet, b"prefix", draw).name] += 1
+    return chosen[preferred] / chosen.total()
+
+
+def test_pick_keeps_equal_prefixes_together_until_one_and_a_half_times_the_load() -> None:
+    assert _affine_share(factor=AFFINITY_FACTOR, seed=5) >= 0.9
+    assert _affine_share(factor=20.0, seed=6) < 0.5
+
+
 def test_pick_is_even_among_equals() -> None:
     served = _simulate([0.1] * 4, has_figures=True, rate=32.0, seed=4)
     assert all(0.2 < count / served.total() < 0.3 for count in served.values())

@@ -19,7 +19,8 @@ from tests.ports import free_ports
 from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.errors import DrainingError, EngineFaultError, OverloadedError, UpstreamLostError
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.router import ReplanError, Router
+from trident_gateway.upstream.router import Router
+from trident_gateway.upstream.served_model import ReplanError
 from trident_gateway.upstream.sides import CANARY, STABLE, position
 
 OLD = ModelCard("demo", 5, 4096, digest="old")
@@ -106,6 +107,7 @@ def test_canary_that_is_not_ready_has_no_callers(tmp_path: Path) -> None:
             await until(lambda: router.weights[CANARY] == 100 and canary.num_probes > 3)
             for index in range(20):
                 assert await served_by(router, b"%d" % index) == stable.name
+            assert not router.retries  # they were never meant for it
             canary.is_ready = True
             await on_canary(router, 100)
             assert await served_by(router, LAST) == canary.name
@@ -156,6 +158,22 @@ def test_canary_that_cannot_take_a_call_leaves_it_to_the_stable_side(
             assert router.retries["canary"] >= 1
             for canary in canaries:
                 await canary.kill()
+
+    run(main())
+
+
+def test_canary_that_is_not_ready_has_no_calls_of_another_canary_either(tmp_path: Path) -> None:
+    async def main() -> None:
+        stable, routes = FakeTriton(OLD), RoutesFile(tmp_path / "routes")
+        full, starting = FakeTriton(NEW, answer=lambda _: refusal("[UNAVAILABLE] queue_full: full")), FakeTriton(NEW)
+        starting.is_ready = False
+        async with full, starting, routing(stable, routes=routes) as router:
+            routes.write([full, starting], 50)
+            await on_canary(router, 50)
+            await until(lambda: starting.num_probes > 3)
+            assert await served_by(router, FIRST) == stable.name
+            assert len(full.requests) == 1
+            assert not starting.requests
 
     run(main())
 
@@ -269,11 +287,11 @@ def test_routes_file_that_is_broken_changes_nothing(tmp_path: Path, caplog: pyte
             await on_canary(router, 50)
             for index, text in enumerate(("{", '{"format": 1, "canry": {}}', '{"format": 2}'), 1):
                 routes.write_text(text)
-                await until(lambda index=index: router.num_routes_failures == index)  # type: ignore[misc]
+                await until(lambda index=index: router.membership.num_routes_failures == index)  # type: ignore[misc]
                 assert router.weights[CANARY] == 50
                 assert await served_by(router, FIRST) == canary.name
             routes.path.unlink()
-            await until(lambda: router.num_routes_failures == 4)
+            await until(lambda: router.membership.num_routes_failures == 4)
             assert await served_by(router, FIRST) == canary.name
             routes.write([canary], 60)
             await on_canary(router, 60)
@@ -293,7 +311,7 @@ STATES = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=10, phases=[Phase.explicit, Phase.generate])  # its time is the system's
+@settings(deadline=None, max_examples=6, phases=[Phase.explicit, Phase.generate])  # its time is the system's
 @given(st.lists(STATES, min_size=1, max_size=4))
 def test_canary_in_whatever_state_costs_nobody_an_answer(
     tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]]

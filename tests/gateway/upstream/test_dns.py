@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.triton_http import FakeTriton, Script, tokens
 from tests.gateway.upstream.driver import RoutesFile, ask, make_call, read_out, routing, run, until
+from trident_ensemble.contract.routes import Routes, RouteServer, Side, render_routes
 from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.dns import DnsServers, resolve
 
@@ -116,7 +117,7 @@ def test_router_follows_a_name_whose_servers_join_and_leave(caplog: pytest.LogCa
             looks = zone.num_looks
             await until(lambda: zone.num_looks > looks + 2)
             assert await ask(router) == " t0 t1 t2 t3"
-            assert router.num_dns_failures >= 2
+            assert router.membership.num_dns_failures >= 2
             gate.set()
             assert len(await read_out(running)) == 4
             await until(lambda: [status.server for status in router.status()] == [second.name])
@@ -144,7 +145,7 @@ def test_router_takes_a_server_back_that_was_about_to_leave() -> None:
             assert not router.models()
             zone.answer = ["127.0.0.1"]
             await until(lambda: router.is_ready)
-            assert [status.num_in_flight for status in router.status()] == [1]
+            await until(lambda: [status.num_in_flight for status in router.status()] == [1])
             fake.answer = tokens
             assert await ask(router) == " t0 t1 t2 t3"
             await running.close()
@@ -164,10 +165,12 @@ def test_router_leaves_a_canary_its_servers_though_the_name_has_them_too(tmp_pat
         name = ServerName("pods", fake.port, fake.metrics_port)
         async with routing(server_dns=name, resolve=look, routes=routes) as router:
             assert [status.side for status in router.status()] == ["stable"]
-            routes.write([fake], 50)
+            there = RouteServer(fake.address.url, fake.address.metrics_url.replace("127.0.0.1", "localhost"))
+            routes.write_text(render_routes(Routes(None, Side((there,)), 50)))
             await until(lambda: [status.side for status in router.status()] == ["canary"])
             routes.write()
             await until(lambda: [status.side for status in router.status()] == ["stable"])
+        await until(lambda: fake.num_connections == 0)  # nobody else looks at it
         await fake.kill()
 
     run(main())

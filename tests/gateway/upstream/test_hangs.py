@@ -11,7 +11,7 @@ from tests.fakes.triton_http import FakeTriton, Script, tokens
 from tests.gateway.upstream.driver import QUICK, ask, make_call, read_out, routing, run, until
 from trident_gateway.upstream.http_client import HttpClient
 from trident_gateway.upstream.router import Router
-from trident_gateway.upstream.server import WatchTimes
+from trident_gateway.upstream.watch_times import WatchTimes
 
 HASTY = WatchTimes(probe_s=0.02, probe_down_s=0.02, models_s=0.05, hung_s=0.4, trial_s=0.5)
 

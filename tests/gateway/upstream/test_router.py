@@ -24,7 +24,7 @@ from trident_gateway.errors import (
 )
 from trident_gateway.upstream.refusals import UpstreamRefusalError
 from trident_gateway.upstream.router import Router
-from trident_gateway.upstream.server import WatchTimes
+from trident_gateway.upstream.watch_times import WatchTimes
 
 CARD = ModelCard("demo", 5, 4096, digest="d0", aliases=("gpt",))
 

@@ -13,6 +13,8 @@ from types import TracebackType
 from tests.gateway.http.room import LIMIT_S
 from tests.gateway.process import JSON, GatewayProcess, completion
 
+_PAUSE_S = 0.02
+
 
 class Callers:
     """Some callers at the same time, for as long as the context is entered.
@@ -53,5 +55,7 @@ class Callers:
                 reply = await asyncio.wait_for(client.reply(), LIMIT_S)
                 is_whole = not body["stream"] or reply.status != 200 or reply.body.endswith(b"data: [DONE]\n\n")
                 self.statuses[reply.status if is_whole else 0] += 1
+                # The processes of the test share a core or two.
+                await asyncio.sleep(_PAUSE_S)
         finally:
             client.close()

@@ -38,9 +38,10 @@ def test_routes_file_changes_the_canary_alone(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["routes.json"]
 
 
-def test_routes_file_that_is_not_there_is_made_for_all_to_read(tmp_path: Path) -> None:
-    RoutesFile(tmp_path / "routes.json").add_canary([NEW])
-    assert stat.S_IMODE((tmp_path / "routes.json").stat().st_mode) == 0o644
+def test_routes_file_that_is_not_there_is_none_that_gateways_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not there"):
+        RoutesFile(tmp_path / "routes.json").add_canary([NEW])
+    assert not list(tmp_path.iterdir())
 
 
 def test_routes_file_is_replaced_behind_a_link(tmp_path: Path) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.fakes.kube_api import FakeKubeApi
 from trident_ensemble.contract.errors import ConfigError, ServerError
+from trident_tools.rollouts import kubernetes
 from trident_tools.rollouts.http_route import HttpRoute
 from trident_tools.rollouts.kubernetes import KubeAddress, KubeApi, kube_address
 from trident_tools.rollouts.routes_file import ForeignChangeError
@@ -97,15 +105,56 @@ def test_a_refusal_says_why(api: tuple[FakeKubeApi, HttpRoute]) -> None:
         route.set_weight(10, 0.0)
 
 
-def test_the_token_of_the_service_account_is_read_for_each_request(tmp_path: Path) -> None:
+def test_a_pod_shows_its_service_account_and_trusts_its_cluster_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, other = tmp_path / "account", tmp_path / "other"
+    for folder in (account, other):
+        folder.mkdir()
+        _write_certificate(folder)
+        (folder / "token").write_text("first\n", encoding="ascii")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(account / "ca.crt", account / "key")
     fake = FakeKubeApi()
-    with fake.listening() as url:
-        (tmp_path / "token").write_text("first\n", encoding="ascii")
-        # Without a certificate there is no TLS to speak, so it is never sent.
-        route = HttpRoute(KubeApi(KubeAddress(url.replace("http:", "https:"), tmp_path)), "trident/trident", "a", "b")
+    with fake.listening(context) as url:
+        monkeypatch.setattr(kubernetes, "_ACCOUNT", account)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", url.rpartition(":")[2])
+        address = kube_address(None)
+        assert address.url == url
+        route = HttpRoute(KubeApi(address), "trident/trident", "trident", "trident-canary")
+        route.set_weight(10, 0.0)
+        # Tokens are replaced while a pod runs.
+        (account / "token").write_text("second\n", encoding="ascii")
+        assert route.weight() == pytest.approx(10)
+        assert fake.authorizations == {"Bearer first", "Bearer second"}
+        stranger = HttpRoute(KubeApi(KubeAddress(url, other)), "trident/trident", "trident", "trident-canary")
         with pytest.raises(ServerError, match="does not answer"):
-            route.weight()
-    assert fake.authorizations == set()
+            stranger.weight()
+    assert fake.weights == {"trident": 90, "trident-canary": 10}
+
+
+def _write_certificate(folder: Path) -> None:
+    """Write a certificate of this machine's own address, which is its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, folder.name)])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 @pytest.mark.parametrize("name", ["trident", "/trident", "trident/", "a/b/c"])

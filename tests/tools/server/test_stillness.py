@@ -33,11 +33,13 @@ class Stage:
     def __init__(self) -> None:
         self.now = 0.0
         self.figures: dict[str, CoreFigures] = {"core 1": CoreFigures(5, 0, 0)}
-        self.answers = True
+        self.answers = self.is_heard = True
         self.events: list[str] = []
         self.watch = StillnessWatch(self, self, complain=self.events.append, say=self.events.append)
 
     def core_figures(self) -> Mapping[str, CoreFigures]:
+        if not self.is_heard:
+            raise OSError("no answer")
         return self.figures
 
     def withdraw_readiness(self) -> None:
@@ -111,6 +113,17 @@ def test_stillness_that_the_server_does_not_hear_of_is_told_again(stage: Stage) 
     stage.answers = True
     stage.look_for(2)
     assert stage.events[0] == "withdrawn"
+
+
+def test_stillness_is_not_what_nothing_is_heard_of(stage: Stage) -> None:
+    """As where tritonserver was stopped and goes on: its first figures are those of before."""
+    stage.set(9, 2, 2)
+    stage.look_for(5)
+    stage.is_heard = False
+    stage.look_for(60)
+    stage.is_heard = True
+    stage.look_for(5)
+    assert not stage.events
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 3)), max_size=60))

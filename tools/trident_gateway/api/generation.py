@@ -24,8 +24,8 @@ from trident_gateway.limits.limiter import Reservation
 from trident_gateway.upstream.call_spending import CallSpending
 from trident_gateway.upstream.events import GenerateEvent, MalformedEventError, as_list
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.router import ReplanError, Router
-from trident_gateway.upstream.served_model import ServedModel
+from trident_gateway.upstream.router import Router
+from trident_gateway.upstream.served_model import ReplanError, ServedModel
 
 #: For servers to say what a request has cost that ends early; less than a gateway that ends gives to what it cuts.
 _MAX_END_S = 4.0

@@ -25,8 +25,7 @@ from trident_gateway.api.translate import ParamNames, Tensors, in_client_terms
 from trident_gateway.errors import ApiError, EngineFaultError, InvalidRequestError
 from trident_gateway.tool_calls.answer_parser import ContentDelta
 from trident_gateway.tool_calls.guides import ToolPlan
-from trident_gateway.upstream.router import ReplanError
-from trident_gateway.upstream.served_model import ServedModel
+from trident_gateway.upstream.served_model import ReplanError, ServedModel
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):

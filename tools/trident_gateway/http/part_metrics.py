@@ -63,14 +63,14 @@ def add_metrics_of_parts(
         "routes_failures_total",
         "Times that the routes file had changed and could not be understood",
         (),
-        lambda: [((), router.num_routes_failures)],
+        lambda: [((), router.membership.num_routes_failures)],
     )
     metrics.add(
         "counter",
         "dns_failures_total",
         "Times that the name of the servers could not be looked up",
         (),
-        lambda: [((), router.num_dns_failures)],
+        lambda: [((), router.membership.num_dns_failures)],
     )
     metrics.add(
         "gauge",

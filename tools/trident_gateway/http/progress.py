@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trident_gateway.upstream.fleet import ServerStatus
+from trident_gateway.upstream.server_status import ServerStatus
 
 STUCK_AFTER_S = 60.0
 

@@ -17,6 +17,9 @@ PREFIX = "trident_gateway_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_TENANTS = 200
 OTHER = "other"
+#: The reason of a stream that has begun and ends with an error.
+BROKEN = "error"
+_OK = 200
 
 _TTFT_BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -90,6 +93,9 @@ class Metrics:
             self._ttft[(model, side)].observe(record.ttft_s)
         for reason in record.finish_reasons:
             self._finishes[(model, reason, side)] += 1
+        if record.is_error and record.status == _OK:
+            # Its status had left before it broke, so that nothing else tells it from a good answer.
+            self._finishes[(model, BROKEN, side)] += 1
         if record.client_gone:
             self._gone[(record.client_gone,)] += 1
         if record.num_input_tokens or record.num_output_tokens:

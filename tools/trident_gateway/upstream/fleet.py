@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from trident_gateway.settings import ServerAddress
@@ -18,39 +18,16 @@ from trident_gateway.upstream.catalogue import Catalogue
 from trident_gateway.upstream.health import Level
 from trident_gateway.upstream.membership import Roster
 from trident_gateway.upstream.served_model import ServedModel
-from trident_gateway.upstream.server import Server, WatchTimes
+from trident_gateway.upstream.server import Server
+from trident_gateway.upstream.server_status import ServerStatus
 from trident_gateway.upstream.sides import CANARY, SIDES, STABLE, position
+from trident_gateway.upstream.watch_times import WatchTimes
 
 _CLOSE_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
 
 #: Returns what a caller's place between the sides goes by; called only where there is a choice.
 Identity = Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class ServerStatus:
-    """The state of a server, as metrics show it.
-
-    Args:
-        server: its name, `HOST:PORT`.
-        is_ready: it is in rotation.
-        num_in_flight: calls that it has.
-        num_ejections: how often it was taken out of rotation for failures.
-        is_awaited: calls have waited for its next byte for some seconds.
-        num_steps: that its engines have made; None where that was not heard lately.
-        side: where it stands.
-        is_well: it answers and says that it is ready, though it may hang.
-    """
-
-    server: str
-    is_ready: bool
-    num_in_flight: int
-    num_ejections: int
-    is_awaited: bool
-    num_steps: float | None
-    side: str = STABLE
-    is_well: bool = True
 
 
 class Fleet:

@@ -14,7 +14,7 @@ from trident_ensemble.contract.errors import ConfigError
 from trident_ensemble.contract.routes import Routes, Side, parse_routes
 from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.dns import DnsServers, Resolve
-from trident_gateway.upstream.server import WatchTimes
+from trident_gateway.upstream.watch_times import WatchTimes
 from trident_gateway.watched_file import WatchedFile
 
 _log = logging.getLogger(__name__)

@@ -25,12 +25,14 @@ from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
 from trident_gateway.upstream.dns import Resolve, resolve
 from trident_gateway.upstream.exchange import Exchange
-from trident_gateway.upstream.fleet import Fleet, Identity, ServerStatus
+from trident_gateway.upstream.fleet import Fleet, Identity
 from trident_gateway.upstream.membership import Membership
 from trident_gateway.upstream.refusals import RefusedError, api_error, read_refusal
-from trident_gateway.upstream.served_model import GenerateCall, ServedModel
-from trident_gateway.upstream.server import Server, WatchTimes
+from trident_gateway.upstream.served_model import GenerateCall, ReplanError, ServedModel
+from trident_gateway.upstream.server import Server
+from trident_gateway.upstream.server_status import ServerStatus
 from trident_gateway.upstream.sides import CANARY, STABLE
+from trident_gateway.upstream.watch_times import WatchTimes
 
 #: How many servers one call may lose before it has had a byte: it could be the call that kills them.
 MAX_LOSSES = 2
@@ -39,21 +41,6 @@ _JSON_TIMEOUT_S = 60.0
 Answer = TypeVar("Answer")
 #: Makes a call at a server, to the model as it has it; told whether it was sent to another before.
 Attempt = Callable[[Server, ServedModel, bool], Awaitable[Answer]]
-
-
-class ReplanError(Exception):
-    """A call that no server has answered, and that must be put together anew, for another model.
-
-    It was put together for a card that may differ: for the canary's, which cannot take it, or for one that has since
-    been replaced. As it is it could mean something else there.
-
-    Args:
-        model: that takes the place of the call's.
-    """
-
-    def __init__(self, model: ServedModel) -> None:
-        super().__init__(model.card.name)
-        self.model = model
 
 
 class Router:
@@ -86,7 +73,8 @@ class Router:
         self._patience_s = patience_s
         times = times or WatchTimes()
         self._fleet = Fleet(times, draw or Random())  # noqa: S311 (it balances)
-        self._membership = Membership(
+        #: What says which servers there are.
+        self.membership = Membership(
             addresses,
             server_dns=server_dns,
             routes_file=routes_file,
@@ -120,16 +108,6 @@ class Router:
         """Percent of callers that each side has."""
         return {STABLE: 100.0 - self._fleet.canary_weight, CANARY: self._fleet.canary_weight}
 
-    @property
-    def num_routes_failures(self) -> int:
-        """How often the routes file had changed and could not be understood."""
-        return self._membership.num_routes_failures
-
-    @property
-    def num_dns_failures(self) -> int:
-        """How often the name of the servers could not be looked up."""
-        return self._membership.num_dns_failures
-
     def models(self, identity: Identity = bytes) -> Mapping[str, ServedModel]:
         """Return all models that a caller may find, by their served names."""
         return self._fleet.models(identity)
@@ -149,12 +127,12 @@ class Router:
 
     async def start(self) -> None:
         """Look at all servers once and begin to watch them; returns also when none of them answers."""
-        await self._membership.start()
+        await self.membership.start()
         await self._fleet.start()
 
     async def close(self) -> None:
         """Stop watching, and close all connections when calls that are being ended have ended."""
-        await self._membership.close()
+        await self.membership.close()
         await self._fleet.close()
 
     async def open(self, call: GenerateCall) -> Exchange:

@@ -1,6 +1,7 @@
 """What the gateway knows of the models that servers serve, and what a call to one of them consists of.
 
-Owns two plain values and how the JSON of a call is put together. Never sends anything.
+Owns plain values, the error that a call belongs to another model by now, and how the JSON of a call is put together.
+Never sends anything.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ class ServedModel:
     core: str = "core"
     side: str = STABLE
     fallback: ServedModel | None = None
+
+
+class ReplanError(Exception):
+    """A call that no server has answered, and that must be put together anew, for another model.
+
+    It was put together for a card that may differ: for the canary's, which cannot take it, or for one that has since
+    been replaced. As it is it could mean something else there.
+
+    Args:
+        model: that takes the place of the call's.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        super().__init__(model.card.name)
+        self.model = model
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ class ApiClient:
         key: sent with each request; None for none.
         timeout_s: between two reads of an answer.
 
+    Attributes:
+        port: of the address; None for that of the scheme.
+
     Raises:
         ConfigError: the URL is none.
     """
@@ -58,7 +61,7 @@ class ApiClient:
     def __init__(self, url: str, key: str | None = None, timeout_s: float = 60.0) -> None:
         try:
             parts = urlsplit(url)
-            self._host, self._port = parts.hostname or "", parts.port
+            self._host, self.port = parts.hostname or "", parts.port
         except ValueError:
             parts, self._host = urlsplit(""), ""
         if parts.scheme not in ("http", "https") or not self._host or parts.path.rstrip("/") or parts.query:
@@ -95,10 +98,10 @@ class ApiClient:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Reply:
         if self._is_tls:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=timeout_s, context=ssl.create_default_context()
+                self._host, self.port, timeout=timeout_s, context=ssl.create_default_context()
             )
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+            connection = http.client.HTTPConnection(self._host, self.port, timeout=timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), self._headers)
             answer = connection.getresponse()

@@ -84,7 +84,9 @@ def start(plan: Plan, around: Surroundings, trial: Trial, undone: dict[str, int]
     Raises:
         TridentError: it could not begin, or not end.
     """
-    around.routing.prepare()
+    # Whoever has callers keeps its state.
+    around.routing.check_free()
+    _check_readable(around)
     state = RolloutState(
         around.routing.target, TRIAL, 0, plan.stages, 0.0, started_s=time.time(), seen_s=time.time(), undone=undone
     )
@@ -101,6 +103,7 @@ def start(plan: Plan, around: Surroundings, trial: Trial, undone: dict[str, int]
         return _refused(around, state, error.cause, str(error))
     except StoppedError:
         return _refused(around, state, "interrupted", "interrupted before the first caller was moved")
+    around.routing.prepare()
     return watch(plan, around, replace(state, models=models))
 
 
@@ -111,9 +114,7 @@ def watch(plan: Plan, around: Surroundings, state: RolloutState) -> RolloutState
         ServerError: it could not end.
     """
     around.gateways.count_models(state.models)
-    first = around.gateways.look()
-    if first.problems:
-        raise ServerError(f"a gateway cannot be read: {'; '.join(first.problems)}")
+    _check_readable(around)
     Runner(plan, around, state).run(begin(plan, state.stage, state.reference))
     ended = around.state.read()
     assert ended is not None, "the runner has written it"
@@ -183,8 +184,18 @@ def finish(state_file: StateFile, file: RoutesFile) -> str:
     return f"the stable side is {', '.join(state.target)}; there is no canary"
 
 
+def _check_readable(around: Surroundings) -> None:
+    """Read all gateways once, so that the first window has a beginning.
+
+    Raises:
+        ServerError: one of them cannot be read.
+    """
+    problems = around.gateways.look().problems
+    if problems:
+        raise ServerError(f"a gateway cannot be read: {'; '.join(problems)}")
+
+
 def _refused(around: Surroundings, state: RolloutState, reason: str, text: str) -> RolloutState:
-    around.say(f"Undone before the first caller was moved: {reason}. {text}")
     undone = {**state.undone, reason: state.undone.get(reason, 0) + 1}
     state = replace(state, phase=Phase.UNDONE.value, reason=reason, text=text, undone=undone)
     around.state.write(state)

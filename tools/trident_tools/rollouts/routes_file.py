@@ -32,7 +32,7 @@ class RoutesFile:
         self._path = path.resolve()
 
     def read(self) -> Routes:
-        """Return what is in force; nothing at all where there is no file.
+        """Return what is in force.
 
         Raises:
             ConfigError: it cannot be read or understood.
@@ -40,11 +40,27 @@ class RoutesFile:
         try:
             return parse_routes(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return Routes()
+            raise ConfigError(
+                f"--routes {self._path}: is not there; give the file that the gateways were started with"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--routes {self._path}: cannot be read: {error}") from None
         except ConfigError as error:
             raise ConfigError(f"--routes {self._path}: {error}") from None
+
+    def check_free(self) -> None:
+        """Refuse a file whose canary has callers.
+
+        Raises:
+            ConfigError: it has, or the file cannot be understood.
+        """
+        weight = self.read().weight
+        if weight:
+            raise ConfigError(
+                f"--routes {self._path}: its canary has {weight:g} % of the callers; `trident rollout undo` takes them "
+                "back, `trident rollout finish` makes it the stable side, and `trident rollout start --resume` goes on "
+                "with it"
+            )
 
     def add_canary(self, servers: Sequence[RouteServer]) -> None:
         """Put a canary of weight 0 into the file, in the place of one that has no weight.
@@ -53,14 +69,8 @@ class RoutesFile:
             ConfigError: there is a canary with callers, or the file or the servers cannot be used.
             ServerError: the file cannot be written.
         """
-        routes = self.read()
-        if routes.weight:
-            raise ConfigError(
-                f"--routes {self._path}: its canary has {routes.weight:g} % of the callers; "
-                "`trident rollout undo` takes them back, `trident rollout finish` makes it the stable side, and "
-                "`trident rollout start --resume` goes on with it"
-            )
-        self._write(Routes(routes.stable, Side(tuple(servers)), 0.0))
+        self.check_free()
+        self._write(Routes(self.read().stable, Side(tuple(servers)), 0.0))
 
     def set_weight(self, servers: Sequence[RouteServer], weight: float) -> None:
         """Give the canary a weight.
@@ -107,18 +117,14 @@ class RoutesFile:
 
 
 def _replace(path: Path, content: str) -> None:
-    before = path.stat() if path.exists() else None
+    before = path.stat()
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     beside = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if before is not None:
-                if (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
-                    os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-            else:
-                # It holds no secret, and gateways may run as another user.
-                os.fchmod(descriptor, 0o644)
+            if (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

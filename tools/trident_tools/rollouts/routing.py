@@ -24,6 +24,14 @@ class Routing(Protocol):
 
     target: tuple[str, ...]
 
+    def check_free(self) -> None:
+        """Refuse to begin where a canary has callers.
+
+        Raises:
+            TridentError: one has, or that cannot be read.
+        """
+        ...
+
     def prepare(self) -> None:
         """Make the canary known, without a caller.
 
@@ -67,6 +75,10 @@ class FileRouting:
         self._file = file
         self._servers = tuple(servers)
 
+    def check_free(self) -> None:
+        """Check that no canary in the file has callers."""
+        self._file.check_free()
+
     def prepare(self) -> None:
         """Put the canary into the file, with the weight 0."""
         self._file.add_canary(self._servers)
@@ -93,6 +105,10 @@ class RouteRouting:
         self._route = route
 
     def prepare(self) -> None:
+        """Check once more that the canary has no requests; the route knows it already."""
+        self.check_free()
+
+    def check_free(self) -> None:
         """Check that the canary has no requests yet."""
         weight = self._route.weight()
         if not math.isclose(weight, 0.0):

@@ -64,7 +64,7 @@ class Runner:
         self._state = state
         self._written = state.weight
         self._reported_at = -_REPORT_EVERY_S
-        self._complaint = ""
+        self._complaints: dict[str, str] = {}
 
     def run(self, progress: Progress) -> Progress:
         """Go on until the rollout is done or undone; return the end.
@@ -84,7 +84,7 @@ class Runner:
             reported = progress
             around.sleep(around.poll_s)
             look = around.gateways.look()
-            self._complain("; ".join(look.problems))
+            self._complain("gateways", "; ".join(look.problems))
             now = around.monotonic()
             sight = Sight(now - looked_at, around.routing.shown(look.weights), look.has_ready_canary, look.counted)
             looked_at = now
@@ -103,11 +103,11 @@ class Runner:
         try:
             self._around.routing.set_weight(progress.weight, self._written)
         except ForeignChangeError as error:
-            self._complain(str(error))
+            self._complain("weight", str(error))
             # Whoever has changed it decides from here on.
             return replace(undo(progress, "changed_by_others"), phase=Phase.UNDONE)
         except TridentError as error:
-            self._complain(str(error))
+            self._complain("weight", str(error))
             if progress.phase is not Phase.UNDOING:
                 return self._put_in_force(undo(progress, "not_written"))
             return progress
@@ -143,7 +143,7 @@ class Runner:
             around.metrics.show(0 if is_undone else progress.stage + 1, self._written)
         except ServerError as error:
             # What is in force does not depend on it.
-            self._complain(str(error))
+            self._complain("state", str(error))
 
     def _report(self, before: Progress, after: Progress, now: float) -> None:
         if after.phase is Phase.UNDOING and before.phase is not Phase.UNDOING:
@@ -172,11 +172,11 @@ class Runner:
         for verdict in progress.verdicts:
             self._around.say(f"  {verdict.gate} {verdict.outcome.value}: {verdict.text}")
 
-    def _complain(self, text: str) -> None:
+    def _complain(self, about: str, text: str) -> None:
         """Tell the user of a problem, once for as long as it stays the same."""
-        if text and text != self._complaint:
+        if text and text != self._complaints.get(about):
             self._around.say(text)
-        self._complaint = text
+        self._complaints[about] = text
 
     def _give_up(self, progress: Progress) -> Progress:
         """Return the end, without waiting for gateways to show it.

@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class CoreFigures:
-    """What a core says of itself at one moment.
+    """The figures that a core publishes about itself, at one moment.
 
     Args:
         num_steps: that its engine has made.
@@ -89,7 +89,7 @@ class Control(Protocol):
         ...
 
     def give_readiness_back(self) -> None:
-        """Undo that."""
+        """Let the server call itself ready again."""
         ...
 
 
@@ -126,7 +126,12 @@ class StillnessWatch:
             return
         self._next_look = now + _LOOK_EVERY_S
         try:
-            still = self._progress.still_cores(now, self._status.core_figures())
+            figures = self._status.core_figures()
+        except OSError:  # whether the server lives is seen to elsewhere; what it did meanwhile is not known
+            self._progress = EngineProgress()
+            return
+        still = self._progress.still_cores(now, figures)
+        try:
             if bool(still) == self._is_withdrawn:
                 return
             if still:
@@ -139,5 +144,5 @@ class StillnessWatch:
                 self._control.give_readiness_back()
                 self._say("The engine goes on; the server calls itself ready again.")
         except OSError:
-            return  # whether the server lives is seen to elsewhere; the next look tries again
+            return  # the next look tries again
         self._is_withdrawn = bool(still)
