@@ -26,7 +26,6 @@ from trident_gateway.settings import ServerAddress
 from trident_gateway.upstream.router import Router
 
 pytestmark = [
-    pytest.mark.e2e,
     needs("ip", "iproute2"),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are made by root"),
 ]

@@ -20,8 +20,6 @@ from trident_ensemble.contract.model_card import ModelCard
 from trident_gateway.access.key_file import change_keys, new_key
 from trident_gateway.upstream.sides import position
 
-pytestmark = pytest.mark.e2e
-
 OLD = ModelCard("demo", 5, 4096, digest="old")
 NEW = ModelCard("demo", 9, 4096, digest="new")
 
