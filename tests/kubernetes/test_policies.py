@@ -38,7 +38,7 @@ def failures(folder: Path, config: Path) -> dict[str, set[str]]:
     assert CHECKOV is not None
     command = [CHECKOV, "--config-file", str(config), "--directory", str(folder), "--output", "json", "--soft-fail"]
     # Without a proxy or a cache of its own: whatever it would fetch fails at once.
-    environment = {**os.environ, "HOME": str(folder), "LOG_LEVEL": "ERROR", "https_proxy": "http://127.0.0.1:9"}
+    environment = {**os.environ, "HOME": str(folder.parent), "LOG_LEVEL": "ERROR", "https_proxy": "http://127.0.0.1:9"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=environment)
     reports: list[dict[str, Any]] = json.loads(done.stdout)
     assert {one["check_type"] for one in reports} == {"kubernetes", "dockerfile"}
