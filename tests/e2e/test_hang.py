@@ -30,7 +30,7 @@ from tests.ports import free_ports
 from trident_tools.server.stubs import Stub, StubWatch
 
 NUM_STREAMS = 2
-NUM_TOKENS = 3000
+NUM_TOKENS = 1500
 BUSY_S = 13.0
 #: Of the gateway: until it says that nothing should be sent.
 NOT_READY_S = 15.0

@@ -9,33 +9,29 @@ import argparse
 import re
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from trident_ensemble.contract.errors import ConfigError, TridentError
-from trident_ensemble.contract.routes import Routes, RouteServer, Side
+from trident_ensemble.contract.errors import TridentError
 from trident_tools.load.option_values import list_of, number_from_zero, positive_number, whole_number
 from trident_tools.load.output_files import output_file
-from trident_tools.rollouts.door import door_of_address, door_of_server
 from trident_tools.rollouts.gates import GateLimits
-from trident_tools.rollouts.http_route import HttpRoute
-from trident_tools.rollouts.kubernetes import KubeApi, kube_address
 from trident_tools.rollouts.machine import Phase, Plan
+from trident_tools.rollouts.reading import (
+    read_canary_openers,
+    read_http_route,
+    read_plan,
+    read_routing,
+    read_sources,
+    read_stable_opener,
+    read_state_file,
+)
 from trident_tools.rollouts.routes_file import RoutesFile
-from trident_tools.rollouts.routing import FileRouting, RouteRouting, Routing
-from trident_tools.rollouts.state_file import RolloutState, StateFile
+from trident_tools.rollouts.state_file import RolloutState
 from trident_tools.server.signals import StopSignals
-
-if TYPE_CHECKING:
-    from trident_tools.rollouts.gateways import GatewaySource
-    from trident_tools.rollouts.operations import Opener
 
 EXIT_DONE = 0
 EXIT_UNDONE = 3
 EXIT_INTERRUPTED = 130
-_METRICS_PORT = 8002
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LIMITS = {
     "error_points": "points by which the canary's share of failed requests may be above the stable side's",
@@ -175,11 +171,11 @@ def _start(args: argparse.Namespace) -> int:
     from trident_tools.rollouts.rollout_metrics import RolloutMetrics  # noqa: PLC0415
     from trident_tools.rollouts.runner import Surroundings  # noqa: PLC0415
 
-    plan = _plan(args)
-    routing = _routing(args)
-    trial = operations.Trial(_canary_openers(args), _stable_opener(args), args.allow_other_digest)
-    gateways = Gateways(_sources(args))
-    state_file = _state_file(args)
+    plan = read_plan(args)
+    routing = read_routing(args)
+    trial = operations.Trial(read_canary_openers(args), read_stable_opener(args), args.allow_other_digest)
+    gateways = Gateways(read_sources(args))
+    state_file = read_state_file(args)
 
     def say(text: str) -> None:
         if not args.quiet:
@@ -190,7 +186,7 @@ def _start(args: argparse.Namespace) -> int:
             state = state_file.read()
             if args.resume:
                 state = operations.resumable(state, routing.target)
-                plan = _plan(args, state.stages)
+                plan = read_plan(args, state.stages)
             undone = {} if state is None else dict(state.undone)
             metrics = RolloutMetrics(undone, args.textfile)
             if args.metrics_port is not None:
@@ -219,7 +215,7 @@ def _announce_end(args: argparse.Namespace, state: RolloutState) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    state_file = _state_file(args)
+    state_file = read_state_file(args)
     state = state_file.read()
     if state is None:
         print("There has been no rollout")
@@ -241,120 +237,16 @@ def _status(args: argparse.Namespace) -> int:
 def _undo(args: argparse.Namespace) -> int:
     from trident_tools.rollouts import operations  # noqa: PLC0415
 
-    take_back = RoutesFile(args.routes).take_back if args.routes is not None else _http_route(args).take_back
-    print(operations.undo(_state_file(args), take_back).capitalize())
+    take_back = RoutesFile(args.routes).take_back if args.routes is not None else read_http_route(args).take_back
+    print(operations.undo(read_state_file(args), take_back).capitalize())
     return 0
 
 
 def _finish(args: argparse.Namespace) -> int:
     from trident_tools.rollouts import operations  # noqa: PLC0415
 
-    print(operations.finish(_state_file(args), RoutesFile(args.routes)).capitalize())
+    print(operations.finish(read_state_file(args), RoutesFile(args.routes)).capitalize())
     return 0
-
-
-def _plan(args: argparse.Namespace, stages: tuple[float, ...] | None = None) -> Plan:
-    return Plan(
-        stages=tuple(args.stages) if stages is None else stages,
-        hold_s=args.hold,
-        max_hold_s=6 * args.hold if args.max_hold is None else args.max_hold,
-        min_requests=args.min_requests,
-        patience_s=args.patience,
-        limits=GateLimits(**{name: getattr(args, f"max_{name}") for name in _LIMITS}),
-    )
-
-
-def _routing(args: argparse.Namespace) -> Routing:
-    if args.routes is not None:
-        return FileRouting(RoutesFile(args.routes), _servers(args))
-    return RouteRouting(_http_route(args), (args.httproute, args.stable_backend, args.canary_backend))
-
-
-def _http_route(args: argparse.Namespace) -> HttpRoute:
-    api = KubeApi(kube_address(args.kube_api))
-    return HttpRoute(api, args.httproute, args.stable_backend, args.canary_backend)
-
-
-def _servers(args: argparse.Namespace) -> tuple[RouteServer, ...]:
-    given = args.to_metrics_url
-    if given is not None and len(given) != len(args.to):
-        raise ConfigError(f"--to-metrics-url: {len(given)} of them for {len(args.to)} servers; give one for each")
-    servers = []
-    for index, url in enumerate(args.to):
-        servers.append(_server("--to", url, None if given is None else given[index]))
-    # The contract refuses a server that is there twice.
-    Routes(canary=Side(tuple(servers)))
-    return tuple(servers)
-
-
-def _server(option: str, url: str, metrics_url: str | None = None) -> RouteServer:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if parts.scheme != "http" or not host or not port or parts.path.rstrip("/"):
-        raise ConfigError(f"{option} {url}: must be a server's HTTP port, such as http://127.0.0.1:8000")
-    host = f"[{host}]" if ":" in host else host
-    metrics = f"http://{host}:{_METRICS_PORT}" if metrics_url is None else metrics_url
-    return RouteServer(url.rstrip("/"), metrics.rstrip("/").removesuffix("/metrics"))
-
-
-def _canary_openers(args: argparse.Namespace) -> tuple[Opener, ...]:
-    if args.routes is None:
-        return tuple(partial(door_of_address, url, _key(args), args.patience) for url in args.to)
-    return tuple(partial(door_of_server, server, args.patience) for server in _servers(args))
-
-
-def _stable_opener(args: argparse.Namespace) -> Opener | None:
-    if args.routes is None:
-        return args.compare_with and partial(door_of_address, args.compare_with, _key(args), args.patience)
-    if args.compare_with is not None:
-        return partial(door_of_server, _server("--compare-with", args.compare_with), args.patience)
-    stable = RoutesFile(args.routes).read().stable
-    return partial(door_of_server, stable.servers[0], args.patience) if stable and stable.servers else None
-
-
-def _sources(args: argparse.Namespace) -> list[GatewaySource]:
-    from trident_tools.rollouts.gateways import gateway_source  # noqa: PLC0415
-
-    by_page = args.routes is None
-    has_canary = args.canary_gateway or args.canary_gateway_dns
-    if not (args.gateway or args.gateway_dns):
-        raise ConfigError("--gateway: missing; give the private port of every gateway, such as http://127.0.0.1:8081")
-    if by_page and not has_canary:
-        raise ConfigError("--canary-gateway: missing; with --httproute the sides are told apart by their gateways")
-    if not by_page and has_canary:
-        raise ConfigError("--canary-gateway: is for --httproute; with --routes each gateway tells the sides apart")
-    sides = ("stable", "canary") if by_page else (None, None)
-    return [
-        gateway_source(option, url, is_name=is_name, side=side)
-        for option, urls, is_name, side in (
-            ("--gateway", args.gateway, False, sides[0]),
-            ("--gateway-dns", args.gateway_dns, True, sides[0]),
-            ("--canary-gateway", args.canary_gateway, False, sides[1]),
-            ("--canary-gateway-dns", args.canary_gateway_dns, True, sides[1]),
-        )
-        for url in urls
-    ]
-
-
-def _state_file(args: argparse.Namespace) -> StateFile:
-    if args.state is not None:
-        return StateFile(args.state)
-    if args.routes is not None:
-        path = args.routes.resolve()
-        return StateFile(path.with_name(f"{path.name}.rollout"))
-    return StateFile(Path(f"trident-rollout-{args.httproute.replace('/', '-')}.json"))
-
-
-def _key(args: argparse.Namespace) -> str | None:
-    if args.key_file is None:
-        return None
-    try:
-        return str(args.key_file.read_text(encoding="ascii")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--key-file {args.key_file}: cannot be read: {error}") from None
 
 
 def _duration(text: str) -> float:

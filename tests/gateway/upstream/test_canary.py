@@ -220,8 +220,9 @@ def test_canary_with_all_callers_and_no_stable_side_is_like_one(
             for canary in canaries:
                 canary.answer = tokens
                 await canary.kill()
-            waiting = asyncio.ensure_future(served_by(router, LAST))
             await until(lambda: not router.is_ready)
+            waiting = asyncio.ensure_future(served_by(router, LAST))
+            await asyncio.sleep(0.05)  # nothing shows that it is not refused
             await canaries[1].start()
             assert await waiting == canaries[1].name
 

@@ -26,7 +26,7 @@ class NoAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer.
+    """The answer to a request.
 
     Args:
         status: of HTTP.

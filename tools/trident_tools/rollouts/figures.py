@@ -89,7 +89,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SideFigures:
-    """What was counted of one side.
+    """The counts of one side.
 
     Args:
         requests: for text that have ended.
@@ -136,7 +136,7 @@ class SideFigures:
 
 @dataclass(frozen=True)
 class Window:
-    """What was counted of both sides in the same time."""
+    """The counts of both sides in the same time."""
 
     stable: SideFigures = SideFigures()
     canary: SideFigures = SideFigures()

@@ -31,7 +31,7 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is found at one gate.
+    """The finding at one gate.
 
     Args:
         gate: its name, which is the reason when a rollout is undone by it.

@@ -51,7 +51,7 @@ class GatewaySource:
 
 @dataclass(frozen=True)
 class Look:
-    """What was found at all gateways at one moment.
+    """The pages of all gateways at one moment, put together.
 
     Args:
         weights: of the canary, as they show them; None if not all of them could be read, NaN where one shows none.

@@ -1,7 +1,7 @@
 """The stages of a rollout, as a state machine.
 
 Owns what follows from what is seen: which weight the canary shall have, when a stage is over, and when everything goes
-back. It is pure: no clock, no file, no network. Weights are 0 and those of the stages, nothing else, and none is left
+back. Never reads a clock, a file or a page. Weights are 0 and those of the stages, nothing else, and none is left
 upwards while a gate is not met.
 """
 
@@ -31,7 +31,7 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, and how it is judged.
+    """The stages to go through, and how each is judged.
 
     Args:
         stages: weights in percent, each above the one before; the first is below 100, so that there is something to
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen of the gateways at one moment.
+    """The view of all gateways at one moment.
 
     Args:
         elapsed_s: seconds since the last sight.
@@ -86,7 +86,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a rollout has come.
+    """The point that a rollout has come to.
 
     Args:
         phase: of the rollout.

@@ -34,7 +34,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried before the first caller.
+    """The trial before the first caller.
 
     Args:
         canary: ways to the canary's servers, each alone.

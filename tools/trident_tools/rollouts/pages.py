@@ -28,7 +28,7 @@ _ERROR = "error"
 
 @dataclass(frozen=True)
 class Page:
-    """What one gateway says at one moment.
+    """The page of one gateway at one moment.
 
     Args:
         weight: percent of callers that it sends to the canary; None if it says nothing of it.

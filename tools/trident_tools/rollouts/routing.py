@@ -41,7 +41,7 @@ class Routing(Protocol):
         ...
 
     def set_weight(self, weight: float, before: float) -> None:
-        """Move callers.
+        """Give the canary its share of callers.
 
         Args:
             weight: percent of callers that the canary shall have.

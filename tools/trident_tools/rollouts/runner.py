@@ -24,7 +24,7 @@ _REPORT_EVERY_S = 30.0
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a rollout works with.
+    """The surroundings of a rollout: everything that it works with.
 
     Args:
         routing: moves callers.

@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RolloutState:
-    """What is known of the last rollout.
+    """The state of the last rollout.
 
     Args:
         target: what it moves callers to, as its writer names it: URLs of servers, or an HTTPRoute and its backends.
