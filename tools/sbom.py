@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-#: tools/setup_manifests.sh installs it.
-_CYCLONEDX = ROOT / ".venv-manifests" / "bin" / "cyclonedx-py"
+#: tools/setup_clients.sh installs it.
+_CYCLONEDX = ROOT / ".venv-clients" / "manifests" / "bin" / "cyclonedx-py"
 _ENVIRONMENT = "/opt/trident/lib"
 _SYSTEM = "/var/lib/dpkg/status"
 _RELEASE = "/usr/lib/os-release"
@@ -34,7 +34,7 @@ def main() -> str | None:
     parser.add_argument("--docker", default="docker", metavar="PROGRAM", help="default: %(default)s")
     args = parser.parse_args()
     if not _CYCLONEDX.exists():
-        return f"{_CYCLONEDX} is missing: tools/setup_manifests.sh installs it"
+        return f"{_CYCLONEDX} is missing: tools/setup_clients.sh installs it"
     try:
         with tempfile.TemporaryDirectory() as folder:
             bill = _bill(args.docker, args.image, Path(folder))

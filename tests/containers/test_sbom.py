@@ -13,7 +13,7 @@ import pytest
 from tests.containers.daemon import Docker
 from tests.containers.images import ROOT, Images
 
-PROGRAMS = ROOT / ".venv-manifests" / "bin"
+PROGRAMS = ROOT / ".venv-clients" / "manifests" / "bin"
 CHECK = """
 import sys
 from cyclonedx.schema import SchemaVersion
@@ -22,7 +22,7 @@ sys.exit(str(JsonStrictValidator(SchemaVersion.V1_6).validate_str(sys.stdin.read
 """
 
 
-@pytest.mark.skipif(not (PROGRAMS / "cyclonedx-py").exists(), reason="tools/setup_manifests.sh installs cyclonedx-py")
+@pytest.mark.skipif(not (PROGRAMS / "cyclonedx-py").exists(), reason="tools/setup_clients.sh installs cyclonedx-py")
 def test_sbom_lists_every_package_of_an_image_and_is_valid(docker: Docker, images: Images, tmp_path: Path) -> None:
     file = tmp_path / "gateway.cdx.json"
     subprocess.run(

@@ -18,11 +18,11 @@ from tests.kubernetes.rendering import KUBERNETES, OVERLAYS, ROOT, render
 from tests.programs import needs
 
 CONFIG = ROOT / "docker/checkov.yaml"
-_OWN = ROOT / ".venv-manifests/bin/checkov"
+_OWN = ROOT / ".venv-clients/manifests/bin/checkov"
 CHECKOV = str(_OWN) if _OWN.exists() else shutil.which("checkov")
 
 needs_checkov = pytest.mark.skipif(
-    CHECKOV is None, reason="checkov is missing: tools/setup_manifests.sh installs it into .venv-manifests"
+    CHECKOV is None, reason="checkov is missing: tools/setup_clients.sh installs it"
 )
 
 
