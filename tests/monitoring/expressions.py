@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,5 +131,6 @@ def read_page(text: str) -> tuple[list[Sample], set[str]]:
     return samples, set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
 
 
+@cache
 def _read(file: Path) -> Any:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
