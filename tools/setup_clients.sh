@@ -9,12 +9,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 folder=.venv-clients
 node=tests/gateway/clients/node
+# The types of custom resources, to which manifests are held.
+types=tests/kubernetes/node
 stamp=$folder/.set-up
 has_node=
 if command -v node >/dev/null && command -v npm >/dev/null; then
     has_node=node
 fi
-state="$PWD $(cat tools/setup_clients.sh locks/clients*.txt locks/manifests.txt $node/package-lock.json | sha256sum) $(readlink -f $python) $has_node"
+state="$PWD $(cat tools/setup_clients.sh locks/clients*.txt locks/manifests.txt $node/package-lock.json $types/package-lock.json | sha256sum) $(readlink -f $python) $has_node"
 
 if [ -f $stamp ] && [ "$(cat $stamp)" = "$state" ]; then
     exit 0
@@ -32,6 +34,8 @@ for name in clients clients-pinned manifests; do
     install $folder/$name/bin/python locks/$name.txt
 done
 if [ -n "$has_node" ]; then
-    npm ci --prefix $node --ignore-scripts --no-audit --no-fund --loglevel=error
+    for packages in $node $types; do
+        npm ci --prefix $packages --ignore-scripts --no-audit --no-fund --loglevel=error
+    done
 fi
 echo "$state" >$stamp

@@ -52,9 +52,11 @@ def test_examples_picker_is_the_one_that_the_pool_refers_to() -> None:
     assert router["modelServers"]["matchLabels"] == pool["spec"]["selector"]["matchLabels"]
     assert router["modelServers"]["targetPorts"] == pool["spec"]["targetPorts"]
     assert router["modelServers"]["type"] == pod_labels(server)["llm-d.ai/engine-type"]
-    flags = router["epp"]["flags"]
-    assert (flags["pool-name"], flags["pool-namespace"]) == (pool["metadata"]["name"], pool["metadata"]["namespace"])
-    assert flags["model-server-metrics-port"] in container_ports(server)
+    config = yaml.safe_load(router["epp"]["pluginsCustomConfig"][router["epp"]["pluginsConfigFile"]])
+    plugins = {plugin["type"]: plugin.get("parameters", {}) for plugin in config["plugins"]}
+    assert plugins["metrics-data-source"]["port"] in container_ports(server)
+    assert plugins["core-metrics-extractor"]["defaultEngine"] == router["modelServers"]["type"]
+    assert {one["pluginRef"] for one in config["schedulingProfiles"][0]["plugins"]} <= plugins.keys()
     # The chart names the picker after its release, which the comment at the top calls trident.
     assert pool["spec"]["endpointPickerRef"]["name"] == "trident-epp"
 

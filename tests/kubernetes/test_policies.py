@@ -21,9 +21,7 @@ CONFIG = ROOT / "docker/checkov.yaml"
 _OWN = ROOT / ".venv-clients/manifests/bin/checkov"
 CHECKOV = str(_OWN) if _OWN.exists() else shutil.which("checkov")
 
-needs_checkov = pytest.mark.skipif(
-    CHECKOV is None, reason="checkov is missing: tools/setup_clients.sh installs it"
-)
+needs_checkov = pytest.mark.skipif(CHECKOV is None, reason="checkov is missing: tools/setup_clients.sh installs it")
 
 
 def reasons() -> dict[str, str]:
