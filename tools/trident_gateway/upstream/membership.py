@@ -36,7 +36,7 @@ class Roster:
 
 
 class Membership:
-    """What says which servers there are, as it was last understood.
+    """The sources that say which servers there are, as they were last understood.
 
     Args:
         servers: those of the command line.
