@@ -159,6 +159,12 @@ def read_core_settings(config: str) -> CoreSettings:
     return parse_parameters(CoreSettings, {key: value.string_value for key, value in parameters.items()})
 
 
+def read_num_instances(config: str) -> int:
+    """Return how many instances the text of a model's config.pbtxt asks for."""
+    groups = text_format.Parse(config, pb.ModelConfig()).instance_group
+    return sum(group.count for group in groups)
+
+
 def with_core_settings(config: str, settings: CoreSettings) -> str:
     """Return the text of the core's config.pbtxt with other settings."""
     changed = text_format.Parse(config, pb.ModelConfig())

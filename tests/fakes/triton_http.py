@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tests.ports import free_ports
+from trident_ensemble.contract.layout import DRAINING
 from trident_ensemble.contract.model_card import PARAMETER, ModelCard, render_card
 from trident_gateway.settings import ServerAddress
 
@@ -125,6 +126,8 @@ class FakeTriton:
         self.port, self.metrics_port = port, metrics_port
         #: Whether /v2/health/ready is 200.
         self.is_ready = True
+        #: Whether it is not ready only because it loads something beside what it serves.
+        self.only_loads = False
         #: Accepts connections and requests and answers nothing, as a process does that was stopped.
         self.is_silent = False
         #: Answers its metrics page with 503, and everything else as ever.
@@ -262,6 +265,8 @@ class FakeTriton:
             return 200, json.dumps(config)
         pages = {
             "/v2/health/ready": (200 if self.is_ready else 400, ""),
+            # Of a version that was to be loaded and could not be, Triton says that it is unavailable.
+            f"/v2/models/{DRAINING}/versions/1/config": (404 if self.is_ready or self.only_loads else 503, ""),
             "/metrics": (503 if self.hides_metrics else 200, self._metrics()),
             "/v2/models/stats": (
                 200, json.dumps({"model_stats": [{"name": name, "version": "1"} for name in self._configs()]}),

@@ -37,9 +37,9 @@ from trident_compiler.planning.memory_plan import (
 )
 from trident_compiler.weights.formats import QUANTIZED
 from trident_ensemble.contract import layout
-from trident_ensemble.contract.errors import ArtifactError, CheckpointError, PlanError
+from trident_ensemble.contract.errors import ArtifactError, BuildError, CheckpointError, PlanError
 from trident_ensemble.contract.layout import ModelNames
-from trident_ensemble.contract.manifest import Manifest, read_manifest
+from trident_ensemble.contract.manifest import read_manifest
 from trident_ensemble.contract.settings import check_limits
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.building.bars import Bars
@@ -58,6 +58,9 @@ from trident_tools.building.plan_lines import plan_lines
 from trident_tools.building.repository import engine_version, install, staging
 from trident_tools.building.text_check import check_text
 from trident_tools.core_options import add_core_options, core_settings
+from trident_tools.server.built_models import describe_engine
+from trident_tools.switching.compatibility import ELSEWHERE
+from trident_tools.switching.existing_model import ExistingModel, check_asked, new_card, open_existing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository to write"
+    )
+    parser.add_argument(
+        "--new-version",
+        action="store_true",
+        help="add the engine to a model that the repository has, as its next version, beside the earlier ones; "
+        "tokenizer, names, --max-seq-len and serving options are the model's (default: replace version 1)",
     )
     _add_names(parser.add_argument_group("names"))
     _add_target(parser.add_argument_group("what it is built for"))
@@ -192,18 +201,14 @@ def _build(
     console: Console,
 ) -> int:
     names = ModelNames(args.name)
-    served_names = _served_names(args)
     check_no_clash(args.repository, names)
-    neighbours = neighbours_memory(args.repository, names)
+    existing = _existing(args, names)
+    served_names = _served_names(args) if existing is None else _names_of(existing)
+    neighbours = [*neighbours_memory(args.repository, names), *([] if existing is None else [existing.memory])]
     check_names_are_free(served_names, neighbour_cards(args.repository, names))
     created = build_time(os.environ)
-    core = core_settings(args)
-    wanted = LimitsRequest(
-        max_num_seqs=args.max_num_seqs,
-        max_num_tokens=args.max_num_tokens,
-        max_seq_len=args.max_seq_len,
-        cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
-    )
+    core = core_settings(args, None if existing is None else existing.settings.core)
+    wanted = _limits_request(args, existing)
     memory = None if args.gpu_memory is None else parse_bytes("--gpu-memory", args.gpu_memory)
     asked = BuildRequest(
         engine=args.engine,
@@ -224,7 +229,8 @@ def _build(
         plan = compiler.plan(opened, precision, wanted)
     except PlanError as error:
         raise PlanError(f"{error}{f'; other models of the repository take {taken}' if taken else ''}") from None
-    core = replace(core, gpu=choice.gpus)
+    if existing is None:
+        core = replace(core, gpu=choice.gpus)
     check_limits(core, plan)
     for name, text in plan_lines(opened, choice, precision, plan, taken):
         console.print(f"{name:<9} {text}", markup=False)
@@ -233,12 +239,14 @@ def _build(
 
     def describe_text(engine_folder: Path) -> None:
         nonlocal markers
+        if existing is not None:
+            existing.check_tokenizer(engine_folder)
         findings = check_text(opened, engine_folder)
         markers = findings.markers
         for name, text in findings.lines:
             console.print(f"{name:<9} {text}", markup=False)
 
-    version = engine_version(names)
+    version = engine_version(names, 1 if existing is None else existing.version)
     replaced = _replaced(args.repository / version)
     with staging(args.repository) as staged:
         engine = staged / version
@@ -253,13 +261,45 @@ def _build(
                 describe_text=describe_text,
                 progress=bars,
             )
-        settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
         card = make_card(served_names, created, engine, manifest, markers)
+        settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
+        if existing is not None:
+            settings, card = existing.settings, new_card(existing, manifest, card)
         install(staged, args.repository, render_repository(settings, card), version)
     if replaced is not None:
         console.print(f"replaced  {version}: {replaced}", markup=False)
-    console.print(f"built     {args.repository}", markup=False)
+    what = args.repository if existing is None else f"{args.repository / version}, beside the earlier versions"
+    console.print(f"built     {what}", markup=False)
     return 0
+
+
+def _limits_request(args: argparse.Namespace, existing: ExistingModel | None) -> LimitsRequest:
+    return LimitsRequest(
+        max_num_seqs=args.max_num_seqs,
+        max_num_tokens=args.max_num_tokens,
+        max_seq_len=args.max_seq_len if existing is None else existing.manifest.limits.max_seq_len,
+        cache=None if args.kv_cache is None else parse_cache_size(args.kv_cache),
+    )
+
+
+def _existing(args: argparse.Namespace, names: ModelNames) -> ExistingModel | None:
+    """Return the model that gets another version; None where a whole model is built."""
+    if not args.new_version:
+        return None
+    existing = open_existing(args.repository, names)
+    instances = (args.preprocessing_instances, args.postprocessing_instances) != (None, None)
+    served = [name for name in (args.served_name, *args.alias) if name is not None]
+    check_asked(existing, asked=core_settings(args, existing.settings.core), served=served, instances=instances)
+    if args.max_seq_len not in {None, existing.manifest.limits.max_seq_len}:
+        raise BuildError(
+            f"--max-seq-len: it is {existing.manifest.limits.max_seq_len} for all versions of the model; leave it out, "
+            f"or {ELSEWHERE}"
+        )
+    return existing
+
+
+def _names_of(existing: ExistingModel) -> ServedNames:
+    return ServedNames(existing.card.name, existing.card.aliases)
 
 
 def _served_names(args: argparse.Namespace) -> ServedNames:
@@ -275,13 +315,4 @@ def _replaced(engine: Path) -> str | None:
         old = read_manifest(engine)
     except ArtifactError as error:
         return f"an engine that cannot be read ({error})"
-    return describe(old)
-
-
-def describe(manifest: Manifest) -> str:
-    """Describe an engine in one line."""
-    architecture, precision = manifest.architecture, manifest.precision
-    return (
-        f"{architecture.family}, {architecture.num_layers} layers, {precision.compute}, {precision.weights} weights, "
-        f"built by {manifest.compiler.name} {manifest.compiler.version}"
-    )
+    return describe_engine(old)

@@ -24,6 +24,8 @@ COMMANDS = {
     "build": "compile a checkpoint into a Triton model repository",
     "families": "list the model types that can be built, and what each engine serves of them",
     "serve": "serve a model repository with tritonserver",
+    "preflight": "check that this machine can serve a model repository, and serve nothing",
+    "versions": "list the engines of a model repository, and choose the one that is served",
     "gateway": "speak OpenAI's API in front of running servers",
     "keys": "make, list and revoke the keys of a gateway",
     "rollout": "move callers to a new version in stages, and back when it is worse",

@@ -32,7 +32,7 @@ from trident_tools.server.gateway_command import GatewayListen, gateway_command,
 from trident_tools.server.gateway_keeper import keep_gateway
 from trident_tools.server.gateway_options import add_gateway_options, gateway_listen, passed_options
 from trident_tools.server.model_control import ModelControl
-from trident_tools.server.overlay import overlay
+from trident_tools.server.overlay import overlay, served_settings, write_bytecode
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Front, NoFront, Serving
@@ -42,6 +42,9 @@ from trident_tools.server.supervisor import EXIT_TIMEOUT_S, Supervisor
 from trident_tools.server.triton_log import TritonLog
 from trident_tools.server.triton_server import Listen, compose_backends, find_server, server_command, server_environment
 from trident_tools.server.triton_status import TritonStatus
+from trident_tools.switching.compatibility import check_next
+from trident_tools.switching.follower import VersionFollower
+from trident_tools.switching.running_server import RunningServer
 
 #: For kube-proxy and load balancers to learn that a server leaves; the default of `trident gateway`, too.
 DRAIN_DELAY_S = 15.0
@@ -88,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the model that the serving options are for, by the name of its ensemble (default: every model of the "
         "repository)",
     )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="switch to engines that `trident build --new-version` or `trident versions --use` put into the repository "
+        "while it is served (default: off, as the engine that runs then changes with the repository, and both engines "
+        "need memory while one takes the place of the other)",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--verbose", action="store_true", help="show tritonserver's log here")
     output.add_argument("--log-file", type=Path, metavar="FILE", help="write tritonserver's log here")
@@ -110,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         signals = stack.enter_context(StopSignals())
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trident-serve-")))
-            start = _starter(args, listen, models, console=console, signals=signals, folder=folder)
+            start = _starter(args, listen, models, console=console, signals=signals, folder=folder, stack=stack)
             log = None if args.verbose else stack.enter_context(_open_log(args.log_file))
         except OSError as error:
             raise ServerError(
@@ -214,10 +224,12 @@ def _starter(
     console: Console,
     signals: StopSignals,
     folder: Path,
+    stack: ExitStack,
 ) -> Callable[[IO[bytes] | None, Callable[[], None]], Supervisor]:
     """Prepare what all servers of this command have in common; return a function that starts one.
 
-    It takes the log of the server, and what is to be done while the server is looked after.
+    What must end with the command is put on the stack. The function takes the log of the server, and what is to be done
+    while the server is looked after.
     """
     server = find_server()
     backends = folder / "backends"
@@ -225,11 +237,16 @@ def _starter(
     compose_backends(server, backends)
     notice = folder / "drain"
     repository = args.repository.resolve()
-    changed = changed_settings(args, repository, models)
-    if changed:
+    settings = changed_settings(args, repository, models)
+    if args.follow:
+        settings = {names: served_settings(repository, names) for names in models} | settings
+        for names in models:
+            write_bytecode(repository, names)
+    followed = repository
+    if settings:
         laid_over = folder / "repository"
         laid_over.mkdir()
-        repository = overlay(repository, laid_over, changed)
+        repository = overlay(repository, laid_over, settings)
     control_folder = folder / "control"
     control_folder.mkdir()
     control = ModelControl(control_folder, listen)
@@ -240,11 +257,31 @@ def _starter(
     ]
     environment = {**server_environment(server, os.environ), ENVIRONMENT_VARIABLE: str(notice)}
 
+    running = RunningServer(repository, settings, listen, control)
+    follower = VersionFollower(
+        followed,
+        models if args.follow else {},
+        running,
+        check=lambda names, old, new: check_next(settings[names], old, new),
+        say=console.print,
+        complain=_complain,
+    )
+    stack.callback(follower.server_ended)
+
     def start(log: IO[bytes] | None, meanwhile: Callable[[], None]) -> Supervisor:
         check_ports(listen)
+        follower.server_ended()
         status = TritonStatus(listen, control.headers)
+        process = ServerProcess(command, environment, log)
+        running.started(process.pid)
+        stillness = StillnessWatch(status, control, complain=_complain, say=console.print)
+
+        def while_ready() -> None:
+            stillness.look()
+            follower.look()
+
         return Supervisor(
-            ServerProcess(command, environment, log),
+            process,
             status,
             DrainNotice(notice),
             signals,
@@ -252,7 +289,7 @@ def _starter(
             say=console.print,
             withdraw_readiness=control.withdraw_readiness,
             meanwhile=meanwhile,
-            while_ready=StillnessWatch(status, control, complain=_complain, say=console.print).look,
+            while_ready=while_ready,
         )
 
     return start

@@ -35,6 +35,7 @@ TOKEN_TABLE_FILE = "token_table.npy"  # noqa: S105 (a file's name)
 #: The arguments of each of the checkpoint's chat templates.
 TEMPLATE_PROFILES_FILE = "chat_templates.json"
 
+_ASIDE = re.compile(r"aside-([1-9][0-9]*)")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -110,6 +111,25 @@ def newest_version(model_folder: Path) -> Path:
     if not versions:
         raise ArtifactError(f"{model_folder.name}: no version folder; run `trident build` into this repository first")
     return max(versions, key=lambda entry: int(entry.name))
+
+
+def version_numbers(model_folder: Path) -> list[int]:
+    """Return the numbers of a model's version folders, ascending."""
+    return sorted(int(entry.name) for entry in model_folder.glob("[0-9]*") if entry.name.isdigit() and entry.is_dir())
+
+
+def aside_folder(model_folder: Path, version: int) -> Path:
+    """Return the folder of a version that is kept and not served.
+
+    Its name begins with a letter: Triton takes `2.old` for version 2.
+    """
+    return model_folder / f"aside-{version}"
+
+
+def versions_aside(model_folder: Path) -> list[int]:
+    """Return the numbers of the versions that are kept and not served, ascending."""
+    found = (_ASIDE.fullmatch(entry.name) for entry in model_folder.glob("aside-*") if entry.is_dir())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def engine_folder(own_model_folder: Path, core_model: str) -> Path:

@@ -47,3 +47,11 @@ def test_read_page_takes_anything(junk: bytes) -> None:
 def test_read_page_takes_no_value_for_what_is_none() -> None:
     page = b'nv_trt_llm_request_metrics{model="core",request_type="waiting"} 1e\n'
     assert read_page(page + PAGE.encode()).cores["core"].num_waiting == 3
+
+
+def test_read_page_puts_the_versions_of_a_core_together() -> None:
+    """One takes the place of another, and what has ended leaves its last figures behind."""
+    second = PAGE.replace('version="1"', 'version="2"').replace("2.5e-01", "0.5")
+    assert read_page((PAGE + second).encode()).cores["core"] == CoreFigures(
+        num_active=34, num_waiting=6, kv_fraction=0.5, max_active=256
+    )

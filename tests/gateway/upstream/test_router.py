@@ -323,6 +323,24 @@ def test_router_prefers_ready_servers_and_uses_others_when_there_is_none() -> No
     run(main())
 
 
+def test_router_a_server_that_loads_something_beside_what_it_serves_is_ready() -> None:
+    """Its models are read on, so that a new engine's card arrives; one that withdraws its readiness is not ready."""
+
+    async def main() -> None:
+        async with FakeTriton(CARD) as fake, routing(fake) as router:
+            fake.only_loads, fake.is_ready = True, False
+            begin = fake.num_probes
+            fake.cards = [dataclasses.replace(CARD, created=CARD.created + 7)]
+            answers = [await ask(router) for _ in range(3)]
+            await until(lambda: router.models()[CARD.name].card.created == CARD.created + 7)
+            assert fake.num_probes > begin
+            assert (router.is_ready, answers) == (True, [" t0 t1 t2 t3"] * 3)
+            fake.only_loads = False
+            await until(lambda: not router.is_ready)
+
+    run(main())
+
+
 @pytest.mark.slow
 def test_router_kill_of_one_of_two_servers_under_load_fails_its_running_streams_alone() -> None:
     """Plain calls and streams that have had no byte are all answered; running streams of the other server go on."""

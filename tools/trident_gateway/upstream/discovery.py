@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from trident_ensemble.contract.errors import ConfigError
+from trident_ensemble.contract.layout import DRAINING
 from trident_ensemble.contract.model_card import PARAMETER, parse_card
 from trident_gateway.upstream.connection import ConnectionLostError
 from trident_gateway.upstream.http_client import HttpClient
@@ -20,6 +21,7 @@ _MAX_CONFIG_BYTES = 4 << 20
 _MAX_STATS_BYTES = 16 << 20
 _MAX_MODELS = 1024
 _TIMEOUT_S = 5.0
+_UNAVAILABLE = 503
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,24 @@ async def read_models(client: HttpClient) -> list[ServedModel]:
         if model is not None:
             models.append(model)
     return models
+
+
+async def only_loads(client: HttpClient) -> bool:
+    """Return whether a server calls itself not ready only because it loads something beside what it serves.
+
+    Triton is not ready while any version of any model loads or ends, and after one could not be loaded, however well
+    the others serve: so also while a new engine takes the place of another. A server that is to get no requests has
+    been told to load the model that cannot be loaded, of whose version it then says that it is unavailable.
+
+    Raises:
+        ConnectError: there is no server.
+        ConnectionLostError: the connection has failed.
+        BodyTooLargeError: the server sends more than a configuration can be.
+        asyncio.TimeoutError: the server does not answer in time.
+    """
+    path = f"/v2/models/{DRAINING}/versions/1/config"
+    status, _ = await client.fetch(b"GET", path, max_bytes=_MAX_CONFIG_BYTES, timeout_s=_TIMEOUT_S)
+    return status != _UNAVAILABLE and any(await read_models(client))
 
 
 def _read_config(name: str, body: bytes) -> ServedModel | None:

@@ -6,7 +6,7 @@ Owns the names of those metrics. Never asks for the page.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _GAUGES = re.compile(
@@ -21,6 +21,8 @@ _KINDS = {
     (b"kv_cache_block_type", b"fraction"): "kv_fraction",
     (b"general_type", b"iteration_counter"): "num_steps",
 }
+#: Those that count things; the others say how full something is, or can be.
+_SUMS = frozenset({"num_active", "num_waiting", "num_steps"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,11 @@ class CoreFigures:
 
 @dataclass(frozen=True)
 class MetricsPage:
-    """The figures of each core of a server, by its model's name."""
+    """The figures of each core of a server, by its model's name: of all its versions together.
+
+    While one version takes the place of another both serve, and one that has ended leaves its last figures behind: no
+    requests, no blocks, and the steps that it made.
+    """
 
     cores: Mapping[str, CoreFigures]
 
@@ -62,11 +68,20 @@ class MetricsPage:
 
 def read_page(page: bytes) -> MetricsPage:
     """Return what a page says; what is not there is as if it were zero."""
-    figures: dict[str, dict[str, float]] = {}
+    cores: dict[str, dict[str, dict[str, float]]] = {}
     for labels, value in _GAUGES.findall(page):
         pairs = _LABELS.findall(labels)
         names = [_KINDS[pair] for pair in pairs if pair in _KINDS]
-        models = [text.decode(errors="replace") for label, text in pairs if label == b"model"]
-        if names and models:
-            figures.setdefault(models[0], {})[names[0]] = float(value)
-    return MetricsPage({model: CoreFigures(**values) for model, values in figures.items()})
+        told = {label: text.decode(errors="replace") for label, text in pairs}
+        if names and b"model" in told:
+            versions = cores.setdefault(told[b"model"], {})
+            versions.setdefault(told.get(b"version", ""), {})[names[0]] = float(value)
+    return MetricsPage({model: _together([*versions.values()]) for model, versions in cores.items()})
+
+
+def _together(versions: Sequence[Mapping[str, float]]) -> CoreFigures:
+    kinds = {kind for version in versions for kind in version}
+    return CoreFigures(
+        # Each version has a KV cache and a batch of its own, and a request finds room in one of them.
+        **{kind: (sum if kind in _SUMS else max)(version.get(kind, 0.0) for version in versions) for kind in kinds}
+    )

@@ -13,7 +13,7 @@ from typing import Any
 from trident_gateway.settings import ServerAddress
 from trident_gateway.upstream.balancer import Candidate
 from trident_gateway.upstream.connection import BodyTooLargeError, ConnectError, ConnectionLostError
-from trident_gateway.upstream.discovery import read_models
+from trident_gateway.upstream.discovery import only_loads, read_models
 from trident_gateway.upstream.exchange import Exchange
 from trident_gateway.upstream.health import Health, Level
 from trident_gateway.upstream.http_client import HttpClient
@@ -162,9 +162,10 @@ class Server:
                 b"GET", "/v2/health/ready", max_bytes=1 << 16, timeout_s=self._times.timeout_s
             )
             await self._read_figures()
-            if status == 200:
+            is_ready = status == 200 or (self._models_read_at > float("-inf") and await only_loads(self._client))
+            if is_ready:
                 await self._read_models()
-            self.health.probe_answered(is_ready=status == 200)
+            self.health.probe_answered(is_ready=is_ready)
         except _FAILURES:
             self._failed()
         except Exception as error:  # a fault of ours must not end the watch

@@ -16,7 +16,7 @@ from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest
 from trident_ensemble.contract.settings import CoreSettings, check_limits
 from trident_tools.building.memory_use import check_memory, memory_use
-from trident_tools.building.preflight import check_gpus
+from trident_tools.building.preflight import check_machine
 from trident_tools.core_options import asks_for_settings, core_settings
 from trident_tools.server.overlay import served_settings
 
@@ -41,7 +41,7 @@ def changed_settings(
         if asks_for_settings(args) and args.model in {None, names.ensemble}:
             settings = changed[names] = core_settings(args, settings)
         check_limits(settings, EngineSpec.from_manifest(manifest))
-        check_gpus(settings.gpu, manifest)
+        check_machine(settings.gpu, manifest)
         uses.append(memory_use(names.ensemble, manifest, settings.gpu))
     check_memory(uses)
     return changed

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trident_compiler.planning.machine import this_machine
 from trident_compiler.planning.memory_plan import TakenMemory, size
-from trident_compiler.tensorrt.gpu import total_bytes
+from trident_compiler.tensorrt.gpu import free_bytes, total_bytes
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.manifest import Manifest
 
@@ -70,6 +70,25 @@ def check_memory(uses: Sequence[MemoryUse]) -> None:
     for gpu, num_bytes in taken.gpus.items():
         if len(_sharing(uses, (gpu,))) > 1:
             _check(uses, (gpu,), num_bytes, total_bytes(gpu), f"memory are all that GPU {gpu} has")
+
+
+def check_room(use: MemoryUse) -> None:
+    """Refuse an engine for which there is no room beside what runs now.
+
+    On GPUs this takes some of their memory for as long as the process lives.
+
+    Raises:
+        ServerError: gives the numbers, and says what to do.
+        BuildError: CUDA does not say how much memory is free.
+    """
+    places = [(free_bytes(gpu), f"GPU {gpu} has") for gpu in use.gpus] or [(this_machine().free_bytes, "there is")]
+    for room, where in places:
+        if use.num_bytes > room:
+            raise ServerError(
+                f"{use.name} takes {size(use.num_bytes)}, and {where} {size(room)} of free memory beside what runs; "
+                "build it with a smaller --kv-cache, or serve it on another machine and move the callers with "
+                "`trident rollout`"
+            )
 
 
 def _check(uses: Sequence[MemoryUse], gpus: Sequence[int], taken: int, room: int, what: str) -> None:

@@ -5,11 +5,13 @@ Owns the checks of the repository, of the GPUs and of the ports, and their messa
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trident_compiler.tensorrt.gpu import count_gpus
+from trident_backend.engine.tensorrt.runtime import check_target, import_runtime
+from trident_compiler.tensorrt.gpu import count_gpus, gpus_at_hand
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
 from trident_ensemble.contract.layout import ModelNames
@@ -26,26 +28,32 @@ def check_repository(repository: Path) -> dict[ModelNames, Manifest]:
         ArtifactError: an engine is missing or damaged.
         ServerError: the repository is not complete.
     """
-    if not repository.is_dir():
-        raise ServerError(f"--repository {repository}: no such folder; make one with `trident build`")
     found = find_models(repository)
-    missing = [
-        model
-        for names in found or [ModelNames()]
-        for model in names.models
-        if not (repository / model / layout.CONFIG_FILE).is_file()
-    ]
-    if missing:
-        raise ServerError(
-            f"--repository {repository}: no {layout.CONFIG_FILE} for {', '.join(missing)}; "
-            f"run `trident build CHECKPOINT --repository {repository}` first"
-        )
+    check_models(repository, found or [ModelNames()])
     if not found:
         raise ServerError(
             f"--repository {repository}: {ModelNames().ensemble} is not a model of `trident build`; build into another "
             "repository"
         )
     return {names: read_engine_manifest(repository, names) for names in found}
+
+
+def check_models(repository: Path, models: Sequence[ModelNames]) -> None:
+    """Check that a repository has the configurations of models.
+
+    Raises:
+        ServerError: it does not exist, or is not complete.
+    """
+    if not repository.is_dir():
+        raise ServerError(f"--repository {repository}: no such folder; make one with `trident build`")
+    missing = [
+        model for names in models for model in names.models if not (repository / model / layout.CONFIG_FILE).is_file()
+    ]
+    if missing:
+        raise ServerError(
+            f"--repository {repository}: no {layout.CONFIG_FILE} for {', '.join(missing)}; "
+            f"run `trident build CHECKPOINT --repository {repository}` first"
+        )
 
 
 def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
@@ -80,6 +88,51 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
         )
     if missing := [gpu for gpu in gpus or range(num_parts) if gpu >= num_gpus]:
         raise ServerError(f"--gpu: there is no GPU {missing[0]}; CUDA finds {num_gpus} here, counted from 0")
+
+
+def check_machine(gpus: Sequence[int], manifest: Manifest) -> None:
+    """Check that this machine can compute what an engine was compiled for.
+
+    Args:
+        gpus: the GPUs by CUDA's numbers; empty for the first ones.
+        manifest: the manifest of the engine.
+
+    Raises:
+        ServerError: the GPUs do not fit, are missing, or the CPU lacks instructions; says what to do.
+        ArtifactError: a GPU is of another kind.
+    """
+    check_gpus(gpus, manifest)
+    if manifest.runs_on_gpus:
+        found = gpus_at_hand().found
+        for ordinal in gpus or range(manifest.tensor_parallel):
+            check_target(manifest.compiler, found[ordinal].capability, ordinal)
+    elif manifest.precision.compute == "bf16" and not _computes_bf16():
+        raise ServerError(
+            "precision.compute: the engine computes in bf16, and this CPU cannot, which takes AVX-512; serve it "
+            "elsewhere, or build again with `--precision fp32`"
+        )
+
+
+def check_runtime(manifest: Manifest) -> None:
+    """Check that what runs an engine is installed, in the version that it needs.
+
+    It is imported, as the engine's host does it: a command that goes on to serve has no use for that.
+
+    Raises:
+        ArtifactError: TensorRT is missing, or another version.
+        ServerError: OpenVINO is missing.
+    """
+    if manifest.runs_on_gpus:
+        import_runtime(manifest.compiler)
+    elif importlib.util.find_spec("openvino") is None:
+        raise ServerError("compiler.name: the engine needs openvino, which is not installed: pip install openvino")
+
+
+def _computes_bf16() -> bool:
+    # Where engines for GPUs are served, OpenVINO need not be installed.
+    from trident_compiler.openvino.compiler import computes_bf16  # noqa: PLC0415
+
+    return computes_bf16()
 
 
 def check_ports(listen: Listen) -> None:

@@ -25,9 +25,9 @@ _PREFIX = ".trident-build-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
-def engine_version(names: ModelNames) -> Path:
-    """Return the folder of the engine that a build makes, relative to the repository."""
-    return Path(names.core) / "1"
+def engine_version(names: ModelNames, number: int = 1) -> Path:
+    """Return the folder of an engine, by the number of its version, relative to the repository."""
+    return Path(names.core) / str(number)
 
 
 @contextlib.contextmanager

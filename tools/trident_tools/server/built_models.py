@@ -45,3 +45,12 @@ def read_model_card(repository: Path, names: ModelNames) -> ModelCard | None:
         ConfigError: the card cannot be read.
     """
     return read_card((repository / names.ensemble / layout.CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def describe_engine(manifest: Manifest) -> str:
+    """Describe an engine in one line."""
+    architecture, precision = manifest.architecture, manifest.precision
+    return (
+        f"{architecture.family}, {architecture.num_layers} layers, {precision.compute}, {precision.weights} weights, "
+        f"built by {manifest.compiler.name} {manifest.compiler.version}"
+    )

@@ -5,6 +5,8 @@ Owns a folder that holds the changed configurations of cores and links for every
 
 from __future__ import annotations
 
+import contextlib
+import py_compile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,11 +37,44 @@ def overlay(repository: Path, folder: Path, settings: Mapping[ModelNames, CoreSe
     for names, wanted in settings.items():
         core = folder / names.core
         core.mkdir()
-        for item in (repository / names.core).iterdir():
-            if item.name != layout.CONFIG_FILE:
-                (core / item.name).symlink_to(item.resolve())
+        # Triton refuses a model whose folder has a link that leads nowhere, as one to a version put aside may.
+        for number in layout.version_numbers(repository / names.core):
+            (core / str(number)).symlink_to((repository / names.core / str(number)).resolve())
         _config(folder, names).write_text(with_core_settings(_config(repository, names).read_text(), wanted))
     return folder
+
+
+def show_version(folder: Path, names: ModelNames, version: int, engine: Path) -> None:
+    """Let the core of an overlay have one version alone, that of an engine folder anywhere.
+
+    Triton reads the folder of a version only while it loads it, so one that runs is not touched.
+
+    Args:
+        folder: the overlay's, in which the core's settings were laid over.
+        names: of the models.
+        version: its number.
+        engine: its folder.
+    """
+    core = folder / names.core
+    wanted = core / str(version)
+    with contextlib.suppress(FileNotFoundError):
+        wanted.unlink()
+    wanted.symlink_to(engine.resolve())
+    for entry in core.iterdir():
+        if entry.is_symlink() and entry != wanted:  # one that leads nowhere as well
+            entry.unlink()
+
+
+def write_bytecode(repository: Path, names: ModelNames) -> None:
+    """Compile the Python of a model's folders, where they can be written, as its processes would at their first start.
+
+    Triton takes a model for another once a file in its folder is younger than it was when it was loaded, and would load
+    preprocessing and postprocessing again with their ensemble.
+    """
+    for model in names.models:
+        for source in (repository / model).glob(f"*/{layout.MODEL_FILE}"):
+            with contextlib.suppress(OSError):
+                py_compile.compile(str(source), quiet=2)
 
 
 def _config(repository: Path, names: ModelNames) -> Path:

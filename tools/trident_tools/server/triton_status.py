@@ -46,8 +46,8 @@ class TritonStatus:
             return False
         return status == http.client.OK
 
-    def ready_models(self) -> set[tuple[str, str]]:
-        """Return name and version of every model that is READY.
+    def model_states(self) -> dict[tuple[str, str], str]:
+        """Return Triton's word for the state of each version of each model: READY, LOADING, UNLOADING or UNAVAILABLE.
 
         Raises:
             OSError: the server does not answer.
@@ -59,7 +59,15 @@ class TritonStatus:
             entries = json.loads(body)
         except (http.client.HTTPException, ValueError) as error:
             raise OSError(f"the repository index cannot be read: {error}") from error
-        return {(entry["name"], entry["version"]) for entry in entries if entry.get("state") == "READY"}
+        return {(entry["name"], entry.get("version", "")): entry.get("state", "") for entry in entries}
+
+    def ready_models(self) -> set[tuple[str, str]]:
+        """Return name and version of every model that is READY.
+
+        Raises:
+            OSError: the server does not answer.
+        """
+        return {model for model, state in self.model_states().items() if state == "READY"}
 
     def num_active_requests(self) -> int:
         """Return the number of requests in the core by its metrics; 0 where no core publishes any.

@@ -19,13 +19,14 @@ from trident_backend.engine.openvino.kernels import OpenVINOKernels
 from trident_backend.engine.openvino.names import MAX_CONTEXT_LEN, STEP_VECTORS
 from trident_backend.engine.openvino.network import CacheGeometry, cache_geometry, compile_network
 from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
+from trident_backend.engine.warm_up import warm_up
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 from trident_ensemble.contract.manifest import KVKind, Manifest
 
 
 def load(folder: Path, manifest: Manifest, _gpus: cabc.Sequence[int] = ()) -> OpenVINOEngine:
-    """Compile the folder's network for this machine's CPUs and allocate its KV pool.
+    """Compile the folder's network for this machine's CPUs, allocate its KV pool, and compute the first steps.
 
     Args:
         folder: the engine's.
@@ -33,6 +34,7 @@ def load(folder: Path, manifest: Manifest, _gpus: cabc.Sequence[int] = ()) -> Op
 
     Raises:
         ArtifactError: the network cannot be read, or its cache is not what the manifest says.
+        EngineError: OpenVINO failed in a step.
     """
     try:
         network = ov.Core().read_model(folder / layout.NETWORK_FILE)
@@ -41,7 +43,9 @@ def load(folder: Path, manifest: Manifest, _gpus: cabc.Sequence[int] = ()) -> Op
         raise ArtifactError(f"{layout.NETWORK_FILE}: OpenVINO {ov.__version__} cannot compile it: {error}") from None
     geometry = cache_geometry(compiled)
     _check(compiled, geometry, manifest)
-    return OpenVINOEngine(compiled, geometry, EngineSpec.from_manifest(manifest))
+    engine = OpenVINOEngine(compiled, geometry, EngineSpec.from_manifest(manifest))
+    warm_up(engine)
+    return engine
 
 
 class OpenVINOEngine:

@@ -1,0 +1,1 @@
+"""How a model gets another engine."""
