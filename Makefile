@@ -13,7 +13,7 @@ ENGINE := $(REPOSITORY)/core/1/engine.json
 SERVED := $(if $(MODEL),.packages/$(MODEL)-repository,$(REPOSITORY))
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py ensemble/*/*/*.py backend/*/engine/*.py backend/*/engine/*/*.py)
 
-.PHONY: serve test test-fast check bench release-check test-gpu bench-gpu lock FORCE
+.PHONY: serve test test-fast check bench release-check sbom test-gpu bench-gpu lock FORCE
 .NOTPARALLEL:
 
 serve: $(SERVED)/core/1/engine.json
@@ -55,6 +55,13 @@ bench: .venv/.set-up-test
 # RELEASE='--demo-only --rounds 3' is a small one; RELEASE='--help' lists the options.
 release-check: .venv/.set-up-test
 	.venv/bin/python -m tests.release $(RELEASE)
+
+# Writes what an image holds, in CycloneDX: make sbom IMAGE=trident-gateway:0.1.0.
+IMAGE ?= trident-serve:0.1.0
+
+sbom: .venv/.set-up-test
+	@tools/setup_clients.sh
+	.venv/bin/python tools/sbom.py $(IMAGE) $(notdir $(firstword $(subst :, ,$(IMAGE)))).cdx.json
 
 # What runs on an NVIDIA GPU alone; where there is none, both say so before they install TensorRT. See docs/tensorrt.md.
 test-gpu: .venv/.set-up-test
