@@ -5,7 +5,8 @@ balancers learn only after a while that requests should go elsewhere.
 
 1. From the first moment on the gateway calls itself not ready, and closes each connection after its next answer.
 2. For `delay_s` it serves everything.
-3. Then it refuses new requests, and running ones have `timeout_s` to end.
+3. Then it refuses new requests, and running ones have `timeout_s` to end. Connections without a request are closed, and
+   others after their answer, so that no client asks again on one that it has kept.
 4. Then those that are left are cut: streams end with an error event, other requests are refused.
 """
 
@@ -29,13 +30,22 @@ class Drain:
         delay_s: between the beginning and the first refusal.
         timeout_s: for running requests after that.
         say: tells the operator.
+        let_go: lets connections with a request be closed after their answers, and with True closes the others now.
     """
 
-    def __init__(self, lifecycle: Lifecycle, delay_s: float, timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        delay_s: float,
+        timeout_s: float,
+        say: Callable[[str], None],
+        let_go: Callable[[bool], None],
+    ) -> None:
         self._lifecycle = lifecycle
         self._delay_s = delay_s
         self._timeout_s = timeout_s
         self._say = say
+        self._let_go = let_go
         self._begun = asyncio.Event()
         self._skipped = asyncio.Event()
         self._num_signals = 0
@@ -56,11 +66,13 @@ class Drain:
     async def run(self) -> int:
         """Wait for the beginning and drain; return how many requests were cut."""
         await self._begun.wait()
+        self._let_go(False)
         self._say(
             f"Draining: not ready from now on, refusing in {self._delay_s:g} s, then up to {self._timeout_s:g} s for "
             "what runs. Another signal ends at once."
         )
         await self._unless_skipped(asyncio.sleep(self._delay_s), None)
+        self._let_go(True)
         self._lifecycle.phase = Phase.REFUSING
         await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
         num_cut = self._lifecycle.stop_all()
