@@ -30,7 +30,7 @@ class Drain:
         delay_s: between the beginning and the first refusal.
         timeout_s: for running requests after that.
         say: tells the operator.
-        let_go: lets connections with a request be closed after their answers, and with True closes the others now.
+        let_go: closes connections without a request, and lets the others be closed after their answers.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Drain:
         delay_s: float,
         timeout_s: float,
         say: Callable[[str], None],
-        let_go: Callable[[bool], None],
+        let_go: Callable[[], None],
     ) -> None:
         self._lifecycle = lifecycle
         self._delay_s = delay_s
@@ -66,13 +66,12 @@ class Drain:
     async def run(self) -> int:
         """Wait for the beginning and drain; return how many requests were cut."""
         await self._begun.wait()
-        self._let_go(False)
         self._say(
             f"Draining: not ready from now on, refusing in {self._delay_s:g} s, then up to {self._timeout_s:g} s for "
             "what runs. Another signal ends at once."
         )
         await self._unless_skipped(asyncio.sleep(self._delay_s), None)
-        self._let_go(True)
+        self._let_go()
         self._lifecycle.phase = Phase.REFUSING
         await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
         num_cut = self._lifecycle.stop_all()

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from trident_ensemble.contract.errors import ServerError
 from trident_gateway.http.connection import connections
@@ -88,13 +87,11 @@ class Port:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
 
-    def let_go(self, with_idle: bool) -> None:
-        """Let connections with a request be closed after their answers, and close the others now if asked to."""
+    def let_go(self) -> None:
+        """Close connections without a request now, and the others after their answers."""
         if self._server is not None:
             for connection in list(self._server.server_state.connections):
-                assert isinstance(connection, HttpToolsProtocol), "the port speaks HTTP/1.1 alone"
-                if with_idle or not (connection.cycle is None or connection.cycle.response_complete):
-                    connection.shutdown()
+                connection.shutdown()
 
     @property
     def num_connections(self) -> int:
