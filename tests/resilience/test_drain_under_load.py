@@ -97,22 +97,3 @@ def test_drain_under_load_cuts_streams_after_its_time_and_the_engine_learns_of_e
             assert len(fake.stops) == NUM_STREAMS
 
     run(test)
-
-
-def test_drain_closes_kept_connections_rather_than_refuse_on_them() -> None:
-    """A client that asks again on one would get a refusal, while a new connection goes elsewhere."""
-
-    async def test() -> None:
-        options = ("--drain-delay", "0.5")
-        async with FakeTriton(answer=paced(0.05)) as fake, GatewayProcess(fake, options=options) as gateway:
-            idle, streaming = await connect(gateway.port), await connect(gateway.port)
-            idle.send("GET", "/v1/models")
-            assert "connection" not in (await idle.reply()).headers
-            streaming.send("POST", PATH, body(stream=True, max_tokens=40), JSON)
-            assert "connection" not in (await streaming.head()).headers
-            gateway.signal()
-            assert await idle.rest() == b""
-            assert (await streaming.rest()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-            assert await gateway.status() == 0
-
-    run(test)

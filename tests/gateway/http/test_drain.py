@@ -57,7 +57,7 @@ def test_drain_gives_every_request_one_end(
 ) -> None:
     async def test() -> None:
         lifecycle = Lifecycle()
-        drain = Drain(lifecycle, 0.0, timeout_s, lambda _: None, lambda: None)
+        drain = Drain(lifecycle, 0.0, timeout_s, lambda _: None)
         ended: list[str] = []
 
         async def after(steps: int, action: Any) -> None:
@@ -86,7 +86,7 @@ def test_drain_serves_during_the_delay_and_refuses_after_it() -> None:
         lifecycle = Lifecycle()
         said: list[str] = []
         phases = [lifecycle.phase]
-        drain = Drain(lifecycle, 0.2, 60.0, said.append, lambda: said.append("let go"))
+        drain = Drain(lifecycle, 0.2, 60.0, said.append)
         loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(drain.run())
         await _rounds()
@@ -99,7 +99,7 @@ def test_drain_serves_during_the_delay_and_refuses_after_it() -> None:
         assert await asyncio.wait_for(running, LIMIT_S) == 0
         phases.append(lifecycle.phase)
         assert phases == [Phase.SERVING, Phase.LEAVING, Phase.REFUSING]
-        assert said[1:] == ["let go"]
+        assert len(said) == 1
 
     run(test)
 
@@ -107,7 +107,7 @@ def test_drain_serves_during_the_delay_and_refuses_after_it() -> None:
 @pytest.mark.parametrize("first", ["begin", "take_signal"])
 def test_drain_is_skipped_by_the_second_signal_alone(first: str) -> None:
     async def test() -> None:
-        drain = Drain(Lifecycle(), 60.0, 60.0, lambda _: None, lambda: None)
+        drain = Drain(Lifecycle(), 60.0, 60.0, lambda _: None)
         running = asyncio.ensure_future(drain.run())
         getattr(drain, first)()
         drain.begin()

@@ -5,8 +5,7 @@ balancers learn only after a while that requests should go elsewhere.
 
 1. From the first moment on the gateway calls itself not ready, and closes each connection after its next answer.
 2. For `delay_s` it serves everything.
-3. Then it refuses new requests, and running ones have `timeout_s` to end. Connections without a request are closed, and
-   others after their answer, so that no client asks again on one that it has kept.
+3. Then it refuses new requests, and running ones have `timeout_s` to end.
 4. Then those that are left are cut: streams end with an error event, other requests are refused.
 """
 
@@ -30,22 +29,13 @@ class Drain:
         delay_s: between the beginning and the first refusal.
         timeout_s: for running requests after that.
         say: tells the operator.
-        let_go: closes connections without a request, and lets the others be closed after their answers.
     """
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        delay_s: float,
-        timeout_s: float,
-        say: Callable[[str], None],
-        let_go: Callable[[], None],
-    ) -> None:
+    def __init__(self, lifecycle: Lifecycle, delay_s: float, timeout_s: float, say: Callable[[str], None]) -> None:
         self._lifecycle = lifecycle
         self._delay_s = delay_s
         self._timeout_s = timeout_s
         self._say = say
-        self._let_go = let_go
         self._begun = asyncio.Event()
         self._skipped = asyncio.Event()
         self._num_signals = 0
@@ -71,7 +61,6 @@ class Drain:
             "what runs. Another signal ends at once."
         )
         await self._unless_skipped(asyncio.sleep(self._delay_s), None)
-        self._let_go()
         self._lifecycle.phase = Phase.REFUSING
         await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
         num_cut = self._lifecycle.stop_all()

@@ -87,12 +87,6 @@ class Port:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
 
-    def let_go(self) -> None:
-        """Close connections without a request now, and the others after their answers."""
-        if self._server is not None:
-            for connection in list(self._server.server_state.connections):
-                connection.shutdown()
-
     @property
     def num_connections(self) -> int:
         """Number of open connections."""
