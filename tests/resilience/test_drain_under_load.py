@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
 from tests.fakes.triton_http import FakeTriton
-from tests.gateway.http.room import run, until
+from tests.gateway.http.room import Client, run, until
 from tests.gateway.process import JSON, GatewayProcess
 from tests.resilience.load import PATH, KeepingClient, body, connect, loading
 from tests.resilience.pairs import paced
@@ -97,3 +98,38 @@ def test_drain_under_load_cuts_streams_after_its_time_and_the_engine_learns_of_e
             assert len(fake.stops) == NUM_STREAMS
 
     run(test)
+
+
+def test_drain_answers_once_more_on_connections_whose_clients_could_not_know() -> None:
+    """A client that asks again on a connection that it has kept would get a refusal, while a new one goes elsewhere."""
+
+    async def test() -> None:
+        options = ("--drain-delay", "0.5")
+        async with FakeTriton(answer=paced(0.05)) as fake, GatewayProcess(fake, options=options) as gateway:
+            kept, streaming = await connect(gateway.port), await connect(gateway.port)
+            kept.send("GET", "/v1/models")
+            assert "connection" not in (await kept.reply()).headers
+            streaming.send("POST", PATH, body(stream=True, max_tokens=40), JSON)
+            assert "connection" not in (await streaming.head()).headers
+            gateway.signal()
+            while (await gateway.ask("/v1/models")).status != 503:
+                await asyncio.sleep(0.02)
+            kept.send("GET", "/v1/models")
+            reply = await kept.reply()
+            assert (reply.status, reply.headers["connection"]) == (200, "close")
+            assert await kept.rest() == b""
+
+            events = [part async for part in chunks(streaming)]
+            assert events[-1].endswith(b"data: [DONE]\n\n")
+            streaming.send("GET", "/v1/models")
+            reply = await streaming.reply()
+            assert (reply.status, reply.headers["connection"]) == (200, "close")
+            assert await gateway.status() == 0
+
+    run(test)
+
+
+async def chunks(client: Client) -> AsyncIterator[bytes]:
+    """The chunks of a body until its end."""
+    while part := await client.chunk():
+        yield part

@@ -80,10 +80,12 @@ class Gateway:
         loop.set_exception_handler(self._report)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
         lifecycle = Lifecycle()
-        drain = Drain(lifecycle, settings.drain_delay_s, settings.drain_timeout_s, self._say)
         metrics = Metrics(lambda: lifecycle.num_running, lambda: lifecycle.phase is not Phase.SERVING)
         async with AsyncExitStack() as stack:
             public = Port(settings.host, settings.port, "--port")
+            drain = Drain(
+                lifecycle, settings.drain_delay_s, settings.drain_timeout_s, self._say, lambda: public.num_connections
+            )
             stack.push_async_callback(public.stop)
             private = None
             if settings.private_port:

@@ -16,7 +16,7 @@ from typing import Any
 from trident_gateway.api.interface import Endpoint
 from trident_gateway.errors import ApiError, DrainingError, EngineFaultError, MethodNotAllowedError, ShutdownError
 from trident_gateway.http.answer import Answer, Send
-from trident_gateway.http.lifecycle import Lifecycle, Phase, RunningRequest
+from trident_gateway.http.lifecycle import Lifecycle, RunningRequest
 from trident_gateway.http.origins import check_host_is_here
 from trident_gateway.http.probes import Probes, send_probe
 from trident_gateway.http.request import IncomingRequest, Receive, request_id_of
@@ -125,7 +125,7 @@ class Application:
             raise MethodNotAllowedError(("GET",))
         endpoint, request.path_params = self._routes.find(scope["method"], scope["path"])
         request.record.route = endpoint.path
-        if self._lifecycle.phase is Phase.REFUSING:
+        if not self._lifecycle.takes_from(scope["state"]["opened_at"]):
             raise DrainingError
         if endpoint.method == "GET":
             request.watch()

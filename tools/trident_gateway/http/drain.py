@@ -5,7 +5,9 @@ balancers learn only after a while that requests should go elsewhere.
 
 1. From the first moment on the gateway calls itself not ready, and closes each connection after its next answer.
 2. For `delay_s` it serves everything.
-3. Then it refuses new requests, and running ones have `timeout_s` to end.
+3. Then it refuses new requests, and running ones have `timeout_s` to end. A connection that was open before the drain
+   and has had no answer since is served once more: its client keeps it, and cannot know. For the same reason the end
+   waits a moment for clients that keep connections, as a request may be on its way.
 4. Then those that are left are cut: streams end with an error event, other requests are refused.
 """
 
@@ -17,6 +19,8 @@ from typing import Any
 
 from trident_gateway.http.lifecycle import Lifecycle, Phase
 
+#: Without a request for so long, clients that keep connections are taken to have none on its way.
+_QUIET_S = 1.0
 #: For requests that were cut to say so to their clients and to their servers.
 _CUT_TIMEOUT_S = 5.0
 
@@ -29,13 +33,22 @@ class Drain:
         delay_s: between the beginning and the first refusal.
         timeout_s: for running requests after that.
         say: tells the operator.
+        num_connections: returns how many connections are open.
     """
 
-    def __init__(self, lifecycle: Lifecycle, delay_s: float, timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        delay_s: float,
+        timeout_s: float,
+        say: Callable[[str], None],
+        num_connections: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._lifecycle = lifecycle
         self._delay_s = delay_s
         self._timeout_s = timeout_s
         self._say = say
+        self._num_connections = num_connections
         self._begun = asyncio.Event()
         self._skipped = asyncio.Event()
         self._num_signals = 0
@@ -43,7 +56,7 @@ class Drain:
     def begin(self) -> None:
         """Begin to drain, if that has not begun."""
         if not self._begun.is_set():
-            self._lifecycle.phase = Phase.LEAVING
+            self._lifecycle.leave_service(asyncio.get_running_loop().time())
             self._begun.set()
 
     def take_signal(self) -> None:
@@ -62,7 +75,7 @@ class Drain:
         )
         await self._unless_skipped(asyncio.sleep(self._delay_s), None)
         self._lifecycle.phase = Phase.REFUSING
-        await self._unless_skipped(self._lifecycle.wait_until_idle(), self._timeout_s)
+        await self._unless_skipped(self._wait_until_quiet(), self._timeout_s)
         num_cut = self._lifecycle.stop_all()
         idle = asyncio.ensure_future(self._lifecycle.wait_until_idle())
         try:
@@ -71,6 +84,17 @@ class Drain:
         finally:
             idle.cancel()
         return num_cut
+
+    async def _wait_until_quiet(self) -> None:
+        """Wait until nothing runs, and nothing has begun for a moment on connections that clients keep."""
+        while True:
+            await self._lifecycle.wait_until_idle()
+            num_begun = self._lifecycle.num_begun
+            if not self._num_connections():
+                return
+            await asyncio.sleep(_QUIET_S)
+            if self._lifecycle.num_begun == num_begun:
+                return
 
     async def _unless_skipped(self, work: Coroutine[Any, Any, None], timeout_s: float | None) -> None:
         tasks = {asyncio.ensure_future(work), asyncio.ensure_future(self._skipped.wait())}

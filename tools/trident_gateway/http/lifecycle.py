@@ -60,6 +60,10 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.phase = Phase.SERVING
+        #: When the gateway began to leave, in the time of the event loop.
+        self.leaving_since = float("inf")
+        #: Requests that have begun.
+        self.num_begun = 0
         self._running: set[RunningRequest] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -69,8 +73,22 @@ class Lifecycle:
         """Number of requests that are running."""
         return len(self._running)
 
+    def leave_service(self, now: float) -> None:
+        """Take requests, but ask not to be sent any from now on, in the time of the event loop."""
+        self.phase = Phase.LEAVING
+        self.leaving_since = now
+
+    def takes_from(self, opened_at: float) -> bool:
+        """Return whether a request is taken that comes on a connection which was opened at a time.
+
+        One that was open before the gateway began to leave, and still is, has had no answer since that said it would be
+        closed: its client could not know, so it is answered once more, and told.
+        """
+        return self.phase is not Phase.REFUSING or opened_at < self.leaving_since
+
     def enter(self, request: RunningRequest) -> None:
         """Note that a request begins."""
+        self.num_begun += 1
         self._running.add(request)
         self._idle.clear()
 

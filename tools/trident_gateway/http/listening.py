@@ -120,7 +120,7 @@ class _Server(uvicorn.Server):
 
         def connection() -> asyncio.Protocol:
             return config.http_protocol_class(  # type: ignore[call-arg]
-                config=config, server_state=self.server_state, app_state={}
+                config=config, server_state=self.server_state, app_state={"opened_at": loop.time()}
             )
 
         handshake_s = None if config.ssl is None else _HANDSHAKE_TIMEOUT_S
