@@ -62,11 +62,8 @@ def test_compose_counts_limits_in_the_store(composition: Composition) -> None:
     wait_healthy(composition.docker, composition.container("gateway"))
     assert ask(composition.url(), composition.key)[0] == 200
     redis = composition.container("redis")
+    assert int(composition.docker("exec", redis, "redis-cli", "dbsize")) > 0
     assert composition.docker("exec", redis, "redis-cli", "config", "get", "appendonly").split()[-1] == "yes"
-    assert (
-        int(composition.docker("exec", redis, "redis-cli", "info", "clients").split("connected_clients:")[1].split()[0])
-        > 1
-    )
 
 
 def test_compose_scrapes_every_server_and_loads_the_rules(composition: Composition) -> None:
