@@ -114,8 +114,11 @@ def composed(
 
 
 def new_key(keys: Path) -> str:
-    """Add a key to a file that the images' own user can read; return it."""
-    command = [sys.executable, "-m", "trident_tools.main", "keys", "create", "--keys", str(keys), "--tenant", "tested"]
+    """Add a key with a limit to a file that the images' own user can read; return it."""
+    command = [
+        sys.executable, "-m", "trident_tools.main", "keys", "create", "--keys", str(keys), "--tenant", "tested",
+        "--rpm", "100000",
+    ]  # fmt: skip
     key = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     keys.chmod(0o644)
     return key

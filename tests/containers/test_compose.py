@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ from tests.containers.composition import Composition, composed, new_key
 from tests.containers.daemon import Docker, compose_command
 from tests.containers.images import Images
 from tests.containers.running import until, wait_healthy
-from tests.gateway.clients.environments import NEWEST, program
 from tests.programs import needs
 
 pytestmark = [
@@ -62,11 +59,8 @@ def test_compose_counts_limits_in_the_store(composition: Composition) -> None:
     wait_healthy(composition.docker, composition.container("gateway"))
     assert ask(composition.url(), composition.key)[0] == 200
     redis = composition.container("redis")
+    assert int(composition.docker("exec", redis, "redis-cli", "dbsize")) > 0
     assert composition.docker("exec", redis, "redis-cli", "config", "get", "appendonly").split()[-1] == "yes"
-    assert (
-        int(composition.docker("exec", redis, "redis-cli", "info", "clients").split("connected_clients:")[1].split()[0])
-        > 1
-    )
 
 
 def test_compose_scrapes_every_server_and_loads_the_rules(composition: Composition) -> None:
@@ -113,62 +107,3 @@ def test_compose_down_ends_everything_cleanly(composition: Composition) -> None:
     states = {service: composition.docker.inspect(composition.container(service))["State"] for service in SERVICES}
     assert {service: state["ExitCode"] for service, state in states.items()} == dict.fromkeys(SERVICES, 0)
     assert states["gateway"]["FinishedAt"] < states["triton"]["FinishedAt"]
-
-
-OFFICIAL_CLIENT = """
-import json, sys, threading
-from openai import OpenAI
-url, key = sys.argv[1:]
-counts, failures, lock = {"plain": 0, "streams": 0}, [], threading.Lock()
-ended = threading.Event()
-
-def work(number):
-    client = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
-    while not ended.is_set():
-        is_stream = number % 2 == 0
-        try:
-            answer = client.completions.create(model="trident-demo", prompt="Once", max_tokens=64, stream=is_stream,
-                                               extra_body={"ignore_eos": True})
-            if is_stream:
-                assert [chunk.choices[0].finish_reason for chunk in answer][-1] == "length"
-            else:
-                assert answer.usage.completion_tokens == 64
-        except Exception as error:
-            with lock:
-                failures.append(f"{type(error).__name__}: {error}")
-        with lock:
-            counts["streams" if is_stream else "plain"] += 1
-
-threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-for thread in threads:
-    thread.start()
-sys.stdin.read()
-ended.set()
-for thread in threads:
-    thread.join()
-print(json.dumps({**counts, "failures": failures}))
-"""
-
-
-def test_compose_two_pairs_behind_haproxy_restart_one_after_the_other_without_a_failure(
-    docker: Docker, images: Images, models: Path, tmp_path: Path
-) -> None:
-    """The official client, without retries, all the while."""
-    python = program(NEWEST)
-    with composed(docker, images, models, tmp_path, "haproxy", TRIDENT_DRAIN_DELAY="4") as up:
-        until(lambda: ask(up.url("HAPROXY_PORT"), up.key)[0] == 200, "HAProxy has found a gateway")
-        command = [str(python), "-c", OFFICIAL_CLIENT, up.url("HAPROXY_PORT"), up.key]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
-            for pair in ("", "-2"):
-                gateway, triton = up.container(f"gateway{pair}"), up.container(f"triton{pair}")
-                docker("stop", "--time", "150", gateway, timeout_s=200)
-                assert docker.inspect(gateway)["State"]["ExitCode"] == 0
-                docker("restart", "--time", "150", triton, timeout_s=200)
-                wait_healthy(docker, triton)
-                docker("start", gateway)
-                wait_healthy(docker, gateway)
-                time.sleep(3)  # HAProxy sees it twice before it sends anything there
-            printed, _ = client.communicate("")
-        outcome = json.loads(printed)
-        assert outcome["failures"] == []
-        assert min(outcome["plain"], outcome["streams"]) > 100
