@@ -33,6 +33,8 @@ else:
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "locks"
 MINORS = (10, 11, 12, 13)  # of Python 3
+#: Any late patch release: some packages are for the early ones of a minor version alone.
+_LATE_PATCH = 9
 _OLDEST_GLIBC = 35  # 2.35, which check_python.py asks for
 _ARCHITECTURES = ("x86_64", "aarch64")
 _ENVIRONMENTS = [
@@ -238,13 +240,29 @@ def _at(together: list[Pin], found: list[Pin]) -> list[Pin]:
 
 
 def _packages(lock: str) -> list[Pin]:
-    return [pin for package in tomllib.loads(lock).get("packages", []) for pin in _pins(package)]
+    """Return the lines of a pylock.toml.
+
+    A version that is for late patch releases of a Python alone gives way to the one that its first release takes: that
+    one does for all of them, and a line tells minor versions apart.
+    """
+    packages = tomllib.loads(lock).get("packages", [])
+    first = {(package["name"], minor) for package in packages for minor in _minors(package, 0)}
+    return [pin for package in packages for pin in _pins(package, first)]
 
 
-def _pins(package: dict[str, Any]) -> list[Pin]:
-    """Return the lines of one package: with the wheels that fit, and the source only where a Python has no wheel."""
+def _minors(package: dict[str, Any], patch: int) -> set[int]:
+    """Return the minor versions of Python that take a package in this patch release."""
     marker = Marker(package["marker"]) if "marker" in package else None
-    minors = tuple(minor for minor in MINORS if marker is None or any(map(marker.evaluate, _environments_of(minor))))
+    return {minor for minor in MINORS if marker is None or marker.evaluate(_environment(minor, patch))}
+
+
+def _pins(package: dict[str, Any], first: set[tuple[str, int]]) -> list[Pin]:
+    """Return the lines of one package: with the wheels that fit, and the source only where a Python has no wheel.
+
+    `first` has the packages, by name and minor version, that the first release of a Python takes.
+    """
+    late = {minor for minor in _minors(package, _LATE_PATCH) if (package["name"], minor) not in first}
+    minors = tuple(sorted(_minors(package, 0) | late))
     if not minors:
         return []
     wheels = {_file_name(wheel): wheel["hashes"]["sha256"] for wheel in package.get("wheels", [])}
@@ -267,11 +285,6 @@ def _pins(package: dict[str, Any]) -> list[Pin]:
 
 def _file_name(wheel: dict[str, Any]) -> str:
     return str(wheel.get("name") or unquote(wheel["url"].rsplit("/", 1)[1]))
-
-
-def _environments_of(minor: int) -> list[dict[str, str]]:
-    """Return the first and a late patch release of one Python: some packages are for the early ones alone."""
-    return [_environment(minor, patch) for patch in (0, 9)]
 
 
 def _environment(minor: int, patch: int) -> dict[str, str]:
