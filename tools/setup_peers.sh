@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the programs of Debian's that some tests run beside the project, where this is root and apt is there; says
-# elsewhere what to install. No service of theirs is started. Quick when there is nothing to do. Tests skip what is missing.
+# Installs the programs of Debian's that some tests run beside the project, where this is root, apt is there and systemd is
+# not, which would start their services; says elsewhere what to install. Quick when there is nothing to do. Tests skip what
+# is missing.
 set -euo pipefail
 
 # Program and the package that brings it.
@@ -25,12 +26,12 @@ done
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0
 fi
-if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+if [ "$(id -u)" -ne 0 ] || [ -d /run/systemd/system ] || ! command -v apt-get >/dev/null; then
     echo "set-up: tests of deployment that need these are skipped: sudo apt install ${missing[*]}"
     exit 0
 fi
 echo "set-up: installing ${missing[*]} for tests of deployment"
-# RUNLEVEL=1: packages leave their services alone.
+# RUNLEVEL=1: what starts services without systemd leaves them alone.
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 install() {
     apt-get install --yes --quiet=2 --no-install-recommends "$@" >/dev/null
