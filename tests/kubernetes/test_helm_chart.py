@@ -289,6 +289,8 @@ def test_options_that_the_chart_sets_are_refused(values: Values) -> None:
         ({"gie": {"enabled": True}, "gateway": {"mode": "deployment"}}, "gie.enabled needs gateway.mode sidecar"),
         ({"canary": {"enabled": True}, "gateway": {"mode": "deployment"}}, "canary.enabled needs gateway.mode sidecar"),
         ({"canary": {"enabled": True}, "gie": {"enabled": True}}, "both own the route"),
+        ({"tls": {"enabled": True}, "gie": {"enabled": True}}, "tls.enabled and gie.enabled do not go together"),
+        ({"tls": {"enabled": True}, "canary": {"enabled": True}}, "tls.enabled and canary.enabled do not go together"),
         ({"models": {"others": [{"name": "b", "claim": "b"}]}}, "models.others needs gateway.mode deployment"),
         ({"models": {"source": "image"}}, "models.image is empty"),
         ({"models": {"source": "build", "digests": "sums"}}, "models.digests is about files"),
