@@ -30,6 +30,7 @@ from tests.kubernetes.rendering import (
     pod,
     pod_labels,
     render,
+    rollout_job,
     selects,
     steps,
     workloads,
@@ -434,9 +435,10 @@ def test_overlay_services_lead_to_ports_that_are_listened_on(overlay: str) -> No
 
 @each_overlay
 def test_overlay_network_policies_are_about_ports_that_are_listened_on(overlay: str) -> None:
+    beside = [rollout_job()] if overlay == "canary" else []
     for policy in objects(overlay, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]["matchLabels"]
-        held = [one for one in workloads(overlay) if selects(selector, pod_labels(one))]
+        held = [one for one in [*workloads(overlay), *beside] if selects(selector, pod_labels(one))]
         assert held, policy["metadata"]["name"]
         for rule in policy["spec"].get("ingress", []):
             listened = set().union(*(container_ports(one) for one in held))
