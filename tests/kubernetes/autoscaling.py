@@ -1,13 +1,14 @@
 """How many replicas an autoscaler asks for, by the arithmetic of Kubernetes and of KEDA.
 
-Owns that arithmetic: tolerance, missing metrics, policies, stabilization, KEDA's fallback. Never the loop itself, which
-is the controller manager's, nor how a metric comes to it.
+Owns that arithmetic: tolerance, missing metrics, policies, stabilization, KEDA's fallback, and what the ScaledObject's
+query makes of the figures of pods. Never the loop itself, which is the controller manager's, nor how a metric comes to
+it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +30,31 @@ class Sample:
     total: float | None = None
 
 
-def proposal(current: int, sample: Sample) -> int | None:
-    """Return how many replicas one metric asks for; None if it has no value."""
+def total_saturation(known: Mapping[str, float], last: Mapping[str, float], pods: Collection[str]) -> list[float]:
+    """Return the values that the ScaledObject's first query has, of which there is one or none.
+
+    Args:
+        known: saturation of each pod that has one now.
+        last: the last one of each pod that ever had one, also of those in `known`.
+        pods: those that are scraped, whatever comes of it.
+    """
+    return [sum(value for pod, value in last.items() if pod in pods)] if known else []
+
+
+def proposal(current: int, sample: Sample, surge: int = 0) -> int | None:
+    """Return how many replicas one metric asks for; None if it has no value.
+
+    Args:
+        current: replicas that are specified.
+        sample: of the metric.
+        surge: pods that there are beyond these, as during a rollout; external metrics are compared with all of them.
+    """
     if sample.by_pod is not None:
         return _proposal_of_pods(current, sample.by_pod, sample.target)
     if sample.total is None:
         return None
-    if abs(sample.total / (sample.target * current) - 1) <= _TOLERANCE:
-        return current
+    if abs(sample.total / (sample.target * (current + surge)) - 1) <= _TOLERANCE:
+        return current + surge
     return math.ceil(sample.total / sample.target)
 
 
@@ -56,9 +74,9 @@ def _proposal_of_pods(current: int, by_pod: Mapping[str, float], target: float) 
     return math.ceil(careful * len(values))
 
 
-def combined(current: int, samples: Sequence[Sample]) -> int:
+def combined(current: int, samples: Sequence[Sample], surge: int = 0) -> int:
     """Return how many replicas all metrics together ask for: the most, and no fewer while one has no value."""
-    found = [proposal(current, sample) for sample in samples]
+    found = [proposal(current, sample, surge) for sample in samples]
     valid = [one for one in found if one is not None]
     if not valid or (len(valid) < len(found) and max(valid) < current):
         return current
@@ -82,9 +100,9 @@ class Autoscaler:
     _asked: list[tuple[float, int]] = field(default_factory=list)
     _changes: list[tuple[float, int]] = field(default_factory=list)
 
-    def step(self, now: float, samples: Sequence[Sample]) -> int:
+    def step(self, now: float, samples: Sequence[Sample], surge: int = 0) -> int:
         """Change the number of replicas as the metrics at a time ask for, and return it."""
-        wanted = min(max(combined(self.replicas, samples), self.minimum), self.maximum)
+        wanted = min(max(combined(self.replicas, samples, surge), self.minimum), self.maximum)
         self._asked.append((now, wanted))
         window_s = self.behavior["scaleDown"]["stabilizationWindowSeconds"]
         highest = max(count for at, count in self._asked if at > now - window_s)

@@ -135,7 +135,6 @@ def at(values: Mapping[str, Any], path: Path) -> Any:
 #: A release with objects and fields that no overlay has.
 COMBINED: Values = {
     "canary": {"enabled": True},
-    "tls": {"enabled": True},
     "redis": {"enabled": True},
     "models": {"source": "build"},
     "autoscaling": {"kind": "keda"},

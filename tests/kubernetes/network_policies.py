@@ -44,7 +44,7 @@ def _allows(policies: list[Object], direction: str, pod: Place, peer: Place, way
         for one in policies
         if pod.namespace == one["metadata"]["namespace"]
         and direction in one["spec"]["policyTypes"]
-        and _matches(one["spec"]["podSelector"], pod.labels)
+        and matches(one["spec"]["podSelector"], pod.labels)
     ]
     rules, peers = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     return not about or any(
@@ -76,14 +76,14 @@ def _is_one_peer(peer: dict[str, Any], place: Place, own_namespace: str | None) 
         return False
     if "namespaceSelector" in peer:
         labels = {**place.namespace_labels, "kubernetes.io/metadata.name": place.namespace}
-        if not _matches(peer["namespaceSelector"], labels):
+        if not matches(peer["namespaceSelector"], labels):
             return False
     elif place.namespace != own_namespace:
         return False
-    return _matches(peer.get("podSelector", {}), place.labels)
+    return matches(peer.get("podSelector", {}), place.labels)
 
 
-def _matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     """Return whether a selector of labels matches; an empty one matches everything."""
     return selector.get("matchLabels", {}).items() <= labels.items() and all(
         {

@@ -53,6 +53,12 @@ def workloads(overlay: str) -> list[Object]:
     return objects(overlay, "Deployment", "StatefulSet")
 
 
+def rollout_job() -> Object:
+    """Return the Job that runs `trident rollout` beside the overlay canary, and is no part of it."""
+    job: Object = yaml.safe_load((KUBERNETES / "examples/rollout.yaml").read_text())
+    return job
+
+
 def pod(workload: Object) -> Object:
     """Return the specification of a workload's pods."""
     specification: Object = workload["spec"]["template"]["spec"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kubernetes.autoscaling import Autoscaler, KedaTrigger, Sample, combined, proposal
+from tests.kubernetes.autoscaling import Autoscaler, KedaTrigger, Sample, combined, proposal, total_saturation
 from tests.kubernetes.rendering import named, objects
 from tests.programs import needs
 
@@ -129,6 +130,74 @@ def test_keda_would_go_down_if_missing_figures_counted_as_zero() -> None:
     assert keda_history(spec, hour, 8)[-1] == 2
 
 
+Query = Callable[[Mapping[str, float], Mapping[str, float], list[str]], list[float]]
+START_S = 600
+
+
+def average_times_pods(known: Mapping[str, float], _: Mapping[str, float], pods: list[str]) -> list[float]:
+    """What a query would have that takes a pod without a figure for an average one."""
+    return [sum(known.values()) / len(known) * len(pods)] if known else []
+
+
+def counts_under_load(query: Query, load: float, replicas: int, *, is_rollout: bool = False) -> list[int]:
+    """How many servers there are through an hour of a constant load, which the servers that are ready share.
+
+    Args:
+        query: over the figures of pods.
+        load: saturation of all servers together.
+        replicas: ready ones at first; further ones take ten minutes to start.
+        is_rollout: one pod more than the replicas is starting all the while.
+    """
+    scaler, (trigger, _) = autoscaler(replicas), keda()["triggers"]
+    read = KedaTrigger(trigger, keda()["fallback"])
+    ready_at = dict.fromkeys(map(str, range(replicas)), 0)
+    last: dict[str, float] = {}
+    counts = []
+    for now in range(0, 3600, EACH_S):
+        ready = [pod for pod, at in ready_at.items() if at <= now]
+        known = {pod: load / len(ready) for pod in ready}
+        last.update(known)
+        result = query(known, last, [*ready_at, *["surge"] * is_rollout])
+        counts.append(scaler.step(now, [read.sample(result, scaler.replicas)], int(is_rollout)))
+        for pod in range(len(ready_at), counts[-1]):
+            ready_at[str(pod)] = now + START_S
+    return counts
+
+
+def test_keda_adds_what_a_load_asks_for_and_not_more_while_servers_start() -> None:
+    assert set(counts_under_load(total_saturation, 3 * 1.05, 3)) == {3}
+    assert set(counts_under_load(total_saturation, 3 * 1.2, 3)) == {4}
+    assert counts_under_load(total_saturation, 2 * 4.0, 2)[:: 60 // EACH_S][:4] == [4, 8, 8, 8]
+    # What it is held against: the pods that start bring further ones.
+    assert max(counts_under_load(average_times_pods, 3 * 1.2, 3)) == 10
+
+
+@given(load=st.floats(0.1, 9.5), replicas=st.integers(2, 10))
+@settings(max_examples=50, deadline=None)
+def test_keda_ends_with_servers_that_carry_the_load_and_hardly_more(load: float, replicas: int) -> None:
+    counts = counts_under_load(total_saturation, load, replicas)
+    assert load / counts[-1] <= 1.1
+    assert max(counts) <= max(replicas, load + 1)
+
+
+def test_keda_adds_no_server_for_the_pod_that_a_rollout_has_more() -> None:
+    for load in (2.1, 2.5, 2.85, 3.0):
+        assert set(counts_under_load(total_saturation, load, 3, is_rollout=True)) == {3}
+    assert max(counts_under_load(average_times_pods, 2.85, 3, is_rollout=True)) == 10
+
+
+figures = st.dictionaries(st.sampled_from("abcdefghij"), st.floats(0, 5), min_size=2)
+
+
+@given(last=figures, missing=st.sets(st.sampled_from("abcdefghij")), starting=st.sets(st.sampled_from("klmnop")))
+def test_keda_counts_lost_figures_as_they_were_and_starting_pods_not_at_all(
+    last: dict[str, float], missing: set[str], starting: set[str]
+) -> None:
+    known = {pod: value for pod, value in last.items() if pod not in missing}
+    found = total_saturation(known, last, {*last, *starting})
+    assert found == (total_saturation(last, last, last.keys()) if known else [])
+
+
 @pytest.mark.parametrize(
     ("sample", "expected"),
     [
@@ -145,3 +214,9 @@ def test_keda_would_go_down_if_missing_figures_counted_as_zero() -> None:
 )
 def test_autoscaler_arithmetic_is_that_of_kubernetes(sample: Sample, expected: int | None) -> None:
     assert proposal(4, sample) == expected
+
+
+def test_autoscaler_compares_external_metrics_with_all_pods_that_there_are() -> None:
+    # GetExternalPerPodMetricReplicas of Kubernetes takes the replicas of the status, a rollout's pod among them.
+    assert proposal(3, Sample(1.0, total=3.8), surge=1) == 4
+    assert proposal(3, Sample(1.0, total=3.0), surge=1) == 3

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.child_processes import tied
+from tests.kubernetes.autoscaling import total_saturation
 from tests.kubernetes.rendering import KUBERNETES, ROOT, named
 from tests.ports import free_ports
 from tests.programs import find, needs
@@ -150,28 +151,41 @@ def test_autoscaling_queries_have_the_figures_that_the_design_asks_for(tmp_path:
     )
     pods = Pods()
     threading.Thread(target=pods.server.serve_forever, daemon=True).start()
-    names = {"a": "triton", "b": "triton", "c": "triton", "gateway": "gateway"}
+    first, second, third, starting = (f"trident-7c9f8b6d5-{letter * 5}" for letter in "bcdf")
+    gateway, canary = "trident-gateway-5d8f7b9c4-ggggg", "trident-canary-7c9f8b6d5-bbbbb"
+    names = {**dict.fromkeys((first, second, third, starting, canary), "triton"), gateway: "gateway"}
     with pods.server, prometheus(tmp_path, pods, names) as url:
         # Nothing is known: no value, which with ignoreNullValues "false" is an error and not zero.
-        wait_for(url, 'count(up{container="triton"})', [3])
+        wait_for(url, 'count(up{container="triton"})', [5])
         assert ask(url, saturation) == ask(url, inflight) == []
 
-        # The queue counts for one server, the KV cache for the others.
+        # The queue counts for one server, the KV cache for the others; a pod that starts counts for nothing.
         pods.pages = {
-            "a": server_page(waiting=16, fraction=0.4),
-            "b": server_page(waiting=0, fraction=0.8),
-            "c": server_page(waiting=2, fraction=0.2),
-            "gateway": "trident_gateway_inflight 12\n",
+            first: server_page(waiting=16, fraction=0.4),
+            second: server_page(waiting=0, fraction=0.8),
+            third: server_page(waiting=2, fraction=0.2),
+            gateway: "trident_gateway_inflight 12\n",
         }
-        wait_for(url, saturation, [2 + 1 + 0.25])
+        known = {first: 2.0, second: 1.0, third: 0.25}
+        scraped = {first, second, third, starting}
+        wait_for(url, saturation, total_saturation(known, known, scraped))
         wait_for(url, inflight, [12 / MAX_BATCH])
         # The same for Kubernetes' own autoscaler, by prometheus-adapter: of each pod, and of all.
         assert sorted(ask(url, adapted("custom", "pod"))) == [0.25, 1, 2]
         assert ask(url, adapted("external", "namespace")) == [12 / MAX_BATCH]
 
-        # A pod whose figures are missing counts as much as the others do on average, not as an idle one.
-        del pods.pages["c"]
-        wait_for(url, saturation, [(2 + 1) / 2 * 3])
+        # What another Deployment of the namespace has is not this one's load.
+        pods.pages[canary] = server_page(waiting=80, fraction=0.4) + "trident_gateway_inflight 100\n"
+        wait_for(url, f'trident:saturation{{pod="{canary}"}}', [10])
+        assert ask(url, saturation) == [3.25]
+        assert ask(url, inflight) == [12 / MAX_BATCH]
+
+        # A pod whose figures are lost counts with its last ones, neither as an idle nor as an average one.
+        del pods.pages[first], pods.pages[third]
+        wait_for(url, f'count(trident:saturation{{pod!="{canary}"}})', [1])
+        assert ask(url, saturation) == total_saturation({second: 1.0}, known, scraped) == [3.25]
+        pods.pages[first] = server_page(waiting=4, fraction=0)
+        wait_for(url, saturation, total_saturation(known, {**known, first: 0.5}, scraped))
 
         # Without any figure there is no value again, long before Prometheus forgets the last ones.
         pods.pages.clear()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from tests.kubernetes.network_policies import Place, may_connect
 from tests.kubernetes.rendering import (
     EXAMPLES,
     KUBERNETES,
@@ -20,12 +23,15 @@ from tests.kubernetes.rendering import (
     container_ports,
     containers,
     named,
+    objects,
     pod,
     pod_labels,
+    rollout_job,
     selects,
     workloads,
 )
 from tests.programs import needs
+from trident_tools import rollout
 
 FOLDER = KUBERNETES / "examples"
 pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubectl")
@@ -80,6 +86,62 @@ def test_examples_models_come_into_the_claim_that_servers_read() -> None:
         assert not selects(named("cpu", "Service", one)["spec"]["selector"], filler["metadata"]["labels"])
 
 
+def test_examples_rollout_reaches_both_sides_by_the_names_that_it_is_given() -> None:
+    job = rollout_job()
+    for version in (OLDEST_VERSION, NEWEST_VERSION):
+        kubernetes_validate.validate(job, version, strict=True)
+    (one,) = containers(job)
+    trident, command, action, *words = one["command"]
+    assert (trident, command, action) == ("trident", "rollout", "start")
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    rollout.add_arguments(parser)
+    args = parser.parse_args([action, *words])
+
+    route = named("canary", "HTTPRoute", "trident")
+    assert args.httproute == f"{route['metadata']['namespace']}/{route['metadata']['name']}"
+    backends = [backend["name"] for backend in route["spec"]["rules"][0]["backendRefs"]]
+    assert backends == [args.stable_backend, args.canary_backend]
+    here = Place(pod_labels(job), job["metadata"]["namespace"])
+    held = objects("canary", "NetworkPolicy")
+    (to,), (stable,), (canary,) = args.to, args.gateway_dns, args.canary_gateway_dns
+    for url, side, is_headless in (
+        (to, "trident-canary", False), (args.compare_with, "trident", False),
+        (canary, "trident-canary", True), (stable, "trident", True),
+    ):  # fmt: skip
+        parts = urlsplit(url)
+        service = named("canary", "Service", parts.hostname or "")["spec"]
+        assert parts.port in {port["port"] for port in service["ports"]}
+        assert (service.get("clusterIP") == "None") == is_headless
+        behind = [one for one in workloads("canary") if selects(service["selector"], pod_labels(one))]
+        assert [one["metadata"]["name"] for one in behind] == [side]
+        assert may_connect(held, here, Place(pod_labels(behind[0]), "trident"), parts.port or 0)
+        # Without its label it would reach nothing.
+        assert not may_connect(held, Place({}, "trident"), Place(pod_labels(behind[0]), "trident"), parts.port or 0)
+    for port in (443, 6443):
+        assert may_connect(held, here, Place(address="192.0.2.1"), port)
+    assert may_connect(held, here, Place({}, "kube-system"), 53, "UDP")
+
+
+def test_examples_rollout_has_a_token_the_files_that_it_names_and_no_more_rights_than_a_server() -> None:
+    job = rollout_job()
+    specification, (one,) = pod(job), containers(job)
+    assert (
+        specification["serviceAccountName"] == named("canary", "RoleBinding", "trident-rollout")["subjects"][0]["name"]
+    )
+    assert specification["automountServiceAccountToken"] is True
+    assert (specification["restartPolicy"], job["spec"]["backoffLimit"]) == ("Never", 0)
+    server = named("canary", "Deployment", "trident")
+    assert specification["securityContext"].items() <= pod(server)["securityContext"].items()
+    gateway = containers(server)[-1]
+    assert (one["image"], one["securityContext"]) == (gateway["image"], gateway["securityContext"])
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in one["volumeMounts"]}
+    paths = dict(word.split("=") for word in one["command"] if word.startswith(("--key-file=", "--state=")))
+    assert mounts == {str(Path(paths["--key-file"]).parent): True, str(Path(paths["--state"]).parent): False}
+    # Neither a Service nor a monitor takes it for a server.
+    for service in objects("canary", "Service"):
+        assert not selects(service["spec"]["selector"], pod_labels(job))
+
+
 def test_examples_argo_judges_the_two_sides_of_the_route_that_it_moves() -> None:
     spec = named("argo-rollouts", "Rollout", "trident")["spec"]
     canary = spec["strategy"]["canary"]
@@ -129,6 +191,6 @@ def test_examples_and_overlays_are_described_with_their_components() -> None:
         assert f"`examples/{name}`" in described()
 
 
-@pytest.mark.parametrize("name", ["prometheus-adapter.yaml", "picker.yaml", "models.yaml"])
+@pytest.mark.parametrize("name", ["prometheus-adapter.yaml", "picker.yaml", "models.yaml", "rollout.yaml"])
 def test_examples_are_described(name: str) -> None:
     assert f"examples/{name}" in described()

@@ -33,6 +33,7 @@ from tests.kubernetes.charts import (
 )
 from tests.kubernetes.cluster_api import immutable
 from tests.kubernetes.helm_values_table import table_of_page, values_table
+from tests.kubernetes.network_policies import matches
 from tests.kubernetes.rendering import (
     KUBERNETES,
     MINIMUM_VERSIONS,
@@ -43,6 +44,7 @@ from tests.kubernetes.rendering import (
     containers,
     option,
     pod,
+    pod_labels,
     render,
 )
 from tests.programs import needs
@@ -59,10 +61,15 @@ def keyed(objects: list[Object]) -> dict[tuple[str, str], Object]:
 
 
 def normalised(one: Object) -> Object:
-    """An object without Helm's own labels, and with its volumes in the order of their names, as that means nothing."""
+    """An object as an overlay has it: without what only releases need, and with its volumes in the order of names.
+
+    Releases have labels of Helm's own, and a PodMonitor by instances, as two of them may share a namespace.
+    """
     one = copy.deepcopy(one)
     for label in HELM_LABELS:
         one["metadata"]["labels"].pop(label, None)
+    if one["kind"] == "PodMonitor":
+        one["spec"]["selector"].pop("matchExpressions", None)
     if "template" in one.get("spec", {}):
         pod(one)["volumes"].sort(key=lambda volume: str(volume["name"]))
     return one
@@ -289,6 +296,8 @@ def test_options_that_the_chart_sets_are_refused(values: Values) -> None:
         ({"gie": {"enabled": True}, "gateway": {"mode": "deployment"}}, "gie.enabled needs gateway.mode sidecar"),
         ({"canary": {"enabled": True}, "gateway": {"mode": "deployment"}}, "canary.enabled needs gateway.mode sidecar"),
         ({"canary": {"enabled": True}, "gie": {"enabled": True}}, "both own the route"),
+        ({"tls": {"enabled": True}, "gie": {"enabled": True}}, "tls.enabled and gie.enabled do not go together"),
+        ({"tls": {"enabled": True}, "canary": {"enabled": True}}, "tls.enabled and canary.enabled do not go together"),
         ({"models": {"others": [{"name": "b", "claim": "b"}]}}, "models.others needs gateway.mode deployment"),
         ({"models": {"source": "image"}}, "models.image is empty"),
         ({"models": {"source": "build", "digests": "sums"}}, "models.digests is about files"),
@@ -362,11 +371,37 @@ def test_release_is_apart_from_one_of_another_name_and_namespace(overlay: str) -
         if one["kind"] != "PrometheusRule":  # its rules are about all namespaces
             texts = scalars(one.get("spec", one))
             assert not [text for text in texts if "trident.svc" in text and "elsewhere" not in text]
-            assert not [text for text in texts if 'namespace="trident"' in text]
+            assert not [text for text in texts if 'namespace="trident"' in text or 'pod=~"trident' in text]
     for workload in second:
         if workload["kind"] in ("Deployment", "StatefulSet"):
             labels = workload["spec"]["selector"]["matchLabels"]
             assert labels["app.kubernetes.io/instance"].startswith("other")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"canary": {"enabled": True}},
+        {"gateway": {"mode": "deployment"}, "models": {"others": [{"name": "second", "claim": "second"}]}},
+        {"gateway": {"mode": "deployment"}, "redis": {"enabled": True}},
+    ],
+)
+def test_release_scrapes_all_of_its_pods_and_none_of_another_in_the_namespace(values: Values) -> None:
+    first, second = (
+        keyed(template(merged(values, {"monitoring": {"enabled": True}}), name=name)) for name in ("blue", "green")
+    )
+    selector = first["PodMonitor", "blue-trident"]["spec"]["selector"]
+    scraped = {
+        pod_name for (kind, pod_name), one in first.items() if kind == "Deployment" and is_scraped(selector, one)
+    }
+    assert scraped == {name for kind, name in first if kind == "Deployment"}
+    assert not [one for (kind, _), one in second.items() if kind == "Deployment" and is_scraped(selector, one)]
+
+
+def is_scraped(selector: Object, workload: Object) -> bool:
+    """Whether a PodMonitor's selector is about a workload's pods."""
+    return matches(selector, pod_labels(workload))
 
 
 def test_release_of_the_longest_name_has_names_that_services_may_have() -> None:

@@ -17,8 +17,10 @@ pytestmark = needs("kubectl", "Kubernetes' own packages, which have it as kubect
 SERVER = {"app.kubernetes.io/name": "trident", "app.kubernetes.io/component": "server"}
 GATEWAY = {"app.kubernetes.io/name": "trident", "app.kubernetes.io/component": "gateway"}
 REDIS = {"app.kubernetes.io/name": "trident-redis"}
+ROLLOUT = {"app.kubernetes.io/name": "trident-rollout"}
 PICKER = {"llm-d-router-gateway": "trident-epp"}
 HTTP, GRPC, METRICS, PUBLIC, PRIVATE, TLS, STORE, DNS, OTLP = 8000, 8001, 8002, 8080, 8081, 8443, 6379, 53, 4318
+API = (443, 6443)
 SEPARATE = ("gateway", "multi-model", "redis")
 
 
@@ -34,12 +36,12 @@ def policies(overlay: str) -> list[Object]:
 
 places = st.builds(
     Place,
-    labels=st.sampled_from([{}, SERVER, GATEWAY, REDIS, PICKER, {"app.kubernetes.io/component": "server"}]),
+    labels=st.sampled_from([{}, SERVER, GATEWAY, REDIS, PICKER, ROLLOUT, {"app.kubernetes.io/component": "server"}]),
     namespace=st.sampled_from(["trident", "default", "kube-system", "ingress", "monitoring"]),
     namespace_labels=st.sampled_from([{}, {"trident-access": "ingress"}, {"trident-access": "monitoring"}]),
-) | st.builds(ours, st.sampled_from([SERVER, GATEWAY, REDIS, PICKER]))
+) | st.builds(ours, st.sampled_from([SERVER, GATEWAY, REDIS, PICKER, ROLLOUT]))
 outside = st.builds(Place, address=st.sampled_from(["192.0.2.1", "169.254.20.10", "169.254.169.254", "10.0.0.1"]))
-ports = st.sampled_from([HTTP, GRPC, METRICS, PUBLIC, PRIVATE, TLS, STORE, DNS, OTLP, 22, 443])
+ports = st.sampled_from([HTTP, GRPC, METRICS, PUBLIC, PRIVATE, TLS, STORE, DNS, OTLP, 22, *API])
 
 
 def in_design(overlay: str, source: Place, target: Place, port: int, protocol: str) -> bool:
@@ -48,17 +50,21 @@ def in_design(overlay: str, source: Place, target: Place, port: int, protocol: s
     def kind(place: Place) -> str:
         if place.namespace != "trident":
             return "other"
-        kinds = ((SERVER, "server"), (GATEWAY, "gateway"), (REDIS, "redis"), (PICKER, "picker"))
+        kinds = (
+            (SERVER, "server"), (GATEWAY, "gateway"), (REDIS, "redis"), (PICKER, "picker"), (ROLLOUT, "rollout"),
+        )  # fmt: skip
         return next((name for labels, name in kinds if place.labels == labels), "other")
 
     to, by = kind(target), kind(source)
     access, is_tcp = source.namespace_labels.get("trident-access"), protocol == "TCP"
-    held = ("server", "gateway", "redis") if overlay == "redis" else ("server", "gateway")
+    held = ("server", "gateway", *{"redis": ["redis"], "canary": ["rollout"]}.get(overlay, []))
     inside: dict[tuple[str, str], tuple[int, ...]] = (
         {("gateway", "server"): (HTTP, METRICS)} if overlay in SEPARATE else {}
     )
     if overlay == "redis":
         inside |= {("server", "redis"): (STORE,), ("gateway", "redis"): (STORE,)}
+    if overlay == "canary":
+        inside |= {("rollout", "server"): (PUBLIC, PRIVATE)}
     if is_tcp and port in inside.get((by, to), ()):
         return True
     may_enter = to not in held or (
@@ -66,7 +72,7 @@ def in_design(overlay: str, source: Place, target: Place, port: int, protocol: s
         and (
             (to == ("gateway" if overlay in SEPARATE else "server"), access, port)
             == (True, "ingress", TLS if overlay == "tls" else PUBLIC)
-            or (to != "redis" and access == "monitoring" and port in (METRICS, PRIVATE))
+            or (to in ("server", "gateway") and access == "monitoring" and port in (METRICS, PRIVATE))
             or (overlay == "gie" and by == "picker" and to == "server" and port == METRICS)
         )
     )
@@ -80,6 +86,7 @@ def in_design(overlay: str, source: Place, target: Place, port: int, protocol: s
                 and target.namespace_labels.get("trident-access") == "monitoring"
                 and port == OTLP
             )
+            or (by == "rollout" and is_tcp and port in API)
         )
     )
     return may_enter and may_leave

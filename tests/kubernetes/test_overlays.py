@@ -30,6 +30,7 @@ from tests.kubernetes.rendering import (
     pod,
     pod_labels,
     render,
+    rollout_job,
     selects,
     steps,
     workloads,
@@ -167,7 +168,10 @@ def test_overlay_images_are_of_the_version_in_pyproject() -> None:
 
 @each_overlay
 def test_overlay_pods_are_restricted(overlay: str) -> None:
-    assert objects(overlay, "Namespace")[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    labels = objects(overlay, "Namespace")[0]["metadata"]["labels"]
+    # The picker's chart gives its container no securityContext: the profile restricted would refuse the pod.
+    assert labels["pod-security.kubernetes.io/enforce"] == ("baseline" if overlay == "gie" else "restricted")
+    assert labels["pod-security.kubernetes.io/warn"] == "restricted"
     for workload in workloads(overlay):
         specification = pod(workload)
         assert specification["automountServiceAccountToken"] is False
@@ -193,7 +197,8 @@ def test_overlay_probes_are_on_every_container_that_stays(overlay: str) -> None:
                 probe = one[kind]
                 assert probe["timeoutSeconds"] >= 5  # a busy machine is not a dead one
                 for way in ("httpGet", "tcpSocket"):
-                    assert way not in probe or probe[way]["port"] in names
+                    # A name is of the container's own ports; a number may be of any in the pod.
+                    assert way not in probe or probe[way]["port"] in names | container_ports(workload)
         for one in steps(workload):
             assert not {"startupProbe", "readinessProbe", "livenessProbe"} & one.keys()  # Kubernetes refuses them
 
@@ -201,8 +206,14 @@ def test_overlay_probes_are_on_every_container_that_stays(overlay: str) -> None:
 @each_overlay
 def test_overlay_probes_have_the_values_of_the_design(overlay: str) -> None:
     design = {"startupProbe": (5, 5, 360), "readinessProbe": (5, 5, 3), "livenessProbe": (20, 10, 6)}
-    paths = {"gateway": ("/ready", "/ready", "/live")}
+    # Asked of a gateway wherever the pod has one: Triton calls itself not ready while it loads a new engine.
+    paths = {
+        "gateway": (("/ready", "private"), ("/ready", "private"), ("/live", "private")),
+        "triton beside it": (("/v2/health/ready", "triton-http"), ("/ready", 8081), "script"),
+        "triton": (("/v2/health/ready", "triton-http"), "script", ("/v2/health/live", "triton-http")),
+    }
     for workload in objects(overlay, "Deployment"):
+        names = [one["name"] for one in containers(workload)]
         for one in containers(workload):
             for kind, values in design.items():
                 probe = one[kind]
@@ -210,8 +221,18 @@ def test_overlay_probes_have_the_values_of_the_design(overlay: str) -> None:
                     tuple(probe[f"{name}"] for name in ("periodSeconds", "timeoutSeconds", "failureThreshold"))
                     == values
                 )
-            if one["name"] in paths:
-                assert tuple(one[kind]["httpGet"]["path"] for kind in design) == paths[one["name"]]
+            asked = [one[kind].get("httpGet") for kind in design]
+            found = tuple((way["path"], way["port"]) if way else "script" for way in asked)
+            assert (
+                found
+                == paths[
+                    "triton beside it" if names == ["triton", "gateway"] and one["name"] == "triton" else one["name"]
+                ]
+            )
+            # Where calls wait for an engine that stands still there is nothing to drain; Triton alone is asked nothing
+            # but whether it answers.
+            grace = one["livenessProbe"].get("terminationGracePeriodSeconds")
+            assert grace == (None if names == ["triton"] else 15)
 
 
 @each_overlay
@@ -414,9 +435,10 @@ def test_overlay_services_lead_to_ports_that_are_listened_on(overlay: str) -> No
 
 @each_overlay
 def test_overlay_network_policies_are_about_ports_that_are_listened_on(overlay: str) -> None:
+    beside = [rollout_job()] if overlay == "canary" else []
     for policy in objects(overlay, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]["matchLabels"]
-        held = [one for one in workloads(overlay) if selects(selector, pod_labels(one))]
+        held = [one for one in [*workloads(overlay), *beside] if selects(selector, pod_labels(one))]
         assert held, policy["metadata"]["name"]
         for rule in policy["spec"].get("ingress", []):
             listened = set().union(*(container_ports(one) for one in held))

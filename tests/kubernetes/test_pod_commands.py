@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import importlib
 import json
@@ -11,13 +12,17 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
+from tests.fakes.triton_http import FakeTriton
+from tests.gateway.process import GatewayProcess
 from tests.kubernetes.rendering import EXAMPLES, OVERLAYS, ROOT, Object, containers, named, option, steps, workloads
 from tests.programs import needs
 from trident_tools import build, gateway, serve
@@ -154,6 +159,63 @@ def test_pod_liveness_of_triton_is_that_of_its_engine(
             [sys.executable, "-c", script], check=False, capture_output=True, timeout=60, env=environment
         )
     assert (done.returncode == 0) == is_alive, done.stderr
+
+
+def is_ready(one: Object, ports: Mapping[int, int]) -> bool:
+    """Whether a container's readiness probe says so, of a pod whose ports are these ones of this machine."""
+    probe = one["readinessProbe"]
+    if "httpGet" in probe:
+        number = probe["httpGet"]["port"]
+        if isinstance(number, str):
+            (number,) = [port["containerPort"] for port in one["ports"] if port["name"] == number]
+        try:
+            with urlopen(f"http://127.0.0.1:{ports[number]}{probe['httpGet']['path']}", timeout=10) as answer:
+                return 200 <= answer.status < 400
+        except HTTPError:
+            return False
+    python, dash_c, script = probe["exec"]["command"]
+    assert (python, dash_c) == ("python3", "-c")
+    for inside, outside in ports.items():
+        script = script.replace(f"127.0.0.1:{inside}", f"127.0.0.1:{outside}")
+    return subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.slow
+def test_pod_stays_ready_while_a_new_engine_loads_and_not_when_its_server_drains() -> None:
+    beside = containers(named("cpu", "Deployment", "trident"))
+    alone = containers(named("gateway", "Deployment", "trident"))
+
+    async def main() -> None:
+        async with FakeTriton() as triton, GatewayProcess(triton) as process:
+            ports = {8000: triton.port, 8081: process.private_port}
+
+            async def are_ready() -> list[bool]:
+                return [await asyncio.to_thread(is_ready, one, ports) for one in [*beside, *alone]]
+
+            async def become(*, expected: bool) -> None:
+                while await are_ready() != [expected] * 3:
+                    await asyncio.sleep(0.05)
+
+            async def be_looked_at() -> None:
+                before = triton.num_probes
+                while triton.num_probes < before + 3:
+                    await asyncio.sleep(0.05)
+
+            assert await are_ready() == [True] * 3
+            triton.only_loads, triton.is_ready = True, False
+            await asyncio.wait_for(be_looked_at(), 60)
+            assert await are_ready() == [True] * 3
+            triton.only_loads = False
+            await asyncio.wait_for(become(expected=False), 60)
+            triton.is_ready = True
+            await asyncio.wait_for(become(expected=True), 60)
+
+    asyncio.run(main())
+
+
+def test_pod_of_a_server_alone_is_not_ready_without_an_answer() -> None:
+    (server,) = containers(named("gateway", "Deployment", "trident"))
+    assert not is_ready(server, {8000: 1})  # nothing listens there
 
 
 @pytest.fixture

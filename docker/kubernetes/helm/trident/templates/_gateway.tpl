@@ -52,7 +52,9 @@ ports:
     containerPort: {{ include "trident.publicPort" .root }}
   - name: private
     containerPort: 8081
-{{ include "trident.probes" (dict "ready" "/ready" "live" "/live" "port" "private") }}
+{{- $ready := dict "path" "/ready" "port" "private" }}
+{{ include "trident.probes" (dict "start" $ready "ready" $ready "live" (dict "path" "/live" "port" "private")) }}
+  terminationGracePeriodSeconds: 15
 resources:
   requests:
     cpu: {{ $values.gateway.cpu | quote }}

@@ -112,32 +112,33 @@ securityContext:
       - ALL
 {{- end -}}
 
+{{/* What a probe asks: a path at a port, or a script of Python. */}}
+{{- define "trident.probed" -}}
+{{- if .script -}}
+exec:
+  command:
+    {{- toYaml (list "python3" "-c" (printf "%s\n" .script)) | nindent 4 }}
+{{- else -}}
+httpGet:
+  path: {{ .path }}
+  port: {{ .port }}
+{{- end }}
+{{- end -}}
+
 {{/* The three probes of a container; each may take 5 s or more, as a busy machine is not a dead one. */}}
 {{- define "trident.probes" -}}
 startupProbe:
-  httpGet:
-    path: {{ .ready }}
-    port: {{ .port }}
+  {{- include "trident.probed" .start | nindent 2 }}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 360
 readinessProbe:
-  httpGet:
-    path: {{ .ready }}
-    port: {{ .port }}
+  {{- include "trident.probed" .ready | nindent 2 }}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 3
 livenessProbe:
-  {{- if .live }}
-  httpGet:
-    path: {{ .live }}
-    port: {{ .port }}
-  {{- else }}
-  exec:
-    command:
-      {{- toYaml .command | nindent 6 }}
-  {{- end }}
+  {{- include "trident.probed" .live | nindent 2 }}
   periodSeconds: 20
   timeoutSeconds: 10
   failureThreshold: 6

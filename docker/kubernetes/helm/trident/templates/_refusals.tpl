@@ -35,4 +35,10 @@ Never a misspelt or a malformed one, which values.schema.json refuses.
 {{- if and $values.gie.enabled $values.canary.enabled -}}
 {{- fail "canary.enabled and gie.enabled both own the route: leave one of them out" -}}
 {{- end -}}
+{{- if and $values.tls.enabled $values.gie.enabled -}}
+{{- fail "tls.enabled and gie.enabled do not go together: the cluster's Gateway and the picker's pool speak plain HTTP to the pods; leave tls.enabled out and let the Gateway end TLS" -}}
+{{- end -}}
+{{- if and $values.tls.enabled $values.canary.enabled -}}
+{{- fail "tls.enabled and canary.enabled do not go together: the cluster's Gateway speaks plain HTTP to the pods; leave tls.enabled out and let the Gateway end TLS" -}}
+{{- end -}}
 {{- end -}}

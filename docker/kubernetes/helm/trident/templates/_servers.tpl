@@ -27,6 +27,19 @@ except OSError:
     pass  # the gateway has a probe of its own
 {{- end -}}
 
+{{/* Whether Triton without a gateway beside it serves: as the gateways elsewhere see it. */}}
+{{- define "trident.ready" -}}
+import urllib.error, urllib.request
+def status(path):
+    try:
+        return urllib.request.urlopen("http://127.0.0.1:8000/v2/" + path, timeout=2).status
+    except urllib.error.HTTPError as error:
+        return error.code
+# While it loads a new engine it is not ready for Triton, and serves.
+if status("health/ready") != 200 and status("models/trident-draining/versions/1/config") == 503:
+    raise SystemExit("the server has withdrawn its readiness")
+{{- end -}}
+
 {{/* Whether every file of the models is the one that was built, and no other is there. */}}
 {{- define "trident.digests" -}}
 cd /models
@@ -62,10 +75,13 @@ ports:
     containerPort: 8001
   - name: triton-metrics
     containerPort: 8002
+{{- $start := dict "path" "/v2/health/ready" "port" "triton-http" }}
 {{- if .isAlone }}
-{{ include "trident.probes" (dict "ready" "/v2/health/ready" "live" "/v2/health/live" "port" "triton-http") }}
+{{- $live := dict "path" "/v2/health/live" "port" "triton-http" }}
+{{ include "trident.probes" (dict "start" $start "ready" (dict "script" (include "trident.ready" .)) "live" $live) }}
 {{- else }}
-{{ include "trident.probes" (dict "ready" "/v2/health/ready" "command" (list "python3" "-c" (printf "%s\n" (include "trident.alive" .))) "port" "triton-http") }}
+{{- $ready := dict "path" "/ready" "port" 8081 }}
+{{ include "trident.probes" (dict "start" $start "ready" $ready "live" (dict "script" (include "trident.alive" .))) }}
   terminationGracePeriodSeconds: 15
 {{- end }}
 {{ include "trident.serverResources" .root }}
