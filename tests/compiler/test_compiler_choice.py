@@ -16,7 +16,7 @@ from tests.checkpoints import make_checkpoint
 from trident_compiler import compiler_choice
 from trident_compiler.compiler_choice import BuildRequest, choose_compiler
 from trident_compiler.model_folder import open_checkpoint
-from trident_compiler.planning.memory_plan import LimitsRequest
+from trident_compiler.planning.memory_plan import LimitsRequest, TakenMemory
 from trident_compiler.tensorrt import gpu
 from trident_compiler.tensorrt.builder import NetworkCompiler
 from trident_compiler.tensorrt.gpu import Gpu, Gpus, gpus_at_hand
@@ -41,11 +41,12 @@ class FullTensorRT(ModuleType):
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`machine(gpus, modules)`: what is there; GPU n has n + 1 GiB free."""
+    """`machine(gpus, modules)`: what is there; GPU n has n + 1 GiB free, of 8 GiB."""
 
     def has(gpus: tuple[Gpu, ...], *modules: str) -> None:
         monkeypatch.setattr(compiler_choice, "gpus_at_hand", lambda: Gpus(gpus, "" if gpus else NONE))
         monkeypatch.setattr(compiler_choice, "free_bytes", lambda ordinal: (ordinal + 1) << 30)
+        monkeypatch.setattr(compiler_choice, "total_bytes", lambda _: 8 << 30)
         monkeypatch.setattr(gpu, "select", lambda _: None)
         for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
             there = {"tensorrt": FullTensorRT("tensorrt")}.get(name, rtx) if name in modules else None
@@ -134,6 +135,26 @@ def test_compiler_choice_the_least_free_gpu_is_planned_for(machine: Any, tmp_pat
     checkpoint = open_checkpoint(make_checkpoint(tmp_path / "checkpoint", "llama", **heads))
     plan = two.plan(checkpoint, two.precision(checkpoint, None, None), LimitsRequest())
     assert plan.free_bytes == 2 << 30
+
+
+@pytest.mark.parametrize(
+    ("taken", "gpu_memory", "planned"),
+    [({2: 6}, None, 2), ({2: 7}, None, 1), ({2: 9}, None, 0), ({0: 8}, None, 2), ({2: 1}, 4, 3), ({2: 6}, 4, 0)],
+)
+def test_compiler_choice_the_memory_of_others_is_taken_from_a_gpu_once(
+    machine: Any, taken: dict[int, int], gpu_memory: int | None, planned: int
+) -> None:
+    """Whoever runs has taken it from what is free already; what --gpu-memory says lacks nothing."""
+    machine((ADA, Gpu(1, (8, 9)), Gpu(2, (8, 9))), "tensorrt_rtx")
+    request = BuildRequest(
+        gpus=(2, 1),
+        tensor_parallel=2,
+        capability=None if gpu_memory is None else "8.9",
+        gpu_memory=None if gpu_memory is None else gpu_memory << 30,
+        taken=TakenMemory(0, {gpu: num_bytes << 30 for gpu, num_bytes in taken.items()}),
+    )
+    compiler: Any = choose_compiler(request).compiler
+    assert compiler._target.free_bytes == planned << 30
 
 
 def test_compiler_choice_the_gpus_of_the_kind_are_found_wherever_they_are(machine: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Generic
 
 from trident_compiler.compiler import EngineCompiler
 from trident_compiler.model_folder import Checkpoint, ExportedModel, Opened
-from trident_compiler.planning.machine import Machine, this_machine
+from trident_compiler.planning.machine import Machine, machine_bytes, this_machine
 from trident_compiler.planning.memory_plan import TakenMemory
-from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand
+from trident_compiler.tensorrt.gpu import Capability, Gpu, Gpus, free_bytes, gpus_at_hand, total_bytes
 from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import sm_target
 
@@ -40,7 +40,7 @@ class BuildRequest:
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
         attention_lengths: `by_lengths` of `TensorRTLowering`.
-        taken: memory that is left to others.
+        taken: memory that is left to others, which may run already.
     """
 
     engine: str | None = None
@@ -123,7 +123,12 @@ def _cpus(asked: BuildRequest, why: str) -> Machine:
         if value:
             raise BuildError(f"{option}: the engine will be OpenVINO's, for CPUs ({why}); choose --engine tensorrt")
     machine = this_machine()
-    return replace(machine, free_bytes=max(0, machine.free_bytes - asked.taken.cpu))
+    return replace(machine, free_bytes=_room(machine.free_bytes, machine_bytes(), asked.taken.cpu))
+
+
+def _room(free: int, total: int, taken: int) -> int:
+    """Return the bytes to plan with: what is free already lacks the memory of those others that run."""
+    return max(0, min(free, total - taken))
 
 
 @contextmanager
@@ -158,15 +163,15 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
             else f"--compute-capability: TensorRT-RTX builds for GPUs elsewhere, and is not installed; {_INSTALL_RTX}"
         )
     name, trt = found
-    num_bytes, memory = _memory(asked, chosen)
     all_here = len(chosen) == asked.tensor_parallel
     first_ones = tuple(gpu.ordinal for gpu in chosen) if all_here else tuple(range(asked.tensor_parallel))
     serving = asked.gpus or first_ones
+    num_bytes, memory = _memory(asked, chosen, serving)
     built_for = TensorRTTarget(
         name=name,
         capability=capability or chosen[0].capability,
         ordinal=chosen[0].ordinal if chosen else None,
-        free_bytes=max(0, num_bytes - asked.taken.most_of(serving)),
+        free_bytes=num_bytes,
         memory=memory,
         num_devices=asked.tensor_parallel,
         by_lengths=asked.attention_lengths,
@@ -204,17 +209,21 @@ def _named(numbers: tuple[int, ...], here: tuple[Gpu, ...], capability: Capabili
     return chosen
 
 
-def _memory(asked: BuildRequest, chosen: list[Gpu]) -> tuple[int, str]:
+def _memory(asked: BuildRequest, chosen: list[Gpu], serving: tuple[int, ...]) -> tuple[int, str]:
     """Return the bytes to plan with on each GPU, and a text for people that says which memory they are."""
     if asked.gpu_memory is not None:
-        return asked.gpu_memory, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"
+        num_bytes = max(0, asked.gpu_memory - asked.taken.most_of(serving))
+        return num_bytes, f"of {'the' if asked.tensor_parallel == 1 else 'each'} GPU, as --gpu-memory says"
     if len(chosen) < asked.tensor_parallel:
         raise BuildError(
             f"--gpu-memory: {asked.tensor_parallel} such GPUs are wanted and {len(chosen)} are here, so their memory "
             "must be told, less what others use of it, such as 24GiB"
         )
     numbers = " and on GPU ".join(str(gpu.ordinal) for gpu in chosen)
-    return min(free_bytes(gpu.ordinal) for gpu in chosen), f"free on GPU {numbers}"
+    rooms = [
+        _room(free_bytes(gpu.ordinal), total_bytes(gpu.ordinal), asked.taken.gpus.get(gpu.ordinal, 0)) for gpu in chosen
+    ]
+    return min(rooms), f"free on GPU {numbers}"
 
 
 def _parse(text: str) -> Capability:

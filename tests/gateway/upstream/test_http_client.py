@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -235,6 +237,39 @@ def test_client_says_that_nobody_listens() -> None:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectError):
             run(_get(HttpClient(f"http://127.0.0.1:{taken.getsockname()[1]}")))
+
+
+@pytest.mark.parametrize("connect_timeout_s", [0.0, 60.0])
+def test_client_leaves_no_failure_of_a_lookup_behind(connect_timeout_s: float) -> None:
+    """Also where it has given up before the lookup has ended."""
+    complaints: list[object] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: complaints.append(context))
+        client = HttpClient("http://nowhere.invalid:1", connect_timeout_s)
+        with pytest.raises(ConnectError, match=r"nowhere\.invalid:1: "):
+            await client.connect()
+        for _ in range(8):  # the lookup that was given up has ended by then
+            with contextlib.suppress(OSError):
+                await loop.getaddrinfo("nowhere.invalid", 1)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    run(main())
+    assert not complaints
+
+
+def test_client_connects_by_the_address_of_a_name_that_listens() -> None:
+    """Of `localhost`, which is two addresses on most machines, the server has one."""
+
+    async def main() -> None:
+        async with FakeTriton() as fake:
+            client = HttpClient(fake.address.url.replace("127.0.0.1", "localhost"))
+            assert (await _get(client))[0] == 200
+            client.close()
+
+    run(main())
 
 
 def test_client_gives_up_an_answer_that_does_not_come() -> None:

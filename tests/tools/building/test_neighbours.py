@@ -164,11 +164,18 @@ def test_neighbours_memory_is_by_manifest_and_device(tmp_path: Path) -> None:
     assert taken_memory(uses).most_of((0, 1)) == 12 * MiB
 
 
-def test_neighbours_memory_is_left_to_them_by_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trident_compiler.compiler_choice.this_machine", lambda: Machine(100 * MiB, "a CPU"))
-    for taken, free in ((0, 100 * MiB), (30 * MiB, 70 * MiB), (200 * MiB, 0)):
-        choice = choose_compiler(BuildRequest(engine="openvino", taken=TakenMemory(taken, {0: 1 << 40})))
-        assert choice.compiler._machine.free_bytes == free  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("taken", "free", "planned"),
+    [(0, 100, 100), (30, 100, 70), (30, 70, 70), (30, 60, 60), (60, 60, 40), (200, 100, 0)],
+)
+def test_neighbours_memory_is_left_to_them_by_a_plan(
+    monkeypatch: pytest.MonkeyPatch, taken: int, free: int, planned: int
+) -> None:
+    """Of a machine of 100 MiB, once: where they run, what they take is not free."""
+    monkeypatch.setattr("trident_compiler.compiler_choice.this_machine", lambda: Machine(free * MiB, "a CPU"))
+    monkeypatch.setattr("trident_compiler.compiler_choice.machine_bytes", lambda: 100 * MiB)
+    choice = choose_compiler(BuildRequest(engine="openvino", taken=TakenMemory(taken * MiB, {0: 1 << 40})))
+    assert choice.compiler._machine.free_bytes == planned * MiB  # type: ignore[attr-defined]
 
 
 def test_neighbours_a_plan_without_room_says_who_takes_it(
@@ -178,6 +185,7 @@ def test_neighbours_a_plan_without_room_says_who_takes_it(
     _install(repository, "large")
     _resize(repository, "large", 99 * MiB)
     monkeypatch.setattr("trident_compiler.compiler_choice.this_machine", lambda: Machine(100 * MiB, "a CPU"))
+    monkeypatch.setattr("trident_compiler.compiler_choice.machine_bytes", lambda: 100 * MiB)
     options = ["--engine", "openvino", "--precision", "fp32", "--name", "small"]
     assert main(["build", str(DEMO), "--repository", str(repository), *options]) == 1
     said = capsys.readouterr().err

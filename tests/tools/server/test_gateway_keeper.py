@@ -236,8 +236,48 @@ def test_gateway_keeper_nothing_is_left_to_drain_between_two_gateways(stage: Sta
 def test_gateway_keeper_a_gateway_that_does_not_end_is_killed(stage: Stage) -> None:
     stage.processes[-1]._answers_term = None
     stage.keeper.clean_up()
+    assert stage.events[1:] == ["asked to stop", "asked to stop", "killed"], "its clients are told, if it can"
+    assert 3 <= stage.now <= 3.5
+    stage.keeper.clean_up()
+    assert stage.events.count("killed") == 1
+
+
+def test_gateway_keeper_a_gateway_that_has_nothing_to_wait_for_is_asked_to_end_once(stage: Stage) -> None:
+    stage.keeper.clean_up()
     assert stage.events[1:] == ["asked to stop", "killed"]
-    assert stage.now <= 3.1
+    assert stage.now == 0
+
+
+STUBBORN = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1) if not asked else sys.exit())
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+def test_gateway_keeper_a_gateway_in_its_delay_is_not_killed_at_the_end(tmp_path: Path) -> None:
+    """With a delay, as in any container, a gateway ends only when it is asked twice."""
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        keeper = keep_gateway(
+            [sys.executable, "-c", STUBBORN],
+            log,
+            is_ready=lambda: False,
+            signals=StopSignals(),
+            drain_delay_s=15,
+            drain_timeout_s=120,
+            announce=lambda: None,
+            complain=lambda _: None,
+        )
+        keeper.start()
+        process = keeper._process
+        assert process is not None
+        until(lambda: path.read_text() == "ready\n", 60)
+        keeper.clean_up()
+    assert process.exit_status() == 0
 
 
 def test_gateway_keeper_complains_with_the_words_of_the_real_process(tmp_path: Path) -> None:

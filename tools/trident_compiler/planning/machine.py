@@ -1,4 +1,4 @@
-"""This machine's free memory and CPU.
+"""This machine's memory and CPU.
 
 Owns the reading of /proc and of the control group's limits. Never decides what to do with it.
 """
@@ -30,6 +30,16 @@ def this_machine() -> Machine:
     """Return the machine this process runs on, its container's memory limit included."""
     model = _line("/proc/cpuinfo", "model name").strip() or platform.processor() or platform.machine()
     return Machine(min(_available(), _container_room()), model)
+
+
+def machine_bytes() -> int:
+    """Return all memory of this machine, taken or free, or as much of it as its container may take."""
+    meminfo = _line("/proc/meminfo", "MemTotal").split()
+    total = int(meminfo[0]) * 1024 if meminfo else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int((_CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):  # there is no limit
+        return total
 
 
 def _available() -> int:

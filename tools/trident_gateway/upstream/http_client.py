@@ -7,6 +7,7 @@ never interprets an answer.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine, Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -124,7 +125,7 @@ class HttpClient:
         """
         # Not `asyncio.wait_for`: before Python 3.12 it may swallow that its caller is cancelled.
         loop = asyncio.get_running_loop()
-        connecting = loop.create_task(loop.create_connection(lambda: Connection(loop), self._host, self._port))
+        connecting = loop.create_task(self._open(loop))
         is_abandoned = True
         try:
             await asyncio.wait({connecting}, timeout=self._connect_timeout_s)
@@ -136,9 +137,25 @@ class HttpClient:
         if is_abandoned:
             raise ConnectError(f"{self._host}:{self._port}: no answer")
         try:
-            return connecting.result()[1]
+            return connecting.result()
         except OSError as error:
             raise ConnectError(f"{self._host}:{self._port}: {error}") from None
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Connection:
+        # The name is looked up here: uvloop's `create_connection` leaves its lookup behind when it is cancelled, and
+        # the lookup's failure is then an error that nobody has asked for.
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        refusal = OSError("the name has no address")
+        for family, _, _, _, address in found:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop), str(address[0]), self._port, family=family
+                )
+            except OSError as error:
+                refusal = error
+            else:
+                return connection
+        raise refusal
 
     def replace(self, old: Connection, new: Connection) -> None:
         """Count a connection as busy in the place of another."""
@@ -163,10 +180,10 @@ class HttpClient:
         return None
 
 
-def _abandon(connecting: asyncio.Task[tuple[asyncio.Transport, Connection]]) -> None:
+def _abandon(connecting: asyncio.Task[Connection]) -> None:
     """Close a connection that came about when nobody wanted it any more."""
     if not connecting.cancelled() and connecting.exception() is None:
-        connecting.result()[1].abort()
+        connecting.result().abort()
 
 
 class Response:

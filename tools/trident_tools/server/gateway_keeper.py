@@ -27,7 +27,10 @@ _REFUSING_S = 5.0
 _HAND_OVER_S = 0.5
 #: Seconds in which a gateway that is to end at once tells its clients so.
 _CUT_S = 2.0
-#: Seconds in which a gateway must end that has nothing to wait for.
+#: Seconds in which a gateway that is asked to stop ends by itself where it has no delay and nothing to wait for. A
+#: second signal that follows the first without a pause could be taken for one with it.
+_IDLE_STOP_S = 0.3
+#: Seconds in which a gateway must end that has been asked twice.
 _STOP_S = 3.0
 
 
@@ -168,7 +171,9 @@ class GatewayKeeper:
         process, self._process = self._process, None
         if process is not None:
             process.ask_to_stop()
-            process.wait(_STOP_S)
+            if not process.wait(_IDLE_STOP_S):
+                process.ask_to_stop()  # skips its delay, and its clients are told
+                process.wait(_STOP_S)
             process.kill()
 
     def _take_note_of_death(self, process: Process) -> None:
