@@ -146,6 +146,11 @@ class Load:
     def before(self, moment: float) -> set[str]:
         return {text for _, end, text in self.answers if end < moment}
 
+    def in_turn(self, old: str, new: str) -> bool:
+        """Whether no request that began after the first answer of the new engine was answered by the old one."""
+        first = min(end for _, end, text in self.answers if text == new)
+        return old not in self.after(first)
+
 
 @contextmanager
 def under_load(*clients: Callable[[], object]) -> Iterator[Load]:
@@ -197,23 +202,38 @@ def texts(switching: Switching) -> dict[int, str]:
     return {1: switching.once()}
 
 
+def without_ages(texts: set[str]) -> set[str]:
+    """Return what the clients got who ask for text."""
+    return {text for text in texts if not text.isdigit()}
+
+
 def clients_of(switching: Switching) -> tuple[Callable[[], object], ...]:
     return switching.once, switching.unary, switching.grpc, switching.openai, switching.created
 
 
-def switch(switching: Switching, version: int, change: Callable[[], object]) -> tuple[float, list[Future[str]]]:
-    """Make a change, begin streams while the version loads; return the time at which it served, and the streams."""
+@dataclass(frozen=True)
+class Switch:
+    """When a version began to load and when it was said to serve, and the streams that began in between."""
+
+    began: float
+    served: float
+    streams: list[Future[str]]
+
+
+def switch(switching: Switching, version: int, change: Callable[[], object]) -> Switch:
+    """Make a change, begin streams while the version loads, and see the old version to its end."""
     seen = len(switching.output)
     change()
     until(lambda: switching.said(f"Loading version {version} of core", seen), LIMIT_S, "a load")
+    began = time.monotonic()
     pool = ThreadPoolExecutor(3)
     streams = [pool.submit(switching.stream) for _ in range(3)]
     until(lambda: switching.said(f"Version {version} of core serves new requests", seen), LIMIT_S, "a switch")
-    moment = time.monotonic()
+    served = time.monotonic()
     assert not any(stream.done() for stream in streams), "the streams were to run over the switch"
     until(lambda: switching.said("has ended.", seen), LIMIT_S, "the old version's end")
     pool.shutdown()
-    return moment, streams
+    return Switch(began, served, streams)
 
 
 def test_versions_streams_end_as_they_began_and_new_requests_are_the_new_engines(
@@ -221,15 +241,15 @@ def test_versions_streams_end_as_they_began_and_new_requests_are_the_new_engines
 ) -> None:
     whole = switching.stream()
     with under_load(*clients_of(switching)) as load:
-        moment, streams = switch(switching, 2, partial(switching.use, 2))
+        change = switch(switching, 2, partial(switching.use, 2))
         texts[2] = switching.once()
         time.sleep(1)
     assert load.failures == []
     assert texts[2] != texts[1]
-    assert [stream.result() for stream in streams] == [whole] * 3
-    ages = {text for text in load.before(moment) | load.after(moment) if text.isdigit()}
-    assert load.before(moment - 1) - ages == {texts[1]}
-    assert load.after(moment) - ages == {texts[2]}
+    assert [stream.result() for stream in change.streams] == [whole] * 3
+    assert without_ages(load.before(change.began)) == {texts[1]}
+    assert without_ages(load.after(change.served)) == {texts[2]}
+    assert load.in_turn(texts[1], texts[2])
     assert switching.stubs() == ["2"]
     assert get(switching.server, "/v2/health/ready") == 200
 
@@ -237,11 +257,12 @@ def test_versions_streams_end_as_they_began_and_new_requests_are_the_new_engines
 def test_versions_the_way_back_is_the_same(switching: Switching, texts: dict[int, str]) -> None:
     whole = switching.stream()
     with under_load(*clients_of(switching)) as load:
-        moment, streams = switch(switching, 1, partial(switching.use, 1))
+        change = switch(switching, 1, partial(switching.use, 1))
         time.sleep(1)
     assert load.failures == []
-    assert [stream.result() for stream in streams] == [whole] * 3
-    assert {text for text in load.after(moment) if not text.isdigit()} == {texts[1]}
+    assert [stream.result() for stream in change.streams] == [whole] * 3
+    assert without_ages(load.after(change.served)) == {texts[1]}
+    assert load.in_turn(texts[2], texts[1])
     assert switching.stubs() == ["1"]
 
 
@@ -259,7 +280,7 @@ def test_versions_a_broken_engine_changes_nothing(switching: Switching, texts: d
         until(lambda: switching.said("version 7 of core is not served", seen), LIMIT_S, "a refusal")
     assert switching.said("digests.network.bin: the file has changed", seen)
     assert load.failures == []
-    assert {text for text in load.before(time.monotonic()) if not text.isdigit()} == {texts[1]}
+    assert without_ages(load.before(time.monotonic())) == {texts[1]}
     assert get(switching.server, "/v2/health/ready") == 200
     assert switching.stubs() == ["1"]
     shutil.rmtree(switching.core / "7")
@@ -268,12 +289,12 @@ def test_versions_a_broken_engine_changes_nothing(switching: Switching, texts: d
 def test_versions_a_build_arrives_with_its_card(switching: Switching, texts: dict[int, str]) -> None:
     before = switching.created()
     with under_load(*clients_of(switching)) as load:
-        change = partial(build, switching.checkpoints[1], switching.repository, "--new-version", "--kv-cache", "65536t")
-        moment, streams = switch(switching, 3, change)
+        make = partial(build, switching.checkpoints[1], switching.repository, "--new-version", "--kv-cache", "65536t")
+        change = switch(switching, 3, make)
         until(lambda: switching.created() > before, LIMIT_S, "the new card")
     assert load.failures == []
-    assert len({stream.result() for stream in streams}) == 1
-    assert {text for text in load.after(moment) if not text.isdigit()} == {texts[2]}
+    assert len({stream.result() for stream in change.streams}) == 1
+    assert without_ages(load.after(change.served)) == {texts[2]}
     assert sorted(path.name for path in switching.core.iterdir()) == ["1", "3", "aside-2", "config.pbtxt"]
     assert switching.server.num_active == 0
 

@@ -60,7 +60,13 @@ from trident_tools.building.text_check import check_text
 from trident_tools.core_options import add_core_options, core_settings
 from trident_tools.server.built_models import describe_engine
 from trident_tools.switching.compatibility import ELSEWHERE
-from trident_tools.switching.existing_model import ExistingModel, check_asked, new_card, open_existing
+from trident_tools.switching.existing_model import (
+    ExistingModel,
+    check_asked,
+    check_only_version,
+    new_card,
+    open_existing,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +271,8 @@ def _build(
         settings = RepositorySettings(args.preprocessing_instances, args.postprocessing_instances, core, names)
         if existing is not None:
             settings, card = existing.settings, new_card(existing, manifest, card)
-        install(staged, args.repository, render_repository(settings, card), version)
+        texts = render_repository(settings, card)
+        install(staged, args.repository, texts, version, may_replace=existing is None)
     if replaced is not None:
         console.print(f"replaced  {version}: {replaced}", markup=False)
     what = args.repository if existing is None else f"{args.repository / version}, beside the earlier versions"
@@ -285,6 +292,7 @@ def _limits_request(args: argparse.Namespace, existing: ExistingModel | None) ->
 def _existing(args: argparse.Namespace, names: ModelNames) -> ExistingModel | None:
     """Return the model that gets another version; None where a whole model is built."""
     if not args.new_version:
+        check_only_version(args.repository, names)
         return None
     existing = open_existing(args.repository, names)
     instances = (args.preprocessing_instances, args.postprocessing_instances) != (None, None)

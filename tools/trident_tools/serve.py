@@ -32,7 +32,7 @@ from trident_tools.server.gateway_command import GatewayListen, gateway_command,
 from trident_tools.server.gateway_keeper import keep_gateway
 from trident_tools.server.gateway_options import add_gateway_options, gateway_listen, passed_options
 from trident_tools.server.model_control import ModelControl
-from trident_tools.server.overlay import overlay, served_settings, write_bytecode
+from trident_tools.server.overlay import overlay, served_settings, show_versions, write_bytecode
 from trident_tools.server.restarts import Restarts
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.serving import Front, NoFront, Serving
@@ -270,7 +270,11 @@ def _starter(
 
     def start(log: IO[bytes] | None, meanwhile: Callable[[], None]) -> Supervisor:
         check_ports(listen)
-        follower.server_ended()
+        if args.follow:
+            follower.server_ended()
+        else:
+            for names in settings:
+                show_versions(repository, names, followed)
         status = TritonStatus(listen, control.headers)
         process = ServerProcess(command, environment, log)
         running.started(process.pid)

@@ -10,6 +10,7 @@ lower one is to put the higher ones aside, each with one rename.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from rich.console import Console
@@ -70,19 +71,25 @@ def use_version(core: Path, version: int) -> None:
         version: its number.
 
     Raises:
-        ArtifactError: the version, or the one that is served, cannot be read.
-        ServerError: there is no such version, or it cannot take the other's place in a running server.
+        ArtifactError: the version cannot be read.
+        ServerError: there is no such version, it cannot take the place of the one that is served in a running server,
+            or the repository cannot be written to.
     """
     aside, numbers = layout.aside_folder(core, version), layout.version_numbers(core)
     folder = core / str(version)
     if version not in numbers and not aside.is_dir():
         known = ", ".join(map(str, sorted([*numbers, *layout.versions_aside(core)])))
         raise ServerError(f"--use {version}: {core.name} has {known}")
-    check_replaces(read_manifest(layout.newest_version(core)), read_manifest(folder if version in numbers else aside))
-    if version not in numbers:
-        aside.rename(folder)
-    for higher in reversed([number for number in numbers if number > version]):
-        (core / str(higher)).rename(layout.aside_folder(core, higher))
+    wanted = read_manifest(folder if version in numbers else aside)
+    with contextlib.suppress(ArtifactError):  # one that cannot be read is what the others must take the place of
+        check_replaces(read_manifest(layout.newest_version(core)), wanted)
+    try:
+        if version not in numbers:
+            aside.rename(folder)
+        for higher in reversed([number for number in numbers if number > version]):
+            (core / str(higher)).rename(layout.aside_folder(core, higher))
+    except OSError as error:
+        raise ServerError(f"--use {version}: the folders of {core} cannot be renamed: {error.strerror}") from error
 
 
 def _description(folder: Path) -> str:

@@ -20,11 +20,12 @@ def tree(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def build(target: Path, engine: str, texts: dict[str, str] = TEXTS) -> None:
+def build(target: Path, engine: str, texts: dict[str, str] = TEXTS, new_version: Path | None = None) -> None:
+    version = new_version or ENGINE_VERSION
     with staging(target) as staged:
-        (staged / ENGINE_VERSION).mkdir(parents=True)
-        (staged / ENGINE_VERSION / "engine.json").write_text(engine)
-        install(staged, target, texts, ENGINE_VERSION)
+        (staged / version).mkdir(parents=True)
+        (staged / version / "engine.json").write_text(engine)
+        install(staged, target, texts, version, may_replace=new_version is None)
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -80,6 +81,18 @@ def test_repository_a_failure_while_installing_undoes_everything(
     with pytest.raises(type(error)):
         build(target, "second", {name: text + " changed" for name, text in TEXTS.items()} | {"new/config.pbtxt": ""})
     assert tree(target) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
+
+
+def test_repository_a_new_version_never_replaces_the_one_of_a_build_that_was_faster(tmp_path: Path) -> None:
+    target, second = tmp_path / "repository", engine_version(ModelNames(), 2)
+    build(target, "first")
+    build(target, "faster", {**TEXTS, "core/config.pbtxt": "its"}, second)
+    before = tree(target)
+    with pytest.raises(BuildError, match=r"--new-version: another build has put core/2 into .*; build again"):
+        build(target, "slower", {**TEXTS, "core/config.pbtxt": "other"}, second)
+    assert tree(target) == before
+    assert before["core/2/engine.json"] == "faster"
     assert [entry.name for entry in tmp_path.iterdir()] == ["repository"]
 
 

@@ -13,7 +13,7 @@ from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.wiring import RepositorySettings, render_repository
-from trident_tools.server.overlay import overlay, served_settings, show_version, write_bytecode
+from trident_tools.server.overlay import overlay, served_settings, show_version, show_versions, write_bytecode
 
 NAMES = ModelNames()
 
@@ -42,6 +42,20 @@ def test_overlay_has_versions_and_settings_and_nothing_that_may_go_away(reposito
     (repository / "core" / "2").rename(layout.aside_folder(repository / "core", 2))
     show_version(folder, NAMES, 1, repository / "core" / "1")
     assert sorted(entry.name for entry in (folder / "core").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_overlay_has_the_versions_of_the_repository_at_each_start(repository: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    overlay(repository, folder, {NAMES: CoreSettings(max_queue_size=7)})
+    core = repository / "core"
+    (core / "10").rename(layout.aside_folder(core, 10))
+    (core / "2").rmdir()
+    (core / "11").mkdir()
+    show_versions(folder, NAMES, repository)
+    assert sorted(entry.name for entry in (folder / "core").iterdir()) == ["1", "11", "config.pbtxt"]
+    assert all(entry.exists() for entry in (folder / "core").iterdir())
+    assert served_settings(folder, NAMES).max_queue_size == 7
 
 
 def test_write_bytecode_leaves_nothing_for_the_first_import_to_write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,8 +21,14 @@ from trident_ensemble.contract.layout import ModelNames
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 from trident_tools.switching.compatibility import check_replaces
 from trident_tools.switching.follower import LOOK_S, LOST_S, VersionFollower
+from trident_tools.versions import use_version
 
 NAMES = ModelNames()
+
+
+def length_of(engine: Path) -> int:
+    """Return the longest sequence of an engine that is there."""
+    return read_manifest(engine).limits.max_seq_len
 
 
 @dataclass
@@ -29,6 +36,7 @@ class FakeLoad:
     """A load whose end the test decides."""
 
     version: int
+    length: int
     outcome: str | None = None
     is_stopped: bool = False
 
@@ -46,6 +54,7 @@ class FakeServer:
     sees: int = 0
     folder: Path = Path()
     serves: int = 0
+    length: int = 128
     ending: set[int] = field(default_factory=set)
     loads: list[FakeLoad] = field(default_factory=list)
     has_crashed_load: bool = False
@@ -59,7 +68,7 @@ class FakeServer:
         assert int(engine.name) == self.sees, "it is told to load what it does not see"
         assert not self.ending, "three engines side by side"
         assert all(load.outcome is not None or load.is_stopped for load in self.loads), "two loads at a time"
-        self.loads.append(FakeLoad(self.sees))
+        self.loads.append(FakeLoad(self.sees, length_of(engine)))
         return self.loads[-1]
 
     def is_unloading(self, names: ModelNames, version: int) -> bool:
@@ -71,6 +80,11 @@ class FakeServer:
         if not self.answers:
             raise OSError("busy")
         return self.loads[-1].outcome is None
+
+    def is_ready(self, names: ModelNames, version: int) -> bool:
+        if not self.answers:
+            raise OSError("busy")
+        return version == self.serves
 
     def has_process(self, names: ModelNames, version: int) -> bool:
         return not self.has_crashed_load
@@ -115,12 +129,13 @@ class Bench:
         assert self.server.loads[-1].outcome is None
         return self.server.loads[-1]
 
-    def end_load(self, failure: str = "") -> None:
+    def end_load(self, failure: str = "", *, of_core: bool = True) -> None:
+        """End the load under way; with a failure of the core, or of the ensemble after it."""
         load = self.loading
         load.outcome = failure
-        if not failure:
+        if not (failure and of_core):
             self.server.ending.add(self.server.serves)
-            self.server.serves = load.version
+            self.server.serves, self.server.length = load.version, load.length
         self.look(1)
 
 
@@ -197,6 +212,54 @@ def test_follower_a_load_that_fails_changes_nothing(bench: Bench) -> None:
     assert len(bench.server.loads) == 2
 
 
+def test_follower_a_core_that_is_loaded_is_served_though_its_ensemble_is_not(bench: Bench) -> None:
+    bench.put(2)
+    bench.look()
+    bench.server.answers = False
+    bench.end_load("the ensemble cannot be loaded", of_core=False)
+    bench.look(3)
+    assert bench.complaints == [], "nobody knows yet which version is served"
+    bench.server.answers = True
+    bench.look(1)
+    (complaint,) = bench.complaints
+    assert "version 2 of core is served, and ensemble has not been loaded again" in complaint
+    assert "the ensemble cannot be loaded" in complaint
+    assert "Version 2 of core serves new requests" in bench.said[-1]
+    assert bench.server.sees == 2
+    bench.put(3)
+    bench.look(3)
+    assert len(bench.server.loads) == 1, "version 1 still has requests"
+    bench.server.ending.clear()
+    bench.look(3)
+    assert bench.loading.version == 3
+    bench.follower.server_ended()
+    assert bench.server.sees == 2, "the next server begins with what was served"
+
+
+def test_follower_the_next_server_gets_a_version_that_is_there(bench: Bench) -> None:
+    bench.put(2)
+    bench.look()
+    bench.end_load()
+    (bench.core / "2").rename(layout.aside_folder(bench.core, 2))  # while version 1 still has requests
+    bench.look(3)
+    bench.follower.server_ended()
+    assert (bench.server.sees, bench.server.folder) == (2, layout.aside_folder(bench.core, 2))
+    bench.server.ending.clear()
+    bench.look(3)
+    assert bench.loading.version == 1, "and is followed by the one that was asked for"
+    bench.end_load()
+    bench.server.ending.clear()
+    shutil.rmtree(bench.core / "1")
+    (bench.core / "3").mkdir()
+    (bench.core / "3" / layout.MANIFEST_FILE).write_text("{")
+    layout.aside_folder(bench.core, 2).rename(bench.core / "2")
+    bench.look(3)
+    bench.follower.server_ended()
+    assert (bench.server.sees, bench.server.folder) == (2, bench.core / "2"), "the newest that can be read"
+    bench.look(3)
+    assert len(bench.complaints) == 1, "what was refused is not tried again"
+
+
 def test_follower_the_way_back_is_a_lower_number(bench: Bench) -> None:
     bench.put(2)
     bench.look()
@@ -249,23 +312,33 @@ class Histories(RuleBasedStateMachine):
 
     @rule(version=st.integers(2, 4), fits=st.booleans())
     def put(self, version: int, fits: bool) -> None:
-        if not (self.bench.core / str(version)).exists():
+        if version not in self.known():
             self.bench.put(version, 128 if fits else 64)
 
-    @rule(version=st.integers(2, 4))
+    def known(self) -> set[int]:
+        return {*layout.version_numbers(self.bench.core), *layout.versions_aside(self.bench.core)}
+
+    @rule(version=st.integers(1, 4))
     def remove(self, version: int) -> None:
-        if version != self.bench.server.serves:
-            shutil.rmtree(self.bench.core / str(version), ignore_errors=True)
+        if {*layout.version_numbers(self.bench.core)} - {version}:
+            for folder in (self.bench.core / str(version), layout.aside_folder(self.bench.core, version)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @rule(version=st.integers(1, 4))
+    def use(self, version: int) -> None:
+        if version in self.known():
+            with contextlib.suppress(ServerError):
+                use_version(self.bench.core, version)
 
     @rule(times=st.integers(1, 4))
     def look(self, times: int) -> None:
         self.bench.look(times)
 
-    @rule(failure=st.sampled_from(["", "", "no room"]))
-    def end_load(self, failure: str) -> None:
+    @rule(failure=st.sampled_from(["", "", "no room"]), of_core=st.booleans())
+    def end_load(self, failure: str, of_core: bool) -> None:
         loads = self.bench.server.loads
         if loads and loads[-1].outcome is None and not loads[-1].is_stopped:
-            self.bench.end_load(failure)
+            self.bench.end_load(failure, of_core=of_core)
 
     @rule()
     def end_old_one(self) -> None:
@@ -277,7 +350,8 @@ class Histories(RuleBasedStateMachine):
         self.bench.server.ending.clear()
         if self.bench.server.loads and self.bench.server.loads[-1].outcome is None:
             self.bench.server.loads[-1].outcome = "gone"
-        self.bench.server.serves = self.bench.server.sees
+        server = self.bench.server
+        server.serves, server.length = server.sees, length_of(server.folder)
 
     @invariant()
     def sees_what_it_serves_or_loads(self) -> None:
@@ -296,7 +370,7 @@ class Histories(RuleBasedStateMachine):
             folder = self.bench.core / str(version)
             if folder.exists() and version != self.bench.server.serves:
                 shutil.rmtree(folder)
-        self.bench.put(9)
+        self.bench.put(9, self.bench.server.length)
         for _ in range(4):
             self.bench.look(3)
             loads = self.bench.server.loads

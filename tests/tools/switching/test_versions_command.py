@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import make_checkpoint
 from tests.fakes.manifests import write_small_manifest
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, BuildError, ServerError
@@ -15,7 +18,7 @@ from trident_ensemble.contract.model_card import ModelCard
 from trident_ensemble.contract.settings import CoreSettings
 from trident_ensemble.wiring import RepositorySettings, render_repository
 from trident_tools.main import main
-from trident_tools.switching.existing_model import check_asked, new_card, open_existing
+from trident_tools.switching.existing_model import check_asked, check_only_version, new_card, open_existing
 from trident_tools.versions import use_version
 
 CARD = ModelCard("served", 5, 64, digest="d", aliases=("alias",))
@@ -57,12 +60,33 @@ def test_versions_lists_them_and_goes_back_and_forth(repository: Path, capsys: p
 
 
 def test_versions_one_that_cannot_take_the_place_is_left_where_it_is(repository: Path) -> None:
+    core = repository / "core"
     with pytest.raises(ServerError, match="max_seq_len"):
-        use_version(repository / "core", 1)
-    (repository / "core" / "3" / layout.MANIFEST_FILE).write_text("{}")
+        use_version(core, 1)
+    (core / "2" / layout.MANIFEST_FILE).write_text("{")
     with pytest.raises(ArtifactError):
-        use_version(repository / "core", 1)
+        use_version(core, 2)
     assert names_of(repository) == ["1", "2", "3"]
+
+
+def test_versions_a_broken_one_is_put_aside(repository: Path) -> None:
+    (repository / "core" / "3" / layout.MANIFEST_FILE).write_text("{")
+    use_version(repository / "core", 1)
+    assert names_of(repository) == ["1", "aside-2", "aside-3"]
+
+
+def test_versions_on_a_volume_that_cannot_be_written_to_are_left_with_one_line(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "core" / "3").rename(repository / "core" / "aside-3")
+
+    def refuse(_path: Path, _target: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert main(["versions", "--repository", str(repository), "--use", "1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("core cannot be renamed: Read-only file system")
 
 
 def test_versions_at_each_moment_some_version_is_there(repository: Path) -> None:
@@ -93,6 +117,26 @@ def test_new_version_gets_a_number_that_was_never_used(repository: Path) -> None
     assert existing.version == 4
     assert existing.settings.core.max_queue_size == 7
     assert (existing.settings.preprocessing_instances, existing.settings.postprocessing_instances) == (2, 3)
+
+
+def test_a_build_of_a_whole_model_refuses_one_with_other_versions_before_anything_is_compiled(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core, names = repository / "core", ModelNames()
+    with pytest.raises(BuildError, match=r"core has version 2, 3, .*--new-version.*remove"):
+        check_only_version(repository, names)
+    shutil.rmtree(core / "3")
+    (core / "2").rename(layout.aside_folder(core, 2))
+    with pytest.raises(BuildError, match=r"core has version 2, .*--new-version"):
+        check_only_version(repository, names)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama")
+    assert main(["build", str(checkpoint), "--repository", str(repository), "--engine", "openvino"]) == 1
+    said = capsys.readouterr()
+    assert "core has version 2, " in said.err
+    assert said.out == "", "nothing was planned or compiled"
+    shutil.rmtree(layout.aside_folder(core, 2))
+    check_only_version(repository, names)
+    check_only_version(tmp_path / "new", names)
 
 
 @pytest.mark.parametrize("model", ["preprocessing", "core", "ensemble"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -69,7 +70,9 @@ def _unwritable(option: str, repository: Path, error: OSError) -> BuildError:
     return BuildError(f"{option}: cannot write beside {repository}: {error}")
 
 
-def install(staged: Path, repository: Path, text_files: dict[str, str], engine: Path) -> None:
+def install(
+    staged: Path, repository: Path, text_files: dict[str, str], engine: Path, *, may_replace: bool = True
+) -> None:
     """Put the staged engine and the rendered text files into the repository.
 
     Args:
@@ -77,9 +80,13 @@ def install(staged: Path, repository: Path, text_files: dict[str, str], engine: 
         repository: the repository, which need not exist.
         text_files: relative path -> content.
         engine: relative path of the engine's folder.
+        may_replace: whether an engine that is there already goes.
 
     A new repository appears in one rename. In one that exists, files that differ are replaced one by one and the engine
     by a rename; a failure, or Ctrl-C, undoes what was done.
+
+    Raises:
+        BuildError: the repository has the engine's folder, which must not be replaced.
     """
     for name, text in text_files.items():
         path = staged / name
@@ -89,7 +96,12 @@ def install(staged: Path, repository: Path, text_files: dict[str, str], engine: 
     with _uninterrupted():
         if repository.exists() and any(entry for entry in repository.iterdir() if entry != staged):
             changed = [Path(name) for name, text in text_files.items() if _differs(repository / name, text)]
-            _put(staged, repository, [*changed, engine])
+            try:
+                _put(staged, repository, [*changed, engine], None if may_replace else engine)
+            except FileExistsError:
+                raise BuildError(
+                    f"--new-version: another build has put {engine} into {repository} meanwhile; build again"
+                ) from None
         elif staged.parent == repository:
             _put(staged, repository, [Path(name) for name in new_names])
         else:
@@ -100,19 +112,38 @@ def install(staged: Path, repository: Path, text_files: dict[str, str], engine: 
             whole.rename(repository)
 
 
-def _put(new: Path, old: Path, names: list[Path]) -> None:
-    """Move `names` from `new` into `old`, exchanging them with what is there; a failure moves all of them back."""
+def _put(new: Path, old: Path, names: list[Path], kept: Path | None = None) -> None:
+    """Move `names` from `new` into `old`, exchanging them with what is there; a failure moves all of them back.
+
+    Raises:
+        FileExistsError: `kept`, the name that is never exchanged, is there.
+    """
     done: list[tuple[Path, Path, bool]] = []
     try:
         for name in names:
             source, target = new / name, old / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            existed = target.exists()
-            _exchange(source, target) if existed else source.rename(target)
+            existed = name != kept and target.exists()
+            if existed:
+                _exchange(source, target)
+            elif name == kept:
+                _move(source, target)
+            else:
+                source.rename(target)
             done.append((source, target, existed))
     except BaseException:
         for source, target, existed in reversed(done):
             _exchange(source, target) if existed else target.rename(source)
+        raise
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Rename a folder to a name that must be free; raises FileExistsError, also where another gets there first."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(error.errno, "is there already", str(target)) from None
         raise
 
 

@@ -35,13 +35,28 @@ def overlay(repository: Path, folder: Path, settings: Mapping[ModelNames, CoreSe
         if model.name not in changed:
             (folder / model.name).symlink_to(model.resolve())
     for names, wanted in settings.items():
-        core = folder / names.core
-        core.mkdir()
-        # Triton refuses a model whose folder has a link that leads nowhere, as one to a version put aside may.
-        for number in layout.version_numbers(repository / names.core):
-            (core / str(number)).symlink_to((repository / names.core / str(number)).resolve())
+        (folder / names.core).mkdir()
+        show_versions(folder, names, repository)
         _config(folder, names).write_text(with_core_settings(_config(repository, names).read_text(), wanted))
     return folder
+
+
+def show_versions(folder: Path, names: ModelNames, repository: Path) -> None:
+    """Let the core of an overlay have the versions that its repository has now.
+
+    Triton refuses a model whose folder has a link that leads nowhere, as one to a version put aside does.
+
+    Args:
+        folder: the overlay's, in which the core's settings were laid over.
+        names: of the models.
+        repository: that of which it is the overlay.
+    """
+    core = folder / names.core
+    for entry in core.iterdir():
+        if entry.is_symlink():
+            entry.unlink()
+    for number in layout.version_numbers(repository / names.core):
+        (core / str(number)).symlink_to((repository / names.core / str(number)).resolve())
 
 
 def show_version(folder: Path, names: ModelNames, version: int, engine: Path) -> None:

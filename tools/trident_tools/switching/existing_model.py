@@ -88,6 +88,23 @@ def open_existing(repository: Path, names: ModelNames) -> ExistingModel:
     return ExistingModel(names, read_engine_manifest(repository, names), card, settings, max(taken) + 1)
 
 
+def check_only_version(repository: Path, names: ModelNames) -> None:
+    """Refuse to build version 1 anew where a model has others, whose engine would be served with the new one's card.
+
+    Raises:
+        BuildError: names the versions.
+    """
+    core = repository / names.core
+    others = {*layout.version_numbers(core), *layout.versions_aside(core)} - {1}
+    if layout.aside_folder(core, 1).is_dir():
+        others.add(1)
+    if others:
+        raise BuildError(
+            f"--repository: {core} has version {', '.join(map(str, sorted(others)))}, and only version 1 would be "
+            "replaced; add the engine with --new-version, or remove the other versions' folders"
+        )
+
+
 def check_asked(existing: ExistingModel, *, asked: CoreSettings, served: Sequence[str], instances: bool) -> None:
     """Refuse options that would change what all versions of the model share.
 

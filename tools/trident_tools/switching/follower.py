@@ -10,6 +10,7 @@ of its requests. Whatever goes wrong before that changes nothing, and the same f
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Server(Protocol):
 
     def is_loading(self, names: ModelNames, version: int) -> bool:
         """Return whether the server says that it loads a version; raises OSError where it does not answer."""
+        ...
+
+    def is_ready(self, names: ModelNames, version: int) -> bool:
+        """Return whether a version serves new requests; raises OSError where the server does not answer."""
         ...
 
     def has_process(self, names: ModelNames, version: int) -> bool:
@@ -146,14 +151,21 @@ class VersionFollower:
                 return
 
     def server_ended(self) -> None:
-        """Note that the server has ended: the next one begins with the versions that were served."""
+        """Note that the server has ended: the next one begins with the versions that were served.
+
+        One that has been put aside meanwhile is begun with, too, and followed by the next; in place of one that has
+        been removed, the newest there is.
+        """
         switch, self._switch = self._switch, None
         self._is_stuck = False
-        for model in self._models:
-            model.ending = None
         if switch is not None:
             switch.load.stop()
             self._refuse(switch.model, switch.version, switch.signature, "the server ended while it loaded it")
+        for model in self._models:
+            model.ending = None
+            if not self._served_folder(model).is_dir():
+                self._take_newest(model)
+            self._server.show(model.names, model.version, self._served_folder(model))
 
     def _may_switch(self, model: _Model) -> bool:
         """Return whether nothing is left of the version before."""
@@ -212,10 +224,20 @@ class VersionFollower:
                     "the server is started again",
                 )
             return
-        self._switch = None
         if failure:
-            self._refuse(model, switch.version, switch.signature, failure)
-            return
+            try:
+                is_switched = self._server.is_ready(model.names, switch.version)
+            except OSError:  # until it answers or ends, nobody knows which version it serves
+                return
+            if not is_switched:
+                self._switch = None
+                self._refuse(model, switch.version, switch.signature, failure)
+                return
+            self._complain(
+                f"version {switch.version} of {model.names.core} is served, and {model.names.ensemble} has not been "
+                f"loaded again, so clients see the model card of before until the server is started again: {failure}"
+            )
+        self._switch = None
         model.ending, model.version, model.manifest = model.version, switch.version, switch.manifest
         model.refused = None
         self._say(
@@ -231,14 +253,26 @@ class VersionFollower:
 
     def _refuse(self, model: _Model, version: int, signature: Signature, reason: str) -> None:
         model.refused = signature
-        core = self._repository / model.names.core
-        # It may have been put aside for the one that is refused, and the next server needs it.
-        aside = layout.aside_folder(core, model.version)
-        self._server.show(model.names, model.version, aside if aside.is_dir() else core / str(model.version))
+        self._server.show(model.names, model.version, self._served_folder(model))
         self._complain(
             f"version {version} of {model.names.core} is not served: {reason}\n"
             f"Version {model.version} goes on. The folder is tried again when it changes."
         )
+
+    def _served_folder(self, model: _Model) -> Path:
+        """Return where the version that is served lies: it may have been put aside for the next one."""
+        core = self._repository / model.names.core
+        aside = layout.aside_folder(core, model.version)
+        return aside if aside.is_dir() else core / str(model.version)
+
+    def _take_newest(self, model: _Model) -> None:
+        """Let the next server begin with the newest version that can be read, with one that was refused at last."""
+        core = self._repository / model.names.core
+        newest_first = reversed(layout.version_numbers(core))
+        for version in sorted(newest_first, key=lambda number: _signature(core / str(number)) == model.refused):
+            with contextlib.suppress(ArtifactError):
+                model.manifest, model.version = read_manifest(core / str(version)), version
+                return
 
 
 def _signature(engine: Path) -> Signature | None:

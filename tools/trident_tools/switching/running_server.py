@@ -62,6 +62,10 @@ class RunningServer:
         """Return whether the server says that it loads a version; raises OSError where it does not answer."""
         return self._state(names, version) == "LOADING"
 
+    def is_ready(self, names: ModelNames, version: int) -> bool:
+        """Return whether a version serves new requests; raises OSError where the server does not answer."""
+        return self._state(names, version) == "READY"
+
     def has_process(self, names: ModelNames, version: int) -> bool:
         """Return whether a process of a version runs."""
         if self._stubs is None:
