@@ -256,7 +256,7 @@ class Router:
         other = self._fleet.fallback_of(model)
         if other is not None:
             self.retries["canary"] += 1
-            raise ReplanError(other) from None
+            raise ReplanError(other, is_fallback=True) from None
 
     async def _wait(self, model: ServedModel, wait_until: float, deadline: float | None) -> None:
         """Wait for news of the servers, as long as that makes sense."""
