@@ -260,7 +260,7 @@ class Router:
 
     async def _wait(self, model: ServedModel, wait_until: float, deadline: float | None) -> None:
         """Wait for news of the servers, as long as that makes sense."""
-        if not self._fleet.has(model):
+        if not self._fleet.may_have(model):
             raise ModelNotFoundError(model.card.name)
         await self._fleet.wait_for_news(wait_until if deadline is None else min(wait_until, deadline))
         _check_deadline(deadline)
