@@ -33,6 +33,11 @@ class ServerAddress:
     url: str
     metrics_url: str
 
+    @property
+    def name(self) -> str:
+        """What logs and metrics call it: `HOST:PORT`."""
+        return self.url.removeprefix("http://")
+
 
 @dataclass(frozen=True)
 class ServerName:

@@ -273,9 +273,54 @@ def test_canary_that_is_promoted_ends_what_it_has_and_keeps_its_calls(tmp_path: 
             assert [len(await read_out(exchange)) for exchange in running] == [4, 4]
             await until(lambda: [status.server for status in router.status()] == [canary.name])
             assert stable.ended == {"done": 1, "cancelled": 0, "left": 0}
-            assert {name for name, _, _ in router.picks} == {canary.name}
+            await until(lambda: {name for name, _, _ in router.picks} == {canary.name})
             await until(lambda: stable.num_connections == 0)
             assert await served_by(router, LAST) == canary.name
+
+    run(main())
+
+
+def test_stable_servers_that_others_replace_serve_until_these_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        old, new, routes = FakeTriton(OLD), FakeTriton(NEW), RoutesFile(tmp_path / "routes")
+        new.is_ready = False  # so that nobody reads what it has
+        async with new, routing(old, routes=routes) as router:
+            routes.write(stable=[new])
+            await until(lambda: new.num_probes > 3)
+            assert await served_by(router, FIRST) == old.name
+            new.is_ready = True
+            await until(lambda: [status.server for status in router.status()] == [new.name])
+            assert await served_by(router, FIRST) == new.name
+
+    run(main())
+
+
+def test_canary_leaves_at_once_where_none_takes_its_place(tmp_path: Path) -> None:
+    async def main() -> None:
+        stable, canary, routes = FakeTriton(OLD), FakeTriton(NEW), RoutesFile(tmp_path / "routes")
+        async with canary, routing(stable, routes=routes) as router:
+            routes.write([canary], 50)
+            await on_canary(router, 50)
+            routes.write()
+            await until(lambda: not router.weights[CANARY])
+            assert [status.server for status in router.status() if status.is_ready] == [stable.name]
+
+    run(main())
+
+
+def test_fullness_is_that_of_servers_that_have_callers(tmp_path: Path) -> None:
+    async def main() -> None:
+        stable, canary, routes = FakeTriton(OLD), FakeTriton(NEW), RoutesFile(tmp_path / "routes")
+        stable.figures["core"], canary.figures["core"] = (0, 0, 0.75), (0, 0, 0.25)
+        async with canary, routing(stable, routes=routes) as router:
+            for weight, fullness in ((0, 0.75), (50, 0.5), (100, 0.25)):
+                routes.write([canary], weight)
+                await until(lambda weight=weight: router.weights[CANARY] == weight)  # type: ignore[misc]
+                await until(lambda: len(router.status()) == 2 and all(one.is_ready for one in router.status()))
+                assert router.fullness == fullness
+            await canary.kill()  # so its callers are the stable side's
+            await until(lambda: not router.status()[1].is_ready)
+            assert router.fullness == 0.75
 
     run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.triton_http import FakeTriton, Script, tokens
-from tests.gateway.upstream.driver import RoutesFile, ask, make_call, read_out, routing, run, until
+from tests.gateway.upstream.driver import QUICK, RoutesFile, ask, make_call, read_out, routing, run, until
 from trident_ensemble.contract.routes import Routes, RouteServer, Side, render_routes
+from trident_gateway.errors import ModelNotFoundError
 from trident_gateway.settings import ServerAddress, ServerName
 from trident_gateway.upstream.dns import DnsServers, resolve
 
@@ -128,6 +130,68 @@ def test_router_follows_a_name_whose_servers_join_and_leave(caplog: pytest.LogCa
     assert caplog.text.count("cannot be looked up") == 1
 
 
+def test_router_answers_calls_while_all_addresses_of_a_name_change() -> None:
+    """The servers that leave serve until one that comes has said what it has; what waits for them goes to that one."""
+
+    async def main() -> None:
+        first = FakeTriton()
+        await first.start()
+        second = FakeTriton(port=first.port, metrics_port=first.metrics_port, host="127.0.0.2")
+        zone = Zone("127.0.0.1")
+
+        async def look(_host: str, _port: int) -> list[str]:
+            return await zone(NAME.host, NAME.port)
+
+        name = ServerName("pods", first.port, first.metrics_port)
+        async with routing(server_dns=name, resolve=look) as router:
+            zone.answer = ["127.0.0.2"]  # where nothing listens yet
+            await until(lambda: len(router.status()) == 2)
+            assert router.is_ready
+            assert await ask(router) == " t0 t1 t2 t3"
+            await first.kill()
+            waiting = asyncio.ensure_future(ask(router))
+            await until(lambda: not router.is_ready)
+            assert router.models()  # so nobody is refused who could wait
+            async with second:
+                assert await waiting == " t0 t1 t2 t3"
+                await until(lambda: [status.server for status in router.status()] == [second.name])
+                assert await ask(router) == " t0 t1 t2 t3"
+
+    run(main())
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+def test_router_knows_no_model_as_missing_while_a_server_has_not_said_what_it_has(has_others: bool) -> None:
+    """As when the last server that had it has gone, and those in its place were not heard yet."""
+
+    async def main() -> None:
+        first, zone = FakeTriton(), Zone("127.0.0.1")
+        await first.start()
+        second = FakeTriton(port=first.port, metrics_port=first.metrics_port, host="127.0.0.2")
+
+        async def look(_host: str, _port: int) -> list[str]:
+            return await zone(NAME.host, NAME.port)
+
+        name = ServerName("pods", first.port, first.metrics_port)
+        async with routing(server_dns=name, resolve=look, times=replace(QUICK, handover_s=0)) as router:
+            call = make_call(router)
+            if has_others:
+                zone.answer = ["127.0.0.2"]
+                await until(lambda: not router.models())
+                waiting = asyncio.ensure_future(router.open(call))
+                await asyncio.sleep(0.1)  # nothing shows that it is not refused
+                async with second:
+                    assert len(await read_out(await waiting)) == 4
+            else:
+                first.cards.clear()
+                await until(lambda: not router.models())
+                with pytest.raises(ModelNotFoundError):
+                    await router.open(call)
+        await first.kill()
+
+    run(main())
+
+
 def test_router_takes_a_server_back_that_was_about_to_leave() -> None:
     async def main() -> None:
         fake, zone = FakeTriton(), Zone("127.0.0.1")
@@ -137,7 +201,7 @@ def test_router_takes_a_server_back_that_was_about_to_leave() -> None:
             return await zone(NAME.host, NAME.port)
 
         name = ServerName("pods", fake.port, fake.metrics_port)
-        async with routing(server_dns=name, resolve=look) as router:
+        async with routing(server_dns=name, resolve=look, times=replace(QUICK, handover_s=0)) as router:
             fake.answer = lambda body: Script(tokens(body).events, hang_after=1)
             running = await router.open(make_call(router))
             zone.answer = ["127.0.0.9"]

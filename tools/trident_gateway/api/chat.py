@@ -52,7 +52,7 @@ class ChatEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ChatRequest)
         check_chat(fields, context.settings.max_n)
-        model = context.find(caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
+        model = context.find(request, caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
 
         def plan_for(model: ServedModel) -> GenerationPlan:
             return planned(lambda: plan_chat(fields, model, caller, context.settings))

@@ -55,7 +55,7 @@ class CompletionEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, CompletionRequest)
         check_completion(fields, context.settings.max_n)
-        model = context.find(caller, fields.model, lambda: _affinity(prompts_of(fields)[0], fields, caller))
+        model = context.find(request, caller, fields.model, lambda: _affinity(prompts_of(fields)[0], fields, caller))
 
         def plan_for(model: ServedModel) -> GenerationPlan:
             return planned(lambda: plan_completion(fields, model, caller, context.settings))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -65,19 +66,23 @@ class ApiContext:
             out.add_headers([(b"x-trident-ignored", printable[:_MAX_IGNORED_BYTES])])
         return fields
 
-    def find(self, caller: Caller, name: str, conversation: Callable[[], bytes] = bytes) -> ServedModel:
-        """Return the model of a name, if the caller may use it.
+    def find(
+        self, request: HttpRequest, caller: Caller, name: str, conversation: Callable[[], bytes] = bytes
+    ) -> ServedModel:
+        """Return the model of a name, if the caller may use it; from then on the request counts as one to this model.
 
         Args:
+            request: the request.
             caller: whose key decides on which side of a rollout the model is looked for.
             name: one of the model's.
-            conversation: returns what decides where there is no key.
+            conversation: returns what decides where there is no key; called at most once.
 
         Raises:
             ModelNotFoundError: it may not, or there is none.
             NoUpstreamError: no server has said yet which models there are.
         """
 
+        @cache
         def identity() -> bytes:
             return caller.key_id.encode() or conversation()
 
@@ -86,6 +91,7 @@ class ApiContext:
             raise NoUpstreamError
         if served is None or not self._may_use(caller, served, identity):
             raise ModelNotFoundError(name)
+        note_model(request, served)
         fallback = served.fallback
         if fallback is not None and not caller.may_use(name, fallback.card.name):
             return replace(served, fallback=None)
@@ -116,3 +122,8 @@ class ApiContext:
         names = dict.fromkeys((served.card.name, *served.card.aliases))
         found = {name: self.router.find(name, identity) for name in names}
         return [name for name, model in found.items() if model is not None and model.card.name == served.card.name]
+
+
+def note_model(request: HttpRequest, model: ServedModel) -> None:
+    """Say in the record of a request which model is to answer it, and on which side."""
+    request.record.model, request.record.side = model.card.name, model.side

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from trident_ensemble.contract import tensors
 from trident_gateway.api.choices import Choice, Delta
-from trident_gateway.api.context import ApiContext
+from trident_gateway.api.context import ApiContext, note_model
 from trident_gateway.api.generation_plan import GenerationPlan
 from trident_gateway.api.interface import AnswerSink, HttpRequest
 from trident_gateway.api.opening import open_all
@@ -56,7 +56,6 @@ class Generation:
         self._reads: dict[asyncio.Task[Sequence[GenerateEvent]], int] = {}
         self._is_reading = False
         self._is_corrected = False
-        request.record.model, request.record.side = plan.model.card.name, plan.model.side
         #: The prompts' tokens with their log probabilities, where they were asked for, by the prompt's position.
         self.prompt_scores: dict[int, list[TokenScores]] = {}
 
@@ -109,7 +108,7 @@ class Generation:
         record.num_input_tokens, record.num_cached_tokens = usage.num_input, usage.num_cached
         record.num_output_tokens = usage.num_output
         reasons = (choice.finish_reason for choices in self._choices for choice in choices)
-        record.finish_reasons = tuple(reason for reason in reasons if reason)
+        record.finish_reasons = tuple(reason for reason in reasons if reason) if self.plan.generates else ()
         is_known = all(
             meter.num_input is not None or not spending.is_taken
             for meter, spending in zip(self._meters, self._spendings, strict=True)
@@ -207,7 +206,6 @@ async def generating(
     Raises:
         ApiError: a limit, or the server, refuses it.
     """
-    request.record.model, request.record.side = plan.model.card.name, plan.model.side
     deadline = asyncio.get_running_loop().time() + plan.timeout_s
     estimate = sum(max(1, prompt.num_bytes // 4) for prompt in plan.prompts)
     num_output = len(plan.prompts) * plan.num_choices * plan.max_output_tokens
@@ -220,6 +218,9 @@ async def generating(
                 await generation.open(context.router, caller, deadline)
                 break
             except ReplanError as error:
+                if error.is_fallback and generation.plan.generates:
+                    request.record.fallback_from = generation.plan.model.card.name
+                note_model(request, error.model)
                 # What the other model has done for it meanwhile nobody pays for.
                 generation = Generation(plan_for(error.model), reservation, request)
         yield generation

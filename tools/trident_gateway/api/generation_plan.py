@@ -53,3 +53,8 @@ class GenerationPlan:
     is_stream: bool
     timeout_s: float
     echo: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model is to add anything to the prompts."""
+        return self.max_output_tokens > 0

@@ -37,7 +37,7 @@ class ModelEndpoints:
         """Answer with one model, of which headers and a field of our own say more."""
         caller = await self._context.admit(request)
         name = request.path_params["model"]
-        served = self._context.find(caller, name)
+        served = self._context.find(request, caller, name)
         out.add_headers(
             [
                 (b"x-trident-digest", served.card.digest.encode("ascii", "replace")),

@@ -5,6 +5,7 @@ Owns their fields and their answers. Both ask the model's own server, which has 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +16,7 @@ from trident_gateway.api.body import invalid, planned
 from trident_gateway.api.chat import render_tools
 from trident_gateway.api.chat_request import ToolDefinition
 from trident_gateway.api.choices import AnswerPlan
-from trident_gateway.api.context import ApiContext
+from trident_gateway.api.context import ApiContext, note_model
 from trident_gateway.api.generation import generating
 from trident_gateway.api.generation_plan import GenerationPlan, PromptCall
 from trident_gateway.api.interface import AnswerSink, HttpRequest
@@ -67,14 +68,14 @@ class TokenizationEndpoints:
         context = self._context
         caller = await context.admit(request)
         fields = await context.read(request, out, TokenizeRequest)
-        model = context.find(caller, fields.model, lambda: _tokenize_body(fields))
-        body = _tokenize_body(fields)
-        request.record.model, request.record.side = model.card.name, model.side
+        render = cache(lambda: _tokenize_body(fields))
+        model = context.find(request, caller, fields.model, render)
+        body = render()
         reservation = await context.limiter.reserve(caller, max(1, len(body) // 4), 0)
         try:
             out.add_headers(reservation.headers())
             model, answer = await self._ask(model, body)
-            request.record.model, request.record.side = model.card.name, model.side
+            note_model(request, model)
         except ApiError as error:
             names = ParamNames("prompt" if fields.messages is None else "messages")
             raise in_client_terms(error, names) from None
@@ -101,7 +102,7 @@ class TokenizationEndpoints:
         context = self._context
         caller = await context.admit(request)
         fields = await context.read(request, out, DetokenizeRequest)
-        model = context.find(caller, fields.model, lambda: repr(fields.tokens).encode())
+        model = context.find(request, caller, fields.model, lambda: repr(fields.tokens).encode())
         values: Tensors = {
             tensors.PROMPT_TOKEN_IDS.name: fields.tokens, tensors.ECHO.name: True, tensors.MAX_TOKENS.name: 0,
             tensors.SKIP_SPECIAL_TOKENS.name: False,

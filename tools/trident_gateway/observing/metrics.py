@@ -69,6 +69,7 @@ class Metrics:
         self._is_draining = is_draining
         self._requests: defaultdict[Labels, int] = defaultdict(int)
         self._finishes: defaultdict[Labels, int] = defaultdict(int)
+        self._fallbacks: defaultdict[Labels, int] = defaultdict(int)
         self._tokens: defaultdict[Labels, int] = defaultdict(int)
         self._refusals: defaultdict[Labels, int] = defaultdict(int)
         self._gone: defaultdict[Labels, int] = defaultdict(int)
@@ -96,6 +97,8 @@ class Metrics:
         if record.is_error and record.status == _OK:
             # Its status had left before it broke, so that nothing else tells it from a good answer.
             self._finishes[(model, BROKEN, side)] += 1
+        if record.fallback_from:
+            self._fallbacks[(record.fallback_from,)] += 1
         if record.client_gone:
             self._gone[(record.client_gone,)] += 1
         if record.num_input_tokens or record.num_output_tokens:
@@ -134,6 +137,8 @@ class Metrics:
         page = _Page(lines)
         page.counter("requests_total", "Requests that have ended", ("route", "model", "code", "side"), self._requests)
         page.counter("finishes_total", "Answers, by why they ended", ("model", "reason", "side"), self._finishes)
+        text = "Requests for text that the canary could not take"
+        page.counter("canary_fallbacks_total", text, ("model",), self._fallbacks)
         page.histogram("ttft_seconds", "Time to the first part of a stream", ("model", "side"), self._ttft)
         page.histogram("itl_seconds", "Time between two parts of a stream", ("model", "side"), self._gaps)
         page.histogram("request_seconds", "Duration of requests", ("route", "model", "side"), self._seconds)

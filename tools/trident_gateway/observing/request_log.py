@@ -44,6 +44,7 @@ class RequestRecord:
         finish_reasons: of the answers that have ended, as the client has read them.
         upstream: name of the server that answered.
         side: of that server, or of those that were to answer: `stable` or `canary`.
+        fallback_from: the canary's model that was to answer and could not take the request; "" where there was none.
         client_gone: where the request was when its client left: `waiting` for the first part of a stream, `stream` or
             `plain`; "" if it did not leave.
     """
@@ -67,6 +68,7 @@ class RequestRecord:
     finish_reasons: tuple[str, ...] = ()
     upstream: str = ""
     side: str = "stable"
+    fallback_from: str = ""
     client_gone: str = ""
 
 

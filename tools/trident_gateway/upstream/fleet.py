@@ -15,6 +15,7 @@ from random import Random
 from trident_gateway.settings import ServerAddress
 from trident_gateway.upstream.balancer import pick
 from trident_gateway.upstream.catalogue import Catalogue
+from trident_gateway.upstream.departures import CLOSE_TIMEOUT_S, Departures
 from trident_gateway.upstream.health import Level
 from trident_gateway.upstream.membership import Roster
 from trident_gateway.upstream.served_model import ServedModel
@@ -23,7 +24,6 @@ from trident_gateway.upstream.server_status import ServerStatus
 from trident_gateway.upstream.sides import CANARY, SIDES, STABLE, position
 from trident_gateway.upstream.watch_times import WatchTimes
 
-_CLOSE_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
 
 #: Returns what a caller's place between the sides goes by; called only where there is a choice.
@@ -44,8 +44,9 @@ class Fleet:
         self._catalogues = {side: Catalogue(side) for side in SIDES}
         self._news = asyncio.Event()
         self._servers: dict[str, Server] = {}
-        self._leaving: dict[Server, asyncio.Task[None]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._places: dict[ServerAddress, str] = {}
+        self._leave_at: dict[Server, float] = {}
+        self._departures = Departures(self._forget)
         self._is_started = False
         #: Percent of callers whose requests go to the canary.
         self.canary_weight = 0.0
@@ -65,8 +66,13 @@ class Fleet:
 
     @property
     def fullness(self) -> float:
-        """How much of what the servers in rotation have is taken, on the average, from 0 to 1."""
-        parts = [server.fullness for server in self._servers.values() if server.level is Level.READY]
+        """How much of what the servers in rotation have is taken, on the average, from 0 to 1.
+
+        Those of a side without callers do not count, unless there are no others.
+        """
+        ready = [server for server in self._servers.values() if server.level is Level.READY]
+        idle_side = {0.0: CANARY, 100.0: STABLE}.get(self.canary_weight)
+        parts = [server.fullness for server in ready if server.side != idle_side] or [one.fullness for one in ready]
         return sum(parts) / len(parts) if parts else 0.0
 
     def models(self, identity: Identity) -> Mapping[str, ServedModel]:
@@ -107,17 +113,18 @@ class Fleet:
 
     def status(self) -> list[ServerStatus]:
         """Return the state of each server, those among them that only end what they have."""
-        servers = {server.name: server for server in (*self._leaving, *self._servers.values())}
+        leaving = self._departures.servers
+        servers = {server.name: server for server in (*leaving, *self._servers.values())}
         return [
             ServerStatus(
                 server.name,
-                server.level is Level.READY and server not in self._leaving,
+                server.level is Level.READY and server not in leaving,
                 server.num_in_flight,
                 server.health.num_ejections,
                 server.is_awaited,
                 server.num_steps,
                 server.side,
-                server.is_well and server not in self._leaving,
+                server.is_well and server not in leaving,
             )
             for server in servers.values()
         ]
@@ -131,23 +138,30 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop watching, and close all connections when calls that are being ended have ended."""
-        for task in self._leaving.values():
-            task.cancel()
-        await asyncio.gather(*self._leaving.values(), *self._closing, return_exceptions=True)
-        servers = (*self._leaving, *self._servers.values())
-        await asyncio.gather(*(server.close(_CLOSE_TIMEOUT_S) for server in servers))
+        closing = (server.close(CLOSE_TIMEOUT_S) for server in self._servers.values())
+        await asyncio.gather(self._departures.close(), *closing)
 
     def assign(self, roster: Roster) -> None:
-        """Put servers on their sides: new ones are watched from now on, those that have no place end what they have."""
-        places = {address: side for side in SIDES for address in getattr(roster, side)}
-        for server in list(self._servers.values()):
-            if server.address not in places:
-                self._see_off(server)
+        """Put servers on their sides: new ones are watched from now on, those that have no place end what they have.
+
+        While none of those that take their side has said what it serves, they get calls as before, for a time.
+        """
+        self._places = {address: side for side in SIDES for address in getattr(roster, side)}
+        names = {address.name for address in self._places}
+        now = asyncio.get_running_loop().time()
+        for server in self._servers.values():
+            if server.address in self._places:
+                self._leave_at.pop(server, None)
+            elif server.name in names:  # it cannot stay beside another of its name
+                self._leave_at[server] = now
+            else:
+                self._leave_at.setdefault(server, now + self._times.handover_s)
+        self._hand_over()
         known = {server.address: server for server in self._servers.values()}
-        for address, side in places.items():
+        for address, side in self._places.items():
             self._place(known.get(address) or self._take_back(address) or self._add(address), side)
         self.canary_weight = roster.weight
-        self._tell_news()
+        self._news_of_servers()
 
     def pick(self, model: ServedModel, affinity: bytes, tried: Collection[str]) -> tuple[Server, ServedModel] | None:
         """Return a server that was not tried, of the best kind that there is, and the model as it has it.
@@ -170,9 +184,10 @@ class Fleet:
         self.picks[choice.name, "retry" if tried else choice.reason, model.side] += 1
         return self._servers[choice.name], catalogue.on_server(choice.name, name)
 
-    def has(self, model: ServedModel) -> bool:
-        """Return whether any server of its side serves a model, be it down at present."""
-        return bool(self._catalogues[model.side].servers(model.card.name))
+    def may_have(self, model: ServedModel) -> bool:
+        """Return whether a server of its side serves a model, be it down at present, or has not said yet its models."""
+        is_open = any(server.side == model.side and not server.is_read for server in self._servers.values())
+        return is_open or bool(self._catalogues[model.side].servers(model.card.name))
 
     async def wait_for_news(self, until: float) -> None:
         """Wait until some server has been looked at again, or until a time of the event loop."""
@@ -190,7 +205,7 @@ class Fleet:
         return max((self._servers[server].level for server in servers), default=Level.DOWN)
 
     def _add(self, address: ServerAddress) -> Server:
-        server = Server(address, self._times, self._models_read, self._tell_news)
+        server = Server(address, self._times, self._models_read, self._news_of_servers)
         self._servers[server.name] = server
         if self._is_started:
             server.start()
@@ -202,37 +217,45 @@ class Fleet:
             server.side = side
             self._models_read(server)
 
+    def _hand_over(self) -> None:
+        """See those off that have no place any more, where another has taken it, or will not soon."""
+        now = asyncio.get_running_loop().time()
+        for server, leave_at in list(self._leave_at.items()):
+            side = [one for one in self._servers.values() if self._places.get(one.address) == server.side]
+            is_to_come = server.side in self._places.values() and not any(one.models for one in side)
+            if now >= leave_at or not is_to_come:
+                self._see_off(server)
+
     def _see_off(self, server: Server) -> None:
         """Send a server no more calls, and let go of it when it has ended those that it has."""
+        del self._leave_at[server]
         del self._servers[server.name]
         self._catalogues[server.side].remove(server.name)
-        self._leaving[server] = asyncio.get_running_loop().create_task(self._let_go(server))
-        _log.info("server %s leaves, with %d calls", server.name, server.num_in_flight)
+        self._departures.add(server)
 
-    async def _let_go(self, server: Server) -> None:
-        await server.wait_until_idle()
-        task = self._leaving.pop(server)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        await server.close(_CLOSE_TIMEOUT_S)
+    def _forget(self, server: Server) -> None:
         if server.name not in self._servers:  # its name would stay on the page of metrics for ever
             for key in [key for key in self.picks if key[0] == server.name]:
                 del self.picks[key]
 
     def _take_back(self, address: ServerAddress) -> Server | None:
         """Return the server of an address that was about to leave."""
-        server = next((one for one in self._leaving if one.address == address), None)
+        server = self._departures.take_back(address)
         if server is not None:
-            self._leaving.pop(server).cancel()
             self._servers[server.name] = server
             self._models_read(server)
         return server
+
+    def _news_of_servers(self) -> None:
+        self._hand_over()
+        self._tell_news()
 
     def _tell_news(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     def _models_read(self, server: Server) -> None:
+        self._hand_over()  # before those that leave could be in conflict with those that come
         if self._servers.get(server.name) is not server:
             return
         catalogue = self._catalogues[server.side]

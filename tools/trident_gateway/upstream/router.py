@@ -256,11 +256,11 @@ class Router:
         other = self._fleet.fallback_of(model)
         if other is not None:
             self.retries["canary"] += 1
-            raise ReplanError(other) from None
+            raise ReplanError(other, is_fallback=True) from None
 
     async def _wait(self, model: ServedModel, wait_until: float, deadline: float | None) -> None:
         """Wait for news of the servers, as long as that makes sense."""
-        if not self._fleet.has(model):
+        if not self._fleet.may_have(model):
             raise ModelNotFoundError(model.card.name)
         await self._fleet.wait_for_news(wait_until if deadline is None else min(wait_until, deadline))
         _check_deadline(deadline)

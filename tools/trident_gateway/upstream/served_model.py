@@ -45,11 +45,13 @@ class ReplanError(Exception):
 
     Args:
         model: that takes the place of the call's.
+        is_fallback: it is the stable side's, since the canary cannot take the call.
     """
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, *, is_fallback: bool = False) -> None:
         super().__init__(model.card.name)
         self.model = model
+        self.is_fallback = is_fallback
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Server:
         on_news: Callable[[], None],
     ) -> None:
         self.address = address
-        self.name = address.url.removeprefix("http://")
+        self.name = address.name
         #: Where it stands, and what it has lately said that it serves.
         self.side = STABLE
         self.models: Sequence[ServedModel] = ()
@@ -79,6 +79,11 @@ class Server:
     def is_well(self) -> bool:
         """Whether it says that it is ready, and answers."""
         return self.health.level(asyncio.get_running_loop().time()) is Level.READY
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it has ever said what it serves."""
+        return self._models_read_at > float("-inf")
 
     @property
     def num_steps(self) -> float | None:
@@ -162,7 +167,7 @@ class Server:
                 b"GET", "/v2/health/ready", max_bytes=1 << 16, timeout_s=self._times.timeout_s
             )
             await self._read_figures()
-            is_ready = status == 200 or (self._models_read_at > float("-inf") and await only_loads(self._client))
+            is_ready = status == 200 or (self.is_read and await only_loads(self._client))
             if is_ready:
                 await self._read_models()
             self.health.probe_answered(is_ready=is_ready)

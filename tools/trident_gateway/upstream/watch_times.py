@@ -23,6 +23,7 @@ class WatchTimes:
         silence_s: after which calls to a server that has sent nothing at all are given up.
         routes_s: between two looks at the routes file.
         dns_s: between two looks at the name of the servers.
+        handover_s: for which servers without a place stay while none that takes it has said what it serves.
     """
 
     probe_s: float = 1.0
@@ -35,3 +36,4 @@ class WatchTimes:
     silence_s: float = 30.0
     routes_s: float = 2.0
     dns_s: float = 5.0
+    handover_s: float = 30.0

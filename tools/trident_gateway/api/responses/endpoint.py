@@ -54,7 +54,7 @@ class ResponsesEndpoint:
         caller = await context.admit(request)
         fields = await context.read(request, out, ResponsesRequest)
         check_responses(fields)
-        model = context.find(caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
+        model = context.find(request, caller, fields.model, lambda: planned(lambda: _affinity(fields, caller)))
 
         def plan_for(model: ServedModel) -> GenerationPlan:
             return planned(lambda: plan_response(fields, model, caller, context.settings))
@@ -127,7 +127,9 @@ def plan_response(
 
 
 def _affinity(fields: ResponsesRequest, caller: Caller) -> bytes:
-    return affinity_of(caller, fields.prompt_cache_key, render_messages(messages_of(fields.instructions, fields.input)))
+    """Return what all turns of a conversation have in common: its first message, and the instructions before it."""
+    beginning = messages_of(fields.instructions, fields.input)[: 1 if fields.instructions is None else 2]
+    return affinity_of(caller, fields.prompt_cache_key, render_messages(beginning))
 
 
 def _plan_tools(fields: ResponsesRequest, model: ServedModel, settings: GatewaySettings) -> tuple[str, ToolPlan]:
