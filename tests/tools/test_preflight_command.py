@@ -111,3 +111,21 @@ def test_preflight_names_the_version_of_the_runtime_that_is_missing(
 
 def test_preflight_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder; make one with `trident build`" in complaint(tmp_path / "none", capsys)
+
+
+def test_preflight_names_what_this_user_may_not_read(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root of a machine may read everything, the system's refusal is made up here."""
+    config = repository / "preprocessing" / "config.pbtxt"
+
+    def is_file(path: Path) -> bool:
+        if path == config:
+            raise PermissionError(13, "Permission denied", str(path))
+        return path.exists()
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert main(["preflight", "--repository", str(repository), "--no-server"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"trident preflight: --repository {repository}: {config} cannot be read by user ")
+    assert "Traceback" not in said

@@ -6,6 +6,7 @@ Owns the checks of the repository, of the GPUs and of the ports, and their messa
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,18 @@ def check_repository(repository: Path) -> dict[ModelNames, Manifest]:
 
     Raises:
         ArtifactError: an engine is missing or damaged.
-        ServerError: the repository is not complete.
+        ServerError: the repository is not complete, or this user may not read it.
     """
+    try:
+        return _check_repository(repository)
+    except PermissionError as error:
+        raise ServerError(
+            f"--repository {repository}: {error.filename or repository} cannot be read by user {os.getuid()}; let that "
+            "user read it (`chmod -R a+rX`), or run as its owner"
+        ) from error
+
+
+def _check_repository(repository: Path) -> dict[ModelNames, Manifest]:
     found = find_models(repository)
     check_models(repository, found or [ModelNames()])
     if not found:
