@@ -1,4 +1,7 @@
-"""An API server of Kubernetes as Helm sees it: what kinds there are, and objects that are made, applied and deleted."""
+"""An API server of Kubernetes as Helm and kubectl see it: its kinds, and objects that are made, applied and deleted.
+
+Owns the objects. Never defaults, admission, or lists that are merged by their keys: what changes a list replaces it.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,19 @@ def immutable(one: Object) -> Any:
     return one.get("roleRef") if one["kind"] == "RoleBinding" else None
 
 
+def changed(one: Any, patch: Any) -> Any:
+    """Return what a merge patch makes of a value: null takes a field away."""
+    if not isinstance(patch, dict):
+        return patch
+    found = dict(one) if isinstance(one, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            found.pop(key, None)
+        elif not key.startswith("$"):  # directives are about lists
+            found[key] = changed(found.get(key), value)
+    return found
+
+
 class ClusterApi:
     """The objects of a cluster, by the last part of their address.
 
@@ -63,8 +79,8 @@ class ClusterApi:
         self.refused: list[tuple[str, str]] = []
         self.unknown: list[str] = []
 
-    def answer(self, method: str, path: str, body: Object) -> tuple[int, Object]:
-        """Return the status and the body of an answer."""
+    def answer(self, method: str, path: str, body: Object, *, is_change: bool = False) -> tuple[int, Object]:
+        """Return the status and the body of an answer; a PATCH is either the whole object or a change of it."""
         parts = [part for part in path.split("?", maxsplit=1)[0].split("/") if part]
         if (found := self._discovery(parts)) is not None:
             return 200, found
@@ -79,6 +95,8 @@ class ClusterApi:
             self.objects.pop(key, None)
             return 200, {**_status(200), "status": "Success"}
         before = self.objects.get(key)
+        if is_change:
+            body = changed(before, body)
         if before is not None and immutable(body) != immutable(before):
             self.refused.append(key)
             return 422, _status(422)
@@ -89,10 +107,14 @@ class ClusterApi:
         groups = sorted({version for version, _, _ in KINDS if "/" in version})
         if parts[:2] == ["openapi", "v3"]:
             return self._openapi("/".join(parts[2:]))
-        if parts == ["version"]:
-            return {"major": "1", "minor": "30", "gitVersion": "v1.30.0"}
-        if parts == ["api"]:
-            return {"kind": "APIVersions", "versions": ["v1"]}
+        if parts[:-1] == ["api", "v1", "namespaces"]:  # every namespace is there
+            return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": parts[-1]}}
+        pages: dict[str, Object] = {
+            "version": {"major": "1", "minor": "30", "gitVersion": "v1.30.0"},
+            "api": {"kind": "APIVersions", "versions": ["v1"]},
+        }
+        if (page := pages.get("/".join(parts))) is not None:
+            return page
         if parts == ["apis"]:
             named = [(one.partition("/")[0], {"groupVersion": one, "version": one.partition("/")[2]}) for one in groups]
             listed = [{"name": name, "versions": [one], "preferredVersion": one} for name, one in named]
@@ -155,7 +177,8 @@ def running_cluster() -> Iterator[ClusterApi]:
         def _answer(self) -> None:
             length = int(self.headers.get("content-length", 0))
             body = yaml.load(self.rfile.read(length), Loader=yaml.CSafeLoader) if length else {}
-            status, answer = cluster.answer(self.command, self.path, body)
+            is_change = "merge-patch" in self.headers.get("content-type", "")
+            status, answer = cluster.answer(self.command, self.path, body, is_change=is_change)
             payload = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")

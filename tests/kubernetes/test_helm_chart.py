@@ -500,6 +500,15 @@ def test_page_has_every_value_with_its_default_and_meaning() -> None:
     assert table_of_page() == values_table(), "python -m tests.kubernetes.helm_values_table writes it anew"
 
 
+@needs_kubectl
+def test_page_gives_the_namespace_the_profile_that_the_overlay_has_with_a_picker() -> None:
+    (namespace,) = [one for one in render("gie") if one["kind"] == "Namespace"]
+    text = (KUBERNETES.parents[1] / "docs/helm.md").read_text()
+    (label,) = re.findall(r"^kubectl label namespace trident (\S+) --overwrite$", text, re.MULTILINE)
+    name, _, profile = label.partition("=")
+    assert namespace["metadata"]["labels"][name] == profile
+
+
 def test_canary_has_images_of_its_own() -> None:
     def images(values: Values) -> list[str]:
         pinned = {"image": {"serve": {"digest": f"sha256:{'1' * 64}"}, "gateway": {"digest": f"sha256:{'2' * 64}"}}}

@@ -170,7 +170,7 @@ def is_ready(one: Object, ports: Mapping[int, int]) -> bool:
             (number,) = [port["containerPort"] for port in one["ports"] if port["name"] == number]
         try:
             with urlopen(f"http://127.0.0.1:{ports[number]}{probe['httpGet']['path']}", timeout=10) as answer:
-                return 200 <= answer.status < 400
+                return bool(200 <= answer.status < 400)
         except HTTPError:
             return False
     python, dash_c, script = probe["exec"]["command"]
