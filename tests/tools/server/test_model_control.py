@@ -50,6 +50,7 @@ class Models(BaseHTTPRequestHandler):
     asked: ClassVar[list[tuple[str, str | None]]] = []
     loaded: ClassVar[list[dict[str, Any]]] = []
     refuses = False
+    hangs_up_on = ""
 
     def do_GET(self) -> None:
         tensor = {"name": "text", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
@@ -61,6 +62,8 @@ class Models(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"] or 0))
         self.asked.append((self.path, self.headers["trident-control"]))
+        if self.hangs_up_on and self.path.endswith(self.hangs_up_on):
+            return
         if body:
             self.loaded.append(json.loads(json.loads(body)["parameters"]["config"]))
         self.answer(200 if body and not self.refuses else 400, "it cannot be loaded")
@@ -98,6 +101,38 @@ def test_model_control_the_server_is_asked_for_the_model_that_cannot_be_loaded(
     (model,) = tmp_path.iterdir()
     secret = control.headers["trident-control"]
     assert handler.asked == [(f"/v2/repository/models/{model.name}/{verb}", secret) for verb in ("unload", "load")]
+
+
+@pytest.mark.parametrize("silent", ["/unload", "/load"])
+def test_model_control_readiness_is_withdrawn_also_where_a_call_is_not_answered(
+    tmp_path: Path, models: tuple[type[Models], int], silent: str
+) -> None:
+    """Whatever the first call has met with, the second is what withdraws; and whoever called may try again."""
+    handler, port = models
+    handler.hangs_up_on = silent
+    control = ModelControl(tmp_path, Listen("127.0.0.1", port, 2, 3))
+    with pytest.raises(OSError, match=r"^(?!.*refused)"):
+        control.withdraw_readiness()
+    assert [path.rpartition("/")[2] for path, _ in handler.asked] == ["unload", "load"]
+
+
+@pytest.mark.parametrize(
+    ("names", "step"),
+    [
+        (["core", "ensemble", "postprocessing", "preprocessing"], "preprocessing"),
+        (["a_core", "a_postprocessing", "a_preprocessing", "ensemble"], "a_preprocessing"),
+    ],
+)
+def test_model_control_no_model_that_is_loaded_again_gives_readiness_back(
+    tmp_path: Path, models: tuple[type[Models], int], names: list[str], step: str
+) -> None:
+    """Triton would let the next withdrawal wait until the core, of which there is another version, is loaded."""
+    handler, port = models
+    control = ModelControl(tmp_path, Listen("127.0.0.1", port, 2, 3))
+    control.options(names)
+    control.give_readiness_back()
+    (config,) = handler.loaded
+    assert config["ensemble_scheduling"]["step"][0]["model_name"] == step
 
 
 def test_model_control_readiness_is_given_back_by_another_name_for_a_model_that_is_no_ensemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ class Stage:
     def __init__(self) -> None:
         self.now = 0.0
         self.figures: dict[str, CoreFigures] = {"core 1": CoreFigures(5, 0, 0)}
-        self.answers = self.is_heard = True
+        self.answers = self.is_heard = self.is_obeyed = True
         self.events: list[str] = []
         self.watch = StillnessWatch(self, self, complain=self.events.append, say=self.events.append)
 
@@ -49,9 +50,11 @@ class Stage:
         self._set("given back")
 
     def _set(self, what: str) -> None:
+        if not self.is_obeyed:
+            raise OSError("refused")
+        self.events.append(what)
         if not self.answers:
             raise OSError("no answer")
-        self.events.append(what)
 
     def look_for(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.2)):
@@ -107,12 +110,36 @@ def test_stillness_is_seen_where_the_first_step_hangs_and_the_core_cannot_say_th
 
 def test_stillness_that_the_server_does_not_hear_of_is_told_again(stage: Stage) -> None:
     stage.set(9, 1, 1)
-    stage.answers = False
+    stage.is_obeyed = False
     stage.look_for(30)
     assert not stage.events
-    stage.answers = True
+    stage.is_obeyed = True
     stage.look_for(2)
     assert stage.events[0] == "withdrawn"
+
+
+@pytest.mark.parametrize("is_obeyed", [True, False])
+def test_stillness_whose_end_comes_before_an_answer_leaves_the_server_ready(stage: Stage, is_obeyed: bool) -> None:
+    """The call may have had its effect although its answer did not come."""
+    stage.set(9, 1, 1)
+    stage.answers, stage.is_obeyed = False, is_obeyed
+    stage.look_for(11.5)
+    stage.answers = stage.is_obeyed = True
+    stage.set(10, 1, 1)
+    stage.look_for(5)
+    assert [event for event in stage.events if event in {"withdrawn", "given back"}][-1] == "given back"
+    assert stage.events.count("given back") == 1
+
+
+def test_stillness_that_comes_back_before_an_answer_is_told(stage: Stage) -> None:
+    stage.set(9, 1, 1)
+    stage.look_for(12)
+    stage.answers = False
+    stage.set(10, 1, 1)
+    stage.look_for(1.5)
+    stage.answers = True
+    stage.look_for(12)
+    assert [event for event in stage.events if event in {"withdrawn", "given back"}][-1] == "withdrawn"
 
 
 def test_stillness_is_not_what_nothing_is_heard_of(stage: Stage) -> None:
@@ -144,9 +171,20 @@ def test_stillness_takes_ten_seconds_without_a_step_in_each_of_which_somebody_wa
 
 def test_stillness_reads_the_figures_of_the_metrics_page(monkeypatch: pytest.MonkeyPatch) -> None:
     status = TritonStatus(Listen("127.0.0.1", 1, 2, 3), {})
-    monkeypatch.setattr(status, "_ask", lambda *_: (200, PAGE.encode()))
+    states = {"core": "READY", "small_core": "READY"}
+
+    def answer(_method: str, _port: int, path: str) -> tuple[int, bytes]:
+        index = [{"name": name, "version": "1", "state": state} for name, state in states.items()]
+        return 200, PAGE.encode() if path == "/metrics" else json.dumps(index).encode()
+
+    monkeypatch.setattr(status, "_ask", answer)
     assert status.core_figures() == {"core 1": CoreFigures(1_500_000, 7, 9)}
     assert status.num_active_requests() == 8
+    states["core"] = "UNLOADING"
+    assert status.core_figures() == {}, "new requests are not for it, so it does not make the server useless"
+    assert status.num_active_requests() == 8
+    states["core"] = "UNAVAILABLE"
+    assert status.num_active_requests() == 1, "its last numbers stay on the page"
     monkeypatch.setattr(status, "_ask", lambda *_: (500, b""))
     with pytest.raises(OSError, match="500"):
         status.core_figures()

@@ -13,6 +13,7 @@ import pytest
 
 from trident_ensemble.contract.errors import ServerDiedError, ServerError
 from trident_ensemble.draining import DrainNotice
+from trident_tools.server import withdrawal
 from trident_tools.server.memory_kills import MemoryKills
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.signals import StopSignals, describe_ending
@@ -39,22 +40,26 @@ while True:
 
 
 class Status(TritonStatus):
-    """A server whose ready models the test decides; None: it does not answer."""
+    """A server whose models' states the test decides; None: it does not answer."""
 
     def __init__(self) -> None:
         super().__init__(Listen("127.0.0.1", 1, 2, 3), {})
         self.is_withdrawn = False
-        self.ready: set[tuple[str, str]] | None = {("core", "1")}
+        self.num_refusals = 0
+        self.num_tries = 0
+        self.states: dict[tuple[str, str], str] | None = {("core", "1"): "READY"}
         self.active: list[int] = []
 
-    def ready_models(self) -> set[tuple[str, str]]:
-        if self.ready is None:
+    def model_states(self) -> dict[tuple[str, str], str]:
+        if self.states is None:
             raise OSError("no answer")
-        return self.ready
+        return self.states
 
     def withdraw(self) -> None:
+        self.num_tries += 1
+        if self.num_tries <= self.num_refusals:
+            raise OSError("no answer")
         self.is_withdrawn = True
-        raise OSError("and that it cannot be is no reason not to drain")
 
     def num_active_requests(self) -> int:
         return self.active.pop(0) if self.active else 0
@@ -171,7 +176,7 @@ def test_supervisor_a_stub_that_was_asked_for_its_models_configuration_may_end(
 
 def test_supervisor_dead_stub_of_a_server_that_does_not_answer_is_a_failure(server: ServerProcess) -> None:
     status = Status()
-    status.ready = None
+    status.states = None
     watcher = supervisor(server, status, 60)
     pid = only_stub(server)
     watcher._check()
@@ -180,14 +185,45 @@ def test_supervisor_dead_stub_of_a_server_that_does_not_answer_is_a_failure(serv
         watcher.watch()
 
 
-def test_supervisor_unloaded_model_is_no_failure(server: ServerProcess) -> None:
+@pytest.mark.parametrize("state", [None, "UNAVAILABLE", "LOADING"])
+def test_supervisor_unloaded_model_is_no_failure(server: ServerProcess, state: str | None) -> None:
     status = Status()
     watcher = supervisor(server, status, 3)
     pid = only_stub(server)
     watcher._check()
-    status.ready = set()
+    status.states = {("core", "1"): state} if state else {}
     os.kill(pid, signal.SIGKILL)
     watcher.watch()
+
+
+def test_supervisor_a_version_that_dies_with_requests_while_it_is_unloaded_is_a_failure(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its streams would never end, and no other version could be loaded."""
+    monkeypatch.setattr("trident_tools.server.supervisor._CONFIRM_UNLOADING_S", 2.0)
+    status = Status()
+    status.states = {("core", "1"): "UNLOADING", ("core", "2"): "READY"}
+    watcher = supervisor(server, status, 60)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ServerDiedError, match=rf"\(pid {pid}\) died.*; Triton would wait for the last requests"):
+        watcher.watch()
+    assert time.monotonic() - began >= 2
+
+
+def test_supervisor_a_version_may_take_its_time_between_its_first_process_and_its_last(server: ServerProcess) -> None:
+    status = Status()
+    status.states = {("core", "1"): "UNLOADING"}
+    watcher = supervisor(server, status, 2.5)
+    pid = only_stub(server)
+    watcher._check()
+    os.kill(pid, signal.SIGKILL)
+    watcher.watch()
+    status.states = {("core", "1"): "UNAVAILABLE"}
+    watcher._check()
+    assert not watcher._suspects
 
 
 def test_supervisor_reloaded_model_is_no_failure(server: ServerProcess, restart: Path) -> None:
@@ -210,6 +246,7 @@ def test_supervisor_dead_server_is_a_failure(server: ServerProcess) -> None:
 def test_supervisor_drain_gives_notice_and_waits_until_the_core_is_empty(server: ServerProcess, tmp_path: Path) -> None:
     status = Status()
     status.active = [2, 2, 1, 0, 1, 0]
+    status.num_refusals = 99  # that its readiness cannot be withdrawn is no reason not to drain
     only_stub(server)
     notice = tmp_path / "notice"
     watcher = supervisor(server, status, 0, notice)
@@ -218,7 +255,7 @@ def test_supervisor_drain_gives_notice_and_waits_until_the_core_is_empty(server:
     watcher.leave(0)
     assert watcher.drain(time.monotonic(), lambda: True) == 0
     assert notice.exists()
-    assert status.is_withdrawn
+    assert status.num_tries
     assert not status.active
     assert server.exit_status() == -signal.SIGTERM
 
@@ -245,6 +282,25 @@ def test_supervisor_drain_refuses_while_the_gateway_still_has_requests_and_waits
     assert watcher.drain(time.monotonic() - 1000, has_front_drained) == 0
     assert next(looks, True), "it has been asked until it had ended"
     assert server.exit_status() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("phase", ["leave", "drain"])
+def test_supervisor_readiness_is_withdrawn_again_and_again_until_the_server_has_taken_it(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(withdrawal, "_AGAIN_S", 0.1)
+    said: list[str] = []
+    status = Status()
+    status.num_refusals = 3
+    only_stub(server)
+    watcher = supervisor(server, status, 0)
+    watcher._withdrawal._say = said.append
+    deadline = time.monotonic() + 60
+    watcher.leave(3 if phase == "leave" else 0)
+    assert status.is_withdrawn is (phase == "leave")
+    watcher.drain(time.monotonic(), lambda: status.is_withdrawn or time.monotonic() > deadline)
+    assert status.num_tries == 4
+    assert said == ["It goes on calling itself ready, and is told again: no answer"]
 
 
 class Counted(StopSignals):

@@ -69,10 +69,12 @@ class ModelControl:
         """Make the server call itself not ready from now on.
 
         Raises:
-            OSError: the server does not answer.
+            OSError: the server has not answered both calls; what they ask for may come about later.
         """
-        self._ask("POST", f"/v2/repository/models/{layout.DRAINING}/unload")  # the one that gave readiness back
-        self._ask("POST", f"/v2/repository/models/{layout.DRAINING}/load")  # says that the model cannot be loaded
+        try:
+            self._ask("POST", f"/v2/repository/models/{layout.DRAINING}/unload")  # the one that gave readiness back
+        finally:
+            self._ask("POST", f"/v2/repository/models/{layout.DRAINING}/load")  # says that it cannot be loaded
 
     def give_readiness_back(self) -> None:
         """Undo `withdraw_readiness`, so that the server is ready again if all its models are.
@@ -86,8 +88,13 @@ class ModelControl:
             raise OSError(f"the server cannot be made ready again: {answer[:500]}")
 
     def _other_name(self) -> dict[str, Any]:
-        """Return the configuration of an ensemble that is nothing but a model of the server, by another name."""
+        """Return the configuration of an ensemble that is nothing but a model of the server, by another name.
+
+        The model is one that is never loaded again: calls about the ensemble would wait for that.
+        """
         for model in self._models:
+            if not model.endswith(layout.PREPROCESSING):
+                continue
             status, answer = self._ask("GET", f"/v2/models/{model}/config")
             config = json.loads(answer) if status == http.client.OK else {}
             if not config or "ensemble_scheduling" in config:

@@ -77,7 +77,7 @@ class ServerStatus(Protocol):
     """Asks a server about itself; `TritonStatus` does."""
 
     def core_figures(self) -> Mapping[str, CoreFigures]:
-        """Return the figures of every core by its name; raise OSError where the server does not answer."""
+        """Return the figures of every core that is served by its name; raise OSError where the server is silent."""
         ...
 
 
@@ -117,7 +117,7 @@ class StillnessWatch:
         self._say = say
         self._progress = EngineProgress()
         self._next_look = 0.0
-        self._is_withdrawn = False
+        self._is_withdrawn: bool | None = False  # None: not known, as a call may have had its effect and no answer
 
     def look(self) -> None:
         """Look once a second whether the cores move; to be called a few times a second while the server serves."""
@@ -131,9 +131,10 @@ class StillnessWatch:
             self._progress = EngineProgress()
             return
         still = self._progress.still_cores(now, figures)
+        if bool(still) == self._is_withdrawn:
+            return
+        self._is_withdrawn = None
         try:
-            if bool(still) == self._is_withdrawn:
-                return
             if still:
                 self._control.withdraw_readiness()
                 self._complain(
@@ -144,5 +145,5 @@ class StillnessWatch:
                 self._control.give_readiness_back()
                 self._say("The engine goes on; the server calls itself ready again.")
         except OSError:
-            return  # the next look tries again
+            return  # the next look settles it, whichever way that is then
         self._is_withdrawn = bool(still)

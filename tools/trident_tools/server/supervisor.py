@@ -12,7 +12,7 @@ Triton to stop; wait until the models' processes have ended; and then wait no lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from trident_ensemble.contract.errors import ServerDiedError
@@ -21,12 +21,15 @@ from trident_tools.server.memory_kills import MemoryKills
 from trident_tools.server.server_process import ServerProcess
 from trident_tools.server.signals import StopSignals, describe_ending
 from trident_tools.server.stubs import Stub, StubWatch
-from trident_tools.server.triton_status import TritonStatus
+from trident_tools.server.triton_status import READY, UNLOADING, TritonStatus
+from trident_tools.server.withdrawal import Withdrawal
 
 _POLL_S = 0.2
 _DISCOVER_S = 2.0
 #: How long a model must still be ready after the end of its stub; a model that is unloaded is not.
 _CONFIRM_S = 1.0
+#: How long a version must still be unloading after the end of a stub: Triton ends its instances one after another.
+_CONFIRM_UNLOADING_S = 10.0
 #: How long Triton may take to end by itself, with its own message, when a stub has ended while models load. For a stub
 #: that dies before it has read its model, Triton would wait without a limit.
 _CONFIRM_LOADING_S = 10.0
@@ -79,7 +82,7 @@ class Supervisor:
         self._signals = signals
         self._drain_timeout_s = drain_timeout_s
         self._say = say
-        self._withdraw_readiness = withdraw_readiness
+        self._withdrawal = Withdrawal(withdraw_readiness, say)
         self._meanwhile = meanwhile
         self._while_ready = while_ready
         self._stubs = StubWatch(process.pid)
@@ -102,7 +105,7 @@ class Supervisor:
                 return True
             if self._process.exit_status() is not None:
                 raise self._end_of_server("tritonserver ended while loading")
-            for stub in self._confirmed(self._stubs.fallen_while_loading(), _CONFIRM_LOADING_S):
+            for stub in self._confirmed(dict.fromkeys(self._stubs.fallen_while_loading(), _CONFIRM_LOADING_S)):
                 raise self._end_of_stub(stub, "died while loading", "Triton would go on waiting for it")
             if self._signals.count:
                 return False
@@ -133,12 +136,10 @@ class Supervisor:
             ServerDiedError: the server died meanwhile.
         """
         until = time.monotonic() + delay_s
-        try:
-            self._withdraw_readiness()
-        except OSError as error:
-            self._say(f"It goes on calling itself ready: {error}")
+        self._withdrawal.attempt()
         while time.monotonic() < until and self._signals.count < 2:
             self._check()
+            self._withdrawal.attempt()
             time.sleep(_POLL_S / 2)
 
     def drain(self, began: float, has_front_drained: Callable[[], bool]) -> int:
@@ -161,6 +162,7 @@ class Supervisor:
         told = 0
         while quiet_since is None or time.monotonic() - quiet_since < _SETTLE_S:
             self._check()
+            self._withdrawal.attempt()
             is_last = has_front_drained()
             active = self._num_active()
             if active or not is_last:
@@ -211,33 +213,42 @@ class Supervisor:
         if now >= self._next_discovery:
             self._stubs.discover()
             self._next_discovery = now + _DISCOVER_S
-        fallen = self._stubs.fallen()
-        ready = self._ready_models() if fallen else None
-        for stub in list(fallen):
-            if ready is not None and (stub.model, stub.version) not in ready:
-                self._stubs.forget(stub)  # it was unloaded
-                fallen.remove(stub)
-        for stub in self._confirmed(fallen, _CONFIRM_S):
-            raise self._end_of_stub(
-                stub,
-                "died",
-                "Triton would go on calling the model ready and fail its requests, so the server has been stopped",
+        for stub, seconds in self._confirmed(self._deaths_after(self._stubs.fallen())).items():
+            consequence = (
+                "Triton would go on calling the model ready and fail its requests"
+                if seconds == _CONFIRM_S
+                else "Triton would wait for the last requests of this version without a limit"
             )
+            raise self._end_of_stub(stub, "died", f"{consequence}, so the server has been stopped")
 
-    def _confirmed(self, fallen: list[Stub], seconds: float) -> list[Stub]:
-        """Return the stubs that have been gone for this long without a break."""
+    def _deaths_after(self, fallen: Iterable[Stub]) -> dict[Stub, float]:
+        """Return the stubs that were not unloaded, each with the seconds after which its end is a death; forget others.
+
+        Where the server does not answer, each is one that should run.
+        """
+        found = dict.fromkeys(fallen, _CONFIRM_S)
+        if not found:
+            return found
+        try:
+            states = self._status.model_states()
+        except OSError:
+            return found
+        for stub in list(found):
+            state = states.get((stub.model, stub.version))
+            if state == UNLOADING:
+                found[stub] = _CONFIRM_UNLOADING_S
+            elif state != READY:
+                self._stubs.forget(stub)
+                del found[stub]
+        return found
+
+    def _confirmed(self, fallen: Mapping[Stub, float]) -> dict[Stub, float]:
+        """Return the stubs that have been gone for as long as is said of each without a break."""
         now = time.monotonic()
         self._suspects = {
             stub: self._suspects.get(stub) or _Suspect(now, self._stubs.exit_code(stub)) for stub in fallen
         }
-        return [stub for stub, suspect in self._suspects.items() if now - suspect.since >= seconds]
-
-    def _ready_models(self) -> set[tuple[str, str]] | None:
-        """Return the models that are ready; None if the server does not answer, so that a death counts as a failure."""
-        try:
-            return self._status.ready_models()
-        except OSError:
-            return None
+        return {stub: limit for stub, limit in fallen.items() if now - self._suspects[stub].since >= limit}
 
     def _end_of_server(self, what: str) -> ServerDiedError:
         exit_code = self._process.exit_status()

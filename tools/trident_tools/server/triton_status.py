@@ -14,6 +14,8 @@ from trident_tools.server.stillness import CoreFigures
 from trident_tools.server.triton_server import Listen, local_address
 
 _TIMEOUT_S = 2.0
+#: Triton's words for the state of a version that is served, and of one that still has requests.
+READY, UNLOADING = "READY", "UNLOADING"
 _CORE_METRIC = re.compile(
     r"^(?:nv_trt_llm_(?:request|general)_metrics|nv_inference_pending_request_count)"
     r"\{(?P<labels>[^}]*)\} (?P<value>\S+)$",
@@ -22,7 +24,6 @@ _CORE_METRIC = re.compile(
 #: Triton's own count of requests that it has not handed over, whose line has no further label.
 _PENDING = "pending"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_ACTIVE = re.compile(r'^nv_trt_llm_request_metrics\{[^}]*request_type="active"[^}]*\} (\S+)$', re.MULTILINE)
 
 
 class TritonStatus:
@@ -61,43 +62,42 @@ class TritonStatus:
             raise OSError(f"the repository index cannot be read: {error}") from error
         return {(entry["name"], entry.get("version", "")): entry.get("state", "") for entry in entries}
 
-    def ready_models(self) -> set[tuple[str, str]]:
-        """Return name and version of every model that is READY.
-
-        Raises:
-            OSError: the server does not answer.
-        """
-        return {model for model, state in self.model_states().items() if state == "READY"}
-
     def num_active_requests(self) -> int:
-        """Return the number of requests in the core by its metrics; 0 where no core publishes any.
+        """Return the number of requests in the cores by their metrics; 0 where no core publishes any.
 
         Raises:
             OSError: the server does not answer.
         """
-        return sum(int(float(value)) for value in _ACTIVE.findall(self._metrics()))
+        return sum(numbers.get("active", 0) for numbers in self._cores(READY, UNLOADING).values())
 
     def core_figures(self) -> dict[str, CoreFigures]:
-        """Return what each core that publishes its steps says of itself, by its name and version.
+        """Return what each core that is READY and publishes its steps says of itself, by its name and version.
 
         Raises:
             OSError: the server does not answer.
         """
-        cores: dict[str, dict[str, int]] = {}
-        for metric in _CORE_METRIC.finditer(self._metrics()):
-            labels = dict(_LABEL.findall(metric["labels"]))
-            name = " ".join(labels.pop(key, "") for key in ("model", "version")).strip()
-            for kind in labels.values() or [_PENDING]:  # such as `active`: there is one label more
-                cores.setdefault(name, {})[kind] = int(float(metric["value"]))
         return {
-            name: CoreFigures(
+            " ".join(name): CoreFigures(
                 numbers["iteration_counter"],
                 numbers.get("active", 0),
                 sum(numbers.get(kind, 0) for kind in ("scheduled", "waiting", _PENDING)),
             )
-            for name, numbers in cores.items()
+            for name, numbers in self._cores(READY).items()
             if "iteration_counter" in numbers
         }
+
+    def _cores(self, *states: str) -> dict[tuple[str, str], dict[str, int]]:
+        """Return the numbers of the versions in these states by their kinds; what a version said outlives it."""
+        cores: dict[tuple[str, str], dict[str, int]] = {}
+        for metric in _CORE_METRIC.finditer(self._metrics()):
+            labels = dict(_LABEL.findall(metric["labels"]))
+            name = (labels.pop("model", ""), labels.pop("version", ""))
+            for kind in labels.values() or [_PENDING]:  # such as `active`: there is one label more
+                cores.setdefault(name, {})[kind] = int(float(metric["value"]))
+        if not cores:
+            return cores
+        found = self.model_states()
+        return {name: numbers for name, numbers in cores.items() if found.get(name) in states}
 
     def _metrics(self) -> str:
         try:
