@@ -40,6 +40,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "llama", "llama", end_ids=[0, 3])
 
 
+def test_build_of_a_whole_model_refuses_one_with_other_versions_before_anything_is_compiled(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "repository" / "core" / "2").mkdir(parents=True)
+    with pytest.raises(BuildError, match=r"core has version 2, .* add the engine with --new-version"):
+        trident_build(checkpoint, "--repository", tmp_path / "repository")
+    assert capsys.readouterr().out == "", "nothing was planned or compiled"
+    assert [path.name for path in (tmp_path / "repository").rglob("*")] == ["core", "2"]
+
+
 def test_build_the_repository_is_complete_and_relocatable(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

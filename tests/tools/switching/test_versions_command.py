@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import make_checkpoint
 from tests.fakes.manifests import write_small_manifest
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError, BuildError, ServerError
@@ -119,9 +118,7 @@ def test_new_version_gets_a_number_that_was_never_used(repository: Path) -> None
     assert (existing.settings.preprocessing_instances, existing.settings.postprocessing_instances) == (2, 3)
 
 
-def test_a_build_of_a_whole_model_refuses_one_with_other_versions_before_anything_is_compiled(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_only_version_names_the_others_and_what_to_do(repository: Path, tmp_path: Path) -> None:
     core, names = repository / "core", ModelNames()
     with pytest.raises(BuildError, match=r"core has version 2, 3, .*--new-version.*remove"):
         check_only_version(repository, names)
@@ -129,11 +126,6 @@ def test_a_build_of_a_whole_model_refuses_one_with_other_versions_before_anythin
     (core / "2").rename(layout.aside_folder(core, 2))
     with pytest.raises(BuildError, match=r"core has version 2, .*--new-version"):
         check_only_version(repository, names)
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama")
-    assert main(["build", str(checkpoint), "--repository", str(repository), "--engine", "openvino"]) == 1
-    said = capsys.readouterr()
-    assert "core has version 2, " in said.err
-    assert said.out == "", "nothing was planned or compiled"
     shutil.rmtree(layout.aside_folder(core, 2))
     check_only_version(repository, names)
     check_only_version(tmp_path / "new", names)
