@@ -15,7 +15,7 @@ from trident_ensemble.contract.errors import TridentError
 from trident_tools.load.option_values import list_of, number_from_zero, positive_number, whole_number
 from trident_tools.load.output_files import output_file
 from trident_tools.rollouts.gates import GateLimits
-from trident_tools.rollouts.machine import Phase, Plan
+from trident_tools.rollouts.machine import OPEN_PHASES, Phase, Plan
 from trident_tools.rollouts.reading import (
     read_canary_openers,
     read_http_route,
@@ -26,7 +26,7 @@ from trident_tools.rollouts.reading import (
     read_state_file,
 )
 from trident_tools.rollouts.routes_file import RoutesFile
-from trident_tools.rollouts.state_file import RolloutState
+from trident_tools.rollouts.state_file import RolloutState, StateFile
 from trident_tools.server.signals import StopSignals
 
 EXIT_DONE = 0
@@ -36,6 +36,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LIMITS = {
     "error_points": "points by which the canary's share of failed requests may be above the stable side's",
     "refusal_points": "the same of requests that are refused as wrong (400)",
+    "gone_points": "the same of clients that leave before their answer begins",
     "ttft_ratio": "how many times the stable side's p95 of the time to the first part may be",
     "itl_ratio": "the same of the time between two parts of a stream",
     "length_points": "points by which the share of answers that end by their length may differ",
@@ -68,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help="where the state is kept (default: the routes file with .rollout behind it, or "
             "trident-rollout-NAMESPACE-NAME.json here)",
+        )
+    for action in (start, undo, finish):
+        action.add_argument(
+            "--textfile", type=output_file, metavar="FILE", help="write metrics into this file, for node_exporter"
         )
     _add_start(start)
 
@@ -119,6 +124,7 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     for option, default, meaning in (
         ("--hold", plan.hold_s, "how long each stage is watched at least (default: 10m)"),
         ("--max-hold", None, "how long at most; a stage that cannot be judged by then is undone (default: six holds)"),
+        ("--warm-up", plan.warm_up_s, "before each window, longer than nearly all answers take (default: 60s)"),
         ("--patience", plan.patience_s, "how long gateways may be silent or show no ready canary (default: 15s)"),
         ("--poll", 1.0, "between two looks at the gateways (default: 1s)"),
     ):
@@ -142,9 +148,6 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what it tells")
     group.add_argument("--metrics-port", type=int, metavar="N", help="show metrics here while it runs")
     group.add_argument("--metrics-host", default="127.0.0.1", metavar="HOST", help="default: %(default)s")
-    group.add_argument(
-        "--textfile", type=output_file, metavar="FILE", help="write metrics into this file, for node_exporter"
-    )
     group.add_argument("--quiet", action="store_true", help="print nothing but what was found in the end")
     parser.add_argument("--resume", action="store_true", help="go on with a rollout whose command has died")
 
@@ -193,7 +196,7 @@ def _start(args: argparse.Namespace) -> int:
                 metrics.serve(args.metrics_host, args.metrics_port)
             around = Surroundings(routing, gateways, state_file, metrics, say, lambda: signals.count, poll_s=args.poll)
             if args.resume and state is not None:
-                ended = operations.watch(plan, around, state)
+                ended = operations.resume(plan, around, state)
             else:
                 ended = operations.start(plan, around, trial, undone)
     finally:
@@ -202,7 +205,7 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _announce_end(args: argparse.Namespace, state: RolloutState) -> int:
-    if state.phase == Phase.DONE:
+    if state.phase != Phase.UNDONE:
         then = (
             "update the stable Deployment, then `trident rollout undo`"
             if args.routes is None
@@ -226,8 +229,11 @@ def _status(args: argparse.Namespace) -> int:
     print(f"phase     {state.phase}{f', because of {state.reason}' if state.reason else ''}")
     print(f"stage     {state.stage + 1} of {','.join(f'{weight:g}' for weight in state.stages)} %")
     print(f"weight    {state.weight:g} %")
-    is_open = state.phase in ("trial", Phase.SETTLING, Phase.WATCHING, Phase.UNDOING)
-    nobody = "nobody: start --resume goes on, undo takes the callers back" if is_open else "nobody, it is over"
+    nobody = "nobody, it is over"
+    if state.phase in OPEN_PHASES:
+        nobody = "nobody: start --resume goes on, undo takes the callers back"
+    elif state.phase == "trial":
+        nobody = "nobody: its command has died before it moved a caller, and can be started anew"
     print(f"watched   {f'by process {pid}' if pid is not None else nobody}; last at {seen}")
     if state.text:
         print(f"gates     {state.text}")
@@ -238,15 +244,27 @@ def _undo(args: argparse.Namespace) -> int:
     from trident_tools.rollouts import operations  # noqa: PLC0415
 
     take_back = RoutesFile(args.routes).take_back if args.routes is not None else read_http_route(args).take_back
-    print(operations.undo(read_state_file(args), take_back).capitalize())
+    state_file = read_state_file(args)
+    print(operations.undo(state_file, take_back).capitalize())
+    _write_textfile(args, state_file)
     return 0
 
 
 def _finish(args: argparse.Namespace) -> int:
     from trident_tools.rollouts import operations  # noqa: PLC0415
 
-    print(operations.finish(read_state_file(args), RoutesFile(args.routes)).capitalize())
+    state_file = read_state_file(args)
+    print(operations.finish(state_file, RoutesFile(args.routes)).capitalize())
+    _write_textfile(args, state_file)
     return 0
+
+
+def _write_textfile(args: argparse.Namespace, state_file: StateFile) -> None:
+    """Write the metrics of a rollout that is over."""
+    from trident_tools.rollouts.rollout_metrics import RolloutMetrics  # noqa: PLC0415
+
+    state = state_file.read()
+    RolloutMetrics({} if state is None else state.undone, args.textfile).show(0, 0.0)
 
 
 def _duration(text: str) -> float:

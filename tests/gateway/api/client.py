@@ -182,13 +182,13 @@ class ApiClient:
         speak = say if callable(say) else (lambda _call: say)
         self.router = router or FakeRouter(speak)
         self.limiter = Limiter()
-        context: Any = ApiContext(
+        self.context: Any = ApiContext(
             settings or GatewaySettings(),
             self.router,  # type: ignore[arg-type]
             Authenticator(callers or {None: ANYBODY}),  # type: ignore[arg-type]
             self.limiter,  # type: ignore[arg-type]
         )
-        self._endpoints = {(one.method, one.path): one for one in endpoints(context)}
+        self._endpoints = {(one.method, one.path): one for one in endpoints(self.context)}
 
     def post(self, path: str, body: object, *, key: str | None = None) -> Answer:
         """Send a body, JSON or bytes."""

@@ -246,3 +246,16 @@ def test_a_refused_prompt_of_several_ends_the_others() -> None:
     assert client.limiter.reservations[0].settled == [(None, 0)], (
         "the others were taken, and said nothing of their cost"
     )
+
+
+@pytest.mark.parametrize(("fields", "reasons"), [({}, ("stop",)), ({"max_tokens": 0, "logprobs": 0}, ())])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_has_ended_for_a_reason_only_where_something_was_generated(
+    fields: dict[str, Any], reasons: tuple[str, ...], stream: bool
+) -> None:
+    """An answer of no tokens always ends by its length, which says nothing of the model."""
+    spoken = SpokenAnswer((), "length") if fields else SpokenAnswer(tokens_of("x"))
+    client = ApiClient(Script([spoken]))
+    answer = client.post("/v1/completions", {"model": "demo", "prompt": "a", "echo": True, "stream": stream, **fields})
+    assert answer.status == 200
+    assert answer.record.finish_reasons == reasons

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway_upstream import FakeRouter, Script, SpokenAnswer, tokens_of
-from tests.gateway.api.client import ApiClient
+from tests.gateway.api.client import ApiClient, Request
 from tests.gateway.api.models import TOOL_MODEL
 from trident_ensemble.contract.model_card import Marker, ToolFormat
-from trident_gateway.callers import Caller
+from trident_gateway.api import tokenization
+from trident_gateway.callers import ANYBODY, Caller
+from trident_gateway.observing.metrics import Metrics
 from trident_gateway.upstream.served_model import GenerateCall, ReplanError, ServedModel
 from trident_gateway.upstream.sides import CANARY
 
@@ -48,15 +50,15 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def _client(model: ServedModel, *, caller: Caller | None = None) -> ApiClient:
+def _client(model: ServedModel, *, caller: Caller | None = None, is_fallback: bool = True) -> ApiClient:
     def say(call: GenerateCall) -> Script:
         if call.model.side == CANARY:
-            raise ReplanError(STABLE_MODEL)
+            raise ReplanError(STABLE_MODEL, is_fallback=is_fallback)
         return SCRIPT
 
     def answer(path: str, _body: bytes) -> bytes:
         if path.startswith("next_"):
-            raise ReplanError(STABLE_MODEL)
+            raise ReplanError(STABLE_MODEL, is_fallback=is_fallback)
         return b'{"input_ids": [1, 2, 3]}'
 
     callers: dict[str | None, Caller] | None = None if caller is None else {None: caller}
@@ -98,13 +100,53 @@ def test_what_the_stable_model_cannot_do_is_refused_in_its_name() -> None:
 
     def say(call: GenerateCall) -> Script:
         if call.model.side == CANARY:
-            raise ReplanError(bare)
+            raise ReplanError(bare, is_fallback=True)
         return SCRIPT
 
     client = ApiClient(say, router=FakeRouter(say, served=(CANARY_MODEL,)))
     answer = client.post("/v1/chat/completions", {"model": "demo", "messages": MESSAGES})
     assert answer.error == (400, "invalid_request_error", "invalid_value", "messages")
     assert len(client.limiter.reservations[0].settled) == 1
+    assert (answer.record.side, answer.record.fallback_from) == ("stable", CANARY_MODEL.card.name)
+
+
+@pytest.mark.parametrize("is_fallback", [True, False])
+@pytest.mark.parametrize(("path", "body"), [*BODIES, ("/tokenize", {"prompt": "Once"})])
+def test_a_request_for_text_that_the_canary_could_not_take_counts_once(
+    path: str, body: dict[str, Any], is_fallback: bool
+) -> None:
+    """However many prompts it has; nor do questions about tokens, and what was planned anew for another reason."""
+    answer = _client(CANARY_MODEL, is_fallback=is_fallback).post(path, {"model": "demo", **body})
+    metrics = Metrics()
+    metrics.count_request(answer.record)
+    lines = [line for line in metrics.render().decode().splitlines() if "canary_fallbacks_total{" in line]
+    is_counted = is_fallback and not path.endswith("tokenize")
+    assert lines == ['trident_gateway_canary_fallbacks_total{model="demo-next"} 1'] * is_counted
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "stream": True}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/completions", {"prompt": []}),
+        ("/tokenize", {}),
+    ],
+)
+def test_what_a_canary_refuses_counts_as_refused_by_it(path: str, body: dict[str, Any]) -> None:
+    """Also what is not sent to a server because its card cannot do it."""
+    bare = replace(CANARY_MODEL, card=replace(CANARY_MODEL.card, takes_messages=False))
+    answer = _client(bare, caller=Caller("key1", "key1", "t")).post(path, {"model": "demo", **body})
+    assert answer.status == 400
+    assert (answer.record.side, answer.record.model) == (CANARY, "demo-next")
+
+
+def test_what_finds_no_model_counts_for_none() -> None:
+    caller = Caller("key1", "key1", "t", models=frozenset({"another"}))
+    for model in ("demo", "absent"):
+        answer = _client(CANARY_MODEL, caller=caller).post("/v1/completions", {"model": model, "prompt": "Once"})
+        assert (answer.status, answer.record.side, answer.record.model) == (404, "stable", "")
 
 
 @pytest.mark.parametrize(("allowed", "has_fallback"), [({"demo"}, True), ({"demo-next"}, False)])
@@ -125,6 +167,64 @@ def test_a_caller_is_known_by_its_key_and_without_one_by_its_conversation(path: 
     text = json.dumps(body).replace("Once", "Twice").replace("hi", "hello").replace("[1, 2]", "[3]")
     assert other.post(path, {"model": "demo", **json.loads(text)}).status == 200
     assert set(keyed.router.identities) == {b"key1"}
+    assert len(keyless.router.identities) > 1  # by one name after another
     (first,), (second,) = set(keyless.router.identities), set(other.router.identities)
     assert first
+    assert first != second
+
+
+def test_what_a_conversation_is_known_by_is_made_once_for_all_names_of_its_model() -> None:
+    """It may be made of megabytes."""
+    num_made = 0
+
+    def conversation() -> bytes:
+        nonlocal num_made
+        num_made += 1
+        return b"hi"
+
+    client = _client(STABLE_MODEL)
+    client.context.find(Request(b"", {}, {}), ANYBODY, "demo", conversation)
+    assert len(client.router.identities) > 1
+    assert num_made == 1
+
+
+def test_tokens_of_a_prompt_are_asked_for_with_what_the_side_was_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the whole of it is rendered once."""
+    rendered: list[object] = []
+
+    def render(messages: Any) -> str:
+        rendered.append(messages)
+        return "[]"
+
+    monkeypatch.setattr(tokenization, "render_messages", render)
+    assert _client(STABLE_MODEL).post("/tokenize", {"model": "demo", "messages": MESSAGES}).status == 200
+    assert len(rendered) == 1
+
+
+def _turns(path: str, opening: str, **fields: Any) -> list[bytes]:
+    """Return by what each turn of a conversation, which sends all before it, is put on a side."""
+    turns: list[dict[str, str]] = [{"role": "user", "content": opening}]
+    found: list[bytes] = []
+    for _ in range(3):
+        client = _client(STABLE_MODEL)
+        key = "input" if path.endswith("responses") else "messages"
+        assert client.post(path, {"model": "demo", key: turns, **fields}).status == 200
+        (identity,) = set(client.router.identities)
+        found.append(identity)
+        turns += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And then?"}]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {}),
+        ("/v1/responses", {}),
+        ("/v1/responses", {"instructions": "be brief"}),
+    ],
+)
+def test_turns_of_a_conversation_stay_on_one_side(path: str, fields: dict[str, Any]) -> None:
+    """And conversations with the same instructions are still divided."""
+    first, second = _turns(path, "hi", **fields), _turns(path, "hello", **fields)
+    assert len(set(first)) == len(set(second)) == 1
     assert first != second

@@ -88,5 +88,6 @@ def test_detokenize_echoes_tokens_and_generates_none() -> None:
     own, _ = client()
     answer = own.post("/detokenize", {"model": "demo", "tokens": [7, 8]})
     assert answer.json == {"prompt": "wörd"}
+    assert answer.record.finish_reasons == ()
     asked = own.router.asked
     assert asked == {"prompt_token_ids": [7, 8], "echo": True, "max_tokens": 0, "skip_special_tokens": False}

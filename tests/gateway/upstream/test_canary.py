@@ -155,6 +155,7 @@ def test_canary_that_cannot_take_a_call_leaves_it_to_the_stable_side(
                 with pytest.raises(ReplanError) as raised:
                     await router.open(call)
                 assert (raised.value.model.side, raised.value.model.card.digest) == (STABLE, "old")
+                assert raised.value.is_fallback
             assert router.retries["canary"] >= 1
             for canary in canaries:
                 await canary.kill()
@@ -269,6 +270,7 @@ def test_canary_that_is_promoted_ends_what_it_has_and_keeps_its_calls(tmp_path: 
             with pytest.raises(ReplanError) as raised:  # it was planned for a card that nobody serves any more
                 await router.open(late)
             assert raised.value.model.card.digest == "new"
+            assert not raised.value.is_fallback
             gate.set()
             assert [len(await read_out(exchange)) for exchange in running] == [4, 4]
             await until(lambda: [status.server for status in router.status()] == [canary.name])

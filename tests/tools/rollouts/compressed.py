@@ -26,8 +26,8 @@ TTFT_S = 0.02
 LONG_TTFT_S = 0.25
 OTHER_CARD = ModelCard("demo", 1_800_000_000, 4096, digest="d1")
 QUICK = (
-    "--stages", "30,100", "--hold", "1s", "--max-hold", "40s", "--min-requests", "80", "--poll", "200ms",
-    "--patience", "8s",
+    "--stages", "30,100", "--warm-up", "1s", "--hold", "1s", "--max-hold", "40s", "--min-requests", "80",
+    "--poll", "200ms", "--patience", "8s",
 )  # fmt: skip
 
 #: For tests of other gates, which a busy machine must not fail.

@@ -32,10 +32,10 @@ def test_routes_file_changes_the_canary_alone(tmp_path: Path) -> None:
     path, file = _written(tmp_path, Routes(Side((OLD,))))
     path.chmod(0o640)
     file.add_canary([NEW])
-    file.set_weight([NEW], 12.5)
+    file.set_weight([NEW], 12.5, 0.0)
     assert parse_routes(path.read_text(encoding="utf-8")) == Routes(Side((OLD,)), Side((NEW,)), 12.5)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert [one.name for one in tmp_path.iterdir()] == ["routes.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["routes.json", "routes.json.lock"]
 
 
 def test_routes_file_that_is_not_there_is_none_that_gateways_read(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_routes_file_leaves_a_canary_of_others_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 10 % of the callers"):
         file.add_canary([other])
     with pytest.raises(ForeignChangeError):
-        file.set_weight([other], 50.0)
+        file.set_weight([other], 50.0, 10.0)
     with pytest.raises(ForeignChangeError):
         file.promote([NEW])
     assert path.read_bytes() == before

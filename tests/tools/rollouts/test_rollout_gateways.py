@@ -102,27 +102,41 @@ def test_page_is_read_by_side() -> None:
         _record("canary", 200, is_error=True, error_code="server_error"),
         _record("canary", 400),
         _record("canary", 499),
+        # Those whom a limit refuses have had no answer of the canary.
+        *[_record("canary", 429)] * 200,
         _record("canary", route="/tokenize"),
         _record("canary", model="other"),
     )
     found = parse_page(text, {"demo"})
     canary, stable = found.figures["canary"], found.figures["stable"]
     assert (stable.requests, stable.errors, stable.finishes, stable.lengths) == (1, 0, 1, 0)
-    assert (canary.requests, canary.errors, canary.refusals) == (5, 2, 1)
+    assert (canary.requests, canary.errors, canary.refusals, canary.gone) == (4, 2, 1, 1)
     assert (canary.finishes, canary.lengths) == (2, 1)
     assert canary.ttft.mean == pytest.approx(0.3)
     assert canary.ttft.quantile_edges(0.95) == (0.2, 0.35)
-    assert parse_page(text).figures["canary"].requests == 6
+    assert parse_page(text).figures["canary"].requests == 5
 
 
 def test_calls_that_the_stable_side_took_for_the_canary_are_its_errors() -> None:
     gateway = Gateway()
-    gateway.metrics.add("counter", "retries_total", "Retries", ("reason",), lambda: [(("canary",), 3), (("lost",), 9)])
-    canary = parse_page(gateway.metrics.render().decode()).figures["canary"]
-    assert (canary.requests, canary.errors) == (3, 3)
+    gateway.count(*[_record("stable", fallback_from="demo")] * 3, _record("stable", fallback_from="other"))
+    figures = parse_page(gateway.metrics.render().decode(), {"demo"}).figures
+    assert (figures["canary"].requests, figures["canary"].errors, figures["stable"].errors) == (3, 3, 0)
 
 
-@pytest.mark.parametrize("text", ["", "up 1\n", "nonsense {\n", "<html>"])
+_DRAINING = "trident_gateway_draining 0\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "up 1\n", "nonsense {\n", "<html>",
+        _DRAINING + 'trident_gateway_requests_total{side="canary",model="demo"} 1\n',
+        _DRAINING + 'trident_gateway_ttft_seconds_bucket{side="canary",model="demo"} 1\n',
+        _DRAINING + 'trident_gateway_finishes_total{side="canary",model="demo"} 1\n',
+        _DRAINING + 'trident_gateway_requests_total{side="canary",model="demo",route="/x",code="200"} NaN\n',
+    ],
+)  # fmt: skip
 def test_page_of_something_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_page(text)

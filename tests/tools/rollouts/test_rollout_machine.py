@@ -14,7 +14,7 @@ from trident_tools.rollouts.figures import Window
 from trident_tools.rollouts.gates import GateLimits, Outcome
 from trident_tools.rollouts.machine import Phase, Plan, Progress, Sight, advance, begin, undo
 
-PLAN = Plan(stages=(1.0, 10.0, 100.0), hold_s=10.0, max_hold_s=30.0, min_requests=200, patience_s=5.0)
+PLAN = Plan(stages=(1.0, 10.0, 100.0), hold_s=10.0, max_hold_s=30.0, warm_up_s=0.0, min_requests=200, patience_s=5.0)
 GOOD = Window(side(1000), side(100))
 
 
@@ -121,12 +121,13 @@ _sides = st.builds(
     _counts, st.sampled_from([0, 0, 0, 0, 1, 3, 50]), _counts, st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1]),
 )  # fmt: skip
 _plans = st.builds(
-    lambda stages, hold, more, least: Plan(
-        stages=tuple(float(stage) for stage in sorted(stages)), hold_s=hold, max_hold_s=hold + more,
+    lambda stages, hold, more, warm_up, least: Plan(
+        stages=tuple(float(stage) for stage in sorted(stages)), hold_s=hold, max_hold_s=hold + more, warm_up_s=warm_up,
         min_requests=least, patience_s=5.0, limits=GateLimits(length_points=60.0),
     ),
     st.sets(st.sampled_from([1, 5, 10, 50, 99, 100]), min_size=1, max_size=4).filter(lambda one: min(one) < 100),
-    st.sampled_from([0.0, 3.0, 10.0]), st.sampled_from([0.0, 10.0, 100.0]), st.sampled_from([1, 100, 300]),
+    st.sampled_from([0.0, 3.0, 10.0]), st.sampled_from([0.0, 10.0, 100.0]),
+    st.sampled_from([0.0, 2.0]), st.sampled_from([1, 100, 300]),
 )  # fmt: skip
 #: What gateways show: `None` cannot be read, `True` is the weight that was asked for, a number is another one.
 _sights = st.tuples(

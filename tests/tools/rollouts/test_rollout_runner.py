@@ -22,7 +22,7 @@ from trident_tools.rollouts.routing import RouteRouting, Routing
 from trident_tools.rollouts.runner import Runner, Surroundings
 from trident_tools.rollouts.state_file import RolloutState, StateFile
 
-PLAN = Plan(stages=(10.0, 100.0), hold_s=5.0, max_hold_s=20.0, min_requests=100, patience_s=5.0)
+PLAN = Plan(stages=(10.0, 100.0), hold_s=5.0, max_hold_s=20.0, warm_up_s=2.0, min_requests=100, patience_s=5.0)
 
 
 @dataclass
@@ -150,6 +150,7 @@ def test_runner_goes_on_where_the_state_cannot_be_written(tmp_path: Path) -> Non
 
     def lose(weight: float) -> None:
         if weight == 10.0:
+            (tmp_path / "state").unlink()
             (tmp_path / "state").mkdir()
         else:
             (tmp_path / "state").rmdir()

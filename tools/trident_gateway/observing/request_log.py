@@ -161,6 +161,7 @@ def _line(record: RequestRecord) -> bytes:
         "finish": record.finish_reasons[0] if record.finish_reasons else "",
         "upstream": record.upstream,
         "side": record.side,
+        "fallback_from": record.fallback_from,
         "client_gone": record.client_gone,
     }
     return msgspec.json.encode(entry) + b"\n"

@@ -31,7 +31,7 @@ class Departures:
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """Those that still have calls."""
+        """All servers that still have calls."""
         return tuple(self._leaving)
 
     def add(self, server: Server) -> None:

@@ -92,10 +92,11 @@ class SideFigures:
     """The counts of one side.
 
     Args:
-        requests: for text that have ended.
+        requests: for text that were answered, with whatever status; not those that a limit has refused (429).
         errors: of these, failures of a server: a status of 500 or more, a stream that ended with an error, or a call
             that the canary could not take, so that the stable side did.
         refusals: of these, requests that were refused as wrong (400).
+        gone: requests whose client left before the answer began, which are none of `requests`.
         finishes: answers that have ended, with any reason.
         lengths: of these, those that ended because their length was reached.
         ejections: times that a server was taken out of rotation, or was found to have started anew.
@@ -106,6 +107,7 @@ class SideFigures:
     requests: float = 0.0
     errors: float = 0.0
     refusals: float = 0.0
+    gone: float = 0.0
     finishes: float = 0.0
     lengths: float = 0.0
     ejections: float = 0.0

@@ -1,7 +1,8 @@
 """The gates of a stage: whether the canary is as good as the stable side.
 
 Owns the limits, and when one is broken. A gate that is broken is so beyond chance and beyond the width of a histogram's
-buckets; one whose limit is passed by less than that is unclear, and the window goes on. Never knows a time or a weight.
+buckets; one whose limit is passed by less than that is unclear, and the window goes on. Chance is that of both sides,
+and of all looks at a growing window together. Never knows a time or a weight.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from enum import Enum
 
 from trident_tools.rollouts.figures import Histogram, SideFigures
 
-#: The chance that a canary which is exactly at its limit looks as bad as one that is called broken: 3 sigma, one-sided.
-_CHANCE = 0.00135
-_SIGMAS = 3.0
+#: Standard errors beyond a limit from which a gate is broken. A window is judged each second, and chance reaches three
+#: of them in some second of many a window; four in hardly any.
+_SIGMAS = 4.0
+#: The same as the logarithm of a ratio of likelihoods.
+_EVIDENCE = _SIGMAS**2 / 2
+_NUM_HALVINGS = 50
 _QUANTILE = 0.95
 #: Streams below which a spread is not known well enough to call a ratio broken.
 _MIN_STREAMS = 50
@@ -51,6 +55,7 @@ class GateLimits:
     Args:
         error_points: by how much the share of failed requests may be above that of the stable side.
         refusal_points: the same of requests that are refused as wrong.
+        gone_points: the same of clients that leave before their answer begins.
         ttft_ratio: how many times the stable side's the 95th percentile of the time to the first part may be.
         itl_ratio: the same of the time between two parts.
         length_points: by how much the share of answers that end by their length may differ, either way.
@@ -58,6 +63,7 @@ class GateLimits:
 
     error_points: float = 0.5
     refusal_points: float = 5.0
+    gone_points: float = 5.0
     ttft_ratio: float = 1.25
     itl_ratio: float = 1.15
     length_points: float = 10.0
@@ -70,6 +76,12 @@ def judge(canary: SideFigures, stable: SideFigures, limits: GateLimits) -> tuple
         _more_often("errors", (canary.errors, canary.requests), (stable.errors, stable.requests), limits.error_points),
         _more_often(
             "refusals", (canary.refusals, canary.requests), (stable.refusals, stable.requests), limits.refusal_points
+        ),
+        _more_often(
+            "gone",
+            (canary.gone, canary.gone + canary.requests),
+            (stable.gone, stable.gone + stable.requests),
+            limits.gone_points,
         ),
         _slower("ttft", canary.ttft, stable.ttft, limits.ttft_ratio, num_streams),
         _slower("itl", canary.itl, stable.itl, limits.itl_ratio, num_streams),
@@ -89,10 +101,9 @@ def _more_often(gate: str, canary: tuple[float, float], stable: tuple[float, flo
     """Judge a share that may be larger than the stable side's by some points."""
     share, base = _share(canary), _share(stable)
     text = f"{share:.2%} against {base:.2%}, at most {points:g} points more"
-    allowed = base + points / 100
-    if share <= allowed:
+    if share <= base + points / 100:
         return Verdict(gate, Outcome.MET, text)
-    is_broken = _chance_of(canary, allowed) < _CHANCE
+    is_broken = _evidence(canary, stable, points / 100) > _EVIDENCE
     return Verdict(gate, Outcome.BROKEN if is_broken else Outcome.UNCLEAR, text)
 
 
@@ -130,7 +141,7 @@ def _slower(gate: str, canary: Histogram, stable: Histogram, ratio: float, num_s
         return Verdict(gate, Outcome.UNCLEAR, text)
     # Times within one stream resemble each other, so what counts as independent is the streams.
     weight = min(1.0, num_streams / canary.count)
-    is_tail_broken = _chance_of((slow * weight, canary.count * weight), 1 - _QUANTILE) < _CHANCE
+    is_tail_broken = is_tail_beyond and weight * _evidence_alone(slow, canary.count, 1 - _QUANTILE) > _EVIDENCE
     is_mean_broken = means > ratio and math.log(means / ratio) > _SIGMAS * _spread(canary, stable, num_streams)
     return Verdict(gate, Outcome.BROKEN if is_tail_broken or is_mean_broken else Outcome.UNCLEAR, text)
 
@@ -143,31 +154,46 @@ def _spread(canary: Histogram, stable: Histogram, num_streams: float) -> float:
 
 
 def _share(counted: tuple[float, float]) -> float:
-    return counted[0] / counted[1] if counted[1] else 0.0
+    # Streams that broke are counted by model, requests by route as well.
+    return min(1.0, counted[0] / counted[1]) if counted[1] else 0.0
 
 
 def _rest(counted: tuple[float, float]) -> tuple[float, float]:
     return counted[1] - counted[0], counted[1]
 
 
-def _chance_of(counted: tuple[float, float], share: float) -> float:
-    """Return the chance of so many or more of a number if each has the chance `share`: the binomial distribution."""
-    found, number = round(counted[0]), round(counted[1])
-    if found <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    if found <= share * number:
-        return 1.0
-    # Terms fall from the first one on, as it lies above the mean.
-    log_term = (
-        math.lgamma(number + 1) - math.lgamma(found + 1) - math.lgamma(number - found + 1)
-        + found * math.log(share) + (number - found) * math.log1p(-share)
-    )  # fmt: skip
-    term = total = math.exp(log_term)
-    for index in range(found, number):
-        term *= (number - index) / (index + 1) * share / (1 - share)
-        total += term
-        if term < total * 1e-12:
-            break
-    return total
+def _evidence(canary: tuple[float, float], stable: tuple[float, float], margin: float) -> float:
+    """Return how much the counts speak for a canary beyond the limit.
+
+    It is the logarithm of a ratio: how likely the counts are with the shares that were found, and with the likeliest
+    two of which the canary's is no more than `margin` above the other. So a stable side of few requests proves little.
+    """
+    base, share = _share(stable), _share(canary)
+    # The likeliest base lies between that of the stable side and that which the canary's share asks for.
+    lower, upper = base, share - margin
+    for _ in range(_NUM_HALVINGS):
+        middle = (lower + upper) / 2
+        if _slope(canary, middle + margin) + _slope(stable, middle) > 0:
+            lower = middle
+        else:
+            upper = middle
+    found = _log_likelihood(canary, share) + _log_likelihood(stable, base)
+    return found - _log_likelihood(canary, lower + margin) - _log_likelihood(stable, lower)
+
+
+def _evidence_alone(found: float, number: float, share: float) -> float:
+    """Return how much a count speaks for more than a known share."""
+    counted = (found, number)
+    return _log_likelihood(counted, found / number) - _log_likelihood(counted, share)
+
+
+def _log_likelihood(counted: tuple[float, float], share: float) -> float:
+    """Return the logarithm of the chance of a count, but for its binomial coefficient."""
+    found, others = counted[0], counted[1] - counted[0]
+    return (found * math.log(share) if found else 0.0) + (others * math.log1p(-share) if others > 0 else 0.0)
+
+
+def _slope(counted: tuple[float, float], share: float) -> float:
+    """Return the derivative of that by the share."""
+    found, others = counted[0], counted[1] - counted[0]
+    return (found / share if found else 0.0) - (others / (1 - share) if others > 0 else 0.0)

@@ -68,8 +68,8 @@ class HttpRoute:
 
         Args:
             weight: in percent.
-            before: the weight that this rollout has set last. One that is found to differ is somebody else's; only the
-                weight 0 is set over it.
+            before: the weight that this rollout has set last. One that is found to differ is somebody else's, and is
+                not raised.
 
         Raises:
             ForeignChangeError: somebody else has set a weight.
@@ -80,7 +80,7 @@ class HttpRoute:
             found = self._weight_of(route)
             if math.isclose(found, weight):
                 return
-            if weight and not math.isclose(found, before):
+            if weight and not weight <= found and not math.isclose(found, before):
                 raise ForeignChangeError(
                     f"--httproute {self._name}: its canary has {found:g} %, which this rollout has not set"
                 )

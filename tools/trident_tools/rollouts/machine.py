@@ -15,18 +15,27 @@ from trident_ensemble.contract.errors import ConfigError
 from trident_tools.rollouts.figures import SideFigures, Window
 from trident_tools.rollouts.gates import GateLimits, Outcome, Verdict, judge, judge_servers
 
+#: Of the gates, those that are judged while callers warm up: what they count does not wait for the end of an answer.
+_EARLY_GATES = ("errors", "itl")
+
 
 class Phase(str, Enum):
     """The phases of a rollout."""
 
     #: A weight was asked for, and not every gateway has shown it yet.
     SETTLING = "settling"
+    #: The callers have moved, and only the short ones of their answers have ended.
+    WARMING = "warming"
     WATCHING = "watching"
     #: The last stage has been held with every gate met.
     DONE = "done"
     #: The weight 0 was asked for, and not every gateway has shown it yet.
     UNDOING = "undoing"
     UNDONE = "undone"
+
+
+#: Phases in which a command that has died leaves something to do.
+OPEN_PHASES = (Phase.SETTLING, Phase.WARMING, Phase.WATCHING, Phase.UNDOING)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,9 @@ class Plan:
             compare with.
         hold_s: for which a stage is watched at least.
         max_hold_s: for which it is watched at most: one that cannot be judged by then is undone.
+        warm_up_s: before that, in which counts are dropped after they were judged for errors alone. Requests count when
+            they end, so that a side with new callers shows its short answers first; it should be longer than nearly
+            all answers take.
         min_requests: of the canary in a window, and of the stable side that it is compared with.
         patience_s: for which gateways may be unreadable, may show another weight, or may have no ready canary.
         limits: of the gates.
@@ -49,6 +61,7 @@ class Plan:
     stages: tuple[float, ...] = (1.0, 10.0, 50.0, 100.0)
     hold_s: float = 600.0
     max_hold_s: float = 3600.0
+    warm_up_s: float = 60.0
     min_requests: int = 200
     patience_s: float = 15.0
     limits: GateLimits = field(default_factory=GateLimits)
@@ -92,10 +105,10 @@ class Progress:
         phase: of the rollout.
         stage: index of the stage.
         weight: that the canary shall have.
-        held_s: for which the stage was watched.
+        held_s: for which the stage has warmed up, or was watched.
         waited_s: for which something has been awaited: that all gateways can be read, and show the weight.
         unready_s: for which there was no ready canary.
-        window: what was counted in this stage.
+        window: what was counted in that time.
         reference: the latest figures of the stable side with enough requests; None while there are none.
         verdicts: of the gates, when they were judged last.
         reason: why it was undone; "" if it was not.
@@ -136,40 +149,74 @@ def advance(plan: Plan, progress: Progress, sight: Sight) -> Progress:
         return progress
     is_shown = sight.weights is not None and all(math.isclose(one, progress.weight) for one in sight.weights)
     waited_s = 0.0 if is_shown else progress.waited_s + sight.elapsed_s
-    if progress.phase is Phase.UNDOING:
-        is_over = is_shown or waited_s > plan.patience_s
-        return replace(progress, phase=Phase.UNDONE if is_over else Phase.UNDOING, waited_s=waited_s)
     progress = replace(progress, waited_s=waited_s)
+    if progress.phase is Phase.UNDOING:
+        return replace(progress, phase=Phase.UNDONE) if is_shown or waited_s > plan.patience_s else progress
     if not is_shown:
         reason = "unreadable" if sight.weights is None else "weight_not_shown"
         return undo(progress, reason) if waited_s > plan.patience_s else progress
     if progress.phase is Phase.SETTLING:
         # What was counted until now belongs to another weight.
-        return replace(progress, phase=Phase.WATCHING, held_s=0.0, unready_s=0.0, window=Window())
-    return _watch(plan, progress, sight)
+        return _begin_window(progress, Phase.WARMING if plan.warm_up_s else Phase.WATCHING)
+    return _look(plan, progress, sight)
 
 
-def _watch(plan: Plan, progress: Progress, sight: Sight) -> Progress:
-    window = progress.window + sight.counted
-    reference = window.stable if window.stable.requests >= plan.min_requests else progress.reference
-    verdicts: tuple[Verdict, ...] = (judge_servers(window.canary),)
-    if reference is not None:
-        verdicts += judge(window.canary, reference, plan.limits)
+def _look(plan: Plan, progress: Progress, sight: Sight) -> Progress:
+    """Return what follows from what was counted since the last sight with the weight in force."""
     progress = replace(
         progress,
         held_s=progress.held_s + sight.elapsed_s,
         unready_s=0.0 if sight.has_ready_canary else progress.unready_s + sight.elapsed_s,
-        window=window,
-        reference=reference,
-        verdicts=verdicts,
+        window=progress.window + sight.counted,
     )
-    broken = next((verdict for verdict in verdicts if verdict.outcome is Outcome.BROKEN), None)
+    is_warming = progress.phase is Phase.WARMING
+    progress = _judge_early(plan, progress) if is_warming else _judge(plan, progress)
+    broken = next((verdict for verdict in progress.verdicts if verdict.outcome is Outcome.BROKEN), None)
     if broken is not None:
         return undo(progress, broken.gate)
     if progress.unready_s > plan.patience_s:
         return undo(progress, "not_ready")
-    has_enough = reference is not None and window.canary.requests >= plan.min_requests
-    is_met = all(verdict.outcome is Outcome.MET for verdict in verdicts) and sight.has_ready_canary
+    if is_warming:
+        return _begin_window(progress, Phase.WATCHING) if progress.held_s >= plan.warm_up_s else progress
+    return _go_on(plan, progress, is_ready=sight.has_ready_canary)
+
+
+def _begin_window(progress: Progress, phase: Phase) -> Progress:
+    return replace(progress, phase=phase, held_s=0.0, unready_s=0.0, window=Window())
+
+
+def _judge_early(plan: Plan, progress: Progress) -> Progress:
+    """Judge what needs no answers that have ended.
+
+    A failure ends at once, a good answer later. So the requests are divided as the callers are by now; what the stable
+    side still answers began before.
+    """
+    window, share = progress.window, progress.weight / 100
+    total = window.stable.requests + window.canary.requests
+    canary = replace(window.canary, requests=max(window.canary.requests, share * total))
+    stable = replace(window.stable, requests=max(window.stable.errors, total - canary.requests))
+    if stable.requests < plan.min_requests and progress.reference is not None:
+        stable = progress.reference
+    verdicts = judge(canary, stable, plan.limits)
+    early = tuple(verdict for verdict in verdicts if verdict.gate in _EARLY_GATES)
+    return replace(progress, verdicts=(judge_servers(window.canary), *early))
+
+
+def _judge(plan: Plan, progress: Progress) -> Progress:
+    window, reference = progress.window, progress.reference
+    # With all callers moved, what ends on the stable side is the longest of its answers alone.
+    if progress.weight < 100 and window.stable.requests >= plan.min_requests:
+        reference = window.stable
+    verdicts: tuple[Verdict, ...] = (judge_servers(window.canary),)
+    if reference is not None:
+        verdicts += judge(window.canary, reference, plan.limits)
+    return replace(progress, reference=reference, verdicts=verdicts)
+
+
+def _go_on(plan: Plan, progress: Progress, *, is_ready: bool) -> Progress:
+    """Return what follows from a window in which nothing is broken."""
+    has_enough = progress.reference is not None and progress.window.canary.requests >= plan.min_requests
+    is_met = all(verdict.outcome is Outcome.MET for verdict in progress.verdicts) and is_ready
     if progress.held_s >= plan.hold_s and has_enough and is_met:
         return _next_stage(plan, progress)
     if progress.held_s >= plan.max_hold_s:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from trident_ensemble.contract.errors import ConfigError, ServerError
+from trident_ensemble.contract.errors import ConfigError, ServerError, TridentError
 from trident_tools.rollouts.door import Door
-from trident_tools.rollouts.machine import Phase, Plan, begin
+from trident_tools.rollouts.machine import OPEN_PHASES, Phase, Plan, Progress, begin
+from trident_tools.rollouts.machine import undo as taken_back
 from trident_tools.rollouts.routes_file import RoutesFile
 from trident_tools.rollouts.runner import Runner, Surroundings
 from trident_tools.rollouts.state_file import RolloutState, StateFile
@@ -103,22 +104,35 @@ def start(plan: Plan, around: Surroundings, trial: Trial, undone: dict[str, int]
         return _refused(around, state, error.cause, str(error))
     except StoppedError:
         return _refused(around, state, "interrupted", "interrupted before the first caller was moved")
+    around.gateways.count_models(models)
+    _check_readable(around)
     around.routing.prepare()
-    return watch(plan, around, replace(state, models=models))
+    return _run(plan, around, replace(state, models=models), begin(plan))
 
 
-def watch(plan: Plan, around: Surroundings, state: RolloutState) -> RolloutState:
-    """Go through the stages from that of the state on; return the end.
+def resume(plan: Plan, around: Surroundings, state: RolloutState) -> RolloutState:
+    """Go on with a rollout whose command has died, with its stage or with giving everybody back; return the end.
+
+    Gateways that cannot be read are no error here: the canary has callers, who are given back when they stay so.
 
     Raises:
         ServerError: it could not end.
     """
     around.gateways.count_models(state.models)
-    _check_readable(around)
-    Runner(plan, around, state).run(begin(plan, state.stage, state.reference))
-    ended = around.state.read()
-    assert ended is not None, "the runner has written it"
-    return ended
+    progress = begin(plan, state.stage, state.reference)
+    return _run(plan, around, state, taken_back(progress, state.reason) if state.phase == Phase.UNDOING else progress)
+
+
+def _run(plan: Plan, around: Surroundings, state: RolloutState, progress: Progress) -> RolloutState:
+    runner = Runner(plan, around, state)
+    try:
+        return runner.run(progress)
+    except TridentError:
+        raise
+    except Exception:
+        # Nobody watches any more, so nobody may be left with the canary.
+        runner.abandon(progress)
+        raise
 
 
 def resumable(state: RolloutState | None, target: tuple[str, ...]) -> RolloutState:
@@ -127,7 +141,7 @@ def resumable(state: RolloutState | None, target: tuple[str, ...]) -> RolloutSta
     Raises:
         ConfigError: there is none, or it is that of another canary.
     """
-    if state is None or state.phase not in (Phase.SETTLING, Phase.WATCHING):
+    if state is None or state.phase not in OPEN_PHASES:
         raise ConfigError("--resume: there is no rollout that was broken off; start one without --resume")
     if state.target != target:
         raise ConfigError(f"--resume: the rollout that was broken off is to {', '.join(state.target)}")
@@ -162,7 +176,8 @@ def undo(state_file: StateFile, take_back: Callable[[], float]) -> str:
         state = state_file.read()
         if state is not None:
             undone = dict(state.undone)
-            if weight:
+            # One that is done ends well so where the stable side has the canary's version by now.
+            if weight and state.phase != Phase.DONE:
                 undone["asked"] = undone.get("asked", 0) + 1
             state_file.write(replace(state, phase=Phase.UNDONE.value, weight=0.0, reason="asked", undone=undone))
     return f"the canary had {weight:g} % of the callers, and has none" if weight else "the canary has no callers"

@@ -42,6 +42,7 @@ def read_plan(args: argparse.Namespace, stages: tuple[float, ...] | None = None)
         stages=tuple(args.stages) if stages is None else stages,
         hold_s=args.hold,
         max_hold_s=6 * args.hold if args.max_hold is None else args.max_hold,
+        warm_up_s=args.warm_up,
         min_requests=args.min_requests,
         patience_s=args.patience,
         limits=GateLimits(**{name: getattr(args, f"max_{name}") for name in LIMIT_NAMES}),

@@ -19,8 +19,8 @@ from trident_ensemble.contract.errors import ServerError
 
 #: Why a rollout is undone: gates, what else is seen, and what others do.
 REASONS = (
-    "errors", "refusals", "ttft", "itl", "finish", "ejections", "not_ready", "unclear", "too_few_requests",
-    "unreadable", "weight_not_shown", "not_written", "changed_by_others",
+    "errors", "refusals", "gone", "ttft", "itl", "finish", "ejections", "not_ready", "unclear", "too_few_requests",
+    "unreadable", "weight_not_shown", "not_written", "changed_by_others", "failed",
     "trial", "other_digest", "interrupted", "asked",
 )  # fmt: skip
 

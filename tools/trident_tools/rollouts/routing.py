@@ -83,9 +83,9 @@ class FileRouting:
         """Put the canary into the file, with the weight 0."""
         self._file.add_canary(self._servers)
 
-    def set_weight(self, weight: float, before: float) -> None:  # noqa: ARG002 (the file holds whose canary it is)
+    def set_weight(self, weight: float, before: float) -> None:
         """Write a weight into the file."""
-        self._file.set_weight(self._servers, weight)
+        self._file.set_weight(self._servers, weight, before)
 
     def shown(self, weights: frozenset[float] | None) -> frozenset[float] | None:
         """Return what the gateways show."""

@@ -55,7 +55,7 @@ class Runner:
     Args:
         plan: what is to be done.
         around: what it works with.
-        state: as it is in the file.
+        state: as it is in the file. Its weight may not be the one in force, if its command has died.
     """
 
     def __init__(self, plan: Plan, around: Surroundings, state: RolloutState) -> None:
@@ -63,24 +63,31 @@ class Runner:
         self._around = around
         self._state = state
         self._written = state.weight
+        self._is_sure = False
+        self._is_kept = True
         self._reported_at = -_REPORT_EVERY_S
         self._complaints: dict[str, str] = {}
 
-    def run(self, progress: Progress) -> Progress:
-        """Go on until the rollout is done or undone; return the end.
+    def run(self, progress: Progress) -> RolloutState:
+        """Go on until the rollout is done or undone; return the state at its end.
 
         Raises:
             ServerError: it was asked twice to stop while the canary could not be given the weight 0.
         """
         around = self._around
-        self._say_stage(progress)
+        if progress.phase is Phase.UNDOING:
+            around.say(f"Still to be undone: {progress.reason}. All callers go back to the stable side.")
+        else:
+            self._say_stage(progress)
         looked_at, reported = around.monotonic(), progress
         while True:
+            # Before it is in force: a command that dies in between is resumed with what it wanted.
+            self._keep(progress)
             progress = self._put_in_force(progress)
             self._report(reported, progress, looked_at)
             self._keep(progress)
             if progress.is_over:
-                return progress
+                return self._end(progress)
             reported = progress
             around.sleep(around.poll_s)
             look = around.gateways.look()
@@ -89,16 +96,34 @@ class Runner:
             sight = Sight(now - looked_at, around.routing.shown(look.weights), look.has_ready_canary, look.counted)
             looked_at = now
             # What is not in force yet cannot be seen.
-            if progress.weight == self._written:
+            if self._is_in_force(progress):
                 progress = advance(self._plan, progress, sight)
             if around.num_signals():
                 progress = undo(progress, "interrupted")
                 if around.num_signals() > 1:
                     progress = self._give_up(progress)
 
+    def abandon(self, progress: Progress) -> None:
+        """Try once to take all callers back, after a failure that nobody has foreseen."""
+        progress = replace(undo(progress, "failed"), phase=Phase.UNDONE)
+        if self._is_in_force(self._put_in_force(progress)):
+            self._keep(progress)
+
+    def _is_in_force(self, progress: Progress) -> bool:
+        return self._is_sure and progress.weight == self._written
+
+    def _end(self, progress: Progress) -> RolloutState:
+        """Return the last state once it is in the file, or cannot be brought there within the patience."""
+        around = self._around
+        until = around.monotonic() + self._plan.patience_s
+        while not self._is_kept and around.monotonic() < until and not around.num_signals():
+            around.sleep(around.poll_s)
+            self._keep(progress)
+        return self._state
+
     def _put_in_force(self, progress: Progress) -> Progress:
-        """Write the weight if it is new; return what follows where that fails."""
-        if progress.weight == self._written:
+        """Write the weight if it is new, and once in any case; return what follows where that fails."""
+        if self._is_in_force(progress):
             return progress
         try:
             self._around.routing.set_weight(progress.weight, self._written)
@@ -111,7 +136,7 @@ class Runner:
             if progress.phase is not Phase.UNDOING:
                 return self._put_in_force(undo(progress, "not_written"))
             return progress
-        self._written = progress.weight
+        self._written, self._is_sure = progress.weight, True
         return progress
 
     def _keep(self, progress: Progress) -> None:
@@ -132,7 +157,7 @@ class Runner:
             undone=undone,
         )
         is_new = (new.phase, new.stage, new.weight) != (state.phase, state.stage, state.weight)
-        if not is_new and now_s - state.seen_s < _REPORT_EVERY_S:
+        if not is_new and self._is_kept and now_s - state.seen_s < _REPORT_EVERY_S:
             return
         self._state = replace(new, seen_s=now_s)
         around.metrics.undone.clear()
@@ -141,8 +166,10 @@ class Runner:
             around.state.write(self._state)
             is_undone = progress.phase in (Phase.UNDOING, Phase.UNDONE)
             around.metrics.show(0 if is_undone else progress.stage + 1, self._written)
+            self._is_kept = True
         except ServerError as error:
             # What is in force does not depend on it.
+            self._is_kept = False
             self._complain("state", str(error))
 
     def _report(self, before: Progress, after: Progress, now: float) -> None:
@@ -156,6 +183,9 @@ class Runner:
             self._say_verdicts(after)
             if after.phase is not Phase.DONE:
                 self._say_stage(after)
+        elif after.phase is Phase.WARMING and now - self._reported_at >= _REPORT_EVERY_S:
+            self._reported_at = now
+            self._around.say(f"  {after.held_s:.0f} of {self._plan.warm_up_s:.0f} s of the warm-up")
         elif after.phase is Phase.WATCHING and now - self._reported_at >= _REPORT_EVERY_S:
             self._reported_at = now
             window = after.window
@@ -185,7 +215,7 @@ class Runner:
             ServerError: the canary still has callers.
         """
         progress = self._put_in_force(progress)
-        if progress.weight != self._written:
+        if not self._is_in_force(progress):
             raise ServerError(
                 f"the canary still has {self._written:g} % of the callers, as its weight cannot be written; "
                 "`trident rollout undo` tries again"
