@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import pytest
 from tests.tools.rollouts.sides import histogram, side
 from trident_ensemble.contract.errors import ConfigError, ServerError
 from trident_ensemble.contract.routes import Routes, RouteServer, Side, parse_routes, render_routes
+from trident_tools.main import main
+from trident_tools.rollouts import routes_file
 from trident_tools.rollouts.routes_file import ForeignChangeError, RoutesFile
 from trident_tools.rollouts.state_file import RolloutState, StateFile
 
@@ -126,3 +129,38 @@ def test_state_has_one_writer(tmp_path: Path) -> None:
 def test_state_is_json_that_people_can_read(tmp_path: Path) -> None:
     StateFile(tmp_path / "state").write(RolloutState(("http://a:1",), "trial", 0, (1.0,), 0.0))
     assert json.loads((tmp_path / "state").read_text(encoding="utf-8"))["phase"] == "trial"
+
+
+def test_routes_file_does_not_raise_a_weight_that_somebody_else_has_set(tmp_path: Path) -> None:
+    _, file = _written(tmp_path, Routes(Side((OLD,)), Side((NEW,)), 10.0))
+    assert file.take_back() == 10.0
+    with pytest.raises(ForeignChangeError, match="has 0 %"):
+        file.set_weight([NEW], 50.0, 10.0)
+    assert file.read().weight == 0.0
+
+
+def test_routes_file_waits_for_whoever_changes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, file = _written(tmp_path, Routes(Side((OLD,)), Side((NEW,)), 10.0))
+    monkeypatch.setattr(routes_file, "_LOCK_LIMIT_S", 0.05)
+    with (tmp_path / "routes.json.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServerError, match="lock"):
+            file.take_back()
+    assert parse_routes(path.read_text(encoding="utf-8")).weight == 10.0
+    assert file.take_back() == 10.0
+
+
+@pytest.mark.parametrize(("phase", "undone"), [("done", {}), ("watching", {"asked": 1})])
+def test_undo_counts_what_was_not_done(phase: str, undone: dict[str, int], tmp_path: Path) -> None:
+    routes, _ = _written(tmp_path, Routes(Side((OLD,)), Side((NEW,)), 100.0))
+    file = StateFile(tmp_path / "state")
+    file.write(RolloutState((NEW.url,), phase, 0, (100.0,), 100.0))
+    textfile = tmp_path / "rollout.prom"
+    words = ("--routes", str(routes), "--state", str(tmp_path / "state"), "--textfile", str(textfile))
+    assert main(["rollout", "undo", *words]) == 0
+    state = file.read()
+    assert state is not None
+    assert (state.phase, state.undone) == ("undone", undone)
+    page = textfile.read_text(encoding="utf-8")
+    assert "trident_rollout_weight 0.0" in page
+    assert f'trident_rollout_undone_total{{reason="asked"}} {float(len(undone))}' in page

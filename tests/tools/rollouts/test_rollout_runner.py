@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from trident_tools.rollouts.figures import Window
 from trident_tools.rollouts.gateways import Look
 from trident_tools.rollouts.http_route import HttpRoute
 from trident_tools.rollouts.kubernetes import KubeApi, kube_address
-from trident_tools.rollouts.machine import Plan, Progress, begin
+from trident_tools.rollouts.machine import Plan, begin, undo
+from trident_tools.rollouts.operations import resumable, resume
 from trident_tools.rollouts.rollout_metrics import REASONS, RolloutMetrics
 from trident_tools.rollouts.routes_file import ForeignChangeError
 from trident_tools.rollouts.routing import RouteRouting, Routing
@@ -64,15 +65,18 @@ class Stage:
         """Return what the gateways show."""
         return Look(frozenset({self.weights[-1] if self.weights else 0.0}), has_ready_canary=True, counted=self.counted)
 
-    def run(self, routing: Routing | None = None, state: RolloutState | None = None) -> tuple[Progress, RolloutState]:
-        """Run a rollout; return its end and the state that it has left."""
+    def run(
+        self, routing: Routing | None = None, state: RolloutState | None = None
+    ) -> tuple[RolloutState, RolloutState]:
+        """Run a rollout; return its state and that which is in the file."""
         file = StateFile(self.folder / "state")
         before = state or RolloutState(self.target, "trial", 0, PLAN.stages, 0.0)
         around = Surroundings(
             routing or self, self, file, RolloutMetrics(before.undone, self.folder / "metrics.prom"),  # type: ignore[arg-type]
             self.said.append, lambda: self.num_signals, monotonic=lambda: self.now, sleep=self.sleep,
         )  # fmt: skip
-        end = Runner(PLAN, around, before).run(begin(PLAN, before.stage, before.reference))
+        progress = begin(PLAN, before.stage, before.reference)
+        end = Runner(PLAN, around, before).run(undo(progress, before.reason) if before.reason else progress)
         after = file.read()
         assert after is not None
         return end, after
@@ -178,3 +182,76 @@ def test_runner_moves_weights_of_an_httproute(tmp_path: Path) -> None:
         seen.clear()
         end, _ = Stage(tmp_path).run(RouteRouting(route, ("trident/trident", "trident", "trident-canary")))
         assert (end.reason, seen) == ("weight_not_shown", [10, 0])
+
+
+def test_runner_that_goes_on_writes_its_weight_once_more(tmp_path: Path) -> None:
+    # The command died after it had written 100 into the routes, and before it could say so.
+    state = RolloutState(("http://b:1",), "settling", 1, PLAN.stages, 10.0, reference=side(1000))
+    stage = Stage(tmp_path, weights=[10.0])
+    end, _ = stage.run(state=state)
+    assert (end.phase, stage.weights) == ("done", [10.0, 100.0])
+    again = Stage(tmp_path, weights=[100.0])
+    end, _ = again.run(state=replace(state, weight=100.0))
+    assert (end.phase, again.weights) == ("done", [100.0, 100.0])
+
+
+def test_runner_keeps_what_it_wants_before_it_is_in_force(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "state")
+    seen: list[tuple[str, int, float]] = []
+
+    def look(_: float) -> None:
+        state = file.read()
+        assert state is not None
+        seen.append((state.phase, state.stage, state.weight))
+
+    Stage(tmp_path, on_write=look).run()
+    assert seen == [("settling", 0, 0.0), ("settling", 1, 10.0)]
+
+
+def test_runner_that_goes_on_with_an_undoing_ends_it(tmp_path: Path) -> None:
+    state = RolloutState(("http://b:1",), "undoing", 0, PLAN.stages, 10.0, reason="errors")
+    assert resumable(state, ("http://b:1",)) is state
+    stage = Stage(tmp_path, weights=[10.0])
+    end, _ = stage.run(state=state)
+    assert (end.phase, end.reason, end.undone, stage.weights) == ("undone", "errors", {"errors": 1}, [10.0, 0.0])
+
+
+def test_runner_knows_its_end_where_the_state_cannot_be_written(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+
+    def lose(weight: float) -> None:
+        if weight == 100.0:
+            (tmp_path / "state").unlink()
+            (tmp_path / "state").mkdir()
+
+    def heal(seconds: float) -> None:
+        stage.now += seconds
+        if stage.now > 17 and (tmp_path / "state").is_dir():
+            (tmp_path / "state").rmdir()
+
+    stage.on_write, stage.sleep = lose, heal  # type: ignore[method-assign]
+    end, written = stage.run()
+    assert (end.phase, written.phase) == ("done", "done")
+
+
+def test_a_failure_that_nobody_has_foreseen_leaves_nobody_with_the_canary(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    look = stage.look
+
+    def fail() -> Look:
+        if stage.now > 4:
+            raise RuntimeError("a bug")
+        return look()
+
+    stage.look = fail  # type: ignore[method-assign]
+    stage.count_models = lambda _: None  # type: ignore[attr-defined]
+    around = Surroundings(
+        stage, stage, StateFile(tmp_path / "state"), RolloutMetrics({}), stage.said.append, lambda: 0,  # type: ignore[arg-type]
+        monotonic=lambda: stage.now, sleep=stage.sleep,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="a bug"):
+        resume(PLAN, around, RolloutState(("http://b:1",), "settling", 0, PLAN.stages, 0.0))
+    assert stage.weights == [10.0, 0.0]
+    state = around.state.read()
+    assert state is not None
+    assert (state.phase, state.reason) == ("undone", "failed")
