@@ -170,3 +170,10 @@ def test_random_histories_never_pass_a_gate_and_always_return_to_nothing(
         progress = advance(plan, progress, Sight(1.0, None))
     assert progress.phase is Phase.UNDONE or progress.phase is Phase.DONE
     assert progress.phase is Phase.DONE or progress.weight == 0.0
+
+
+def test_what_is_left_of_the_stable_side_at_100_is_not_compared_with() -> None:
+    before = side(1000)
+    progress = _see(begin(PLAN, 2, before))
+    progress = _see(progress, Window(side(300, lengths=300), side(300)))
+    assert (progress.phase, progress.reference) == (Phase.WATCHING, before)
