@@ -117,7 +117,7 @@ def new_key(keys: Path) -> str:
     """Add a key with a limit to a file that the images' own user can read; return it."""
     command = [
         sys.executable, "-m", "trident_tools.main", "keys", "create", "--keys", str(keys), "--tenant", "tested",
-        "--rpm", "100000",
+        "--day-tokens", "1000000000",
     ]  # fmt: skip
     key = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     keys.chmod(0o644)
