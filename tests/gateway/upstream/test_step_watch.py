@@ -26,21 +26,21 @@ def test_step_watch_tells_a_server_that_hangs_from_one_that_is_busy_or_idle(seco
         # What the page says is a second old at the most, and so is the answer.
         watch.look(now, num_steps, now - waited if waits else None)
         is_hung = not makes_step and (is_hung or (waits and min(still, waited) >= HUNG_S))
-        assert watch.is_hung(now, 1) is is_hung
-        assert watch.is_hung(now, 0) is (is_hung and free < TRIAL_S)
+        assert watch.is_hung(now, is_awaited=True) is is_hung
+        assert watch.is_hung(now, is_awaited=False) is (is_hung and free < TRIAL_S)
 
 
 def test_step_watch_a_server_that_grows_is_well_whatever_waits() -> None:
     watch = StepWatch(HUNG_S, TRIAL_S)
     for now in range(600):
         watch.look(now, now // 9, -1000.0)
-        assert not watch.is_hung(now, 500)
+        assert not watch.is_hung(now, is_awaited=True)
 
 
 def test_step_watch_a_restarted_engine_has_moved() -> None:
     watch = StepWatch(HUNG_S, TRIAL_S)
     for now in range(15):
         watch.look(now, 1000, 0)
-    assert watch.is_hung(15, 1)
+    assert watch.is_hung(15, is_awaited=True)
     watch.look(15, 3, 0)
-    assert not watch.is_hung(15, 1)
+    assert not watch.is_hung(15, is_awaited=True)

@@ -73,7 +73,7 @@ class Server:
         """How much is to be hoped of it now."""
         now = asyncio.get_running_loop().time()
         level = self.health.level(now)
-        return min(level, Level.DOUBTFUL) if self._steps.is_hung(now, self.num_in_flight) else level
+        return min(level, Level.DOUBTFUL) if self._is_hung(now) else level
 
     @property
     def is_well(self) -> bool:
@@ -101,6 +101,9 @@ class Server:
         """Whether calls have waited for the next byte of it for longer than any probe does."""
         since = self._awaited_since
         return since is not None and asyncio.get_running_loop().time() - since > self._times.timeout_s
+
+    def _is_hung(self, now: float) -> bool:
+        return self._steps.is_hung(now, is_awaited=self._awaited_since is not None)
 
     @property
     def _awaited_since(self) -> float | None:

@@ -42,6 +42,9 @@ class StepWatch:
             if now - max(awaited_since, self._moved_at) >= self._hung_s:
                 self._is_still = True
 
-    def is_hung(self, now: float, num_calls: int) -> bool:
-        """Return whether the server is not to be sent calls, where it has so many."""
-        return self._is_still and (num_calls > 0 or now - self._awaited_at < self._trial_s)
+    def is_hung(self, now: float, *, is_awaited: bool) -> bool:
+        """Return whether the server is not to be sent calls, where calls wait for it at this moment or do not.
+
+        Those whose clients do not read wait for nothing, and could keep it so for ever.
+        """
+        return self._is_still and (is_awaited or now - self._awaited_at < self._trial_s)
