@@ -97,7 +97,10 @@ class TritonStatus:
         if not cores:
             return cores
         found = self.model_states()
-        return {name: numbers for name, numbers in cores.items() if found.get(name) in states}
+        # A core that does not say its version is meant by any of the model's.
+        wanted = {name for name, state in found.items() if state in states}
+        wanted |= {(model, "") for model, _ in wanted}
+        return {name: numbers for name, numbers in cores.items() if name in wanted}
 
     def _metrics(self) -> str:
         try:
