@@ -22,14 +22,18 @@ serve: $(SERVED)/core/1/engine.json
 
 # A worker on each core, at most four workers, runs whole files. The real server has the machine to itself. TensorRT's
 # builder has processes of its own: it speaks to one logger for as long as a process lives, and shares its memory with no
-# other compiler. docs/testing.md says more.
+# other compiler. Helm's library brings the runtime of Go, which lives in no process with other things for long.
+# docs/testing.md says more.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+
+HELM := tests/kubernetes/test_helm_chart.py tests/kubernetes/test_helm_releases.py tests/kubernetes/test_policies.py
 
 test: check
 	@tools/setup_clients.sh
 	@tools/setup_peers.sh
-	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt
+	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt $(HELM:%=--ignore=%)
 	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
+	@for file in $(HELM); do .venv/bin/python -m pytest $$file || exit 1; done
 	.venv/bin/python -m pytest tests/e2e tests/resilience tests/containers
 
 # Compiles no network and starts no server: to be run at every change.

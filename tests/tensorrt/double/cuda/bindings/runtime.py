@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from types import SimpleNamespace
 from typing import Any
 
 from tests.tensorrt.double import faults
@@ -113,6 +114,11 @@ def cudaGetErrorString(error: cudaError_t) -> tuple[Any, ...]:
 @_call
 def cudaMemGetInfo() -> tuple[Any, ...]:
     return GPUS.free_bytes(), GPUS.total_bytes
+
+
+@_call
+def cudaGetDeviceProperties(device: int) -> tuple[Any, ...]:
+    return (SimpleNamespace(totalGlobalMem=GPUS.total_bytes),)
 
 
 @_call
