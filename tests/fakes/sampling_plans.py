@@ -16,9 +16,9 @@ import pytest
 from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE
 from tests.tensorrt.recording import RecordingModule, RecordingNetwork, record
+from trident_backend.engine.gpu.device_logits import DeviceLogits
 from trident_backend.engine.host_logits import HostLogits, VocabularyKernels
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.engine.tensorrt.plan import TensorInfo
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_compiler.tensorrt.sampling_networks import SamplingNetwork, sampling_networks

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.gpu import hardware
-from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.tensorrt.plan import Plan
 
 NUM_HEADS, HEAD_DIM, LENGTH = 4, 64, 32

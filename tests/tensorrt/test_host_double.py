@@ -10,7 +10,7 @@ import pytest
 
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.gpu.device import Device
 from trident_ensemble.contract.errors import EngineError
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.backend.sampling.test_sampling_reference import sequence_of
 from tests.fakes.sampling_plans import SamplingDevice, on_host
+from trident_backend.engine.gpu.device_logits import DeviceLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import FloatArray
-from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.sampling.logits_processors import LogitsProcessors
 from trident_backend.sampling.sampling_rows import row_traits
 from trident_backend.sequences.sampling_params import SamplingParams

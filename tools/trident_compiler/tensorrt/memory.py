@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trident_backend.engine.tensorrt.names import ALIGNMENT
+from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_compiler.families.family import Decoder
 from trident_compiler.families.outline import AttentionShape, Outline
 from trident_compiler.planning.slot_plan import SlotNeeds

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.tensorrt.names import LOGITS, Operand
+from trident_backend.engine.gpu.names import Operand
+from trident_backend.engine.tensorrt.names import LOGITS
 from trident_compiler.tensorrt.layers import Tensor, TensorRTLayers
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from trident_backend.engine.gpu.names import Operand, Sampling
 from trident_backend.engine.protocol import CHUNK_WIDTH
-from trident_backend.engine.tensorrt.names import LOGITS, Operand, Sampling
+from trident_backend.engine.tensorrt.names import LOGITS
 from trident_compiler.tensorrt.sampling_layers import SamplingLayers
 
 Shape = tuple[int, ...]

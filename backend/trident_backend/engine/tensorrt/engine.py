@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.device_logits import DeviceLogits
 from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
-from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.device_logits import DeviceLogits
 from trident_backend.engine.tensorrt.graphs import DecodeGraphs
 from trident_backend.engine.tensorrt.network_runner import NetworkRunner
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans

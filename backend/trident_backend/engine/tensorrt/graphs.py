@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.tensorrt.names import DECODE_PROFILE
 from trident_backend.engine.tensorrt.plan import Context, Plan, Shape
 from trident_ensemble.contract.errors import EngineError

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_backend.engine.protocol import Int32Array
-from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.names import ALIGNMENT, INPUTS
+from trident_backend.engine.tensorrt.names import INPUTS
 from trident_backend.engine.tensorrt.step_inputs import NetworkCall, StepCalls
 
 _ALIGNED_INTS = ALIGNMENT // 4

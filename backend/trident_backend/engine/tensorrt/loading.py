@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from trident_backend.engine.gpu.device import Device, DeviceMemoryError
 from trident_backend.engine.protocol import Engine, EngineSpec
 from trident_backend.engine.tensorrt import input_buffer, logits_buffer, sampling_plans
-from trident_backend.engine.tensorrt.device import Device, DeviceMemoryError
 from trident_backend.engine.tensorrt.engine import TensorRTEngine
 from trident_backend.engine.tensorrt.graphs import DecodeGraphs, captured_sizes
 from trident_backend.engine.tensorrt.input_buffer import InputBuffer

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.names import ALIGNMENT
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.names import ALIGNMENT
 
 
 class LogitsBuffer:

@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_backend.engine.tensorrt import names
-from trident_backend.engine.tensorrt.names import (
-    ALIGNMENT,
-    DECODE_PROFILE,
-    INPUTS,
-    LOGIT_ROWS,
-    LOGITS,
-    PREFILL_PROFILE,
-    TOKEN_IDS,
-)
+from trident_backend.engine.tensorrt.names import DECODE_PROFILE, INPUTS, LOGIT_ROWS, LOGITS, PREFILL_PROFILE, TOKEN_IDS
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_backend.engine.tensorrt.sampling_plans import SamplingPlans
 from trident_backend.engine.tensorrt.slot_pool import SlotTensor

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trident_backend.engine.tensorrt.device import Device
+from trident_backend.engine.gpu.device import Device
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 Shape = tuple[int, ...]

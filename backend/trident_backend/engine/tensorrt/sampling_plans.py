@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.tensorrt.device import Device
-from trident_backend.engine.tensorrt.names import ALIGNMENT, LOGITS, Operand, Sampling
-from trident_backend.engine.tensorrt.penalty_rows import PenaltyRows
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.names import ALIGNMENT, Operand, Sampling
+from trident_backend.engine.gpu.penalty_rows import PenaltyRows
+from trident_backend.engine.tensorrt.names import LOGITS
 from trident_backend.engine.tensorrt.plan import Plan, TensorInfo
 from trident_ensemble.contract.errors import ArtifactError
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.tensorrt import names
-from trident_backend.engine.tensorrt.device import Device
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.engine.gpu.names import Operand, Sampling
+from trident_backend.engine.gpu.sampling_operations import Arrays, SamplingOperations
 from trident_backend.engine.host_logits import HostLogits
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import Doubles, FloatArray, Indices, Int32Array, RowPenalties, TokenIds
-from trident_backend.engine.tensorrt.names import Operand, Sampling
-from trident_backend.engine.tensorrt.sampling_plans import Arrays, SamplingPlans
 
 
 class DeviceLogits:
@@ -28,7 +28,7 @@ class DeviceLogits:
         buffer_rows: `[R]`, where each row of the step lies in the buffer, each elsewhere.
     """
 
-    def __init__(self, plans: SamplingPlans, address: int, buffer_rows: Int32Array) -> None:
+    def __init__(self, plans: SamplingOperations, address: int, buffer_rows: Int32Array) -> None:
         self._plans = plans
         self._address = address
         self._buffer_rows = buffer_rows.astype(np.int32)

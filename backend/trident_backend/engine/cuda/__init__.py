@@ -1,0 +1,1 @@
+"""Hosts engines that are made of kernels of our own."""

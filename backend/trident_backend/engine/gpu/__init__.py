@@ -1,0 +1,1 @@
+"""What every engine on NVIDIA GPUs has: the device, and sampling on its logits."""

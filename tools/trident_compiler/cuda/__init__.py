@@ -1,0 +1,1 @@
+"""Compiles networks to kernels of our own, in the Triton language."""
