@@ -1,0 +1,23 @@
+"""Twins of our kernels: `twins.<module>.<function>` computes in numpy, on the whole grid at once, what the kernel
+`<module>.<function>` of `trident_compiler.cuda.kernels` computes; each is held against its source in the interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+
+from tests.cuda.calls import Call
+
+
+def run(function: str, call: Call) -> None:
+    """Run the twin of `module.function`."""
+    _find(function)(call)
+
+
+@cache
+def _find(function: str) -> Callable[[Call], None]:
+    module, _, name = function.partition(".")
+    found: Callable[[Call], None] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return found
