@@ -83,7 +83,7 @@ class Call:
         constants: Mapping[str, int | float | bool],
         arguments: Mapping[str, Array | int | float],
     ) -> Call:
-        """Return a call on arrays as they lie in memory (bf16 as uint16, fp8 as uint8), each an allocation of its own."""
+        """Return a call on arrays as they lie in memory (bf16 as uint16, fp8 as uint8), each with bounds of its own."""
         memories = {a.ctypes.data: _bytes_of(a) for a in arguments.values() if isinstance(a, np.ndarray) and a.size}
 
         def view(address: int, num_bytes: int) -> Bytes:
