@@ -1,0 +1,240 @@
+"""The file of an engine of our own kernels, `program.json`.
+
+Owns its writing, its reading and the checks of its fields: every name in it stands for something in it. Never opens
+another file of the engine, and never launches anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from trident_backend.engine.cuda.program import (
+    Argument,
+    AttentionCall,
+    Count,
+    Kernel,
+    Kind,
+    Launch,
+    Program,
+    StepInput,
+)
+from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_ensemble.contract.errors import ArtifactError
+
+PROGRAM_FILE = "program.json"
+#: The format of the file; an engine of another one must be built again.
+FORMAT_VERSION = 1
+#: The parameters of the kernels of attention that a layer says; all others are the host's.
+ATTENTION_ARGUMENTS = frozenset({"scale", "softcap", "sinks", "slopes", "key_factor", "value_factor"})
+_NUMBERS = (int, float)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The contents of the file."""
+
+    format_version: int
+    program: Program
+
+
+def write_program(folder: Path, program: Program) -> None:
+    """Write `program.json` into an engine folder.
+
+    Raises:
+        ArtifactError: the program does not hold together; names the field.
+    """
+    _Checks(program).check()
+    text = json.dumps(asdict(_File(FORMAT_VERSION, program)), separators=(",", ":"), allow_nan=False)
+    (folder / PROGRAM_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_program(folder: Path) -> Program:
+    """Read and check the program of an engine.
+
+    Raises:
+        ArtifactError: missing, unreadable, of another format, or a field is not what it should be; names the field.
+    """
+    path = folder / PROGRAM_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: build the engine again") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"format_version: this Trident reads {FORMAT_VERSION}, not {version!r}; build again")
+    file: _File = _part(_File, raw, PROGRAM_FILE)
+    _Checks(file.program).check()
+    return file.program
+
+
+def _part(kind: Any, raw: Any, where: str) -> Any:
+    """Build one frozen part from JSON; refuse unknown, missing and mistyped fields by name."""
+    if not isinstance(raw, Mapping):
+        raise ArtifactError(f"{where}: must be an object")
+    hints = get_type_hints(kind)
+    names = [each.name for each in fields(kind)]
+    if unknown := [key for key in raw if key not in names]:
+        raise ArtifactError(f"{where}.{unknown[0]}: unknown field")
+    if missing := [name for name in names if name not in raw]:
+        raise ArtifactError(f"{where}.{missing[0]}: missing")
+    return kind(**{name: _value(hints[name], raw[name], f"{where}.{name}") for name in names})
+
+
+def _value(hint: Any, raw: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if is_dataclass(hint):
+        return _part(hint, raw, where)
+    if origin is tuple:
+        return _tuple(get_args(hint), raw, where)
+    if origin is Mapping:
+        if not isinstance(raw, Mapping):
+            raise ArtifactError(f"{where}: must be an object")
+        return {key: _value(get_args(hint)[1], item, f"{where}.{key}") for key, item in raw.items()}
+    if isinstance(hint, UnionType):
+        return _either(get_args(hint), raw, where)
+    return _scalar(hint, raw, where)
+
+
+def _tuple(kinds: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(raw, list):
+        raise ArtifactError(f"{where}: must be a list")
+    each = (kinds[0],) * len(raw) if kinds[-1] is Ellipsis else kinds
+    if len(each) != len(raw):
+        raise ArtifactError(f"{where}: must have {len(each)} items, not {len(raw)}")
+    return tuple(_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(each, raw, strict=True)))
+
+
+def _either(kinds: tuple[Any, ...], raw: Any, where: str) -> Any:
+    """Return one of several kinds of parts, known by their fields, or a number or bool as it stands."""
+    if not is_dataclass(kinds[0]):
+        if isinstance(raw, bool) or (isinstance(raw, _NUMBERS) and math.isfinite(raw)):
+            return raw
+        raise ArtifactError(f"{where}: {raw!r} is not a number")
+    own = [kind for kind in kinds if isinstance(raw, Mapping) and fields(kind)[0].name in raw]
+    if len(own) != 1:
+        first = " or ".join(fields(kind)[0].name for kind in kinds)
+        raise ArtifactError(f"{where}: must be an object with the field {first}")
+    return _part(own[0], raw, where)
+
+
+def _scalar(hint: Any, raw: Any, where: str) -> Any:
+    if hint is float and isinstance(raw, _NUMBERS) and not isinstance(raw, bool) and math.isfinite(raw):
+        return float(raw)
+    if hint is int and isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+        return raw
+    if hint is str and isinstance(raw, str):
+        return raw
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        choices = [member.value for member in hint]
+        if isinstance(raw, str) and raw in choices:
+            return hint(raw)
+        raise ArtifactError(f"{where}: {raw!r} is not one of {', '.join(choices)}")
+    raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
+
+
+class _Checks:
+    """The checks of a program whose fields are of the right types."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._known: Mapping[Kind, frozenset[str]] = {
+            Kind.VALUE: _unique("values", (value.name for value in program.values)),
+            Kind.WEIGHT: _unique("weights", (weight.name for weight in program.weights)),
+            Kind.INPUT: frozenset(StepInput),
+            Kind.COUNT: frozenset((Count.TOKENS, Count.ROWS)),
+        }
+
+    def check(self) -> None:
+        """Refuse what does not hold together.
+
+        Raises:
+            ArtifactError: names the field.
+        """
+        for i, weight in enumerate(self._program.weights):
+            if weight.offset % ALIGNMENT:
+                raise ArtifactError(f"program.weights[{i}].offset: {weight.offset} is no multiple of {ALIGNMENT}")
+        for i, value in enumerate(self._program.values):
+            if value.offset % ALIGNMENT or value.offset > self._program.arena_bytes:
+                raise ArtifactError(
+                    f"program.values[{i}].offset: {value.offset} is no multiple of {ALIGNMENT} within the arena "
+                    f"of {self._program.arena_bytes} bytes"
+                )
+        self._check_kinds()
+        self._check_body()
+        for i, launch in enumerate(self._program.head):
+            self._check_launch(launch, f"program.head[{i}]", Count.ROWS)
+
+    def _check_kinds(self) -> None:
+        for i, kind in enumerate(self._program.attention_kinds):
+            for name in ("write", "few", "many", "merge_few", "merge_many"):
+                self._kernel(getattr(kind, name), f"program.attention_kinds[{i}].{name}")
+
+    def _check_body(self) -> None:
+        layer = 0
+        for i, each in enumerate(self._program.body):
+            where = f"program.body[{i}]"
+            if isinstance(each, Launch):
+                self._check_launch(each, where, Count.TOKENS)
+                continue
+            if each.layer != layer:
+                raise ArtifactError(f"{where}.layer: {each.layer} comes where layer {layer} is due")
+            self._check_attention(each, where)
+            layer += 1
+
+    def _check_attention(self, call: AttentionCall, where: str) -> None:
+        if call.kind >= len(self._program.attention_kinds):
+            raise ArtifactError(f"{where}.kind: there are {len(self._program.attention_kinds)} kinds, not {call.kind}")
+        for field in ("query", "key", "value", "out"):
+            self._check_argument(Argument(Kind.VALUE, getattr(call, field)), f"{where}.{field}")
+        _check_names(call.arguments, ATTENTION_ARGUMENTS, f"{where}.arguments")
+        for name, argument in call.arguments.items():
+            self._check_argument(argument, f"{where}.arguments.{name}")
+
+    def _check_launch(self, launch: Launch, where: str, counted: Count) -> None:
+        kernel = self._kernel(launch.kernel, f"{where}.kernel")
+        _check_names(launch.arguments, [name for name, _ in kernel.parameters], f"{where}.arguments")
+        for name, argument in launch.arguments.items():
+            self._check_argument(argument, f"{where}.arguments.{name}")
+        for axis, extent in enumerate(launch.grid):
+            if extent.tile < 1 or extent.times < 1:
+                raise ArtifactError(f"{where}.grid[{axis}]: tile and times must be at least 1")
+            if extent.count not in (counted, Count.ONE):
+                raise ArtifactError(f"{where}.grid[{axis}].count: {extent.count.value}, not {counted.value} or one")
+        if launch.most and launch.most < launch.least:
+            raise ArtifactError(f"{where}.most: {launch.most} is less than least {launch.least}")
+
+    def _check_argument(self, argument: Argument, where: str) -> None:
+        known = self._known.get(argument.kind)
+        if known is not None and argument.name not in known:
+            raise ArtifactError(f"{where}: there is no {argument.kind.value} {argument.name!r}")
+
+    def _kernel(self, name: str, where: str) -> Kernel:
+        kernel = self._program.kernels.get(name)
+        if kernel is None:
+            raise ArtifactError(f"{where}: there is no kernel {name!r}")
+        return kernel
+
+
+def _unique(field: str, names: Iterable[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for i, name in enumerate(names):
+        if name in found:
+            raise ArtifactError(f"program.{field}[{i}].name: {name!r} is there twice")
+        found.add(name)
+    return frozenset(found)
+
+
+def _check_names(given: Mapping[str, Argument], wanted: Sequence[str] | frozenset[str], where: str) -> None:
+    if missing := sorted(set(wanted) - set(given)):
+        raise ArtifactError(f"{where}.{missing[0]}: missing")
+    if unknown := sorted(set(given) - set(wanted)):
+        raise ArtifactError(f"{where}.{unknown[0]}: unknown parameter")
