@@ -13,11 +13,12 @@ from tests.cuda.calls import Call
 
 def run(function: str, call: Call) -> None:
     """Run the twin of `module.function`."""
-    _find(function)(call)
+    find(function)(call)
 
 
 @cache
-def _find(function: str) -> Callable[[Call], None]:
+def find(function: str) -> Callable[[Call], None]:
+    """Return the twin of `module.function`."""
     module, _, name = function.partition(".")
     found: Callable[[Call], None] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found

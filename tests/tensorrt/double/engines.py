@@ -39,6 +39,7 @@ from trident_ensemble.contract.manifest import (
 _MODULES = {
     "tensorrt": "tests.tensorrt.double.tensorrt",
     "cuda.bindings.runtime": "tests.tensorrt.double.cuda.bindings.runtime",
+    "cuda.bindings.driver": "tests.tensorrt.double.cuda.bindings.driver",
 }
 _KV_FORMATS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +66,11 @@ class Gpus:
         self.total_bytes = int(os.environ.get("DOUBLE_GPU_BYTES", str(2**30)))
         self.num_devices = int(os.environ.get("DOUBLE_GPUS", "1"))
         self.capability = (8, 9)
+        self.num_multiprocessors = 4
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list[Work]] = {}
+        #: Kernels that were loaded, as the double of the driver keeps them.
+        self.libraries: dict[int, Any] = {}
         self._lost: Fault | None = None
         self._blocks: dict[int, Block] = {}
         self._bases: list[int] = []
@@ -183,7 +187,8 @@ class Gpus:
     def leaks(self) -> list[str]:
         """What nobody has freed."""
         left = [repr(block) for block in self._blocks.values()]
-        return [*left, *(f"stream {name}" for name in self.streams), *(f"graph {name}" for name in self.graphs)]
+        kept: dict[str, dict[int, Any]] = {"stream": self.streams, "graph": self.graphs, "library": self.libraries}
+        return [*left, *(f"{kind} {name}" for kind, found in kept.items() for name in found)]
 
 
 #: The machine; the CUDA and the TensorRT double share it.

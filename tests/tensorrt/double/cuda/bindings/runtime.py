@@ -1,13 +1,12 @@
 """The CUDA runtime's calls that the host uses, on host memory; named and shaped as cuda-python's.
 
-Owns the conversion of faults into status codes. What a call means, CUDA's documentation says.
+What a call means, CUDA's documentation says.
 """
 
 # ruff: noqa: ARG001, N801, N802, N803, N815, N816, PLR0917 (names and arguments are CUDA's)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.copies import copy_rows
 from tests.tensorrt.double.gpu import GPUS, PINNED, Fault, Stream, Work
+from tests.tensorrt.double.statuses import answering
 
 cudaHostAllocDefault = 0
 cudaStreamNonBlocking = 1
@@ -31,6 +31,7 @@ class cudaError_t(IntEnum):
     cudaErrorInvalidResourceHandle = 400
     cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
+    cudaErrorMisalignedAddress = 716
     cudaErrorLaunchFailure = 719
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
@@ -56,31 +57,14 @@ class cudaStreamCaptureMode(IntEnum):
 class cudaDeviceAttr(IntEnum):
     """Properties."""
 
+    cudaDevAttrMultiProcessorCount = 16
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
 
 
 _FROM_DEVICE = {cudaMemcpyKind.cudaMemcpyDeviceToHost, cudaMemcpyKind.cudaMemcpyDeviceToDevice}
 _TO_DEVICE = {cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToDevice}
-_LOSING = {cudaError_t.cudaErrorIllegalAddress, cudaError_t.cudaErrorLaunchFailure}
-
-
-def _call(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """As cuda-python calls: a status first, then results, None where it failed."""
-
-    def call(*arguments: Any) -> tuple[Any, ...]:
-        try:
-            GPUS.check()
-            if code := faults.due(function.__name__):
-                fault = Fault(code, f"{function.__name__} was told to fail")
-                if code in _LOSING:
-                    GPUS.lose(fault)
-                raise fault
-            return (cudaError_t.cudaSuccess, *function(*arguments))
-        except Fault as fault:
-            return cudaError_t(fault.code), None
-
-    return call
+_call = answering(cudaError_t)
 
 
 @_call
@@ -104,7 +88,12 @@ def cudaSetDeviceFlags(flags: int) -> tuple[Any, ...]:
 @_call
 def cudaDeviceGetAttribute(attr: cudaDeviceAttr, device: int) -> tuple[Any, ...]:
     major, minor = GPUS.capability
-    return (major if attr == cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor else minor,)
+    known = {
+        cudaDeviceAttr.cudaDevAttrMultiProcessorCount: GPUS.num_multiprocessors,
+        cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: major,
+        cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: minor,
+    }
+    return (known[attr],)
 
 
 def cudaGetErrorString(error: cudaError_t) -> tuple[Any, ...]:
