@@ -58,6 +58,12 @@ class Device:
         major, minor = (int(self._call("cudaDeviceGetAttribute", kind, self.ordinal)) for kind in wanted)
         return major, minor
 
+    @property
+    def num_multiprocessors(self) -> int:
+        """The number of the GPU's multiprocessors, each of which runs several programs at a time."""
+        kind = self._cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
+        return int(self._call("cudaDeviceGetAttribute", kind, self.ordinal))
+
     def select(self) -> None:
         """Make this the calling thread's GPU; every thread but the one that made the object calls it first."""
         self._call("cudaSetDevice", self.ordinal)
@@ -89,10 +95,15 @@ class Device:
         return self._work
 
     def pinned(self, num_bytes: int) -> Bytes:
-        """Allocate host memory that the GPU reads and writes itself; it lives until `close`."""
+        """Allocate host memory that the GPU reads and writes itself; it lives until `free_pinned` or `close`."""
         address = int(self._call("cudaHostAlloc", num_bytes, self._cuda.cudaHostAllocDefault))
         self._pinned.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
+
+    def free_pinned(self, memory: Bytes) -> None:
+        """Free the whole of what `pinned` gave; nothing that was enqueued may still read or write it."""
+        self._pinned.remove(memory.ctypes.data)
+        self._call("cudaFreeHost", memory.ctypes.data)
 
     def upload(self, target_address: int, source_array: npt.NDArray[Any]) -> None:
         """Copy a contiguous array to the device; pinned memory must not change before the next `synchronize`."""
