@@ -1,0 +1,264 @@
+"""Products with matrices of weights: which kernels compute them for how many rows, with which tiles.
+
+Owns how a product is divided for each number of rows: tiles by what a GPU's multiprocessor holds, and the inputs in
+parts where there are too few outputs to fill a GPU. Never imports Triton, and never decides a format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from trident_backend.engine.cuda.program import Argument, Count, Extent
+from trident_compiler.cuda.builder import NOTHING, ONE, LaunchMaker, count, value
+from trident_compiler.cuda.kernel_spec import KernelSpec
+from trident_compiler.cuda.targets import Capability, target_of
+from trident_compiler.weights import formats
+from trident_compiler.weights.weights import Weight
+
+#: Triton's types of stored weights; int4 are bytes of two.
+DTYPES = {
+    formats.BF16: "bf16",
+    formats.FP16: "fp16",
+    formats.FP32: "fp32",
+    formats.INT8: "i8",
+    formats.INT4: "i8",
+    formats.FP8: "fp8e4nv",
+}
+#: Bounds of the numbers of rows that are divided alike.
+_BOUNDS = (16, 64, 128, 256, 512, 1024, 2048)
+#: Up to so many rows the inputs may be divided; the parts of more would take much memory.
+_MOST_DIVIDED = 512
+#: Most parts of the inputs, and the least turns of each part's loop.
+_MOST_PARTS, _LEAST_TURNS = 16, 4
+#: Numbers that a program of `add_parts` adds.
+_CHUNK = 512
+_LARGE_MEMORY = 128 << 10
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The matrices of a linear layer, one for each head.
+
+    Args:
+        in_size: inputs of one.
+        out_size: outputs of one.
+        num_heads: how many there are; a head's inputs are multiplied by its own.
+        dtype: Triton's name of the stored type.
+        group: numbers of 4 bits that share a scale; 0 where numbers have whole bytes.
+    """
+
+    in_size: int
+    out_size: int
+    num_heads: int = 1
+    dtype: str = "bf16"
+    group: int = 0
+
+    @classmethod
+    def of(cls, weight: Weight) -> Matrix:
+        """Return that of a weight `[out, in]`, or of a stack `[heads, out, in]`."""
+        *heads, out_size, in_size = weight.shape
+        group = 0
+        if weight.format == formats.INT4:
+            assert weight.scales is not None
+            assert weight.zero_points is None, f"{weight.name}: kernels take symmetric int4"
+            group = in_size // weight.scales.shape[-1]
+        return cls(in_size, out_size, heads[0] if heads else 1, DTYPES[weight.format], group)
+
+    @property
+    def has_row_scales(self) -> bool:
+        """Whether each output has one scale."""
+        return not self.group and self.dtype in ("i8", "fp8e4nv")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A program's part of the outputs.
+
+    Args:
+        rows: of the activations.
+        columns: outputs.
+        depth: inputs of one turn of its loop.
+        num_warps: of it.
+        num_stages: how many turns' loads are on the way.
+        band: tiles of rows that use the same weights one after another.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    num_warps: int
+    num_stages: int
+    band: int = 1
+
+
+@dataclass(frozen=True)
+class Division:
+    """The division of a product for some numbers of rows.
+
+    Args:
+        least: rows.
+        most: rows; 0 for no bound.
+        tile: of a program.
+        parts: into which the inputs are divided.
+    """
+
+    least: int
+    most: int
+    tile: Tile
+    parts: int
+
+
+def divisions(matrix: Matrix, compute: str, capability: Capability, max_rows: int) -> list[Division]:
+    """Return how a product is divided, for every number of rows up to `max_rows`, in ascending order.
+
+    Args:
+        matrix: of the weights.
+        compute: Triton's type of the activations.
+        capability: of the GPU.
+        max_rows: rows of a step, at most.
+    """
+    found: list[Division] = []
+    for least, most in _ranges(max_rows):
+        tile, parts = _choice(matrix, compute, capability, least, most)
+        if found and (found[-1].tile, found[-1].parts) == (tile, parts):
+            found[-1] = replace(found[-1], most=most)
+        else:
+            found.append(Division(least, most, tile, parts))
+    return found
+
+
+def linear_launches(
+    make: LaunchMaker,
+    matrix: Matrix,
+    x: Argument,
+    weight: Argument,
+    out: Argument,
+    *,
+    compute: str,
+    out_dtype: str,
+    capability: Capability,
+    max_rows: int,
+    scales: Argument = NOTHING,
+    bias: Argument = NOTHING,
+    residual: Argument = NOTHING,
+) -> None:
+    """Add the launches of `x @ weight.T + bias + residual`, of which a step takes those for its number of rows.
+
+    Args:
+        make: takes them.
+        matrix: of the weights.
+        x: `[rows, heads * in]` in the type of activations.
+        weight: `[heads, out, in]`.
+        out: `[rows, heads * out]`; may be `residual`.
+        compute: Triton's type of activations.
+        out_dtype: Triton's type of `out`.
+        capability: of the GPU.
+        max_rows: rows of a step, at most.
+        scales: float32, `[heads, out]`, or `[heads, out, groups]` of int4.
+        bias: float32 `[heads, out]`.
+        residual: `[rows, heads * out]` in the type of activations.
+    """
+    width = matrix.num_heads * matrix.out_size
+    flags = {"BIAS": bias != NOTHING, "RESIDUAL": residual != NOTHING, "SCALED": matrix.has_row_scales}
+    follows = {"scales": scales, "bias": bias, "residual": residual}
+    types = {"scales": "*fp32", "bias": "*fp32", "residual": f"*{compute}"}
+    for each in divisions(matrix, compute, capability, max_rows):
+        divided = each.parts > 1
+        target = out
+        if divided:
+            num_rows = min(each.most or max_rows, max_rows)
+            target = value(make.value(num_rows * each.parts * width, "fp32", Count.ONE))
+        spec = _product(matrix, each, compute, "fp32" if divided else out_dtype, flags)
+        grid = (
+            Extent(make.counted, each.tile.rows, -(-matrix.out_size // each.tile.columns)),
+            Extent(times=each.parts),
+            Extent(times=matrix.num_heads),
+        )
+        arguments = {"out": target, "x": x, "weight": weight, "num_rows": count(make.counted), **follows}
+        make.launch(spec, grid, arguments, each.least, each.most)
+        if divided:
+            constants = {**flags, "WIDTH": width, "PARTS": each.parts, "CHUNK": _CHUNK}
+            spec = KernelSpec.of("linear.add_parts", {"out": f"*{out_dtype}", "parts": "*fp32", **types}, constants)
+            grid = (Extent(make.counted), Extent(times=-(-width // _CHUNK)), ONE)
+            make.launch(spec, grid, {"out": out, "parts": target, **follows}, each.least, each.most)
+
+
+def _product(matrix: Matrix, division: Division, compute: str, out_dtype: str, flags: dict[str, bool]) -> KernelSpec:
+    """Return the kernel of a product, or of its parts."""
+    tile = division.tile
+    types = {
+        "out": f"*{out_dtype}",
+        "x": f"*{compute}",
+        "weight": f"*{matrix.dtype}",
+        "scales": "*fp32",
+        "bias": "*fp32",
+        "residual": f"*{compute}",
+        "num_rows": "i32",
+    }
+    constants = {
+        "K": matrix.in_size,
+        "N": matrix.out_size,
+        "HEADS": matrix.num_heads,
+        "GROUP": matrix.group,
+        # What is of the whole sum is `add_parts`' where there are parts.
+        **(flags if division.parts == 1 else dict.fromkeys(flags, False)),
+        "PARTS": division.parts,
+        "TILE_T": tile.rows,
+        "TILE_N": tile.columns,
+        "TILE_K": tile.depth,
+        "BAND": tile.band,
+    }
+    return KernelSpec.of("linear.linear", types, constants, tile.num_warps, tile.num_stages)
+
+
+def _ranges(max_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of numbers of rows up to `max_rows`; the last has no bound."""
+    least = 1
+    for most in _BOUNDS:
+        if most >= max_rows:
+            break
+        yield least, most
+        least = most + 1
+    yield least, 0
+
+
+def _choice(matrix: Matrix, compute: str, capability: Capability, least: int, most: int) -> tuple[Tile, int]:
+    """Return the tile and the number of parts for a range of numbers of rows."""
+    target = target_of(capability)
+    wanted = target.num_multiprocessors
+    few, middle, medium, large = _tiles(matrix, compute, target.shared_limit)
+    if 0 < most <= few.rows:
+        return few, _parts(matrix, few, least, 2 * wanted)
+    if 0 < most <= middle.rows:
+        return middle, _parts(matrix, middle, least, 2 * wanted)
+    if 4 * _programs(matrix, large, least) >= 3 * wanted:
+        return large, 1
+    return medium, _parts(matrix, medium, least, wanted) if 0 < most <= _MOST_DIVIDED else 1
+
+
+def _programs(matrix: Matrix, tile: Tile, num_rows: int) -> int:
+    return -(-num_rows // tile.rows) * -(-matrix.out_size // tile.columns) * matrix.num_heads
+
+
+def _parts(matrix: Matrix, tile: Tile, num_rows: int, wanted: int) -> int:
+    """Return into how many parts the inputs are divided, so that there are so many programs."""
+    turns = -(-matrix.in_size // tile.depth)
+    parts = min(-(-wanted // _programs(matrix, tile, num_rows)), turns // _LEAST_TURNS, _MOST_PARTS)
+    # No part is left without a turn.
+    return -(-turns // -(-turns // max(1, parts)))
+
+
+def _tiles(matrix: Matrix, compute: str, shared_limit: int) -> tuple[Tile, Tile, Tile, Tile]:
+    """Return the tiles for up to 16 rows, for up to 64, for more where there are few outputs, and for the others."""
+    if compute == "fp32":
+        small, more = Tile(16, 32, 32, 4, 2), Tile(64, 64, 32, 4, 2, 8)
+        return small, Tile(32, 32, 32, 4, 2), more, more
+    is_large = shared_limit >= _LARGE_MEMORY
+    depth = matrix.group or (128 if is_large else 64)
+    return (
+        Tile(16, 64, depth, 4, 4),
+        Tile(64, 64, min(64, depth), 4, 4),
+        Tile(128, 64, min(64, depth), 4, 4 if is_large else 3, 8),
+        Tile(128, 128, min(64, depth), 8, 4 if is_large else 3, 8),
+    )
