@@ -6,7 +6,7 @@ compiles a kernel, and gives values no place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,10 +20,10 @@ from trident_backend.engine.cuda.program import (
     Extent,
     Kind,
     Launch,
+    StoredWeight,
     Value,
 )
 from trident_compiler.cuda.kernel_spec import KernelSpec
-from trident_compiler.cuda.weights_file import WeightsFile
 
 Grid = tuple[Extent, Extent, Extent]
 #: An axis of a grid that is not used.
@@ -81,6 +81,19 @@ class LaunchMaker(Protocol):
         ...
 
 
+class Operation(Protocol):
+    """An operation whose launches are made when the program is finished: others may be fused with it until then."""
+
+    @property
+    def arguments(self) -> Mapping[str, Argument]:
+        """What it reads and writes, by names that are its own."""
+        ...
+
+    def launch(self, make: LaunchMaker) -> None:
+        """Make its launches."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """A launch as it was asked for, whose kernel has no name yet.
@@ -100,22 +113,43 @@ class Step:
     most: int = 0
 
 
+class WeightSink(Protocol):
+    """Takes weights; `WeightsFile` is one."""
+
+    def has(self, name: str) -> bool:
+        """Return whether a weight of that name is there."""
+        ...
+
+    def append(self, name: str, values: npt.NDArray[Any], dtype: str) -> StoredWeight:
+        """Take a weight of a new name, in Triton's type `dtype`."""
+        ...
+
+
 class ProgramBuilder:
     """A program that is being written; a `LaunchMaker`.
 
     Args:
-        weights: the file that takes its weights.
+        weights: takes its weights.
     """
 
-    def __init__(self, weights: WeightsFile) -> None:
+    def __init__(self, weights: WeightSink) -> None:
         self._weights = weights
         self._values: dict[str, Value] = {}
         self._kinds: list[AttentionKind] = []
         self._kernels: dict[KernelSpec, str] = {}
         self._num_of: dict[str, int] = {}
-        self.counted = Count.TOKENS
-        self.body: list[Step | AttentionCall] = []
-        self.head: list[Step] = []
+        self._steps: dict[Count, list[Step | Operation | AttentionCall]] = {Count.TOKENS: [], Count.ROWS: []}
+        self._counted = Count.TOKENS
+
+    @property
+    def counted(self) -> Count:
+        """The count of what is being written, as `LaunchMaker.counted`."""
+        return self._counted
+
+    @property
+    def steps(self) -> Mapping[Count, Sequence[Step | Operation | AttentionCall]]:
+        """The body, counted by tokens, and the head, counted by rows."""
+        return self._steps
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -132,9 +166,9 @@ class ProgramBuilder:
         """The kernels that were named, by their names."""
         return {name: spec for spec, name in self._kernels.items()}
 
-    def of(self, name: str) -> Value:
-        """Return a value by its name."""
-        return self._values[name]
+    def begin_head(self) -> None:
+        """Begin the head: what is added from now on is counted by rows."""
+        self._counted = Count.ROWS
 
     def value(self, width: int, dtype: str, count: Count) -> str:
         """Return the name of a new value, as `LaunchMaker.value`."""
@@ -144,7 +178,7 @@ class ProgramBuilder:
         return name
 
     def weight(self, name: str, array: Callable[[], npt.NDArray[Any]] | npt.NDArray[Any], dtype: str) -> str:
-        """Return the name of a weight in the file, as `LaunchMaker.weight`."""
+        """Return the name of a weight, as `LaunchMaker.weight`."""
         if not self._weights.has(name):
             self._weights.append(name, array() if callable(array) else array, dtype)
         return name
@@ -153,13 +187,11 @@ class ProgramBuilder:
         self, spec: KernelSpec, grid: Grid, arguments: Mapping[str, Argument], least: int = 0, most: int = 0
     ) -> None:
         """Add a launch to the body or the head, as `LaunchMaker.launch`."""
-        wanted, given = {name for name, _ in spec.types}, set(arguments)
-        assert given == wanted, f"{spec.function}: {sorted(given ^ wanted)} of its arguments"
-        step = Step(spec, grid, dict(arguments), least, most)
-        if self.counted is Count.ROWS:
-            self.head.append(step)
-        else:
-            self.body.append(step)
+        self.add(_checked(Step(spec, grid, dict(arguments), least, most)))
+
+    def add(self, operation: Step | Operation) -> None:
+        """Add an operation to the body or the head."""
+        self._steps[self._counted].append(operation)
 
     def attend(self, kind: AttentionKind, call: Callable[[int], AttentionCall]) -> None:
         """Add a layer's attention to the body.
@@ -168,18 +200,59 @@ class ProgramBuilder:
             kind: of it.
             call: makes it of the index of its kind.
         """
-        assert self.counted is Count.TOKENS, "attention is of the body"
+        assert self._counted is Count.TOKENS, "attention is of the body"
         if kind not in self._kinds:
             self._kinds.append(kind)
-        self.body.append(call(self._kinds.index(kind)))
+        self._steps[Count.TOKENS].append(call(self._kinds.index(kind)))
 
     def kernel(self, spec: KernelSpec) -> str:
         """Return the name of a kernel, one for all that are equal."""
         if spec not in self._kernels:
-            number = self._num_of[spec.function] = self._num_of.get(spec.function, 0) + 1
-            self._kernels[spec] = f"{spec.function}.{number}"
+            index = self._num_of[spec.function] = self._num_of.get(spec.function, 0) + 1
+            self._kernels[spec] = f"{spec.function}.{index}"
         return self._kernels[spec]
 
-    def named(self, step: Step) -> Launch:
-        """Return a step as a launch, with its kernel named."""
-        return Launch(self.kernel(step.spec), step.grid, step.arguments, step.least, step.most)
+    def launches(
+        self, steps: Sequence[Step | Operation | AttentionCall], counted: Count
+    ) -> tuple[Launch | AttentionCall, ...]:
+        """Return steps as launches, with their kernels named.
+
+        Args:
+            steps: of the body or of the head, fused or not.
+            counted: of which of the two.
+        """
+        made = _Launches(self, counted)
+        for step in steps:
+            if isinstance(step, AttentionCall):
+                made.launches.append(step)
+            elif isinstance(step, Step):
+                made.add(step)
+            else:
+                step.launch(made)
+        return tuple(made.launches)
+
+
+class _Launches:
+    """A `LaunchMaker` that names kernels at once."""
+
+    def __init__(self, builder: ProgramBuilder, counted: Count) -> None:
+        self._builder = builder
+        self.counted = counted
+        self.launches: list[Launch | AttentionCall] = []
+        self.value = builder.value
+        self.weight = builder.weight
+
+    def launch(
+        self, spec: KernelSpec, grid: Grid, arguments: Mapping[str, Argument], least: int = 0, most: int = 0
+    ) -> None:
+        self.add(_checked(Step(spec, grid, dict(arguments), least, most)))
+
+    def add(self, step: Step) -> None:
+        kernel = self._builder.kernel(step.spec)
+        self.launches.append(Launch(kernel, step.grid, step.arguments, step.least, step.most))
+
+
+def _checked(step: Step) -> Step:
+    wanted, given = {name for name, _ in step.spec.types}, set(step.arguments)
+    assert given == wanted, f"{step.spec.function}: {sorted(given ^ wanted)} of its arguments"
+    return step
