@@ -7,14 +7,14 @@ step's logits, which it knows by their address alone, nor the kernels' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trident_backend.engine.cuda.names import COPY_ROWS, rank
 from trident_backend.engine.cuda.program import Kernel, Program, SamplingLimits
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.kernels import KernelLibrary
@@ -22,9 +22,6 @@ from trident_backend.engine.gpu.names import ALIGNMENT, Operand, Sampling
 from trident_backend.engine.gpu.penalty_rows import PenaltyRows
 from trident_backend.engine.gpu.sampling_operations import Array, Arrays
 from trident_backend.engine.protocol import CHUNK_WIDTH
-
-#: The kernel that copies rows before `write` changes them.
-COPY_ROWS = "copy_rows"
 
 _TYPES: Mapping[str, npt.DTypeLike] = {
     Operand.ROWS: np.int32,
@@ -39,11 +36,6 @@ _TYPES: Mapping[str, npt.DTypeLike] = {
     Operand.REPETITIONS: np.float32,
     Operand.MASKS: np.uint8,
 }
-
-
-def rank(count: int) -> str:
-    """Return the name of the kernel that puts in order what `Sampling.top_k(count)` has found."""
-    return f"rank.{count}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +165,7 @@ class SamplingKernels:
 
     def _launch(self, name: str, num_lines: int, arguments: Mapping[str, int]) -> None:
         kernel = self._kernels[name]
-        grid = _GRIDS[kernel.function](kernel, num_lines, arguments["num_pairs"])
+        grid = _grid(kernel, num_lines, arguments["num_pairs"])
         self._library.launch(name, grid, {key: arguments[key] for key, _ in kernel.parameters})
 
     def _view(self, offset: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
@@ -210,38 +202,29 @@ def _operations(program: Program) -> dict[str, _Operation]:
     }
 
 
-Grid = tuple[int, int, int]
-
-
-def _by_row(kernel: Kernel, num_lines: int, num_pairs: int) -> Grid:
-    return num_lines, 1, 1
-
-
-def _by_pair(kernel: Kernel, num_lines: int, num_pairs: int) -> Grid:
-    return -(-num_pairs // int(kernel.constants["BLOCK"])), 1, 1
-
-
-def _by_part(total: str, part: str) -> Callable[[Kernel, int, int], Grid]:
-    """Return the grid of rows by parts of what the constant `total` counts, each as large as the constant `part`."""
-
-    def grid(kernel: Kernel, num_lines: int, num_pairs: int) -> Grid:
-        return num_lines, -(-int(kernel.constants[total]) // int(kernel.constants[part])), 1
-
-    return grid
-
-
-_GRIDS: Mapping[str, Callable[[Kernel, int, int], Grid]] = {
-    "sampling.argmax": _by_row,
-    "sampling.select": _by_row,
-    "sampling.find_ties": _by_row,
-    "sampling.rank": _by_part("COUNT", "BLOCK"),
-    "sampling.chunk_exp_sums": _by_part("NUM_CHUNKS", "CHUNKS"),
-    "sampling.copy_rows": _by_part("VOCAB", "BLOCK"),
-    "sampling.penalise": _by_part("VOCAB", "BLOCK"),
-    "sampling.apply_token_bitmask": _by_part("VOCAB", "BLOCK"),
-    "sampling.read": _by_pair,
-    "sampling.write": _by_pair,
+#: What the second axis of the grid of rows counts, and how much of it a program has, by the names of constants; where
+#: there is nothing, a program has a whole row.
+_PARTS: Mapping[str, tuple[str, str] | None] = {
+    "sampling.argmax": None,
+    "sampling.select": None,
+    "sampling.find_ties": None,
+    "sampling.rank": ("COUNT", "BLOCK"),
+    "sampling.chunk_exp_sums": ("NUM_CHUNKS", "CHUNKS"),
+    "sampling.copy_rows": ("VOCAB", "BLOCK"),
+    "sampling.penalise": ("VOCAB", "BLOCK"),
+    "sampling.apply_token_bitmask": ("VOCAB", "BLOCK"),
 }
+
+
+def _grid(kernel: Kernel, num_rows: int, num_pairs: int) -> tuple[int, int, int]:
+    """Return the grid of a kernel: over pairs, or over rows and parts of them."""
+    if kernel.function not in _PARTS:
+        return -(-num_pairs // int(kernel.constants["BLOCK"])), 1, 1
+    parts = _PARTS[kernel.function]
+    if parts is None:
+        return num_rows, 1, 1
+    total, part = (int(kernel.constants[name]) for name in parts)
+    return num_rows, -(-total // part), 1
 
 
 def _size(shape: tuple[int, ...], name: str) -> int:
