@@ -1,15 +1,26 @@
-"""How a step's attention is divided into items, each of which a program of `attention.attend` computes.
+"""How a step's attention is divided into items, each of which a program of `attention.attend` computes for each head.
 
-Owns the division: which tokens share a tile, into how many pieces a tile's keys are divided, and how many items any
-step of a size has at most. Never touches a device.
+A tile is one or a few neighbouring tokens of a sequence, and the keys that any of them sees. Sequences whose tokens fit
+into one small tile, which generate, have that one; all others have large tiles. Where that leaves a GPU without work, a
+tile's keys are divided into pieces, whose partial results are merged.
+
+Owns the division, and how much of it any step of a size has at most. Never touches a device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from trident_backend.engine.cuda.program import AttentionKind
-from trident_backend.engine.protocol import Int32Array
+from trident_backend.engine.protocol import Indices, Int32Array
+
+#: Where keys begin and pieces are as long as multiples of: a kernel loads keys by lines of memory, and by tiles.
+_FIRST_KEY_MULTIPLE = 16
+_PIECE_MULTIPLE = 64
+#: Keys of a piece at least: fewer cost more to merge than they save.
+_LEAST_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -49,24 +60,136 @@ class PlanBounds:
 class AttentionPlanner:
     """Divides the attention of steps, for layers that are alike.
 
+    A sequence is divided as its own lengths say: so that, were it alone, its pieces would be programs for half of what
+    the GPU runs at a time, which keeps all of its memory busy, and none would be shorter than 256 keys. But all pieces
+    of a step must be no more programs than the GPU runs at a time. That keeps captured grids and the memory of partial
+    results small, whatever the contexts, and loses nothing: where there are more, there is work enough without them.
+    So where a step would have more, the least length of a piece is doubled, for all sequences alike, until it has not.
+    What is computed for a sequence depends on the others of its step through this one number alone.
+
     Args:
         kind: of the layers.
-        num_programs: how many programs of a kernel fill the GPU, about 4 for each multiprocessor.
+        num_programs: how many programs of a kernel the GPU runs at a time, about 4 for each multiprocessor.
     """
 
     def __init__(self, kind: AttentionKind, num_programs: int) -> None:
-        raise NotImplementedError
+        self._kind = kind
+        self._few_len = kind.few_rows // kind.group
+        self._many_len = kind.many_rows // kind.group
+        assert 1 <= self._few_len <= self._many_len, "a tile holds the rows of one token, and a large one is no smaller"
+        #: Pieces of all divided tiles of a step, and of the tiles of one sequence, at most.
+        self._max_partials = num_programs // kind.num_kv_heads
+        self._max_pieces = max(1, self._max_partials // 2)
 
     def plan(self, past_lens: Int32Array, subsequence_begins: Int32Array, table_begins: Int32Array) -> AttentionPlan:
-        """Divide a step.
+        """Divide a step. Items that take longest come first.
 
         Args:
             past_lens: `[S]`, as `StepBatch` has them.
-            subsequence_begins: `[S + 1]`, likewise.
-            table_begins: `[S]` or more, where the sequences' tables begin.
+            subsequence_begins: `[S + 1]`, likewise; every sequence has a token.
+            table_begins: `[S]`, or longer, where the tables of the sequences begin.
         """
-        raise NotImplementedError
+        lens = np.diff(subsequence_begins)
+        sequences = np.array([past_lens, lens, subsequence_begins[:-1], table_begins[: len(lens)]], np.int32)
+        is_few = lens <= self._few_len
+        few, merges_few, num_partials_few = self._divide(sequences[:, is_few], self._few_len)
+        many, merges_many, num_partials_many = self._divide(sequences[:, ~is_few], self._many_len)
+        return AttentionPlan(few, many, merges_few, merges_many, num_partials_few, num_partials_many)
 
     def bounds(self, num_tokens: int, num_seqs: int | None = None) -> PlanBounds:
-        """Return what no plan exceeds, of a step of at most so many tokens of so many sequences (default: as many)."""
-        raise NotImplementedError
+        """Return what the plan of no step exceeds that has at most so many tokens.
+
+        Args:
+            num_tokens: of the step.
+            num_seqs: sequences of the step, at most; as many as tokens by default.
+        """
+        num_seqs = num_tokens if num_seqs is None else min(num_seqs, num_tokens)
+        few, merges_few, partials_few = self._bounds(num_seqs, self._few_len)
+        # The last tile of a sequence may be all but empty, and a sequence with large tiles has some tokens.
+        num_large = min(num_seqs, num_tokens // (self._few_len + 1))
+        num_tiles = (num_tokens + num_large * (self._many_len - 1)) // self._many_len if num_large else 0
+        many, merges_many, partials_many = self._bounds(num_tiles, self._many_len)
+        return PlanBounds(few, many, merges_few, merges_many, partials_few, partials_many)
+
+    def _divide(self, sequences: Int32Array, tile_len: int) -> tuple[Int32Array, Int32Array, int]:
+        """Return items, merges and the number of partials of sequences `[4, S]`, cut into tiles of so many tokens."""
+        if not sequences.size:
+            return np.empty((0, 8), np.int32), np.empty((0, 4), np.int32), 0
+        counts = _ceil(sequences[1], tile_len)
+        owners = np.arange(len(counts)).repeat(counts)
+        past_lens, lens, firsts, tables = sequences[:, owners]
+        offsets = _indices_in_runs(counts, owners) * tile_len
+        num_tokens = np.minimum(lens - offsets, tile_len)
+        positions = past_lens + offsets
+        ends = positions + num_tokens
+        begins = self._first_keys(positions)
+        num_keys = ends - begins
+        pieces = self._num_pieces(num_keys, counts[owners])
+        # Pieces of one tile are equally long; where that makes one of them superfluous, there is one less.
+        length = _ceil(_ceil(num_keys, pieces), _PIECE_MULTIPLE) * _PIECE_MULTIPLE
+        pieces = _ceil(num_keys, length)
+        tiles = np.array([tables, firsts + offsets, num_tokens, positions, begins, ends, length, pieces])
+        return _items(tiles[:, np.minimum(length, num_keys).argsort(kind="stable")[::-1]])
+
+    def _first_keys(self, positions: Int32Array) -> Int32Array:
+        """Return the first key that a tile reads, from the position of its first token."""
+        if not self._kind.window:
+            return np.zeros_like(positions)
+        first = np.maximum(positions - (self._kind.window - 1), 0)
+        return first - first % _FIRST_KEY_MULTIPLE
+
+    def _num_pieces(self, num_keys: Int32Array, num_tiles: Int32Array) -> Int32Array:
+        """Return into how many pieces each tile is divided; `num_tiles` are those of the tile's sequence."""
+        most = np.maximum(self._max_pieces // num_tiles, 1)
+        least_piece = _LEAST_PIECE
+        while True:
+            pieces: Int32Array = np.minimum(_ceil(num_keys, least_piece), most)
+            if int(pieces.sum()) - np.count_nonzero(pieces == 1) <= self._max_partials:
+                return pieces
+            least_piece *= 2
+
+    def _bounds(self, num_tiles: int, tile_len: int) -> tuple[int, int, int]:
+        """Return the bounds of items, merges and partials of so many tiles."""
+        most = self._max_pieces
+        if self._kind.window:
+            num_keys = tile_len + self._kind.window - 1 + _FIRST_KEY_MULTIPLE - 1
+            most = min(most, -(-num_keys // _LEAST_PIECE))
+        if most == 1 or not num_tiles:
+            return num_tiles, 0, 0
+        num_partials = min(self._max_partials, num_tiles * most)
+        # The fewest divided tiles that have all of the pieces leave the most undivided.
+        divided = {min(num_tiles, self._max_partials // most), min(num_tiles, -(-self._max_partials // most))}
+        num_items = max(num_tiles - count + min(self._max_partials, count * most) for count in divided)
+        return num_items, min(num_tiles, self._max_partials // 2), num_partials
+
+
+def _items(tiles: Int32Array) -> tuple[Int32Array, Int32Array, int]:
+    """Return items, merges and the number of partials of tiles `[8, n]`, which end with length and number of pieces."""
+    pieces = tiles[7]
+    owners = np.arange(len(pieces)).repeat(pieces)
+    piece = _indices_in_runs(pieces, owners)
+    items = tiles[:, owners]
+    begins, ends, length, num_pieces = items[4:]
+    begins += piece * length
+    np.minimum(ends, begins + length, out=ends)
+    is_partial = num_pieces > 1
+    items[6] = np.where(is_partial, is_partial.cumsum() - 1, -1)
+    items[7] = piece == 0
+    divided = tiles[:, pieces > 1]
+    merges = np.array([divided[1], divided[2], _begins(divided[7]), divided[7]])
+    return np.ascontiguousarray(items.T), np.ascontiguousarray(merges.T), int(np.count_nonzero(is_partial))
+
+
+def _indices_in_runs(lens: Int32Array, owners: Indices) -> Int32Array:
+    """Return 0, 1, 2 and so on for each of several runs of these lengths; `owners` says whose each element is."""
+    return np.arange(len(owners), dtype=np.int32) - _begins(lens)[owners]
+
+
+def _begins(lens: Int32Array) -> Int32Array:
+    """Return where each of several runs of these lengths begins that follow one another."""
+    return lens.cumsum(dtype=np.int32) - lens
+
+
+def _ceil(numbers: Int32Array, divisors: Int32Array | int) -> Int32Array:
+    """Return quotients, rounded up."""
+    return -(-numbers // divisors)
