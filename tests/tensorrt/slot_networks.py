@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.handed_weights import RememberingSource
 from tests.tensorrt.interpreter import Interpreter
 from tests.tensorrt.number_formats import STORAGE, Array, encode
 from tests.tensorrt.program import Program
@@ -21,28 +22,7 @@ from trident_compiler.checkpoint.tensor_files import StoredTensor
 from trident_compiler.families.family import Decoder
 from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.tensorrt.lowering import TensorRTLowering
-from trident_compiler.weights.tensor_parts import TensorPart
-from trident_compiler.weights.weights import Weight, WeightSource
-
-
-class RememberingSource(WeightSource):
-    """Also keeps what it hands out, by the name of the whole tensor."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.handed: dict[str, Weight] = {}
-
-    def matrix(self, source: str | TensorPart, *args: Any) -> Weight:
-        return self._hand(source, super().matrix(source, *args))
-
-    def embedding(self, source: str | TensorPart, *args: Any) -> Weight:
-        return self._hand(source, super().embedding(source, *args))
-
-    def head(self, source: str | TensorPart, *args: Any) -> Weight:
-        return self._hand(source, super().head(source, *args))
-
-    def _hand(self, source: str | TensorPart, weight: Weight) -> Weight:
-        return self.handed.setdefault(source if isinstance(source, str) else source.full_name, weight)
+from trident_compiler.weights.weights import Weight
 
 
 @dataclass(frozen=True)

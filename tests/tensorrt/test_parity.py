@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.checkpoints import FAMILIES, make_checkpoint, reference_model
+from tests.handed_weights import COMPUTE_TYPES, dequantized
 from tests.tensorrt.number_formats import Array
 from tests.tensorrt.slot_networks import Chunk, SlotHost, Written, write_network
 from trident_compiler.weights.weights import Weight
@@ -21,7 +22,6 @@ trt: Any = pytest.importorskip("tensorrt_rtx_bindings")
 SLOT_LEN, NUM_SLOTS = 49, 5
 #: Sequences with their logits; of tokens that were copied there are none.
 Dialogues = list[tuple[list[int], Array]]
-KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -164,28 +164,9 @@ def typical(shares: Array) -> float:
     return float(np.sqrt(np.mean(np.square(shares))))
 
 
-def dequantized(weight: Weight, compute: torch.dtype) -> torch.Tensor:
-    """The numbers that a stored weight stands for."""
-    stored = torch.from_numpy(np.array(weight.values))
-    if weight.format == "bf16":
-        return stored.view(torch.int16).view(torch.bfloat16).float()
-    if weight.format == "int4":
-        halves = torch.stack([stored & 15, stored >> 4], -1).reshape(weight.shape).int()
-        stored = halves - 16 * (halves > 7).int()
-    if weight.format == "fp8":
-        stored = stored.view(torch.float8_e4m3fn)
-    values = stored.float()
-    if weight.scales is None:
-        return values.to(compute).float()
-    scales = torch.from_numpy(weight.scales)
-    assert torch.equal(scales.to(compute).float(), scales), "scales are rounded before values are divided by them"
-    groups = values.reshape(weight.shape[0], scales.shape[1], -1) * scales[..., None]
-    return groups.reshape(weight.shape).to(compute).float()
-
-
 def with_the_same_numbers(model: Any, weights: dict[str, Weight], compute: str) -> Any:
     """The model with the weights that the network has, and with activations rounded where the network rounds them."""
-    values = {name: dequantized(weight, KINDS[compute]) for name, weight in weights.items()}
+    values = {name: dequantized(weight, COMPUTE_TYPES[compute]) for name, weight in weights.items()}
     kept, unexpected = model.load_state_dict(values, strict=False)
     assert not unexpected
     assert all(name.endswith(("norm.weight", "bias", "lm_head.weight")) for name in kept)
