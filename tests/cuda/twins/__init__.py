@@ -8,12 +8,15 @@ import importlib
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+
 from tests.cuda.calls import Call
 
 
 def run(function: str, call: Call) -> None:
-    """Run the twin of `module.function`."""
-    find(function)(call)
+    """Run the twin of `module.function`; what padding makes of junk is nothing to warn of."""
+    with np.errstate(all="ignore"):
+        find(function)(call)
 
 
 @cache

@@ -68,7 +68,9 @@ class Cubin:
         parts["capability"] = tuple(parts["capability"])
         parts["parameters"] = tuple((name, dtype) for name, dtype in parts["parameters"])
         found = cls(**parts)
-        if found.capability != GPUS.capability:
+        (major, minor), (own_major, own_minor) = found.capability, GPUS.capability
+        # Machine code from 9.0 on is for one kind of GPU, earlier code for later ones of its major number too.
+        if major != own_major or minor > own_minor or (major > 8 and minor != own_minor):
             raise Fault(_NO_BINARY, f"{found.entry} is for {found.capability}")
         return found
 
@@ -100,7 +102,9 @@ class Cubin:
             )
         from tests.cuda.interpreting import interpret  # noqa: PLC0415 (imports Triton, which few tests do)
 
-        return lambda grid, types, arguments: interpret(self.function, grid, types, self.constants, arguments)
+        return lambda grid, types, arguments: interpret(
+            self.function, grid, types, self.constants, arguments, view=GPUS.view
+        )
 
 
 def report(why: str) -> None:

@@ -18,8 +18,8 @@ _LOSING = frozenset({700, 716, 719})
 Function = Callable[..., tuple[Any, ...]]
 
 
-def answering(codes: type[IntEnum]) -> Callable[[Function], Function]:
-    """Return the decorator for functions of an API with these codes; where one fails, its result is None."""
+def answering(codes: type[IntEnum], failed: tuple[None, ...] = (None,)) -> Callable[[Function], Function]:
+    """Return the decorator for functions of an API with these codes; `failed` are the results where one fails."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
@@ -33,7 +33,7 @@ def answering(codes: type[IntEnum]) -> Callable[[Function], Function]:
                     raise fault
                 return (codes(0), *function(*arguments))
             except Fault as fault:
-                return codes(fault.code), None
+                return (codes(fault.code), *failed)
 
         return call
 

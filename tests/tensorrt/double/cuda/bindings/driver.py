@@ -61,6 +61,8 @@ _NUMBERS: dict[str, type[Any]] = {
     "fp64": ctypes.c_double,
 }
 _call = answering(CUresult)
+#: Of functions without a result.
+_plain = answering(CUresult, ())
 
 
 @dataclass
@@ -94,7 +96,7 @@ def cuLibraryLoadData(
     return (handle,)
 
 
-@_call
+@_plain
 def cuLibraryUnload(library: int) -> tuple[Any, ...]:
     _loaded(library)
     GPUS.run_all()
@@ -111,7 +113,7 @@ def cuLibraryGetKernel(library: int, name: bytes) -> tuple[Any, ...]:
     return (library,)
 
 
-@_call
+@_plain
 def cuKernelSetAttribute(attrib: CUfunction_attribute, val: int, kernel: int, dev: int) -> tuple[Any, ...]:
     most = _MOST_SHARED_BYTES.get(GPUS.capability, _SHARED_BYTES)
     if not 0 <= dev < GPUS.num_devices:
@@ -123,7 +125,7 @@ def cuKernelSetAttribute(attrib: CUfunction_attribute, val: int, kernel: int, de
     return ()
 
 
-@_call
+@_plain
 def cuLaunchKernel(
     f: int,
     gridDimX: int,
