@@ -135,7 +135,7 @@ class AttentionPlanner:
         """Return the first key that a tile reads, from the position of its first token."""
         if not self._kind.window:
             return np.zeros_like(positions)
-        first = np.maximum(positions - (self._kind.window - 1), 0)
+        first: Int32Array = np.maximum(positions - (self._kind.window - 1), 0)
         return first - first % _FIRST_KEY_MULTIPLE
 
     def _num_pieces(self, num_keys: Int32Array, num_tiles: Int32Array) -> Int32Array:
