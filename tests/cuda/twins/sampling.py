@@ -26,21 +26,21 @@ def chunk_exp_sums(call: Call) -> None:
 
 
 def select(call: Call) -> None:
-    logits, count = _rows(call), int(call.constants["COUNT"])
-    keys = _order(logits)
-    smallest = -np.partition(-keys, count - 1, axis=1)[:, count - 1 : count]
+    count = int(call.constants["COUNT"])
+    keys = _ordered(_rows(call).view(np.int32))
+    smallest = np.partition(keys, -count, axis=1)[:, -count, None]
     # Those above come first, and of the equal ones those with the lowest ids.
     kind = np.where(keys > smallest, 0, np.where(keys == smallest, 1, 2))
     ids = np.argsort(kind, axis=1, kind="stable")[:, :count]
-    call.store("candidates", np.take_along_axis(logits, ids, axis=1))
-    call.store("candidate_ids", ids)
+    call.store("keys", np.take_along_axis(keys, ids, axis=1))
+    call.store("key_ids", ids)
 
 
 def rank(call: Call) -> None:
     shape = call.grid[0], int(call.constants["COUNT"])
-    candidates, ids = call.read("candidates", shape), call.read("candidate_ids", shape)
-    order = np.argsort(-_order(candidates), axis=1, kind="stable")
-    call.store("values", np.take_along_axis(candidates, order, axis=1))
+    keys, ids = call.read("keys", shape), call.read("key_ids", shape)
+    order = np.argsort(-keys.astype(np.int64), axis=1, kind="stable")
+    call.store("values", _ordered(np.take_along_axis(keys, order, axis=1)).view(np.float32))
     call.store("ids", np.take_along_axis(ids, order, axis=1))
 
 
@@ -100,7 +100,6 @@ def _pairs(call: Call) -> npt.NDArray[np.int64]:
     return places
 
 
-def _order(logits: Array) -> npt.NDArray[np.int64]:
-    """Whole numbers that are ordered as the logits are, those that are not numbers at both ends."""
-    bits = np.ascontiguousarray(logits).view(np.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
+def _ordered(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The bits of floats as whole numbers that are ordered as they are; and those as the bits."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -26,7 +26,7 @@ _ROW_BLOCK, _ROW_WARPS = 8192, 16
 _PART_BLOCK = 1024
 #: Blocks of a row that `sampling.select` can count.
 _MOST_BLOCKS = 255
-#: Candidates that a program puts in order, and how many others it compares them with together.
+#: Keys that a program puts in order, and how many others it compares them with together.
 _RANK_BLOCK, _RANK_STEP = 32, 128
 
 _FLOATS, _IDS = "*fp32", "*i32"
@@ -68,12 +68,12 @@ def sampling_specs(vocab_size: int, max_rows: int) -> tuple[dict[str, KernelSpec
             {**part, "WORDS": -(-vocab_size // 32)},
         ),
     }
-    candidates = {"candidates": _FLOATS, "candidate_ids": _IDS}
+    keys = {"keys": _IDS, "key_ids": _IDS}
     for size in sizes:
-        specs[Sampling.top_k(size)] = _whole("select", {**_ROWS, **candidates}, {**whole, "COUNT": size})
+        specs[Sampling.top_k(size)] = _whole("select", {**_ROWS, **keys}, {**whole, "COUNT": size})
         specs[rank(size)] = KernelSpec.of(
             "sampling.rank",
-            {**candidates, "values": _FLOATS, "ids": _IDS},
+            {**keys, "values": _FLOATS, "ids": _IDS},
             {"COUNT": size, "BLOCK": _RANK_BLOCK, "STEP": _RANK_STEP},
         )
     return specs, limits

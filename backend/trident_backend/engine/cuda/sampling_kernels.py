@@ -106,8 +106,8 @@ class SamplingKernels:
             self.changed = allocate(self.max_chosen, self.vocab_size)
             #: `[num_table_rows, V]`, the penalties of sequences; `penalty_rows` knows whose are where.
             self.table = allocate(self.num_table_rows, self.vocab_size)
-            self._candidates = allocate(self.max_chosen, max(self.sizes))
-            self._candidate_ids = allocate(self.max_chosen, max(self.sizes))
+            self._keys = allocate(self.max_chosen, max(self.sizes))
+            self._key_ids = allocate(self.max_chosen, max(self.sizes))
             self._resources = stack.pop_all()
 
     def run(self, name: str, logits: int, inputs: Arrays, num_rows: int | None = None) -> Arrays:
@@ -144,8 +144,8 @@ class SamplingKernels:
             "logits": logits,
             Operand.CHANGED: self.changed,
             Operand.TABLE: self.table,
-            "candidates": self._candidates,
-            "candidate_ids": self._candidate_ids,
+            "keys": self._keys,
+            "key_ids": self._key_ids,
             "num_pairs": len(inputs.get(Operand.PAIRS, ())),
         }
         num_lines = len(inputs.get(Operand.ROWS, ()))

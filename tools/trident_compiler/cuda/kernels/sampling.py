@@ -53,24 +53,18 @@ def chunk_exp_sums(
 
 
 @triton.jit
-def _order(x):
-    """Return unsigned numbers that are ordered as the floating-point ones are, NaN at both ends."""
-    bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Collect the COUNT largest logits of a row, in no order: `keys` and `key_ids`, int32 `[N, COUNT]`.
 
-
-@triton.jit
-def select(candidates, candidate_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Collect the COUNT largest logits of a row, in no order: `candidates`, `candidate_ids` `[N, COUNT]`.
-
-    The smallest of them is found four bits at a time, from the highest on: each pass counts the logits that agree with
-    it so far by their next four bits. A lane counts in bytes, eight of them in one number, which hold so many blocks as
-    255. Of equals to the smallest, those with the lowest ids are taken. One program a row.
+    A key is a whole number that is ordered as the logits are, NaN at both ends. The smallest that is collected is found
+    four bits at a time, from the highest on: each pass counts the keys that agree with it so far by their next four
+    bits. A lane counts in bytes, eight of them in one number, which hold as many blocks as 255. Of keys that equal the
+    smallest, those with the lowest ids are taken. One program a row.
     """
     line = tl.program_id(0)
     row = logits + tl.load(rows + line).to(tl.int64) * VOCAB
     lane = tl.arange(0, BLOCK)
-    # What is known of the smallest's bits, which of its bits are known, and how many logits are above all that agree.
+    # What is known of the smallest key, which of its bits are known, and how many keys are above all that agree with it.
     known = tl.full([], 0, tl.uint32)
     mask = tl.full([], 0, tl.uint32)
     above = tl.full([], 0, tl.int32)
@@ -80,7 +74,8 @@ def select(candidates, candidate_ids, logits, rows, VOCAB: tl.constexpr, COUNT: 
         upper = tl.zeros([BLOCK], tl.int64)
         for begin in range(0, VOCAB, BLOCK):
             token = begin + lane
-            key = _order(tl.load(row + token, mask=token < VOCAB, other=0.0))
+            bits = tl.load(row + token, mask=token < VOCAB, other=0.0).to(tl.int32, bitcast=True)
+            key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
             agrees = (((key ^ known) & mask) == 0) & (token < VOCAB)
             digit = ((key >> shift) & 15).to(tl.int32)
             one = agrees.to(tl.int64) << ((digit & 7) * 8).to(tl.int64)
@@ -88,51 +83,59 @@ def select(candidates, candidate_ids, logits, rows, VOCAB: tl.constexpr, COUNT: 
             upper += tl.where(digit < 8, 0, one)
         chosen = tl.full([], 0, tl.int32)
         is_found = tl.full([], 0, tl.int32)
-        for field in tl.static_range(16):
-            counts = (upper if field < 8 else lower) >> ((15 - field) % 8 * 8)
-            inside = tl.sum((counts & 255).to(tl.int32), 0)
-            is_here = (is_found == 0) & (above + inside >= COUNT)
-            chosen = tl.where(is_here, 15 - field, chosen)
-            is_found = tl.where(is_here, 1, is_found)
-            above = tl.where(is_found == 1, above, above + inside)
+        # Three bytes at a time are added up over the lanes, in 21 bits each: those of digits 15, 14, 13, and so on.
+        for triple in tl.static_range(6):
+            counts = upper if triple < 3 else lower
+            counts = counts << 8 if triple % 3 == 2 else counts >> (40 - 24 * (triple % 3))
+            spread = (counts & 0xFF) | ((counts & 0xFF00) << 13) | ((counts & 0xFF0000) << 26)
+            totals = tl.sum(spread, 0)
+            for member in tl.static_range(2 if triple % 3 == 2 else 3):
+                digit = 15 - 8 * (triple // 3) - 3 * (triple % 3) - member
+                inside = ((totals >> (42 - 21 * member)) & 0x1FFFFF).to(tl.int32)
+                is_here = (is_found == 0) & (above + inside >= COUNT)
+                chosen = tl.where(is_here, digit, chosen)
+                is_found = tl.where(is_here, 1, is_found)
+                above = tl.where(is_found == 1, above, above + inside)
         known = known | (chosen.to(tl.uint32) << shift)
         mask = (mask >> 4) | 0xF0000000
+    smallest = (known ^ 0x80000000).to(tl.int32, bitcast=True)
     num_above = tl.full([], 0, tl.int32)
     num_equal = above
     for begin in range(0, VOCAB, BLOCK):
         token = begin + lane
-        x = tl.load(row + token, mask=token < VOCAB, other=0.0)
-        key = _order(x)
-        is_above = (key > known) & (token < VOCAB)
-        is_equal = (key == known) & (token < VOCAB)
-        before_above = tl.cumsum(is_above.to(tl.int32), 0)
-        before_equal = tl.cumsum(is_equal.to(tl.int32), 0)
-        place = tl.where(is_above, num_above + before_above, num_equal + before_equal) - 1
+        bits = tl.load(row + token, mask=token < VOCAB, other=0.0).to(tl.int32, bitcast=True)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        is_above = (key > smallest) & (token < VOCAB)
+        is_equal = (key == smallest) & (token < VOCAB)
+        # Both are counted in one number: a block has less than 2^16 tokens.
+        before = tl.cumsum(is_above.to(tl.int32) | (is_equal.to(tl.int32) << 16), 0)
+        place = tl.where(is_above, num_above + (before & 0xFFFF), num_equal + (before >> 16)) - 1
         is_taken = is_above | (is_equal & (place < COUNT))
-        tl.store(candidates + line * COUNT + place, x, mask=is_taken)
-        tl.store(candidate_ids + line * COUNT + place, token, mask=is_taken)
-        num_above += tl.sum(is_above.to(tl.int32), 0)
-        num_equal += tl.sum(is_equal.to(tl.int32), 0)
+        tl.store(keys + line * COUNT + place, key, mask=is_taken)
+        tl.store(key_ids + line * COUNT + place, token, mask=is_taken)
+        total = tl.max(before, 0)
+        num_above += total & 0xFFFF
+        num_equal += total >> 16
 
 
 @triton.jit
-def rank(values, ids, candidates, candidate_ids, COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """Put candidates in order, the largest first, equals as they come: each goes where as many are before it.
+def rank(values, ids, keys, key_ids, COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """Put what `select` has collected in order, the largest first: each goes where as many are before it.
 
-    Grid: (rows, blocks of candidates).
+    Grid: (rows, blocks of keys).
     """
     line = tl.program_id(0)
     mine = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(candidates + line * COUNT + mine, mask=mine < COUNT, other=0.0)
-    key = _order(x)[:, None]
+    key = tl.load(keys + line * COUNT + mine, mask=mine < COUNT, other=0)
     place = tl.zeros([BLOCK], tl.int32)
     for begin in range(0, COUNT, STEP):
         other = begin + tl.arange(0, STEP)
-        others = _order(tl.load(candidates + line * COUNT + other, mask=other < COUNT, other=0.0))[None, :]
-        is_before = (others > key) | ((others == key) & (other[None, :] < mine[:, None]))
+        others = tl.load(keys + line * COUNT + other, mask=other < COUNT, other=0)[None, :]
+        is_before = (others > key[:, None]) | ((others == key[:, None]) & (other[None, :] < mine[:, None]))
         place += tl.sum((is_before & (other < COUNT)[None, :]).to(tl.int32), 1)
-    tl.store(values + line * COUNT + place, x, mask=mine < COUNT)
-    token = tl.load(candidate_ids + line * COUNT + mine, mask=mine < COUNT, other=0)
+    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    tl.store(values + line * COUNT + place, value, mask=mine < COUNT)
+    token = tl.load(key_ids + line * COUNT + mine, mask=mine < COUNT, other=0)
     tl.store(ids + line * COUNT + place, token, mask=mine < COUNT)
 
 
