@@ -20,6 +20,7 @@ _HOSTS = {
     "openvino": "trident_backend.engine.openvino.engine",
     "tensorrt": "trident_backend.engine.tensorrt",
     "tensorrt_rtx": "trident_backend.engine.tensorrt",
+    "cuda": "trident_backend.engine.cuda.loading",
 }
 
 

@@ -1,0 +1,194 @@
+"""Steps of a few hundred tokens, captured as CUDA graphs: a step is two launches, one of its body and one of its head.
+
+Owns which sizes there are, and the graphs. Never captures anything once the engine has loaded, and never replays what
+did not compute, bit for bit, what the launches themselves do.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.engine.cuda.runner import ProgramRunner
+from trident_backend.engine.cuda.trial import Body, Head, Trial
+from trident_backend.engine.cuda.trial_steps import TrialSteps, spread_rows
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
+from trident_backend.engine.protocol import StepBatch
+from trident_ensemble.contract.errors import EngineError
+
+Key = TypeVar("Key")
+
+#: Tokens, or rows of logits, that steps are padded to: few enough to capture each, and close enough to waste little.
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def sizes_up_to(most: int) -> tuple[int, ...]:
+    """Return the sizes of steps of at most so many tokens; what is larger than the last is not padded."""
+    sizes = tuple(size for size in _SIZES if size < most)
+    return (*sizes, most) if most <= _SIZES[-1] else sizes
+
+
+class StepGraphs:
+    """Runs bodies and heads, as graphs where they are captured.
+
+    Args:
+        device: where.
+        runner: of the program.
+        inputs: of steps, which know how much attention a size has at most.
+        num_kinds: of attention.
+        trial: holds what was captured against the launches themselves.
+        steps: for the trial.
+
+    Raises:
+        EngineError: the device failed.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        runner: ProgramRunner,
+        inputs: StepInputBuffer,
+        num_kinds: int,
+        trial: Trial,
+        steps: TrialSteps,
+    ) -> None:
+        self._device = device
+        self._runner = runner
+        self._inputs = inputs
+        self._num_kinds = num_kinds
+        self._trial = trial
+        self._steps = steps
+        self._sizes = sizes_up_to(steps.spec.max_num_tokens)
+        #: By the number of tokens, and whether there are large tiles.
+        self._bodies: dict[tuple[int, bool], Any] = {}
+        #: By the number of rows.
+        self._heads: dict[int, Any] = {}
+        try:
+            self._capture_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def padded(self, count: int) -> int:
+        """Return the tokens, or rows, that so many are padded to; none stay none, and many are not padded."""
+        place = bisect.bisect_left(self._sizes, count)
+        return self._sizes[place] if count and place < len(self._sizes) else count
+
+    def run_body(self, num_tokens: int, grids: StepGrids) -> None:
+        """Enqueue the body of a step.
+
+        Args:
+            num_tokens: as many as it is padded to.
+            grids: the attention that it has.
+        """
+        graph = self._bodies.get((num_tokens, grids.has_many))
+        if graph is None:
+            self._runner.enqueue_body(num_tokens, grids)
+        else:
+            self._device.launch(graph)
+
+    def run_head(self, num_rows: int) -> None:
+        """Enqueue the head of a step.
+
+        Args:
+            num_rows: as many as they are padded to, at least one.
+        """
+        graph = self._heads.get(num_rows)
+        if graph is None:
+            self._runner.enqueue_head(num_rows)
+        else:
+            self._device.launch(graph)
+
+    def close(self) -> None:
+        """Free the graphs."""
+        for graphs in (self._bodies, self._heads):
+            while graphs:
+                self._device.free_graph(graphs.popitem()[1])
+
+    def _capture_all(self) -> None:
+        log, began = logging.getLogger(__name__), time.monotonic()
+        # The largest first: what it needs of the GPU's memory, the others find.
+        for size in reversed(self._sizes):
+            try:
+                self._capture(size)
+            except _CaptureError as error:
+                log.warning("not all steps of %d tokens or fewer have a CUDA graph: %s", size, error)
+                break
+        num_graphs = len(self._bodies) + len(self._heads)
+        log.info("captured %d CUDA graphs in %.1f s", num_graphs, time.monotonic() - began)
+
+    def _capture(self, size: int) -> None:
+        """Capture what there is of one size."""
+        previous = max((other for other in self._sizes if other < size), default=0)
+        with_prompt = self._steps.with_prompt(size)
+        # More tokens than the size before has cannot all be in small tiles if there are too few sequences.
+        without = self._steps.without_prompt(size) if previous < self._steps.max_few_tokens else None
+        for batch, has_many in ((with_prompt, True), (without, False)):
+            if batch is not None:
+                self._capture_body(batch, size, has_many=has_many)
+        batch = with_prompt or without
+        if batch is not None:
+            self._capture_head(replace(batch, logit_rows=spread_rows(len(batch.token_ids), size)), size)
+
+    def _capture_body(self, batch: StepBatch, size: int, *, has_many: bool) -> None:
+        grids = self._grids(size, has_many=has_many)
+
+        def head() -> None:
+            self._runner.enqueue_head(len(batch.logit_rows))
+
+        def logits_by(body: Body) -> npt.NDArray[np.uint32]:
+            return self._trial.logits_of(batch, size, body, head)
+
+        # What the driver does at a kernel's first launch it must not do while a launch is captured.
+        direct = logits_by(lambda exact: self._runner.enqueue_body(size, exact))
+        graph = self._captured(lambda: self._runner.enqueue_body(size, grids))
+        self._bodies[size, has_many] = graph
+        if not np.array_equal(direct, logits_by(lambda _: self._device.launch(graph))):
+            self._drop(self._bodies, (size, has_many), f"the body of {size} tokens")
+
+    def _capture_head(self, batch: StepBatch, size: int) -> None:
+        def body(exact: StepGrids) -> None:
+            self._runner.enqueue_body(size, exact)
+
+        def logits_by(head: Head) -> npt.NDArray[np.uint32]:
+            return self._trial.logits_of(batch, size, body, head)
+
+        direct = logits_by(lambda: self._runner.enqueue_head(size))
+        graph = self._captured(lambda: self._runner.enqueue_head(size))
+        self._heads[size] = graph
+        if not np.array_equal(direct, logits_by(lambda: self._device.launch(graph))):
+            self._drop(self._heads, size, f"the head of {size} rows")
+
+    def _captured(self, enqueue: Callable[[], None]) -> Any:
+        try:
+            return self._device.capture(enqueue)
+        except EngineError as error:
+            raise _CaptureError(str(error)) from None
+
+    def _drop(self, graphs: dict[Key, Any], key: Key, what: str) -> None:
+        self._device.free_graph(graphs.pop(key))
+        log = logging.getLogger(__name__)
+        log.warning("%s is launched kernel by kernel: its CUDA graph does not compute the same logits", what)
+
+    def _grids(self, num_tokens: int, *, has_many: bool) -> StepGrids:
+        """Return the most attention of any step of so many tokens, or of any without large tiles."""
+        bounds = [self._inputs.bounds(kind, num_tokens) for kind in range(self._num_kinds)]
+        return StepGrids(
+            few=tuple(most.few for most in bounds),
+            many=tuple(most.many * has_many for most in bounds),
+            merges_few=tuple(most.merges_few for most in bounds),
+            merges_many=tuple(most.merges_many * has_many for most in bounds),
+        )
+
+
+class _CaptureError(EngineError):
+    """A capture that failed, and the engine goes on without."""

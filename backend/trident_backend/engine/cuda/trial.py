@@ -1,0 +1,85 @@
+"""A trial of captured launches: a step is computed by them and by direct ones, and the logits are the same.
+
+Owns what lies in memory before a trial: NaN wherever the step must write before it reads. Never captures anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from trident_backend.engine.cuda.program import AttentionCall, Program
+from trident_backend.engine.cuda.step_memory import StepMemory
+from trident_backend.engine.gpu.block_pool import BlockPool
+from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
+from trident_backend.engine.protocol import EngineSpec, StepBatch
+
+#: Enqueues the body of a step that has so much attention, or the head.
+Body = Callable[[StepGrids], None]
+Head = Callable[[], None]
+
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8e4nv": 1}
+
+
+class Trial:
+    """Runs the steps of `TrialSteps`.
+
+    Args:
+        device: where.
+        program: whose launches are tried.
+        spec: the engine's limits.
+        inputs: of steps.
+        pool: the KV cache, whose first blocks are overwritten.
+        memory: that launches write.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        program: Program,
+        spec: EngineSpec,
+        *,
+        inputs: StepInputBuffer,
+        pool: BlockPool,
+        memory: StepMemory,
+    ) -> None:
+        self._device = device
+        self._inputs = inputs
+        self._memory = memory
+        self._vocab_size = program.vocab_size
+        #: Where keys and values of each layer lie, and the bytes of one block of them.
+        self._caches: list[tuple[int, int]] = []
+        for call in program.body:
+            if isinstance(call, AttentionCall):
+                kind = program.attention_kinds[call.kind]
+                size = spec.block_size * kind.num_kv_heads * _BYTES[program.cache_dtype]
+                self._caches.append((pool.key_cache(call.layer), size * kind.head_dim))
+                self._caches.append((pool.value_cache(call.layer), size * kind.v_head_dim))
+
+    def logits_of(self, batch: StepBatch, num_tokens: int, body: Body, head: Head) -> npt.NDArray[np.uint32]:
+        """Compute a step and return its logits `[R, vocab_size]`, bit for bit.
+
+        Args:
+            batch: the step; its first block stands for all that was before it.
+            num_tokens: as many as the step is padded to.
+            body: what computes the body.
+            head: what computes the head for the step's rows, as many as there are.
+
+        Raises:
+            EngineError: the device failed.
+        """
+        self._memory.poison()
+        num_blocks = int(batch.block_indices.max()) + 1
+        for address, size in self._caches:
+            self._device.zero(address, size)
+            self._device.fill_nan(address + size, (num_blocks - 1) * size)
+        num_rows = len(batch.logit_rows)
+        body(self._inputs.upload(batch, num_tokens, num_rows))
+        head()
+        logits = np.empty((num_rows, self._vocab_size), np.uint32)
+        self._device.download(logits, self._memory.logits)
+        self._device.synchronize()
+        return logits
