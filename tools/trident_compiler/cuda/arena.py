@@ -35,7 +35,7 @@ class Arena:
     """The places of all values.
 
     Args:
-        values: with their offsets.
+        values: that are used, with their offsets.
         num_bytes: of the whole.
     """
 
@@ -49,7 +49,7 @@ def make_arena(
     """Return places for the values of a program.
 
     Args:
-        values: all of them, in any order; those that no step names get no memory of their own.
+        values: all of them, in any order; those that no step names are left out.
         body: the steps over tokens.
         head: the steps over rows, which follow the body.
         max_rows: tokens, and rows, of a step at most.
@@ -58,7 +58,8 @@ def make_arena(
     sizes = {value.name: num_bytes(value, max_rows) for value in values}
     offsets = places({name: sizes[name] for name in lives}, lives)
     whole = max((offset + sizes[name] for name, offset in offsets.items()), default=0)
-    return Arena(tuple(replace(value, offset=offsets.get(value.name, 0)) for value in values), whole)
+    placed = tuple(replace(value, offset=offsets[value.name]) for value in values if value.name in offsets)
+    return Arena(placed, whole)
 
 
 def num_bytes(value: Value, max_rows: int) -> int:

@@ -56,7 +56,8 @@ class MemoryRequirements:
 
     Args:
         weights_bytes: all weights in their formats, as the engine's file holds them.
-        resident_bytes: what they take once the engine runs, packed for the CPU.
+        resident_bytes: what the engine takes beside the cache once it runs: on CPUs the weights, packed for them, on
+            GPUs all that it allocates.
         block_size: tokens in one KV block.
         block_bytes: one block of keys and values through all layers.
         max_position_embeddings: the longest context of the checkpoint.
@@ -67,6 +68,31 @@ class MemoryRequirements:
     block_size: int
     block_bytes: int
     max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class MemoryKind:
+    """The kind of memory that an engine runs in: what is usual there, and how messages speak of it.
+
+    Args:
+        max_num_tokens: of a step, where nothing is asked.
+        cache_share: of what the rest leaves free that is the cache's at most, where nothing is asked.
+        contents: what lies there beside the cache.
+        remedy: what to do where that is too much.
+    """
+
+    max_num_tokens: int
+    cache_share: float
+    contents: str
+    remedy: str
+
+
+CPU_MEMORY = MemoryKind(
+    DEFAULT_MAX_NUM_TOKENS,
+    DEFAULT_CACHE_SHARE,
+    "weights",
+    "quantize them (--weights int8 or int4) or use a larger machine",
+)
 
 
 @dataclass(frozen=True)
@@ -161,8 +187,10 @@ def parse_cache_size(text: str) -> CacheSize:
     )
 
 
-def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int) -> MemoryPlan:
-    """Return limits and a KV pool that fit into `free_bytes`.
+def make_plan(
+    wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int, kind: MemoryKind = CPU_MEMORY
+) -> MemoryPlan:
+    """Return limits and a KV pool that fit into `free_bytes`, by default of a machine's own memory.
 
     Raises:
         PlanError: something wanted is out of bounds or does not fit; gives the numbers and what to change.
@@ -170,17 +198,19 @@ def make_plan(wanted: LimitsRequest, needs: MemoryRequirements, free_bytes: int)
     room = free_bytes - needs.resident_bytes
     if room < needs.block_bytes:
         raise PlanError(
-            f"weights: they take {size(needs.resident_bytes)} and {size(free_bytes)} of memory is free; "
-            "quantize them (--weights int8 or int4) or use a larger machine"
+            f"{kind.contents}: they take {size(needs.resident_bytes)} and {size(free_bytes)} of memory is free; "
+            f"{kind.remedy}"
         )
     longest = needs.max_position_embeddings
-    max_num_seqs, max_num_tokens = step_limits(wanted, longest, DEFAULT_MAX_NUM_TOKENS)
+    max_num_seqs, max_num_tokens = step_limits(wanted, longest, kind.max_num_tokens)
     max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
-    num_blocks = _num_blocks(wanted.cache, needs, room, max_num_seqs * blocks_for(max_seq_len, needs.block_size))
+    most_useful = max_num_seqs * blocks_for(max_seq_len, needs.block_size)
+    default = min(most_useful, int(room * kind.cache_share) // needs.block_bytes)
+    num_blocks = _num_blocks(wanted.cache, needs, room, default)
     if num_blocks * needs.block_bytes > room:
         raise PlanError(
-            f"--kv-cache: {size(num_blocks * needs.block_bytes)} beside {size(needs.resident_bytes)} of weights is "
-            f"more than the {size(free_bytes)} of free memory; {size(room)} is the most"
+            f"--kv-cache: {size(num_blocks * needs.block_bytes)} beside {size(needs.resident_bytes)} of "
+            f"{kind.contents} is more than the {size(free_bytes)} of free memory; {size(room)} is the most"
         )
     num_tokens = num_blocks * needs.block_size
     if wanted.cache is not None and wanted.cache.num_tokens is not None:
@@ -250,9 +280,9 @@ def step_limits(wanted: LimitsRequest, longest: int, default_num_tokens: int) ->
     return max_num_seqs, max_num_tokens
 
 
-def _num_blocks(cache: CacheSize | None, needs: MemoryRequirements, room: int, most_useful: int) -> int:
+def _num_blocks(cache: CacheSize | None, needs: MemoryRequirements, room: int, default: int) -> int:
     if cache is None:
-        return min(most_useful, int(room * DEFAULT_CACHE_SHARE) // needs.block_bytes)
+        return default
     if cache.num_tokens is not None:
         return blocks_for(cache.num_tokens, needs.block_size)
     num_bytes = cache.num_bytes if cache.num_bytes is not None else int(room * (cache.share or 0))

@@ -94,6 +94,7 @@ class WeightSource:
         self._share = share
         self._on_weight = on_weight
         self._used: dict[str, Weight] = {}
+        self._mapped: dict[str, StoredTensor] = {}
         self._asked: set[str] = set()
         self._skipped: tuple[str, ...] = ()
         self._skipped_modules: tuple[str, ...] = ()
@@ -162,9 +163,19 @@ class WeightSource:
         """Accept the tensors of a module without using them."""
         self._skipped_modules += (f"{name}.",)
 
+    def release(self, weight: Weight) -> None:
+        """Let go of the values of a weight that has been handed out and written.
+
+        Asked for again, it has no values: its name is enough for whoever has written it.
+        """
+        if weight.name in self._used:
+            self._used[weight.name] = replace(weight, values=np.empty(0, weight.values.dtype))
+        if (stored := self._mapped.pop(weight.name, None)) is not None:
+            stored.release()
+
     @property
     def num_bytes(self) -> int:
-        """Bytes of all weights handed out."""
+        """Bytes of all weights handed out and not released."""
         return sum(weight.num_bytes for weight in self._used.values())
 
     def require_all_used(self) -> None:
@@ -304,7 +315,9 @@ class WeightSource:
     def _keep(self, weight: Weight, stored: StoredTensor, taken: StoredTensor) -> Weight:
         """Account for a weight made of what was taken of a tensor, and give that one's pages back if it was copied."""
         weight = replace(weight, values=np.ascontiguousarray(weight.values))
-        if not np.may_share_memory(weight.values, stored.values):
+        if np.may_share_memory(weight.values, stored.values):
+            self._mapped[weight.name] = stored
+        else:
             stored.release()
         self._used[weight.name] = weight
         self._on_weight(taken.values.nbytes)
