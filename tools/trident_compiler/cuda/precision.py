@@ -19,8 +19,8 @@ def cuda_precision(
 ) -> Precision:
     """Return the number formats of an engine, with defaults resolved.
 
-    Compute is bf16, fp16 or fp32, by default fp16 where the checkpoint's matrices are, and else bf16. Weights are as the
-    computation, or int8, int4 or fp8.
+    Compute is bf16, fp16 or fp32, by default fp16 where the checkpoint's matrices are, and else bf16. Weights are as
+    the computation, or int8, int4 or fp8.
 
     Raises:
         BuildError: such a GPU cannot compute in them.
