@@ -1,0 +1,136 @@
+"""Engines for NVIDIA GPUs made of kernels of our own: precisions, memory, and the files of one.
+
+Owns the order in which an engine is written; the modules beside it own the program, its kernels and its weights. Never
+reads a checkpoint's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trident_backend.engine.cuda.program import Kernel
+from trident_backend.engine.cuda.program_file import write_program
+from trident_compiler.compiler import Progress, WeightFormats, describe_matrices, weights_of
+from trident_compiler.cuda.kernel_spec import KernelSpec
+from trident_compiler.cuda.memory import GPU_MEMORY, memory_needs
+from trident_compiler.cuda.network import write_network
+from trident_compiler.cuda.operations import Target
+from trident_compiler.cuda.planned_weights import PlannedWeights
+from trident_compiler.cuda.precision import cuda_precision
+from trident_compiler.cuda.refusals import REFUSALS
+from trident_compiler.cuda.targets import Capability, num_programs
+from trident_compiler.cuda.weights_file import CountedWeights, WeightsFile
+from trident_compiler.model_folder import Checkpoint
+from trident_compiler.planning.memory_plan import (
+    DEFAULT_MAX_SEQ_LEN,
+    LimitsRequest,
+    MemoryPlan,
+    make_plan,
+    step_limits,
+)
+from trident_compiler.weights.formats import QUANTIZED
+from trident_compiler.weights.sharding import WHOLE
+from trident_ensemble.contract import layout
+from trident_ensemble.contract.manifest import Compiler, Precision, sm_target
+
+#: Tokens of a block of the KV cache.
+BLOCK_SIZE = 32
+#: Compiles kernels for a GPU into an engine's folder; `kernel_compiler.compile_kernels` is one.
+CompileKernels = Callable[[Mapping[str, KernelSpec], Capability, Path, Progress], dict[str, Kernel]]
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """The target of a build.
+
+    Args:
+        capability: of the GPU.
+        free_bytes: its memory to plan with.
+        memory: which memory that is, for people.
+    """
+
+    capability: Capability
+    free_bytes: int
+    memory: str
+
+
+class CudaCompiler:
+    """Compiles for one GPU, on any machine; an `EngineCompiler`.
+
+    Args:
+        built_for: the target.
+        version: of what compiles the kernels.
+        compile_kernels: compiles them.
+    """
+
+    refusals = REFUSALS
+    num_devices = 1
+
+    def __init__(self, built_for: CudaTarget, version: str, compile_kernels: CompileKernels) -> None:
+        self._target = built_for
+        self._compile_kernels = compile_kernels
+        self.compiler = Compiler("cuda", version, sm_target(built_for.capability))
+        self.memory = built_for.memory
+
+    def precision(self, opened: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
+        """Return the number formats, as `cuda_precision` resolves them."""
+        return cuda_precision(opened, compute, weight_format, self._target.capability)
+
+    def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
+        """Return the memory plan, for which the whole program is written without weights."""
+        model = opened.model
+        longest = model.max_position_embeddings
+        _, max_num_tokens = step_limits(wanted, longest, GPU_MEMORY.max_num_tokens)
+        max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
+        network = write_network(
+            model.served_at(max_seq_len),
+            PlannedWeights(self.formats(precision), tied=model.outline.is_tied),
+            CountedWeights(),
+            Target(precision.compute, self._target.capability, max_num_tokens),
+            max_seq_len=max_seq_len,
+            block_size=BLOCK_SIZE,
+        )
+        needs = memory_needs(
+            network.program,
+            block_size=BLOCK_SIZE,
+            max_num_tokens=max_num_tokens,
+            num_programs=num_programs(self._target.capability),
+            longest=longest,
+        )
+        return make_plan(wanted, needs, self._target.free_bytes, GPU_MEMORY)
+
+    def describe_weights(self, opened: Checkpoint, precision: Precision) -> str:
+        """Return the formats of the weights, for people."""
+        return describe_matrices(opened, precision, self.formats(precision).matrix)
+
+    def formats(self, precision: Precision) -> WeightFormats:
+        """Return how the weights come, as `WeightFormats`."""
+        matrix = precision.weights if precision.weights in QUANTIZED else precision.compute
+        return WeightFormats(matrix, precision.compute, uniform=True)
+
+    def write(
+        self,
+        folder: Path,
+        opened: Checkpoint,
+        *,
+        precision: Precision,
+        plan: MemoryPlan,
+        progress: Progress,
+    ) -> None:
+        """Write the weights as the family asks for them, one at a time, then the kernels, and the program last."""
+        source = weights_of(opened, self.formats(precision), progress)(WHOLE)
+        with WeightsFile(folder / layout.WEIGHTS_FILE) as file:
+            network = write_network(
+                opened.model.served_at(plan.max_seq_len),
+                source,
+                file,
+                Target(precision.compute, self._target.capability, plan.max_num_tokens),
+                max_seq_len=plan.max_seq_len,
+                block_size=plan.block_size,
+                release=source.release,
+            )
+        source.require_all_used()
+        kernels = self._compile_kernels(network.specs, self._target.capability, folder, progress)
+        write_program(folder, replace(network.program, kernels=kernels))
