@@ -184,6 +184,17 @@ def _convert(data: Array, source: Any, target: Any, mode: Any) -> Array:
     return np.ascontiguousarray(narrow(widen(data, source.name), target.name))
 
 
+_cast = interpreter.InterpreterBuilder.cast_impl
+
+
+def _converted(self: Any, source: Any, target: Any) -> Any:
+    """Convert whole numbers. The interpreter takes them for the bits of bf16 and fp8."""
+    if not source.dtype.scalar.is_int() or target.scalar not in _NARROW:
+        return _cast(self, source, target)
+    kind = target.scalar
+    return _Handle(narrow(source.data.astype(np.float32), kind.name), kind)
+
+
 _dot = interpreter.InterpreterBuilder.create_dot
 
 
@@ -216,6 +227,7 @@ def _check_reduced(self: Any, operands: Any) -> None:
 _builder: Any = interpreter.InterpreterBuilder
 _builder.set_grid_idx = _set_program
 _builder.create_masked_load, _builder.create_masked_store = _masked_load, _masked_store
+_builder.cast_impl = _converted
 _builder.create_dot = _product
 _builder.binary_op = _refuse_narrow(_builder.binary_op, 2)
 _builder.unary_op = _refuse_narrow(_builder.unary_op, 1)
