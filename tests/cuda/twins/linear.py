@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 def linear(call: Call) -> None:
     num_rows = call.number("num_rows")
     names = ("K", "N", "HEADS", "PARTS", "TILE_T", "TILE_N", "TILE_K")
-    depth, columns, heads, parts, tile_t, tile_n, tile_k = (call.constants[name] for name in names)
+    depth, columns, heads, parts, tile_t, tile_n, tile_k = (int(call.constants[name]) for name in names)
     assert call.grid == (-(-num_rows // tile_t) * -(-columns // tile_n), parts, heads), call.grid
     x = call.read("x", (num_rows, heads, depth)).transpose(1, 0, 2)
     weight, groups = _weight(call), int(call.constants["GROUP"])
@@ -39,7 +39,7 @@ def linear(call: Call) -> None:
 
 
 def add_parts(call: Call) -> None:
-    num_rows, (width, parts) = call.grid[0], (call.constants[name] for name in ("WIDTH", "PARTS"))
+    num_rows, (width, parts) = call.grid[0], (int(call.constants[name]) for name in ("WIDTH", "PARTS"))
     assert call.grid == (num_rows, -(-width // call.constants["CHUNK"]), 1), call.grid
     read = call.read("parts", (num_rows, parts, width))
     total = read[:, 0].copy()
@@ -51,12 +51,12 @@ def add_parts(call: Call) -> None:
 
 def _weight(call: Call) -> Array:
     """Return the weights without scales, float32 `[heads, outputs, inputs]`."""
-    depth, columns, heads = (call.constants[name] for name in ("K", "N", "HEADS"))
+    depth, columns, heads = (int(call.constants[name]) for name in ("K", "N", "HEADS"))
     if not call.constants["GROUP"]:
-        return call.read("weight", (heads, columns, depth)).astype(np.float32)
+        return np.asarray(call.read("weight", (heads, columns, depth)), np.float32)
     pairs = call.raw("weight", (heads, columns, depth // 2))
     halves = np.stack([(pairs << 4) >> 4, pairs >> 4], axis=-1)
-    return halves.reshape(heads, columns, depth).astype(np.float32)
+    return np.asarray(halves.reshape(heads, columns, depth), np.float32)
 
 
 def _followed(call: Call, total: Array) -> Array:

@@ -48,7 +48,7 @@ def unary(call: Call) -> None:
 
 def binary(call: Call) -> None:
     shape = _shape(call)
-    a, b = call.read("a", shape), call.read("b", (shape[0], call.constants["B_WIDTH"]))
+    a, b = call.read("a", shape), call.read("b", (shape[0], int(call.constants["B_WIDTH"])))
     with np.errstate(all="ignore"):
         call.store("out", (np.add, np.multiply)[int(call.constants["OP"])](a, b))
 
