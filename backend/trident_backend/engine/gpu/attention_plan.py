@@ -89,11 +89,12 @@ class AttentionPlanner:
             subsequence_begins: `[S + 1]`, likewise; every sequence has a token.
             table_begins: `[S]`, or longer, where the tables of the sequences begin.
         """
-        lens = np.diff(subsequence_begins)
-        sequences = np.array([past_lens, lens, subsequence_begins[:-1], table_begins[: len(lens)]], np.int32)
+        lens = subsequence_begins[1:] - subsequence_begins[:-1]
+        sequences = np.array([table_begins[: len(lens)], subsequence_begins[:-1], lens, past_lens])
         is_few = lens <= self._few_len
-        few, merges_few, num_partials_few = self._divide(sequences[:, is_few], self._few_len)
-        many, merges_many, num_partials_many = self._divide(sequences[:, ~is_few], self._many_len)
+        few, merges_few, num_partials_few = self._divide(sequences.compress(is_few, axis=1), 1)
+        tiles, num_tiles = _cut(sequences.compress(~is_few, axis=1), self._many_len)
+        many, merges_many, num_partials_many = self._divide(tiles, num_tiles)
         return AttentionPlan(few, many, merges_few, merges_many, num_partials_few, num_partials_many)
 
     def bounds(self, num_tokens: int, num_seqs: int | None = None) -> PlanBounds:
@@ -111,35 +112,34 @@ class AttentionPlanner:
         many, merges_many, partials_many = self._bounds(num_tiles, self._many_len)
         return PlanBounds(few, many, merges_few, merges_many, partials_few, partials_many)
 
-    def _divide(self, sequences: Int32Array, tile_len: int) -> tuple[Int32Array, Int32Array, int]:
-        """Return items, merges and the number of partials of sequences `[4, S]`, cut into tiles of so many tokens."""
-        if not sequences.size:
+    def _divide(self, tiles: Int32Array, num_tiles: Int32Array | int) -> tuple[Int32Array, Int32Array, int]:
+        """Return items, merges and the number of partials.
+
+        Args:
+            tiles: `[4, n]`, of each the first four numbers of an item.
+            num_tiles: how many the tile's sequence has.
+        """
+        if not tiles.size:
             return np.empty((0, 8), np.int32), np.empty((0, 4), np.int32), 0
-        counts = _ceil(sequences[1], tile_len)
-        owners = np.arange(len(counts)).repeat(counts)
-        past_lens, lens, firsts, tables = sequences[:, owners]
-        offsets = _indices_in_runs(counts, owners) * tile_len
-        num_tokens = np.minimum(lens - offsets, tile_len)
-        positions = past_lens + offsets
-        ends = positions + num_tokens
+        _, _, lens, positions = tiles
+        ends = positions + lens
         begins = self._first_keys(positions)
         num_keys = ends - begins
-        pieces = self._num_pieces(num_keys, counts[owners])
         # Pieces of one tile are equally long; where that makes one of them superfluous, there is one less.
-        length = _ceil(_ceil(num_keys, pieces), _PIECE_MULTIPLE) * _PIECE_MULTIPLE
+        length = _multiple(_ceil(num_keys, self._num_pieces(num_keys, num_tiles)), _PIECE_MULTIPLE)
         pieces = _ceil(num_keys, length)
-        tiles = np.array([tables, firsts + offsets, num_tokens, positions, begins, ends, length, pieces])
-        return _items(tiles[:, np.minimum(length, num_keys).argsort(kind="stable")[::-1]])
+        order = np.minimum(length, num_keys).argsort(kind="stable")[::-1]
+        return _items(np.array([*tiles, begins, ends, length, pieces]).take(order, axis=1))
 
     def _first_keys(self, positions: Int32Array) -> Int32Array:
         """Return the first key that a tile reads, from the position of its first token."""
         if not self._kind.window:
             return np.zeros_like(positions)
         first: Int32Array = np.maximum(positions - (self._kind.window - 1), 0)
-        return first - first % _FIRST_KEY_MULTIPLE
+        return first & -_FIRST_KEY_MULTIPLE
 
-    def _num_pieces(self, num_keys: Int32Array, num_tiles: Int32Array) -> Int32Array:
-        """Return into how many pieces each tile is divided; `num_tiles` are those of the tile's sequence."""
+    def _num_pieces(self, num_keys: Int32Array, num_tiles: Int32Array | int) -> Int32Array:
+        """Return into how many pieces each tile is divided, before their lengths are rounded."""
         most = np.maximum(self._max_pieces // num_tiles, 1)
         least_piece = _LEAST_PIECE
         while True:
@@ -163,26 +163,40 @@ class AttentionPlanner:
         return num_items, min(num_tiles, self._max_partials // 2), num_partials
 
 
+def _cut(sequences: Int32Array, tile_len: int) -> tuple[Int32Array, Int32Array]:
+    """Return the tiles `[4, n]` that sequences `[4, S]` are cut into, and of each how many its sequence has."""
+    if not sequences.size:
+        return sequences, sequences[0]
+    num_tiles = _ceil(sequences[2], tile_len)
+    owners, indices = _runs(num_tiles)
+    tiles = sequences.take(owners, axis=1)
+    offsets = indices * tile_len
+    tiles[1] += offsets
+    tiles[2] = np.minimum(tiles[2] - offsets, tile_len)
+    tiles[3] += offsets
+    return tiles, num_tiles[owners]
+
+
 def _items(tiles: Int32Array) -> tuple[Int32Array, Int32Array, int]:
     """Return items, merges and the number of partials of tiles `[8, n]`, which end with length and number of pieces."""
     pieces = tiles[7]
-    owners = np.arange(len(pieces)).repeat(pieces)
-    piece = _indices_in_runs(pieces, owners)
-    items = tiles[:, owners]
+    owners, indices = _runs(pieces)
+    items = tiles.take(owners, axis=1)
     begins, ends, length, num_pieces = items[4:]
-    begins += piece * length
+    begins += indices * length
     np.minimum(ends, begins + length, out=ends)
     is_partial = num_pieces > 1
     items[6] = np.where(is_partial, is_partial.cumsum() - 1, -1)
-    items[7] = piece == 0
-    divided = tiles[:, pieces > 1]
-    merges = np.array([divided[1], divided[2], _begins(divided[7]), divided[7]])
-    return np.ascontiguousarray(items.T), np.ascontiguousarray(merges.T), int(np.count_nonzero(is_partial))
+    items[7] = indices == 0
+    _, firsts, lens, _, _, _, _, divided = tiles.compress(pieces > 1, axis=1)
+    merges = np.array([firsts, lens, _begins(divided), divided])
+    return np.ascontiguousarray(items.T), np.ascontiguousarray(merges.T), int(divided.sum())
 
 
-def _indices_in_runs(lens: Int32Array, owners: Indices) -> Int32Array:
-    """Return 0, 1, 2 and so on for each of several runs of these lengths; `owners` says whose each element is."""
-    return np.arange(len(owners), dtype=np.int32) - _begins(lens)[owners]
+def _runs(lens: Int32Array) -> tuple[Indices, Int32Array]:
+    """Return for each element of several runs of these lengths which run it is of, and its index in the run."""
+    owners = np.arange(len(lens)).repeat(lens)
+    return owners, np.arange(len(owners), dtype=np.int32) - _begins(lens)[owners]
 
 
 def _begins(lens: Int32Array) -> Int32Array:
@@ -193,3 +207,8 @@ def _begins(lens: Int32Array) -> Int32Array:
 def _ceil(numbers: Int32Array, divisors: Int32Array | int) -> Int32Array:
     """Return quotients, rounded up."""
     return -(-numbers // divisors)
+
+
+def _multiple(numbers: Int32Array, factor: int) -> Int32Array:
+    """Return numbers rounded up to multiples of a power of two."""
+    return numbers + (factor - 1) & -factor
