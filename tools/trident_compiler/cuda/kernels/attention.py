@@ -43,7 +43,7 @@ def write_cache(
 ):
     """Write a token's keys and values to its place in the cache, `block * BLOCK + offset`, or nowhere if that is < 0.
 
-    One program is one token. With QUANT they are multiplied by the factors and rounded to the type of the cache.
+    One program is one token. With QUANT they are divided by the factors and rounded to the type of the cache.
     """
     token = tl.program_id(0).to(tl.int64)
     place = tl.load(places + token)
@@ -56,7 +56,7 @@ def write_cache(
         inside = (head < KV_HEADS) & (dim < DIM)
         key = tl.load(keys + token * (KV_HEADS * DIM) + head * DIM + dim, mask=inside)
         if QUANT:
-            key = key.to(tl.float32) * key_factor
+            key = key.to(tl.float32) / key_factor
         target = (block * KV_HEADS + head) * (BLOCK * DIM) + offset * DIM + dim
         tl.store(key_cache + target, key.to(key_cache.dtype.element_ty), mask=inside)
 
@@ -64,7 +64,7 @@ def write_cache(
         inside_v = (head < KV_HEADS) & (dim_v < DIM_V)
         value = tl.load(values + token * (KV_HEADS * DIM_V) + head * DIM_V + dim_v, mask=inside_v)
         if QUANT:
-            value = value.to(tl.float32) * value_factor
+            value = value.to(tl.float32) / value_factor
         target_v = (block * KV_HEADS + head) * (BLOCK * DIM_V) + offset * DIM_V + dim_v
         tl.store(value_cache + target_v, value.to(value_cache.dtype.element_ty), mask=inside_v)
 
@@ -124,7 +124,7 @@ def _see_keys(
         key = tl.load(key_place)
     if QUANT:
         key = key.to(query.dtype)
-    score = tl.dot(query, tl.trans(key), input_precision="ieee")
+    score = tl.dot(query, tl.trans(key), input_precision="tf32x3")
     if CAP:
         # A tanh of exponentials, as the interpreter has no other.
         score = softcap * (1.0 - 2.0 / (tl.exp2(score * factor) + 1.0))
@@ -155,7 +155,7 @@ def _see_keys(
         value = tl.load(value_place)
     if QUANT:
         value = value.to(query.dtype)
-    acc = tl.dot(weight.to(query.dtype), value, acc, input_precision="ieee")
+    acc = tl.dot(weight.to(query.dtype), value, acc, input_precision="tf32x3")
     return acc, new_top, total
 
 

@@ -1,0 +1,191 @@
+"""Kernels of attention: their specs for a kind of layers and a target.
+
+Owns how large a tile is and how far its loads run ahead, by what a block of threads may have. Never imports Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trident_compiler.cuda.kernel_spec import KernelSpec
+from trident_compiler.cuda.targets import Capability, shared_limit
+
+_FLOATS = "*fp32"
+_INTS = "*i32"
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
+#: A product's operands have so many rows and columns at least.
+_LEAST = 16
+#: Words of 32 bits that a program copies at a time, four by each of its threads four times.
+_COPIED_WORDS = 4096
+#: Rows that four warps multiply, and from which on groups of warps do.
+_FEW_ROWS, _GROUP_ROWS = 32, 64
+#: What sums over a row and the table of blocks take.
+_REDUCED_BYTES = 2560
+
+
+@dataclass(frozen=True)
+class AttentionSpecs:
+    """The kernels of layers whose attention is alike.
+
+    Args:
+        write: `attention.write_cache`.
+        few: `attention.attend` of small tiles.
+        many: `attention.attend` of large tiles.
+        merge_few: `attention.merge` of small tiles.
+        merge_many: `attention.merge` of large tiles.
+        few_rows: rows (tokens x group) of a small tile.
+        many_rows: rows of a large tile.
+    """
+
+    write: KernelSpec
+    few: KernelSpec
+    many: KernelSpec
+    merge_few: KernelSpec
+    merge_many: KernelSpec
+    few_rows: int
+    many_rows: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """What a tile multiplies: sizes of heads, rounded up, and types."""
+
+    dim_p: int
+    dim_v_p: int
+    compute: str
+    cache: str
+
+    def shared_bytes(self, tile: _Tile, capability: Capability) -> int:
+        """Return the shared memory that a block takes, not less than Triton gives it."""
+        item, cached = _ITEM_BYTES[self.compute], _ITEM_BYTES[self.cache]
+        # Products of warp groups (wgmma, tcgen05) have their operands in two buffers, those of warps in one; the table
+        # of blocks, which is read before the keys are, takes one of the stages of the latter.
+        by_groups = capability[0] in {9, 10} and tile.rows >= _GROUP_ROWS
+        num_buffers = tile.num_stages if by_groups else max(1, tile.num_stages - 2)
+        query = tile.rows * self.dim_p * item * (2 if self.compute == "fp32" else 1)
+        keys = num_buffers * tile.keys * (self.dim_p + self.dim_v_p) * cached
+        converted = tile.keys * max(self.dim_p, self.dim_v_p) * item if self.cache != self.compute else 0
+        return query + keys + converted + tile.rows * tile.keys * item + _REDUCED_BYTES
+
+
+def attention_specs(
+    *,
+    num_kv_heads: int,
+    group: int,
+    head_dim: int,
+    v_head_dim: int,
+    block_size: int,
+    compute: str,
+    cache: str,
+    capability: Capability,
+    has_window: bool = False,
+    has_softcap: bool = False,
+    has_sinks: bool = False,
+    has_alibi: bool = False,
+) -> AttentionSpecs:
+    """Return the kernels of layers whose attention is alike.
+
+    Args:
+        num_kv_heads: heads of keys and values.
+        group: query heads that share one of them.
+        head_dim: numbers of a query's and a key's head.
+        v_head_dim: numbers of a value's head.
+        block_size: tokens of a block of the cache.
+        compute: Triton's type of queries and results.
+        cache: Triton's type of the cache; where it is another, keys and values are divided by factors in it.
+        capability: the target.
+        has_window: a token sees the last `window` tokens.
+        has_softcap: scores are capped by `softcap`.
+        has_sinks: `sinks`, float32 `[heads]`, take part in the softmax.
+        has_alibi: distances are weighted by `slopes`, float32 `[heads]`.
+
+    Raises:
+        BuildError: kernels are not compiled for this compute capability.
+    """
+    dim_p, dim_v_p = _power(head_dim), _power(v_head_dim)
+    operands = _Operands(dim_p, dim_v_p, compute, cache)
+    few = _few_tile(group, operands, capability)
+    many = _many_tile(few.rows, operands, capability)
+    sizes = {"KV_HEADS": num_kv_heads, "DIM_V": v_head_dim, "DIM_V_P": dim_v_p}
+    cached = {**sizes, "DIM": head_dim, "DIM_P": dim_p, "BLOCK": block_size, "QUANT": cache != compute}
+    features = {"WINDOW": has_window, "CAP": has_softcap, "SINKS": has_sinks, "ALIBI": has_alibi}
+
+    def attend(tile: _Tile) -> KernelSpec:
+        constants = {**cached, **features, "GROUP": group, "ROWS": tile.rows, "KEYS": tile.keys}
+        types = _attend_types(compute, cache)
+        return KernelSpec.of("attention.attend", types, constants, tile.num_warps, tile.num_stages)
+
+    def merge(tile: _Tile) -> KernelSpec:
+        types = {"out": f"*{compute}", "partial_out": _FLOATS, "partial_stats": _FLOATS, "merges": _INTS}
+        return KernelSpec.of("attention.merge", types, {**sizes, "GROUP": group, "ROWS": tile.rows})
+
+    heads_p = _power(num_kv_heads, least=1)
+    write_types = {
+        **dict.fromkeys(("keys", "values"), f"*{compute}"),
+        **dict.fromkeys(("key_cache", "value_cache"), f"*{cache}"),
+        "places": _INTS,
+        **dict.fromkeys(("key_factor", "value_factor"), "fp32"),
+    }
+    write_warps = 4 if heads_p * max(dim_p, dim_v_p) <= _COPIED_WORDS else 8
+    return AttentionSpecs(
+        write=KernelSpec.of("attention.write_cache", write_types, {**cached, "HEADS_P": heads_p}, write_warps),
+        few=attend(few),
+        many=attend(many),
+        merge_few=merge(few),
+        merge_many=merge(many),
+        few_rows=few.rows,
+        many_rows=many.rows,
+    )
+
+
+def copy_blocks_spec() -> KernelSpec:
+    """Return the kernel that copies blocks of the cache, of every layer and any type."""
+    types = {"pool": _INTS, "geometry": "*i64", "copies": _INTS, "num_copies": "i32"}
+    return KernelSpec.of("attention.copy_blocks", types, {"CHUNK": _COPIED_WORDS}, num_warps=8)
+
+
+def _few_tile(group: int, operands: _Operands, capability: Capability) -> _Tile:
+    """Return the tile of single tokens: as few rows as a product takes, and many keys, so that loads run far ahead."""
+    rows = _power(group)
+    num_warps = 4 if rows <= _FEW_ROWS else 8
+    tiles = [_Tile(rows, keys, num_warps, num_stages) for keys, num_stages in ((64, 3), (64, 2), (32, 2), (16, 2))]
+    return _first_that_fits(tiles, operands, capability)
+
+
+def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> _Tile:
+    """Return the tile of prompts: the largest that fits."""
+    sizes = ((128, 64, 8), (64, 64, 8), (64, 32, 4), (32, 32, 4), (32, 16, 4), (16, 16, 4))
+    tiles = [_Tile(max(rows, least_rows), keys, num_warps, 2) for rows, keys, num_warps in sizes]
+    if operands.compute == "fp32":
+        # Float32 is multiplied in three parts, whose registers large tiles do not leave.
+        tiles = [tile for tile in tiles if tile.rows <= max(_FEW_ROWS, least_rows)]
+    return _first_that_fits(tiles, operands, capability)
+
+
+def _first_that_fits(tiles: list[_Tile], operands: _Operands, capability: Capability) -> _Tile:
+    limit = shared_limit(capability)
+    return next((tile for tile in tiles if operands.shared_bytes(tile, capability) <= limit), tiles[-1])
+
+
+def _attend_types(compute: str, cache: str) -> dict[str, str]:
+    return {
+        **dict.fromkeys(("out", "queries"), f"*{compute}"),
+        **dict.fromkeys(("partial_out", "partial_stats", "sinks", "slopes"), _FLOATS),
+        **dict.fromkeys(("key_cache", "value_cache"), f"*{cache}"),
+        **dict.fromkeys(("tables", "items"), _INTS),
+        **dict.fromkeys(("scale", "softcap", "key_factor", "value_factor"), "fp32"),
+        "window": "i32",
+    }
+
+
+def _power(number: int, least: int = _LEAST) -> int:
+    """Return the least power of two that is not less."""
+    return max(least, 1 << (number - 1).bit_length())
