@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,11 @@ from trident_compiler.weights.weights import Weight
 Array = npt.NDArray[Any]
 #: Of sums in float32, as a part of the sum of the products' sizes.
 SUMMING = 1e-5
+_QUANTIZE: dict[str, Callable[[Array, quantization.RoundScales], tuple[Array, Array]]] = {
+    "int8": quantization.int8_per_channel,
+    "int4": quantization.int4_symmetric,
+    "fp8": quantization.e4m3_per_channel,
+}
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,7 @@ def _weight(case: Case, rng: np.random.Generator) -> tuple[Weight, Array]:
     if case.weights in ("bf16", "fp16", "fp32"):
         stored = narrow(floats, case.weights)
         return Weight("w", case.weights, stored.shape, stored), widen(stored, case.weights).astype(np.float64)
-    quantize = {
-        "int8": quantization.int8_per_channel,
-        "int4": quantization.int4_symmetric,
-        "fp8": quantization.e4m3_per_channel,
-    }[case.weights]
+    quantize = _QUANTIZE[case.weights]
     members = [quantize(each, quantization.as_they_are) for each in floats]
     stored, scales = (np.stack([member[part] for member in members]) for part in range(2))
     weight = Weight("w", case.weights, floats.shape, stored, scales)
