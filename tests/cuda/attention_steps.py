@@ -1,7 +1,7 @@
 """Random steps of paged attention, and what they give in float64.
 
-Owns the draw of a step: which kind of attention, which sequences and blocks, and how the work is divided, more wildly than a
-planner would. Never knows whether a kernel's source runs or its twin: it is given what launches.
+Owns the draw of a step: which kind of attention, which sequences and blocks, and how the work is divided, more wildly
+than a planner would. Never knows whether a kernel's source runs or its twin: it is given what launches.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,7 @@ def interpret(
     )
     assert set(arguments) == set(types), f"{function}: arguments {sorted(arguments)} for {sorted(types)}"
     typed = {name: _typed(name, types[name], argument) for name, argument in arguments.items()}
+    _Launch.prepared.clear()
     with _memory(view or _view_of(types, arguments)), _order(backwards=backwards), np.errstate(all="ignore"):
         kernel[grid](**typed, **constants)
 
@@ -104,10 +105,11 @@ def _view_of(types: Mapping[str, str], arguments: Mapping[str, Array | int | flo
 
 # What the interpreter would do otherwise than a GPU.
 class _Launch:
-    """What the launch that runs now may touch, and in which order its programs run."""
+    """What the launch that runs now may touch, in which order its programs run, and which modules are prepared."""
 
     view: View | None = None
     is_backwards = False
+    prepared: ClassVar[set[str]] = set()
 
 
 @contextmanager
@@ -224,6 +226,27 @@ def _check_reduced(self: Any, operands: Any) -> None:
         raise NotImplementedError("a kernel reduces in float32: convert bf16 and fp8 before")
 
 
+_numpy_type = interpreter._get_np_dtype
+_numpy_types: dict[str, np.dtype[Any]] = {}
+
+
+def _known_numpy_type(kind: Any) -> np.dtype[Any]:
+    """Return the type that numbers are kept in; the interpreter writes a table of them each time."""
+    name = kind.name
+    if name not in _numpy_types:
+        _numpy_types[name] = _numpy_type(kind)
+    return _numpy_types[name]
+
+
+def _call(self: Any, *arguments: Any, **named: Any) -> Any:
+    """Call a function of a kernel. The interpreter would prepare its module each time, which takes milliseconds."""
+    module = self.fn.__globals__["__name__"]
+    if module not in _Launch.prepared:
+        interpreter._patch_lang(self.fn)
+        _Launch.prepared.add(module)
+    return self.rewrite()(*arguments, **named)
+
+
 _builder: Any = interpreter.InterpreterBuilder
 _builder.set_grid_idx = _set_program
 _builder.create_masked_load, _builder.create_masked_store = _masked_load, _masked_store
@@ -233,3 +256,5 @@ _builder.binary_op = _refuse_narrow(_builder.binary_op, 2)
 _builder.unary_op = _refuse_narrow(_builder.unary_op, 1)
 interpreter._convert_float = _convert
 interpreter.ReduceScanOpInterface.check_tensor = _check_reduced
+interpreter._get_np_dtype = _known_numpy_type
+interpreter.InterpretedFunction.__call__ = _call

@@ -19,7 +19,7 @@ _NOTHING = np.float32(-1.0e30)
 
 def write_cache(call: Call) -> None:
     """Write keys and values to their places."""
-    heads, block = call.constants["KV_HEADS"], call.constants["BLOCK"]
+    heads, block = _sizes(call, "KV_HEADS", "BLOCK")
     tokens = call.grid[0]
     places = call.read("places", (tokens,)).astype(np.int64)
     kept = np.flatnonzero(places >= 0)
@@ -28,7 +28,7 @@ def write_cache(call: Call) -> None:
         ("keys", "key_cache", "key_factor", "DIM"),
         ("values", "value_cache", "value_factor", "DIM_V"),
     ):
-        dim = call.constants[size]
+        (dim,) = _sizes(call, size)
         numbers = call.read(name, (tokens, heads, dim))[kept]
         if call.constants["QUANT"]:
             numbers = numbers / np.float32(call.number(factor))
@@ -45,10 +45,10 @@ def attend(call: Call) -> None:
 def _attend_item(call: Call, item: list[int]) -> None:
     table, token, count, position, begin, end, partial, is_first = item
     constants = call.constants
-    kv_heads, group, block = constants["KV_HEADS"], constants["GROUP"], constants["BLOCK"]
-    dim, dim_v, heads = constants["DIM"], constants["DIM_V"], constants["KV_HEADS"] * constants["GROUP"]
-    assert count * group <= constants["ROWS"], f"{count} tokens in a tile of {constants['ROWS']} rows"
-    rows = count * group
+    kv_heads, group, block, tile = _sizes(call, "KV_HEADS", "GROUP", "BLOCK", "ROWS")
+    dim, dim_v = _sizes(call, "DIM", "DIM_V")
+    heads, rows = kv_heads * group, count * group
+    assert rows <= tile, f"{count} tokens in a tile of {tile} rows"
     # Rows of a head of keys are its tokens, and of each the heads of the group.
     query = call.read("queries", (count, heads, dim), token * heads * dim).reshape(count, kv_heads, group, dim)
     query = query.transpose(1, 0, 2, 3).reshape(kv_heads, rows, dim)
@@ -99,15 +99,14 @@ def _attend_item(call: Call, item: list[int]) -> None:
         call.store("out", result.reshape(count, heads, dim_v), token * heads * dim_v)
         return
     for kv_head in range(kv_heads):
-        line = (partial * kv_heads + kv_head) * constants["ROWS"]
+        line = (partial * kv_heads + kv_head) * tile
         call.store("partial_out", acc[kv_head], line * dim_v)
         call.store("partial_stats", np.stack([top[kv_head], total[kv_head]], axis=-1), line * 2)
 
 
 def merge(call: Call) -> None:
     """Add up the pieces of every divided tile."""
-    constants = call.constants
-    kv_heads, group, dim_v, tile = (constants[name] for name in ("KV_HEADS", "GROUP", "DIM_V", "ROWS"))
+    kv_heads, group, dim_v, tile = _sizes(call, "KV_HEADS", "GROUP", "DIM_V", "ROWS")
     heads = kv_heads * group
     merges = call.read("merges", (call.grid[0], 4))
     for token, count, first, number in merges[merges[:, 1] > 0].tolist():
@@ -133,6 +132,10 @@ def copy_blocks(call: Call) -> None:
         for source, target in copies:
             block = call.raw("pool", (size,), begin + source * size).copy()
             call.raw("pool", (size,), begin + target * size)[:] = block
+
+
+def _sizes(call: Call, *names: str) -> list[int]:
+    return [int(call.constants[name]) for name in names]
 
 
 def _lines(blocks: Array, offsets: Array, heads: Array, kv_heads: int, block: int, *, last: bool = False) -> Array:
