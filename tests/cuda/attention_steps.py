@@ -1,26 +1,35 @@
 """Random steps of paged attention, and what they give in float64.
 
 Owns the draw of a step: which kind of attention, which sequences and blocks, and how the work is divided, more wildly
-than a planner would. Never knows whether a kernel's source runs or its twin: it is given what launches.
+than a planner would. Never asks a planner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tests.cuda.calls import narrow, widen
+from tests.cuda import twins
+from tests.cuda.calls import Call, narrow, widen
+from tests.cuda.interpreting import interpret
 from trident_compiler.cuda.attention_kernels import AttentionSpecs, attention_specs
 from trident_compiler.cuda.kernel_spec import KernelSpec
 
 Array = npt.NDArray[Any]
-#: Launches a function on a grid: types, constants, arguments.
-Launch = Callable[..., None]
+Grid: TypeAlias = tuple[int, int, int]
+Types = Mapping[str, str]
+Constants: TypeAlias = Mapping[str, int | float | bool]
+Arguments: TypeAlias = Mapping[str, Array | int | float]
+Launch = Callable[[str, Grid, Types, Constants, Arguments], None]
 
+#: Random steps that each of two files of tests takes.
+NUM_STEPS = int(os.environ.get("ATTENTION_STEPS", "96"))
 #: Largest errors, relative to the largest value that a row sees.
 TOLERANCES = {"fp32": 2e-6, "fp16": 8e-4, "bf16": 6e-3}
 _PADDING = 3
@@ -76,7 +85,7 @@ def draw_kind(seed: int) -> Kind:
     return Kind(
         compute=compute,
         cache="fp8e4nv" if seed % 5 == 0 else compute,
-        kv_heads=int(rng.choice([1, 2, 3] if group < 8 else [1, 2])),
+        kv_heads=int(rng.choice([1, 2, 3] if group < 4 else [1, 2])),
         group=group,
         dim=dim,
         dim_v=dim_v,
@@ -102,8 +111,10 @@ class Step:
         self.rng = rng = np.random.default_rng([seed, 2])
         self.specs = kind.specs()
         tile_len = max(1, kind.many_rows // kind.group)
-        lens = [int(rng.choice([1, 1, rng.integers(2, 5), rng.integers(1, 2 * tile_len + 3)])) for _ in range(4)]
-        self.past = [int(rng.integers(1, 150)) if rng.random() < 0.7 else 0 for _ in lens]
+        longest = min(24, 2 * tile_len) + 3
+        num_seqs = int(rng.integers(2, 5))
+        lens = [int(rng.choice([1, 1, rng.integers(2, 5), rng.integers(1, longest)])) for _ in range(num_seqs)]
+        self.past = [int(rng.integers(1, 120)) if rng.random() < 0.7 else 0 for _ in lens]
         self.begins = np.concatenate([[0], np.cumsum(lens)])
         self.tokens = int(self.begins[-1])
         heads, padded = kind.kv_heads * kind.group, self.tokens + _PADDING
@@ -149,6 +160,15 @@ class Step:
             self.key_cache[block[:past], :, offset[:past]] = self.cached(keys, self.factors[0])
             self.value_cache[block[:past], :, offset[:past]] = self.cached(values, self.factors[1])
             self.histories.append((keys, values))
+
+    def written_caches(self) -> tuple[Array, Array]:
+        """Return the caches as they are with the step's keys and values in their places."""
+        kept = np.flatnonzero(self.places >= 0)
+        block, offset = self.places[kept] // self.kind.block, self.places[kept] % self.kind.block
+        keys, values = self.key_cache.copy(), self.value_cache.copy()
+        keys[block, :, offset] = self.cached(self.keys[kept], self.factors[0])
+        values[block, :, offset] = self.cached(self.values[kept], self.factors[1])
+        return keys, values
 
     # How the work is divided.
     def divide(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, int]]:
@@ -285,6 +305,59 @@ class Attended:
     out: Array
     partials: dict[str, tuple[Array, Array]]
     num_merges: int
+
+
+def interpreted(function: str, grid: Grid, types: Types, constants: Constants, arguments: Arguments) -> None:
+    """Launch the source in the interpreter."""
+    interpret(function, grid, types, constants, arguments)
+
+
+def by_twin(function: str, grid: Grid, types: Types, constants: Constants, arguments: Arguments) -> None:
+    """Launch the twin."""
+    twins.run(function, Call.on_arrays(grid, types, constants, arguments))
+
+
+def source_of(function: str) -> Any:
+    """Return `module.function` as the interpreter has it."""
+    module, _, name = function.partition(".")
+    return getattr(importlib.import_module(f"trident_compiler.cuda.kernels.{module}"), name)
+
+
+def check_step(seed: int) -> None:
+    """Hold the source, and the twin, of all kernels of attention against float64 in one random step."""
+    step, other = Step(seed), Step(seed)
+    written = step.written_caches()
+    step.write(interpreted)
+    other.write(by_twin)
+    for caches in ((step.key_cache, step.value_cache), (other.key_cache, other.value_cache)):
+        for cache, expected in zip(caches, written, strict=True):
+            assert np.array_equal(cache, expected), "keys and values are in their places, and nothing else is touched"
+    source, twin = step.attend(interpreted), other.attend(by_twin)
+    expected, largest = step.expected()
+    tolerance = TOLERANCES[step.kind.compute]
+    for found in (source, twin):
+        out = widen(found.out, step.kind.compute)
+        assert np.isnan(out[step.tokens :]).all(), "padding is not touched"
+        errors = np.abs(out[: step.tokens] - expected).max(axis=(1, 2)) / largest
+        assert errors.max() <= tolerance, f"{step.kind}: {errors.max():.1e}"
+    for size, (sums, stats) in source.partials.items():
+        assert_same_partials(sums, stats, *twin.partials[size], tolerance * float(largest.max()))
+    for caches in ((step.key_cache, step.value_cache), (other.key_cache, other.value_cache)):
+        assert all(np.array_equal(cache, expected) for cache, expected in zip(caches, written, strict=True))
+
+
+def assert_same_partials(sums: Array, stats: Array, other_sums: Array, other_stats: Array, tolerance: float) -> None:
+    """Refuse partial sums that are others when they are brought to one scale, or lie in other places."""
+    assert np.array_equal(np.isnan(sums), np.isnan(other_sums)), "the same partial results are written"
+    assert np.array_equal(np.isnan(stats), np.isnan(other_stats))
+    top, total = np.nan_to_num(stats[..., 0]), np.nan_to_num(stats[..., 1])
+    other_top, other_total = np.nan_to_num(other_stats[..., 0]), np.nan_to_num(other_stats[..., 1])
+    assert np.array_equal(total > 0, other_total > 0), "the same rows have seen keys"
+    some = total > 0
+    assert np.allclose((top + np.log2(total, where=some))[some], (other_top + np.log2(other_total, where=some))[some])
+    mean, other_mean = sums[some] / total[some][:, None], other_sums[some] / other_total[some][:, None]
+    assert np.abs(mean - other_mean).max(initial=0) <= tolerance
+    assert not np.nan_to_num(sums[~some]).any()
 
 
 def _launch(
