@@ -15,7 +15,7 @@ from trident_backend.engine.gpu.device import Device
 
 
 class Partials(NamedTuple):
-    """Where tiles put what they have found in a piece of their keys: addresses, float32.
+    """The addresses where tiles put what they have found in a piece of their keys, float32.
 
     Args:
         out: `[partials, kv_heads, rows, v_head_dim]`.

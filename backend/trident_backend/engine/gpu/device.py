@@ -102,8 +102,9 @@ class Device:
 
     def free_pinned(self, memory: Bytes) -> None:
         """Free the whole of what `pinned` gave; nothing that was enqueued may still read or write it."""
-        self._pinned.remove(memory.ctypes.data)
-        self._call("cudaFreeHost", memory.ctypes.data)
+        address = memory.ctypes.data
+        self._call("cudaFreeHost", address)
+        self._pinned.remove(address)
 
     def upload(self, target_address: int, source_array: npt.NDArray[Any]) -> None:
         """Copy a contiguous array to the device; pinned memory must not change before the next `synchronize`."""

@@ -127,7 +127,7 @@ def _c_type(kernel: str, parameter: str, dtype: str) -> Any:
         return ctypes.c_void_p
     if dtype not in _NUMBERS:
         raise ArtifactError(
-            f"program.kernels.{kernel}.parameters: {parameter} is {dtype!r}, which is no type; build again"
+            f"program.kernels.{kernel}.parameters: {parameter} is {dtype!r}, which no number is passed as; build again"
         )
     return _NUMBERS[dtype]
 
