@@ -98,7 +98,7 @@ def test_sampling_kernels_whole_rows_are_searched_as_numpy_searches_them(vocab_s
         )
 
 
-@pytest.mark.parametrize("vocab_size, count", ((70, 64), (70, 1), (9000, 64), (600, 600)))
+@pytest.mark.parametrize(("vocab_size", "count"), [(70, 64), (70, 1), (9000, 64), (600, 600)])
 def test_sampling_kernels_the_largest_are_found_and_put_in_order(vocab_size: int, count: int) -> None:
     logits = _logits(vocab_size)
     buffer, rows = _buffer(logits)
@@ -139,7 +139,7 @@ def test_sampling_kernels_weights_are_summed_by_chunk(vocab_size: int) -> None:
     np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("vocab_size", (70, 1500))
+@pytest.mark.parametrize("vocab_size", [70, 1500])
 def test_sampling_kernels_rows_are_changed_as_numpy_changes_them(vocab_size: int) -> None:
     rng, logits = np.random.default_rng(1), _logits(vocab_size)
     buffer, rows = _buffer(logits)
@@ -277,7 +277,7 @@ def _step(vocab_size: int, num_rows: int) -> FloatArray:
     return logits
 
 
-@pytest.mark.parametrize("vocab_size, interprets", KINDS)
+@pytest.mark.parametrize(("vocab_size", "interprets"), KINDS)
 def test_sampling_kernels_device_logits_are_as_on_the_host(vocab_size: int, interprets: bool) -> None:
     """Every operation, with more rows than one run takes where twins compute."""
     num_rows = 4 if interprets else 150

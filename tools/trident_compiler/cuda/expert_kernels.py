@@ -89,11 +89,11 @@ def group_launch(make: LaunchMaker, routing: Routing, chosen: Argument, order: A
 def expert_launches(
     make: LaunchMaker,
     matrix: Matrix,
-    num_chosen: int,
     x: Argument,
     weight: Argument,
     out: Argument,
     *,
+    num_chosen: int,
     order: Argument,
     counts: Argument,
     x_is_shared: bool,
@@ -108,10 +108,10 @@ def expert_launches(
     Args:
         make: takes them.
         matrix: of the weights; its heads are the experts.
-        num_chosen: experts of a row.
         x: `[rows, in]` if `x_is_shared` by a row's experts, else `[rows, chosen, in]`.
         weight: `[experts, out, in]`.
         out: `[rows, chosen, out]`.
+        num_chosen: experts of a row.
         order: as `group_launch` leaves it; so is `counts`.
         counts: see there.
         x_is_shared: see there.
@@ -155,8 +155,8 @@ def expert_launches(
             "TILE_K": tile.depth,
         }
         spec = KernelSpec.of("experts.linear", types, constants, tile.num_warps, tile.num_stages)
-        times, size = _tiles_of(matrix.num_heads, num_chosen, tile.rows, least)
-        grid = (Extent(make.counted, size, times), Extent(times=-(-matrix.out_size // tile.columns)), ONE)
+        tiles = _tiles_of(matrix.num_heads, num_chosen, tile.rows, least, most or max_rows)
+        grid = (Extent(make.counted, *tiles), Extent(times=-(-matrix.out_size // tile.columns)), ONE)
         make.launch(spec, grid, arguments, least, most)
 
 
@@ -200,14 +200,14 @@ def _ranges(num_experts: int, num_chosen: int, max_rows: int) -> Iterator[tuple[
     yield least, 0
 
 
-def _tiles_of(num_experts: int, num_chosen: int, tile: int, least: int) -> tuple[int, int]:
-    """Return `times` and `size`, so that `times * ceil(rows / size)` tiles are enough for `least` rows and more.
+def _tiles_of(num_experts: int, num_chosen: int, tile: int, least: int, most: int) -> tuple[int, int]:
+    """Return `size` and `times`: `times * ceil(rows / size)` tiles are enough for the rows of a range.
 
-    Each pair may be an expert's only one; beyond that, of each expert one tile may not be full.
+    Each pair may be an expert's only one, which is the fewest tiles while there are few pairs; beyond that, of each
+    expert one tile may not be full.
     """
-    if num_experts >= least * num_chosen:
-        return num_chosen, 1
-    return num_chosen + -(-num_experts * tile // least), tile
+    times = num_chosen + -(-num_experts * tile // least)
+    return (1, num_chosen) if num_chosen * most <= times * -(-most // tile) else (tile, times)
 
 
 def _tile(matrix: Matrix, compute: str, capability: Capability, rows: int) -> Tile:

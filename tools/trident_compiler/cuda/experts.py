@@ -48,10 +48,10 @@ class CudaExperts:
             expert_launches(
                 make,
                 stored.matrix,
-                num_chosen,
                 of.at,
                 stored.values,
                 out.at,
+                num_chosen=num_chosen,
                 order=order,
                 counts=counts,
                 x_is_shared=is_shared,
