@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import make_checkpoint
-from trident_compiler import compiler_choice
-from trident_compiler.compiler_choice import BuildRequest, choose_compiler
+from trident_compiler import compiler_choice, gpu_choice
+from trident_compiler.compiler_choice import choose_compiler
+from trident_compiler.gpu_choice import BuildRequest
 from trident_compiler.model_folder import open_checkpoint
 from trident_compiler.planning.memory_plan import LimitsRequest, TakenMemory
 from trident_compiler.tensorrt import gpu
@@ -45,8 +46,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def has(gpus: tuple[Gpu, ...], *modules: str) -> None:
         monkeypatch.setattr(compiler_choice, "gpus_at_hand", lambda: Gpus(gpus, "" if gpus else NONE))
-        monkeypatch.setattr(compiler_choice, "free_bytes", lambda ordinal: (ordinal + 1) << 30)
-        monkeypatch.setattr(compiler_choice, "total_bytes", lambda _: 8 << 30)
+        monkeypatch.setattr(gpu_choice, "free_bytes", lambda ordinal: (ordinal + 1) << 30)
+        monkeypatch.setattr(gpu_choice, "total_bytes", lambda _: 8 << 30)
         monkeypatch.setattr(gpu, "select", lambda _: None)
         for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
             there = {"tensorrt": FullTensorRT("tensorrt")}.get(name, rtx) if name in modules else None
@@ -102,6 +103,18 @@ def test_compiler_choice_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machi
         ((), (), {"gpu_memory": 1}, "--gpu-memory: .*--engine tensorrt"),
         ((), (), {"engine": "openvino", "capability": "8.9"}, r"--compute-capability: .*as asked"),
         ((), (), {"tensor_parallel": 2}, "--tensor-parallel: .*OpenVINO's"),
+        ((), (), {"engine": "cuda"}, "--engine cuda: no NVIDIA GPU .* --compute-capability 8.9"),
+        ((), (), {"engine": "cuda", "capability": "9.0"}, "--gpu-memory: 1 such GPUs are wanted and 0 are here"),
+        ((ADA,), (), {"engine": "cuda", "tensor_parallel": 2}, "--tensor-parallel 2: .* one GPU; .*--engine tensorrt"),
+        ((ADA,), (), {"engine": "cuda", "attention_lengths": True}, "--attention lengths: there are no slots"),
+        (
+            (),
+            (),
+            {"engine": "cuda", "capability": "7.5", "gpu_memory": 1},
+            r"capability 7\.5; there are for 8\.0 .A100",
+        ),
+        ((), ("tensorrt_rtx",), {"capability": "9.0", "gpu_memory": 1}, "choose --engine cuda"),
+        ((), (), {"engine": "openvino", "gpu_memory": 1}, "--gpu-memory: .*--engine tensorrt or cuda"),
         ((ADA,), ("tensorrt",), {"gpus": (1,)}, "--gpu: there is no GPU 1; this machine has 1"),
         ((ADA,), ("tensorrt",), {"tensor_parallel": 2}, "--gpu-memory: 2 such GPUs are wanted and 1 are here"),
         ((ADA,), ("tensorrt",), {"tensor_parallel": 0}, "--tensor-parallel: must be at least 1, not 0"),
@@ -124,6 +137,28 @@ def test_compiler_choice_what_cannot_be_built_here_is_refused(
     with pytest.raises(BuildError, match=words) as refusal:
         chosen(**asked)
     assert refusal.type is BuildError, "there is no plan yet"
+
+
+def test_compiler_choice_kernels_of_our_own_are_built_where_they_are_asked_for(machine: Any) -> None:
+    pytest.importorskip("triton")
+    machine((), "tensorrt_rtx")
+    choice = choose_compiler(BuildRequest(engine="cuda", capability="9.0", gpu_memory=5 << 30, gpus=(3,)))
+    compiler: Any = choice.compiler
+    assert (compiler.compiler.name, compiler.compiler.target, compiler.num_devices) == ("cuda", "sm_90", 1)
+    assert (choice.why, choice.gpus, compiler.memory) == ("as asked", (3,), "of the GPU, as --gpu-memory says")
+    machine((ADA, Gpu(1, (9, 0))))
+    choice = choose_compiler(BuildRequest(engine="cuda", capability="9.0"))
+    assert (choice.gpus, choice.compiler.memory) == ((1,), "free on GPU 1")
+    assert chosen(engine="cuda") == ("cuda", "sm_89", "as asked")
+    machine((), "tensorrt_rtx")
+    assert chosen(capability="8.9", gpu_memory=1)[0] == "tensorrt_rtx", "unless it is asked for"
+
+
+def test_compiler_choice_triton_is_asked_for_where_it_is_missing(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BuildError, match=r"--engine cuda: .*not installed: pip install 'trident-llm\[cuda\]'"):
+        chosen(engine="cuda", capability="9.0", gpu_memory=1)
 
 
 def test_compiler_choice_the_least_free_gpu_is_planned_for(machine: Any, tmp_path: Path) -> None:
@@ -312,7 +347,8 @@ def test_compiler_choice_openvino_needs_no_tensorrt_and_tensorrt_no_openvino() -
     program = (
         "import sys; sys.modules['{absent}'] = None\n"
         "import trident_tools.build, trident_compiler.engine_builder\n"
-        "from trident_compiler.compiler_choice import BuildRequest, choose_compiler\n"
+        "from trident_compiler.compiler_choice import choose_compiler\n"
+        "from trident_compiler.gpu_choice import BuildRequest\n"
         "print(choose_compiler(BuildRequest({asked})).compiler.compiler.name)\n"
     )
     for absent, asked, name in (

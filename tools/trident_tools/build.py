@@ -15,15 +15,16 @@ from pathlib import Path
 from rich.console import Console
 
 from trident_compiler.compiler_choice import (
+    CUDA,
     OPENVINO,
     TENSORRT,
-    BuildRequest,
     CompilerChoice,
     choose_compiler,
     choose_exported_compiler,
 )
 from trident_compiler.engine_builder import build_engine
 from trident_compiler.families.features import check_features
+from trident_compiler.gpu_choice import BuildRequest
 from trident_compiler.model_folder import ExportedModel, Opened, open_model
 from trident_compiler.planning import slot_plan
 from trident_compiler.planning.memory_plan import (
@@ -91,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("bf16", "fp16", "fp32"),
-        help="of the computation: fp16 on GPUs, fp32 on CPUs, bf16 on either (default: on CPUs what is "
-        "measured to be faster, on GPUs as the checkpoint)",
+        help="of the computation: fp16 on GPUs, fp32 on CPUs and with --engine cuda, bf16 everywhere (default: on CPUs "
+        "what is measured to be faster, on GPUs as the checkpoint)",
     )
     parser.add_argument(
         "--weights",
@@ -154,13 +155,15 @@ def _add_names(group: argparse._ArgumentGroup) -> None:
 def _add_target(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--engine",
-        choices=(OPENVINO, TENSORRT),
-        help="openvino for CPUs, tensorrt for NVIDIA GPUs (default: as the machine has a GPU and TensorRT, or not)",
+        choices=(OPENVINO, TENSORRT, CUDA),
+        help="openvino for CPUs, tensorrt for NVIDIA GPUs, cuda for them with kernels of Trident's own, which no GPU "
+        "has run yet (default: openvino or tensorrt, as the machine has a GPU and TensorRT, or not)",
     )
     group.add_argument(
         "--compute-capability",
         metavar="X.Y",
-        help="of a GPU elsewhere, for which TensorRT-RTX builds on any machine, such as 8.9 (default: the GPU here)",
+        help="of a GPU elsewhere, for which TensorRT-RTX and --engine cuda build on any machine, such as 8.9 (default: "
+        "the GPU here)",
     )
     group.add_argument(
         "--gpu-memory",
@@ -174,8 +177,8 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         "--attention",
         choices=("mask", "lengths"),
         default="mask",
-        help="how attention on GPUs is kept from what a slot does not hold: by a mask, which is right everywhere, or by"
-        " lengths, which read less and which some kernels ignore: try `make test-gpu` first (default mask)",
+        help="how TensorRT's attention is kept from what a slot does not hold: by a mask, which is right everywhere, "
+        "or by lengths, which read less and which some kernels ignore: try `make test-gpu` first (default mask)",
     )
 
 

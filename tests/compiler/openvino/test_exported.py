@@ -20,8 +20,9 @@ from tests.fakes.progress import SilentProgress
 from tests.openvino_exports import NETWORK, compress, edited, export, restored
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine
-from trident_compiler.compiler_choice import BuildRequest, choose_exported_compiler
+from trident_compiler.compiler_choice import choose_exported_compiler
 from trident_compiler.engine_builder import build_engine
+from trident_compiler.gpu_choice import BuildRequest
 from trident_compiler.model_folder import ExportedModel, open_model
 from trident_compiler.openvino.exported import compiler as exported_compiler
 from trident_compiler.openvino.exported.agreement import check_agreement

@@ -13,7 +13,8 @@ from typing import cast
 import pytest
 
 from tests.fakes.manifests import write_small_manifest
-from trident_compiler.compiler_choice import BuildRequest, choose_compiler
+from trident_compiler.compiler_choice import choose_compiler
+from trident_compiler.gpu_choice import BuildRequest
 from trident_compiler.planning.machine import Machine
 from trident_compiler.planning.memory_plan import TakenMemory
 from trident_compiler.tensorrt.gpu import total_bytes

@@ -153,7 +153,7 @@ def _named_target(trt: Any, capability: Capability, ordinal: int | None) -> Any:
         known = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in names if name.startswith("SM"))
         raise BuildError(
             f"--compute-capability: TensorRT-RTX {trt.__version__} builds for {known}, not {capability[0]}."
-            f"{capability[1]}; build on a machine with that GPU, with TensorRT"
+            f"{capability[1]}; choose --engine cuda, or build on a machine with that GPU, with TensorRT"
         )
     return None
 

@@ -27,9 +27,9 @@ def plan_lines(
         taken: what other models take of the memory that was planned with; empty where none does.
     """
     model, compiler = opened.model, choice.compiler.compiler
-    on_cpu = plan.kv_kind is KVKind.BLOCKS
+    on_cpu = compiler.target == "cpu"
     resident = "packed for this CPU" if on_cpu else "and all but the KV cache"
-    parts = "blocks" if on_cpu else "slots"
+    parts = "blocks" if plan.kv_kind is KVKind.BLOCKS else "slots"
     target = "this CPU" if on_cpu else compiler.target
     yield "model", f"{model.model_type}, {model.num_layers} layers, vocabulary {model.vocab_size}"
     yield "engine", f"{compiler.name} {compiler.version} for {target}: {choice.why}"
