@@ -3,6 +3,7 @@
 Owns them. Never holds one that an engine has.
 """
 
+# mypy: ignore-errors
 # ruff: noqa: ANN001, ANN201, N803, PLR0917
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import re
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -83,7 +83,24 @@ def compile_kernels(
 def compile_specs(
     specs: Sequence[KernelSpec], capability: Capability, progress: Progress, *, package: str = SOURCES
 ) -> dict[KernelSpec, CompiledKernel]:
-    """Compile kernels, on as many processes as this one has cores; all of these have ended when it returns or raises.
+    """Compile kernels, as `answers` does.
+
+    Raises:
+        BuildError: as `compile_kernels` has it.
+    """
+    compiled: dict[KernelSpec, CompiledKernel] = {}
+    with closing(answers(specs, capability, progress, package=package)) as found:
+        for spec, answer in found:
+            if isinstance(answer, Failure):
+                raise BuildError(f"{describe(spec)} cannot be compiled for {sm_target(capability)}: {answer.words}")
+            compiled[spec] = answer
+    return compiled
+
+
+def answers(
+    specs: Sequence[KernelSpec], capability: Capability, progress: Progress, *, package: str = SOURCES
+) -> Generator[tuple[KernelSpec, CompiledKernel | Failure], None, None]:
+    """Compile kernels, on as many processes as this one has cores; all of these have ended when the generator has.
 
     Args:
         specs: each a different one.
@@ -91,8 +108,11 @@ def compile_specs(
         progress: gets a phase with a step for each kernel.
         package: of the sources.
 
+    Yields:
+        each spec, with its kernel or why there is none, as soon as that is known.
+
     Raises:
-        BuildError: as `compile_kernels` has it.
+        BuildError: Triton is not installed, or the target does not compute with a kernel's types.
     """
     target_of(capability)
     for spec in specs:
@@ -103,16 +123,12 @@ def compile_specs(
             )
     triton_version()
     progress.phase("compiling kernels", len(specs), in_bytes=False)
-    compiled: dict[KernelSpec, CompiledKernel] = {}
     with tempfile.TemporaryDirectory(prefix="trident-kernels-", ignore_cleanup_errors=True) as folder:
         num_processes = min(len(specs), len(os.sched_getaffinity(0)))
         with _processes(num_processes, capability, package, folder) as processes:
-            for spec, answer in _answers(specs, processes):
-                if isinstance(answer, Failure):
-                    raise BuildError(f"{describe(spec)} cannot be compiled for {sm_target(capability)}: {answer.words}")
-                compiled[spec] = answer
-                progress.reached(len(compiled))
-    return compiled
+            for num_done, answer in enumerate(_answers(specs, processes), start=1):
+                yield answer
+                progress.reached(num_done)
 
 
 def describe(spec: KernelSpec) -> str:
