@@ -9,6 +9,23 @@ import triton.language as tl
 
 
 @triton.jit
+def nibble(words, INDEX: tl.constexpr, dtype: tl.constexpr):
+    """Return the numbers of 4 bits that lie at an index of words of eight, the lowest bits first."""
+    # By way of float32: two of those become 16 bits in one instruction.
+    return ((words << (28 - 4 * INDEX)) >> 28).to(tl.float32).to(dtype)
+
+
+@triton.jit
+def eight(words, dtype: tl.constexpr):
+    """Return words of eight numbers of 4 bits as those numbers, on a last axes of two, two and two."""
+    even_0 = tl.join(nibble(words, 0, dtype), nibble(words, 4, dtype))
+    even_1 = tl.join(nibble(words, 2, dtype), nibble(words, 6, dtype))
+    odd_0 = tl.join(nibble(words, 1, dtype), nibble(words, 5, dtype))
+    odd_1 = tl.join(nibble(words, 3, dtype), nibble(words, 7, dtype))
+    return tl.join(tl.join(even_0, even_1), tl.join(odd_0, odd_1))
+
+
+@triton.jit
 def linear(
     out,
     x,
@@ -71,15 +88,13 @@ def linear(
             x_ok = row_ok[:, None] & (k + depth < K)[None, :]
         rows = tl.load(x_line + (k + depth)[None, :], mask=x_ok, other=0.0)
         if GROUP:
-            pair = tl.arange(0, TILE_K // 2)
-            places = (matrix_row * (K // 2))[:, None] + (k // 2 + pair)[None, :]
+            places = (matrix_row * (K // 8))[:, None] + (k // 8 + tl.arange(0, TILE_K // 8))[None, :]
+            words = weight.to(tl.pointer_type(tl.int32)) + places
             if N % TILE_N == 0:
-                pairs = tl.load(weight + places)
+                packed = tl.load(words)
             else:
-                pairs = tl.load(weight + places, mask=column_ok[:, None], other=0)
-            low = ((pairs << 4) >> 4).to(rows.dtype)
-            high = (pairs >> 4).to(rows.dtype)
-            numbers = tl.join(low, high).reshape(TILE_N, TILE_K)
+                packed = tl.load(words, mask=column_ok[:, None], other=0)
+            numbers = eight(packed, rows.dtype).reshape(TILE_N, TILE_K)
             scale = tl.load(scales + matrix_row * (K // GROUP) + k // GROUP, mask=column_ok, other=0.0)
             total += tl.dot(rows, tl.trans(numbers), input_precision="ieee") * scale[None, :]
         else:
