@@ -88,7 +88,7 @@ class Recorded:
         else:
             twins.run(spec.function, Call.on_arrays(grid, types, constants, arguments))
 
-    def _bound(self, argument: Argument, num_rows: int) -> Any:
+    def _bound(self, argument: Argument, num_rows: int) -> Array | int | float:
         if argument.kind in (Kind.VALUE, Kind.WEIGHT):
             return self.arrays[argument.name]
         return {Kind.NUMBER: argument.number, Kind.COUNT: num_rows, Kind.NOTHING: 0}[argument.kind]
@@ -115,7 +115,7 @@ def _exact(weight: Weight) -> Array:
     else:
         numbers = widen(weight.values, kind).astype(np.float64).reshape(weight.shape)
     if weight.scales is None:
-        return numbers
+        return np.asarray(numbers, np.float64)
     groups = weight.scales.shape[-1]
     scaled = numbers.reshape(*weight.shape[:-1], groups, -1) * weight.scales[..., None]
     return np.asarray(scaled.reshape(weight.shape), np.float64)
@@ -244,8 +244,7 @@ def test_expert_kernels_route_chooses_as_a_reader_would(name: str, has_bias: boo
     mixture = _mixture(routing, interprets=interprets, inner=8)
     num_rows = 4 if interprets else 200
     _, logits = _tokens(routing, num_rows)
-    logits = np.round(logits * 2) / 2 if not has_bias else logits
-    logits = np.float32(logits)
+    logits = (np.round(logits * 2) / 2 if not has_bias else logits).astype(np.float32)
     # A row of no numbers, as padding may be, has experts, each once.
     logits[-1] = np.nan
     _, launch = mixture.recorded.launches[0]
@@ -271,7 +270,7 @@ def test_expert_kernels_pairs_are_ordered_by_expert_and_then_as_they_come(num_ro
     order, counts = np.full(num_rows * num_chosen, -7, np.int32), np.full(num_experts, -7, np.int32)
     types = {"order": "*i32", "counts": "*i32", "chosen": "*i32", "num_rows": "i32"}
     constants = {"CHOSEN": num_chosen, "BLOCK": 1024}
-    given = {"order": order, "counts": counts, "chosen": chosen, "num_rows": num_rows}
+    given: dict[str, Array | int | float] = {"order": order, "counts": counts, "chosen": chosen, "num_rows": num_rows}
     if interprets:
         interpret("experts.group", (num_experts, 1, 1), types, constants, given, backwards=True)
     else:

@@ -61,7 +61,7 @@ class _Operation:
         by_pair = {Operand.PAIRS} | ({Operand.VALUES} if Operand.PAIRS in self.inputs else set())
         counts = {name: most[Operand.PAIRS if name in by_pair else Operand.ROWS] for name in self.inputs}
         counts |= dict.fromkeys(self.outputs, most[self.leader])
-        sizes = [_size((counts[name], *shape), name) for name, shape in (self.inputs | self.outputs).items()]
+        sizes = [_size((counts[name], *shape), name) for name, shape in (*self.inputs.items(), *self.outputs.items())]
         return sum(_aligned(size) for size in sizes)
 
 
@@ -178,7 +178,7 @@ def _operations(program: Program) -> dict[str, _Operation]:
     vocab_size, limits = program.vocab_size, program.sampling
     rows: dict[str, tuple[int, ...]] = {Operand.ROWS: ()}
     pairs: dict[str, tuple[int, ...]] = {Operand.PAIRS: (2,)}
-    sums = {Operand.SUMS: (-(-vocab_size // CHUNK_WIDTH),)}
+    sums: dict[str, tuple[int, ...]] = {Operand.SUMS: (-(-vocab_size // CHUNK_WIDTH),)}
     weighed = {**rows, Operand.MAXIMA: (), Operand.INVERSES: (), Operand.FLOORS: ()}
     penalised = {**rows, Operand.TABLE_ROWS: (), Operand.REPETITIONS: ()}
     masked = {**rows, Operand.MASKS: (-(-vocab_size // 32) * 4,)}
