@@ -27,13 +27,13 @@ SPEC = EngineSpec(
 )
 NAMES = ("write", "few", "many", "merge_few", "merge_many")
 #: Heads of values may have another size, and layers differ in heads.
-KINDS = (AttentionKind(2, 4, 24, 12, 0, 16, 64, *NAMES), AttentionKind(3, 1, 8, 8, 40, 16, 64, *NAMES))
+KINDS = (AttentionKind(2, 4, 24, 10, 0, 16, 64, *NAMES), AttentionKind(3, 1, 8, 8, 40, 16, 64, *NAMES))
 PARAMETERS = (("pool", "*i32"), ("geometry", "*i64"), ("copies", "*i32"), ("num_copies", "i32"))
 KERNEL = Kernel("kernels/copy.cubin", "copy_blocks", "attention.copy_blocks", 128, 0, PARAMETERS, {"CHUNK": 128})
 #: The layer of each attention, and its kind; one layer's cache is used twice.
 LAYERS = ((0, 0), (1, 1), (2, 0), (2, 0))
 #: Bytes of a block's keys and values in each layer, in fp16.
-SIZES = {0: (2 * 16 * 24 * 2, 2 * 16 * 12 * 2), 1: (3 * 16 * 8 * 2,) * 2, 2: (2 * 16 * 24 * 2, 2 * 16 * 12 * 2)}
+SIZES = {0: (2 * 16 * 24 * 2, 2 * 16 * 10 * 2), 1: (3 * 16 * 8 * 2,) * 2, 2: (2 * 16 * 24 * 2, 2 * 16 * 10 * 2)}
 
 
 def program_of(cache_dtype: str = "fp16") -> Program:
