@@ -109,6 +109,17 @@ def test_preflight_names_the_version_of_the_runtime_that_is_missing(
     assert "the plan was built by tensorrt 10.1, 10.2 is installed here" in complaint(repository, capsys)
 
 
+def test_preflight_asks_for_the_gpu_and_the_bindings_of_kernels_of_our_own(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(repository, compiler=Compiler("cuda", "3.7.1", "sm_90"))
+    _on(monkeypatch, (8, 9))
+    assert "the kernels were compiled for sm_90, GPU 0 is sm_89" in complaint(repository, capsys, "serve")
+    _on(monkeypatch, (9, 0))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    assert "compiler.name: the engine needs cuda-bindings" in complaint(repository, capsys)
+
+
 def test_preflight_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder; make one with `trident build`" in complaint(tmp_path / "none", capsys)
 

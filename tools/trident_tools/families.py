@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trident_compiler.compiler_choice import OPENVINO, TENSORRT
+from trident_compiler.compiler_choice import CUDA, OPENVINO, TENSORRT
+from trident_compiler.cuda.refusals import REFUSALS as CUDA_REFUSALS
 from trident_compiler.families.family import Family
 from trident_compiler.families.features import Feature
 from trident_compiler.families.registry import FAMILIES
@@ -20,7 +21,11 @@ from trident_compiler.openvino.refusals import REFUSALS as OPENVINO_REFUSALS
 from trident_compiler.tensorrt.refusals import REFUSALS as TENSORRT_REFUSALS
 
 #: Engine -> what it cannot compute, and why.
-ENGINES: Mapping[str, Mapping[Feature, str]] = {OPENVINO: OPENVINO_REFUSALS, TENSORRT: TENSORRT_REFUSALS}
+ENGINES: Mapping[str, Mapping[Feature, str]] = {
+    OPENVINO: OPENVINO_REFUSALS,
+    TENSORRT: TENSORRT_REFUSALS,
+    CUDA: CUDA_REFUSALS,
+}
 _MODULES = "../tools/trident_compiler/families"
 
 

@@ -5,13 +5,16 @@ Owns the checks of the repository, of the GPUs and of the ports, and their messa
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trident_backend.engine.cuda.manifest_check import check_target as check_target_of_kernels
 from trident_backend.engine.tensorrt.runtime import check_target, import_runtime
+from trident_compiler.compiler_choice import CUDA
 from trident_compiler.tensorrt.gpu import count_gpus, gpus_at_hand
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ServerError
@@ -82,7 +85,7 @@ def check_gpus(gpus: Sequence[int], manifest: Manifest) -> None:
         if gpus:
             raise ServerError(
                 f"--gpu: the engine was compiled by {compiler.name} for CPUs; leave it out, or build one for GPUs with "
-                "`trident build --engine tensorrt`"
+                "`trident build --engine tensorrt` or `--engine cuda`"
             )
         return
     if gpus and len(gpus) != num_parts:
@@ -116,7 +119,10 @@ def check_machine(gpus: Sequence[int], manifest: Manifest) -> None:
     if manifest.runs_on_gpus:
         found = gpus_at_hand().found
         for ordinal in gpus or range(manifest.tensor_parallel):
-            check_target(manifest.compiler, found[ordinal].capability, ordinal)
+            if manifest.compiler.name == CUDA:
+                check_target_of_kernels(manifest, found[ordinal].capability, ordinal)
+            else:
+                check_target(manifest.compiler, found[ordinal].capability, ordinal)
     elif manifest.precision.compute == "bf16" and not _computes_bf16():
         raise ServerError(
             "precision.compute: the engine computes in bf16, and this CPU cannot, which takes AVX-512; serve it "
@@ -131,12 +137,24 @@ def check_runtime(manifest: Manifest) -> None:
 
     Raises:
         ArtifactError: TensorRT is missing, or another version.
-        ServerError: OpenVINO is missing.
+        ServerError: OpenVINO or cuda-bindings are missing.
     """
-    if manifest.runs_on_gpus:
+    if manifest.compiler.name == CUDA:
+        _import_cuda()
+    elif manifest.runs_on_gpus:
         import_runtime(manifest.compiler)
     elif importlib.util.find_spec("openvino") is None:
         raise ServerError("compiler.name: the engine needs openvino, which is not installed: pip install openvino")
+
+
+def _import_cuda() -> None:
+    try:
+        importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise ServerError(
+            f"compiler.name: the engine needs cuda-bindings, which cannot be imported ({error}): "
+            "pip install 'cuda-bindings>=13,<14'"
+        ) from None
 
 
 def _computes_bf16() -> bool:
