@@ -153,13 +153,6 @@ class StepInputBuffer:
         return self._address + self._offsets[name][0] * _INT_BYTES
 
 
-def num_bytes_of(program: Program, spec: EngineSpec, num_programs: int) -> int:
-    """Return the bytes on the device that the inputs of any step take."""
-    planners = [AttentionPlanner(kind, num_programs) for kind in program.attention_kinds]
-    bounds = [planner.bounds(spec.max_num_tokens, spec.max_num_seqs) for planner in planners]
-    return _offsets(_sizes(spec, bounds))[1] * _INT_BYTES
-
-
 def _sizes(spec: EngineSpec, bounds: Sequence[PlanBounds]) -> dict[str, int]:
     """Return how many numbers the largest inputs have, in the order in which they lie."""
     sizes = dict.fromkeys((*(each.value for each in StepInput), _PLACES), spec.max_num_tokens)
