@@ -165,6 +165,7 @@ def test_kernel_double_memory_that_is_not_there_loses_the_gpu(
 
 def test_kernel_double_a_kernel_that_was_unloaded_does_not_run(device: Device, kernel: int) -> None:
     x, out = filled(device, [1] * 8), device.allocate(32)
+    launch(kernel, device, out, x, 1.0, 2)
     graph = device.capture(lambda: launch(kernel, device, out, x, 1.0, 2))
     assert f"library {kernel}" in GPUS.leaks()
     driver.cuLibraryUnload(kernel)
@@ -172,6 +173,13 @@ def test_kernel_double_a_kernel_that_was_unloaded_does_not_run(device: Device, k
     with pytest.raises(EngineError, match="LaunchFailure"):
         device.synchronize()
     assert not any("library" in leak for leak in GPUS.leaks())
+
+
+def test_kernel_double_the_first_launch_cannot_be_captured(device: Device, kernel: int) -> None:
+    x, out, found = filled(device, [1] * 8), device.allocate(32), []
+    with pytest.raises(EngineError, match="cudaStreamEndCapture"):
+        device.capture(lambda: found.append(launch(kernel, device, out, x, 1.0, 2)))
+    assert [status.name for status in found] == ["CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"]
 
 
 def test_kernel_double_kernels_for_other_gpus_are_not_loaded(device: Device) -> None:

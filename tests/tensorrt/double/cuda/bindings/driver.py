@@ -67,10 +67,11 @@ _plain = answering(CUresult, ())
 
 @dataclass
 class _Loaded:
-    """A kernel, and how much shared memory it was allowed."""
+    """A kernel, how much shared memory it was allowed, and whether it is on the device, which its first launch does."""
 
     cubin: Cubin
     most_shared_bytes: int = _SHARED_BYTES
+    was_launched: bool = False
 
 
 def cuGetErrorString(error: CUresult) -> tuple[Any, ...]:
@@ -156,6 +157,11 @@ def cuLaunchKernel(
     given = _packed(kernelParams, parameters) if packed else _pointed(kernelParams, parameters)  # type: ignore[arg-type]
     if any(given[name] for name, _ in _TRITONS_OWN):
         raise TypeError(f"{cubin.entry}: Triton's own addresses are those of nothing")
+
+    if not loaded.was_launched:
+        # CUDA loads kernels when they are needed, which it may not be able to do while a stream is captured.
+        GPUS.forbid_capture(f"{cubin.entry} is launched for the first time")
+        loaded.was_launched = True
 
     def work() -> None:
         if f not in GPUS.libraries:
