@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Count(str, Enum):
-    """What the rows of a value are, and what a grid is counted by."""
+    """A unit that the rows of a value, and the sizes of a grid, are counted in."""
 
     #: Tokens of the step, padded to the size that is launched.
     TOKENS = "tokens"
@@ -93,7 +93,7 @@ class StoredWeight:
 
 
 class Kind(str, Enum):
-    """What an argument of a launch is."""
+    """A kind of argument of a launch."""
 
     #: The address of a value, a weight, or a step's input, by its name.
     VALUE = "value"
