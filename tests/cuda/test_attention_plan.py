@@ -85,7 +85,7 @@ def divisions(found: AttentionPlan, sequences: Sequences) -> list[list[tuple[int
     return [sorted(each) for each in divided]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(kinds, programs, steps(max_past=3000, max_len=150, max_seqs=8))
 def test_attention_plan_any_step_has_every_key_of_every_token_once(
     kind: AttentionKind, num_programs: int, sequences: Sequences
@@ -113,7 +113,7 @@ def test_attention_plan_any_step_has_every_key_of_every_token_once(
     assert (times[seen] == 1).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(kinds, programs, steps(max_past=150_000, max_len=3000))
 def test_attention_plan_any_step_has_its_partials_numbered_without_gaps_and_each_merged_once(
     kind: AttentionKind, num_programs: int, sequences: Sequences
@@ -149,7 +149,7 @@ def exceeds(found: AttentionPlan, bounds: PlanBounds) -> bool:
     return any(count > limit for count, limit in zip(counts, limits, strict=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(kinds, programs, steps(max_past=1_000_000, max_len=3000, max_seqs=64), st.integers(0, 3), st.integers(0, 3))
 def test_attention_plan_any_step_is_within_the_bounds_of_its_size_and_of_larger_ones(
     kind: AttentionKind, num_programs: int, sequences: Sequences, more_tokens: int, more_seqs: int
@@ -197,7 +197,7 @@ def test_attention_plan_bounds_of_few_sequences_are_less_than_those_of_many_toke
 
 
 @pytest.mark.parametrize("window", [0, 4096])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(step=steps(max_past=20_000, max_len=600), order=st.randoms(use_true_random=False))
 def test_attention_plan_a_sequence_is_divided_as_if_it_were_alone_where_all_pieces_fit(
     window: int, step: Sequences, order: st.DataObject
