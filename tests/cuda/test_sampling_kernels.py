@@ -22,6 +22,7 @@ from tests.fakes.sampling_plans import LateDevice, at, on_host
 from trident_backend.engine.cuda.names import COPY_ROWS, rank
 from trident_backend.engine.cuda.program import Kernel, Program
 from trident_backend.engine.cuda.sampling_kernels import SamplingKernels
+from trident_backend.engine.gpu.device import DeviceMemoryError
 from trident_backend.engine.gpu.device_logits import DeviceLogits
 from trident_backend.engine.gpu.names import Sampling
 from trident_backend.engine.numpy_kernels import NumpyKernels
@@ -183,8 +184,18 @@ def test_sampling_kernels_rows_are_changed_as_numpy_changes_them(vocab_size: int
     np.testing.assert_array_equal(masked, np.where(is_allowed, logits, np.float32(-np.inf)))
 
 
+def test_sampling_kernels_more_equals_are_counted_than_sixteen_bits_hold() -> None:
+    vocab_size = 70_000
+    logits = np.zeros((1, vocab_size), np.float32)
+    logits[0, [69_999, 7]] = 1
+    keys, ids = _junk((1, 64), np.int32), _junk((1, 64), np.int32)
+    spec = sampling_specs(vocab_size, 1)[0][Sampling.top_k(64)]
+    _run(spec, (1, 1, 1), {"logits": logits, "rows": np.zeros(1, np.int32)}, {"keys": keys, "key_ids": ids})
+    assert set(ids[0].tolist()) == {69_999, *range(63)}
+
+
 def test_sampling_specs_blocks_of_a_row_are_as_many_as_a_byte_counts() -> None:
-    for vocab_size in (1, 70, 32_000, 262_144, 5_000_000):
+    for vocab_size in (1, 70, 32_000, 262_144, 4_000_000):
         specs, limits = sampling_specs(vocab_size, 2000)
         assert limits.max_chosen == limits.num_table_rows == MAX_ROWS
         assert limits.max_pairs == MAX_PAIRS
@@ -192,6 +203,7 @@ def test_sampling_specs_blocks_of_a_row_are_as_many_as_a_byte_counts() -> None:
         block = int(dict(specs[Sampling.top_k(limits.top_k[0])].constants)["BLOCK"])
         assert block & (block - 1) == 0
         assert -(-vocab_size // block) <= 255
+        assert block < 2**15
     assert sampling_specs(100, 3)[1].max_chosen == 3
 
 
@@ -210,9 +222,9 @@ class SamplingDevice(LateDevice):
         self.kernels = {name: _compiled(spec) for name, spec in specs.items()}
         self._interprets = interprets
         self.num_runs: Counter[str] = Counter()
-        program = Program(vocab_size, 0, (), (), (), (), (), "bf16", limits, self.kernels)
+        self.program = Program(vocab_size, 0, (), (), (), (), (), "bf16", limits, self.kernels)
         standing_in: Any = self
-        self.operations = SamplingKernels(standing_in, program, standing_in)
+        self.operations = SamplingKernels(standing_in, self.program, standing_in)
         self._shape = max_rows, vocab_size
         self._address = self.allocate(max_rows * vocab_size * 4)
 
@@ -365,3 +377,24 @@ def test_sampling_kernels_closing_frees_everything() -> None:
     device = SamplingDevice(70, 4)
     device.operations.close()
     assert device.num_allocations == 1, "the logits' own memory is the engine's"
+
+
+class ScarceDevice(LateDevice):
+    """A device whose memory is enough for so many allocations."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def allocate(self, num_bytes: int) -> int:
+        if self.num_allocations == self._most:
+            raise DeviceMemoryError("no memory")
+        return super().allocate(num_bytes)
+
+
+def test_sampling_kernels_too_little_memory_leaves_none_behind() -> None:
+    for most in range(5):
+        device: Any = ScarceDevice(most)
+        with pytest.raises(DeviceMemoryError):
+            SamplingKernels(device, device_of(70).program, device)
+        assert device.num_allocations == 0

@@ -51,7 +51,7 @@ def route(
     if BIAS:
         choice += tl.load(bias + expert, mask=is_one, other=0.0)
     # Whatever the logits are, what is chosen are experts, each once.
-    choice = tl.where(is_one & (choice == choice), choice, float("-inf"))
+    choice = tl.where(is_one & (choice == choice), choice, float("-inf"))  # noqa: PLR0124 (NaN)
     is_left = is_one
     if CHOSEN_GROUPS < GROUPS:
         score = tl.zeros([GROUPS_P], tl.float32)

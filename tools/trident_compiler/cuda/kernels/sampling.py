@@ -19,7 +19,7 @@ def argmax(ids, values, logits, rows, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     for begin in range(0, VOCAB, BLOCK):
         token = begin + lane
         x = tl.load(row + token, mask=token < VOCAB, other=float("-inf"))
-        x = tl.where(x == x, x, float("inf"))
+        x = tl.where(x == x, x, float("inf"))  # noqa: PLR0124 (NaN)
         is_better = x > best
         best = tl.where(is_better, x, best)
         best_id = tl.where(is_better, token, best_id)
@@ -64,7 +64,7 @@ def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr
     line = tl.program_id(0)
     row = logits + tl.load(rows + line).to(tl.int64) * VOCAB
     lane = tl.arange(0, BLOCK)
-    # What is known of the smallest key, which of its bits are known, and how many keys are above all that agree with it.
+    # What is known of the smallest key, which of its bits that is, and how many keys are above all that agree with it.
     known = tl.full([], 0, tl.uint32)
     mask = tl.full([], 0, tl.uint32)
     above = tl.full([], 0, tl.int32)
@@ -107,7 +107,7 @@ def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr
         key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         is_above = (key > smallest) & (token < VOCAB)
         is_equal = (key == smallest) & (token < VOCAB)
-        # Both are counted in one number: a block has less than 2^16 tokens.
+        # Both are counted in one number: a block has less than 2^15 tokens.
         before = tl.cumsum(is_above.to(tl.int32) | (is_equal.to(tl.int32) << 16), 0)
         place = tl.where(is_above, num_above + (before & 0xFFFF), num_equal + (before >> 16)) - 1
         is_taken = is_above | (is_equal & (place < COUNT))
@@ -211,7 +211,7 @@ def penalise(changed, logits, rows, table, table_rows, repetitions, VOCAB: tl.co
     x = tl.load(row + token, mask=token < VOCAB, other=0.0)
     offset = tl.load(offsets + token, mask=token < VOCAB, other=0.0)
     scaled = tl.where(x < 0, x * repetition, tl.div_rn(x, tl.zeros([BLOCK], tl.float32) + repetition))
-    penalised = tl.where(offset == offset, scaled - offset, x)
+    penalised = tl.where(offset == offset, scaled - offset, x)  # noqa: PLR0124 (NaN)
     tl.store(changed + line * VOCAB + token, penalised, mask=token < VOCAB)
 
 
