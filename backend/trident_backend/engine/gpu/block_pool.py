@@ -28,7 +28,7 @@ _PAIR_LEN = 2
 
 
 class Launcher(Protocol):
-    """What launches kernels by name, as `KernelLibrary` does."""
+    """A library of kernels that launches them by name, such as `KernelLibrary`."""
 
     def launch(self, name: str, grid: tuple[int, int, int], arguments: Mapping[str, int | float]) -> None:
         """Enqueue one launch."""

@@ -27,7 +27,7 @@ _FEW, _MANY, _MERGES_FEW, _MERGES_MANY = "few", "many", "merges_few", "merges_ma
 
 @dataclass(frozen=True)
 class StepGrids:
-    """How much attention a step has, for each of the program's kinds of attention, without padding.
+    """The size of a step's attention for each of the program's kinds of attention, without padding.
 
     Args:
         few: items of small tiles.
