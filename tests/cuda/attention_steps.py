@@ -29,7 +29,7 @@ Arguments: TypeAlias = Mapping[str, Array | int | float]
 Launch = Callable[[str, Grid, Types, Constants, Arguments], None]
 
 #: Random steps that each of two files of tests takes.
-NUM_STEPS = int(os.environ.get("ATTENTION_STEPS", "96"))
+NUM_STEPS = int(os.environ.get("ATTENTION_STEPS", "92"))
 #: Largest errors, relative to the largest value that a row sees.
 TOLERANCES = {"fp32": 2e-6, "fp16": 8e-4, "bf16": 6e-3}
 _PADDING = 3
@@ -329,9 +329,10 @@ def check_step(seed: int) -> None:
     written = step.written_caches()
     step.write(interpreted)
     other.write(by_twin)
-    for caches in ((step.key_cache, step.value_cache), (other.key_cache, other.value_cache)):
-        for cache, expected in zip(caches, written, strict=True):
-            assert np.array_equal(cache, expected), "keys and values are in their places, and nothing else is touched"
+    caches = (step.key_cache, step.value_cache), (other.key_cache, other.value_cache)
+    assert all(is_same(cache, at) for found in caches for cache, at in zip(found, written, strict=True)), (
+        "keys and values are in their places, and nothing else is touched"
+    )
     source, twin = step.attend(interpreted), other.attend(by_twin)
     expected, largest = step.expected()
     tolerance = TOLERANCES[step.kind.compute]
@@ -342,8 +343,12 @@ def check_step(seed: int) -> None:
         assert errors.max() <= tolerance, f"{step.kind}: {errors.max():.1e}"
     for size, (sums, stats) in source.partials.items():
         assert_same_partials(sums, stats, *twin.partials[size], tolerance * float(largest.max()))
-    for caches in ((step.key_cache, step.value_cache), (other.key_cache, other.value_cache)):
-        assert all(np.array_equal(cache, expected) for cache, expected in zip(caches, written, strict=True))
+    assert all(is_same(cache, at) for found in caches for cache, at in zip(found, written, strict=True))
+
+
+def is_same(array: Array, other: Array) -> bool:
+    """Return whether all bits are the same, those of NaN too."""
+    return np.array_equal(array.view(np.uint8), other.view(np.uint8))
 
 
 def assert_same_partials(sums: Array, stats: Array, other_sums: Array, other_stats: Array, tolerance: float) -> None:
@@ -354,7 +359,8 @@ def assert_same_partials(sums: Array, stats: Array, other_sums: Array, other_sta
     other_top, other_total = np.nan_to_num(other_stats[..., 0]), np.nan_to_num(other_stats[..., 1])
     assert np.array_equal(total > 0, other_total > 0), "the same rows have seen keys"
     some = total > 0
-    assert np.allclose((top + np.log2(total, where=some))[some], (other_top + np.log2(other_total, where=some))[some])
+    level = top[some] + np.log2(total[some])
+    assert np.allclose(level, other_top[some] + np.log2(other_total[some]), atol=1e-4)
     mean, other_mean = sums[some] / total[some][:, None], other_sums[some] / other_total[some][:, None]
     assert np.abs(mean - other_mean).max(initial=0) <= tolerance
     assert not np.nan_to_num(sums[~some]).any()

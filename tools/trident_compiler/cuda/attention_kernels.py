@@ -15,10 +15,12 @@ _INTS = "*i32"
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
 #: A product's operands have so many rows and columns at least.
 _LEAST = 16
-#: Words of 32 bits that a program copies at a time, four by each of its threads four times.
+#: Words of 32 bits that a program copies at a time: four times four by each of its threads.
 _COPIED_WORDS = 4096
 #: Rows that four warps multiply, and from which on groups of warps do.
 _FEW_ROWS, _GROUP_ROWS = 32, 64
+#: The largest head whose sums of 128 rows leave registers for the rest.
+_LARGE_HEAD = 128
 #: What sums over a row and the table of blocks take.
 _REDUCED_BYTES = 2560
 
@@ -68,7 +70,7 @@ class _Operands:
         item, cached = _ITEM_BYTES[self.compute], _ITEM_BYTES[self.cache]
         # Products of warp groups (wgmma, tcgen05) have their operands in two buffers, those of warps in one; the table
         # of blocks, which is read before the keys are, takes one of the stages of the latter.
-        by_groups = capability[0] in {9, 10} and tile.rows >= _GROUP_ROWS
+        by_groups = _has_groups(capability) and tile.rows >= _GROUP_ROWS
         num_buffers = tile.num_stages if by_groups else max(1, tile.num_stages - 2)
         query = tile.rows * self.dim_p * item * (2 if self.compute == "fp32" else 1)
         keys = num_buffers * tile.keys * (self.dim_p + self.dim_v_p) * cached
@@ -164,10 +166,18 @@ def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> 
     """Return the tile of prompts: the largest that fits."""
     sizes = ((128, 64, 8), (64, 64, 8), (64, 32, 4), (32, 32, 4), (32, 16, 4), (16, 16, 4))
     tiles = [_Tile(max(rows, least_rows), keys, num_warps, 2) for rows, keys, num_warps in sizes]
+    if max(operands.dim_p, operands.dim_v_p) > _LARGE_HEAD and not _has_groups(capability):
+        # The sums of 128 rows of such heads do not fit into the registers of eight warps.
+        tiles = [tile for tile in tiles if tile.rows <= max(_GROUP_ROWS, least_rows)]
     if operands.compute == "fp32":
         # Float32 is multiplied in three parts, whose registers large tiles do not leave.
         tiles = [tile for tile in tiles if tile.rows <= max(_FEW_ROWS, least_rows)]
     return _first_that_fits(tiles, operands, capability)
+
+
+def _has_groups(capability: Capability) -> bool:
+    """Return whether groups of warps multiply what is in shared memory (wgmma, tcgen05)."""
+    return capability[0] in {9, 10}
 
 
 def _first_that_fits(tiles: list[_Tile], operands: _Operands, capability: Capability) -> _Tile:
