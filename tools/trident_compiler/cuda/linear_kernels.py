@@ -33,7 +33,12 @@ _MOST_DIVIDED = 512
 _MOST_PARTS, _LEAST_TURNS = 16, 4
 #: Numbers that a program of `add_parts` adds.
 _CHUNK = 512
+#: A multiprocessor with so many bytes of shared memory has room for more turns.
 _LARGE_MEMORY = 128 << 10
+#: The stored types that are converted before they are multiplied.
+_QUANTIZED = ("i8", "fp8e4nv")
+#: The major number of GPUs that multiply from tensor memory.
+_BLACKWELL = 10
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Matrix:
     @property
     def has_row_scales(self) -> bool:
         """Whether each output has one scale."""
-        return not self.group and self.dtype in ("i8", "fp8e4nv")
+        return not self.group and self.dtype in _QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ def _choice(matrix: Matrix, compute: str, capability: Capability, least: int, mo
     """Return the tile and the number of parts for a range of numbers of rows."""
     target = target_of(capability)
     wanted = target.num_multiprocessors
-    few, middle, medium, large = _tiles(matrix, compute, target.shared_limit)
+    few, middle, medium, large = _tiles(matrix, compute, capability)
     if 0 < most <= few.rows:
         return few, _parts(matrix, few, least, 2 * wanted)
     if 0 < most <= middle.rows:
@@ -249,16 +254,15 @@ def _parts(matrix: Matrix, tile: Tile, num_rows: int, wanted: int) -> int:
     return -(-turns // -(-turns // max(1, parts)))
 
 
-def _tiles(matrix: Matrix, compute: str, shared_limit: int) -> tuple[Tile, Tile, Tile, Tile]:
+def _tiles(matrix: Matrix, compute: str, capability: Capability) -> tuple[Tile, Tile, Tile, Tile]:
     """Return the tiles for up to 16 rows, for up to 64, for more where there are few outputs, and for the others."""
     if compute == "fp32":
         small, more = Tile(16, 32, 32, 4, 2), Tile(64, 64, 32, 4, 2, 8)
         return small, Tile(32, 32, 32, 4, 2), more, more
-    is_large = shared_limit >= _LARGE_MEMORY
+    is_large = target_of(capability).shared_limit >= _LARGE_MEMORY
     depth = matrix.group or (128 if is_large else 64)
-    return (
-        Tile(16, 64, depth, 4, 4),
-        Tile(64, 64, min(64, depth), 4, 4),
-        Tile(128, 64, min(64, depth), 4, 4 if is_large else 3, 8),
-        Tile(128, 128, min(64, depth), 8, 4 if is_large else 3, 8),
-    )
+    few, middle = Tile(16, 64, depth, 4, 4), Tile(64, 64, min(64, depth), 4, 4)
+    medium = Tile(128, 64, min(64, depth), 4, 4 if is_large else 3, 8)
+    # Scaled sums of groups, and on 10.x converted weights, take the registers of a larger tile: it would be slower.
+    converts = matrix.dtype in _QUANTIZED and capability[0] == _BLACKWELL
+    return few, middle, medium, medium if matrix.group or converts else replace(medium, columns=128, num_warps=8)
