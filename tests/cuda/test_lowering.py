@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
-from tests.compiler.families.case import Case
+from tests.compiler.families.case import ENDS, Case
 from tests.compiler.families.cases import ALL
 from tests.compiler.families.openvino_model import read_model
 from trident_backend.engine.cuda.program import (
@@ -31,14 +32,13 @@ from trident_compiler.cuda.operations import Target
 from trident_compiler.cuda.planned_weights import PlannedWeights
 from trident_compiler.cuda.refusals import REFUSALS
 from trident_compiler.cuda.weights_file import CountedWeights, WeightsFile
+from trident_compiler.families.family import Decoder
 from trident_compiler.weights.weights import WeightSource
 
 SERVED = [case for case in ALL if not set(case.features) & set(REFUSALS)]
 BY_NAME = {str(case): case for case in SERVED}
 MAX_SEQ_LEN, BLOCK_SIZE, MAX_ROWS = 96, 32, 64
 CAPABILITY = (9, 0)
-#: Parameters that kernels write; all other addresses are read.
-WRITTEN = {"out", "chosen", "shares", "order", "counts", "partial_out", "partial_stats"}
 
 
 def _written(launch: Launch, spec: KernelSpec) -> set[str]:
@@ -101,12 +101,24 @@ def check_order(program: Program, specs: Mapping[str, KernelSpec], count: int) -
     assert (Kind.LOGITS, "") in written
 
 
+def planned(model: Decoder, target: Target, formats: WeightFormats, max_seq_len: int | None) -> Network:
+    """The program of a model whose weights are not read."""
+    return write_network(
+        model,
+        PlannedWeights(formats, tied=model.outline.is_tied),
+        CountedWeights(),
+        target,
+        max_seq_len=max_seq_len or MAX_SEQ_LEN,
+        block_size=BLOCK_SIZE,
+    )
+
+
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_lowering_every_family_becomes_a_program(case: Case, tmp_path: Path) -> None:
-    case.save(tmp_path)
-    formats = WeightFormats("fp32", "fp32", uniform=True)
-    network, source = lowered(tmp_path, case, Target("fp32", CAPABILITY, MAX_ROWS), formats, tmp_path / "network.bin")
-    source.require_all_used()
+    AutoConfig.for_model(case.model_type, **{**ENDS, **case.config}).save_pretrained(tmp_path)
+    model = read_model(tmp_path, case.max_seq_len)
+    formats = WeightFormats("bf16", "bf16", uniform=True)
+    network = planned(model, Target("bf16", CAPABILITY, MAX_ROWS), formats, case.max_seq_len)
     program = compiled(network)
     write_program(tmp_path, program)
     assert read_program(tmp_path) == program
@@ -115,11 +127,14 @@ def test_lowering_every_family_becomes_a_program(case: Case, tmp_path: Path) -> 
         check_order(program, network.specs, count)
     used = {argument.name for step in (*program.body, *program.head) for _, argument in arguments(step)}
     assert {weight.name for weight in program.weights} <= used
-    model = read_model(tmp_path, case.max_seq_len)
     assert [step.layer for step in program.body if isinstance(step, AttentionCall)] == list(range(model.num_layers))
     # The last half layer is of the rows that get logits.
     assert isinstance(program.body[-1], AttentionCall)
-    assert source.num_bytes < 4096, "weights that are written are not held"
+    called = {step.kernel for step in (*program.body, *program.head) if isinstance(step, Launch)}
+    called |= {name for kind in program.attention_kinds for name in (kind.write, kind.few, kind.many)}
+    called |= {name for kind in program.attention_kinds for name in (kind.merge_few, kind.merge_many)}
+    rest = {spec.function.partition(".")[0] for name, spec in network.specs.items() if name not in called}
+    assert rest == {"attention", "sampling"}, "copies of blocks, and nothing that is not launched"
     _check_arguments(program, network.specs)
 
 
@@ -142,7 +157,10 @@ def test_lowering_writes_the_weights_as_they_are_stored(tmp_path: Path) -> None:
     case = BY_NAME["llama"]
     case.save(tmp_path)
     formats = WeightFormats("fp32", "fp32", uniform=True)
-    network, _ = lowered(tmp_path, case, Target("fp32", CAPABILITY, MAX_ROWS), formats, tmp_path / "network.bin")
+    target = Target("fp32", CAPABILITY, MAX_ROWS)
+    network, source = lowered(tmp_path, case, target, formats, tmp_path / "network.bin")
+    source.require_all_used()
+    assert source.num_bytes == 0, "weights that are written are not held"
     tensors, contents = TensorFiles(tmp_path), (tmp_path / "network.bin").read_bytes()
     stored = {weight.name: weight for weight in network.program.weights}
     for name in tensors:
@@ -167,15 +185,7 @@ def test_lowering_planned_weights_are_those_that_come(name: str, compute: str, m
     target, formats = Target(compute, CAPABILITY, MAX_ROWS), WeightFormats(matrix, compute, uniform=True)
     network, _ = lowered(tmp_path, case, target, formats, tmp_path / "network.bin")
     model = read_model(tmp_path, case.max_seq_len)
-    planned = write_network(
-        model,
-        PlannedWeights(formats, tied=model.outline.is_tied),
-        CountedWeights(),
-        target,
-        max_seq_len=case.max_seq_len or MAX_SEQ_LEN,
-        block_size=BLOCK_SIZE,
-    )
-    assert planned == network
+    assert planned(model, target, formats, case.max_seq_len) == network
     last = network.program.weights[-1]
     assert (tmp_path / "network.bin").stat().st_size == last.offset + last.num_bytes
     _check_arguments(network.program, network.specs)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -80,13 +81,19 @@ def _part(kind: Any, raw: Any, where: str) -> Any:
     """Build one frozen part from JSON; refuse unknown, missing and mistyped fields by name."""
     if not isinstance(raw, Mapping):
         raise ArtifactError(f"{where}: must be an object")
-    hints = get_type_hints(kind)
-    names = [each.name for each in fields(kind)]
-    if unknown := [key for key in raw if key not in names]:
+    hints = _types(kind)
+    if unknown := [key for key in raw if key not in hints]:
         raise ArtifactError(f"{where}.{unknown[0]}: unknown field")
-    if missing := [name for name in names if name not in raw]:
+    if missing := [name for name in hints if name not in raw]:
         raise ArtifactError(f"{where}.{missing[0]}: missing")
-    return kind(**{name: _value(hints[name], raw[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _value(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+@cache
+def _types(kind: Any) -> Mapping[str, Any]:
+    """Return the types of the fields of a part; a large program has many parts."""
+    hints = get_type_hints(kind)
+    return {each.name: hints[each.name] for each in fields(kind)}
 
 
 def _value(hint: Any, raw: Any, where: str) -> Any:
