@@ -114,11 +114,7 @@ def test_copy_blocks_copies_in_order_in_every_layer(launch: Launch) -> None:
 def test_attend_and_merge_touch_nothing_where_no_item_has_tokens(launch: Launch) -> None:
     specs = _specs((9, 0), head_dim=64)
     out, sums = np.full((3, 4, 64), 7, np.uint16), np.full((2, 1, 128, 64), 7, np.float32)
-    empty: dict[str, Array] = {
-        "fp32": np.zeros(0, np.float32),
-        "bf16": np.zeros(0, np.uint16),
-        "i32": np.zeros(0, np.int32),
-    }
+    empty: dict[str, Array] = {name: np.zeros(0, storage(name)) for name in ("fp32", "bf16", "i32")}
     items = {"items": np.zeros((5, 8), np.int32), "merges": np.zeros((5, 4), np.int32)}
     for spec in (specs.few, specs.many, specs.merge_few, specs.merge_many):
         types = dict(spec.types)

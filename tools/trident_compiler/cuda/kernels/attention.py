@@ -10,7 +10,7 @@ item is (begin of the sequence's table in `tables`, first token, number of token
 key, end of keys, partial result or -1, 1 if it is the first piece of its tile). A merge is (first token, number of
 tokens, first partial result, number of partial results). Sizes with _P are rounded up to powers of two.
 
-Nothing that a mask leaves out is ever computed with, so blocks that nobody has written may hold anything.
+Never computes with what a mask leaves out, so blocks that nobody has written may hold anything.
 """
 
 import triton
