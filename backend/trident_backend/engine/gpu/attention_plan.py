@@ -60,12 +60,14 @@ class PlanBounds:
 class AttentionPlanner:
     """Divides the attention of steps, for layers that are alike.
 
-    A sequence is divided as its own lengths say: so that, were it alone, its pieces would be programs for half of what
-    the GPU runs at a time, which keeps all of its memory busy, and none would be shorter than 256 keys. But all pieces
-    of a step must be no more programs than the GPU runs at a time. That keeps captured grids and the memory of partial
-    results small, whatever the contexts, and loses nothing: where there are more, there is work enough without them.
-    So where a step would have more, the least length of a piece is doubled, for all sequences alike, until it has not.
-    What is computed for a sequence depends on the others of its step through this one number alone.
+    A sequence's own lengths say how it is divided: its pieces are as many programs as half of those that the GPU runs
+    at a time, which is enough to keep the GPU's memory busy, but none is shorter than 256 keys. On 132 multiprocessors
+    and with 8 heads, 2000 keys are 8 pieces, and 100,000 keys are 33.
+
+    All pieces of a step together are no more programs than the GPU runs at a time. This bounds captured grids and the
+    memory of partial results whatever the contexts are, and a step that would have more has enough work without them:
+    there, the least length of a piece is doubled, for all sequences alike, until they are few enough. This one number
+    is all that the division of a sequence depends on beside its own lengths.
 
     Args:
         kind: of the layers.
