@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from trident_backend.engine.cuda.runner import ProgramRunner
 from trident_backend.engine.cuda.trial import Body, Head, Trial
@@ -146,44 +145,48 @@ class StepGraphs:
             )
 
     def _capture(self, size: int) -> None:
-        """Capture what there is of one size."""
+        """Capture what there is of one size: its bodies, and with the first of them the head."""
         previous = max((other for other in self._sizes if other < size), default=0)
         with_prompt = self._steps.with_prompt(size)
         # More tokens than the size before has cannot all be in small tiles if there are too few sequences.
         without = self._steps.without_prompt(size) if previous < self._steps.max_few_tokens else None
-        for batch, has_many in ((with_prompt, True), (without, False)):
-            if batch is not None:
-                self._capture_body(batch, size, has_many=has_many)
-        batch = with_prompt or without
-        if batch is not None:
-            self._capture_head(replace(batch, logit_rows=spread_rows(len(batch.token_ids), size)), size)
+        first = with_prompt or without
+        if first is not None:
+            rows = spread_rows(len(first.token_ids), size)
+            self._capture_step(replace(first, logit_rows=rows), size, has_many=first is with_prompt, with_head=True)
+        if with_prompt is not None and without is not None:
+            self._capture_step(without, size, has_many=False, with_head=False)
 
-    def _capture_body(self, batch: StepBatch, size: int, *, has_many: bool) -> None:
-        grids = self._grids(size, has_many=has_many)
+    def _capture_step(self, batch: StepBatch, size: int, *, has_many: bool, with_head: bool) -> None:
+        """Capture a body, and the head of all of the step's rows, and drop what computes something else."""
+        most, num_rows = self._grids(size, has_many=has_many), len(batch.logit_rows)
+
+        def direct_body(grids: StepGrids) -> None:
+            self._runner.enqueue_body(size, grids)
+
+        def direct_head() -> None:
+            self._runner.enqueue_head(num_rows)
+
+        def body(grids: StepGrids) -> None:
+            self.run_body(size, grids)
 
         def head() -> None:
-            self._runner.enqueue_head(len(batch.logit_rows))
+            self.run_head(num_rows)
 
-        def logits_by(body: Body) -> npt.NDArray[np.uint32]:
-            return self._trial.logits_of(batch, size, body, head)
+        # The driver loads kernels at their first launch, which must not be one that is captured.
+        expected = self._trial.logits_of(batch, size, direct_body, direct_head)
 
-        direct = logits_by(lambda exact: self._runner.enqueue_body(size, exact))
-        graph = self._captured(lambda: self._runner.enqueue_body(size, grids))
-        self._bodies[size, has_many] = graph
-        if not np.array_equal(direct, logits_by(lambda _: self._device.launch(graph))):
+        def is_right(body: Body, head: Head) -> bool:
+            return np.array_equal(expected, self._trial.logits_of(batch, size, body, head))
+
+        self._bodies[size, has_many] = self._captured(lambda: direct_body(most))
+        if with_head:
+            self._heads[size] = self._captured(direct_head)
+        if is_right(body, head):
+            return
+        if not is_right(body, direct_head):
             self._drop(self._bodies, (size, has_many), f"the body of {size} tokens")
-
-    def _capture_head(self, batch: StepBatch, size: int) -> None:
-        def body(exact: StepGrids) -> None:
-            self._runner.enqueue_body(size, exact)
-
-        def logits_by(head: Head) -> npt.NDArray[np.uint32]:
-            return self._trial.logits_of(batch, size, body, head)
-
-        direct = logits_by(lambda: self._runner.enqueue_head(size))
-        graph = self._captured(lambda: self._runner.enqueue_head(size))
-        self._heads[size] = graph
-        if not np.array_equal(direct, logits_by(lambda: self._device.launch(graph))):
+        if with_head and not is_right(direct_body, head):
             self._drop(self._heads, size, f"the head of {size} rows")
 
     def _captured(self, enqueue: Callable[[], None]) -> Any:

@@ -14,7 +14,9 @@ import numpy as np
 from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
 
 #: Tokens before a sequence, at most: enough that its keys are divided among programs.
-_MAX_PAST_LEN = 4096
+_MAX_PAST_LEN = 640
+#: Sequences of one token beside a prompt, at most.
+_MAX_OTHERS = 3
 #: Rows of a step whose logits are looked at, where it is the body that is tried.
 _MAX_ROWS = 16
 
@@ -47,7 +49,7 @@ class TrialSteps:
 
     def with_prompt(self, num_tokens: int) -> StepBatch | None:
         """Return a step of at most so many tokens with a large tile; None where there is none."""
-        num_others = min(num_tokens // 4, self.spec.max_num_seqs - 1, self._num_own_blocks // 2)
+        num_others = min(num_tokens // 4, _MAX_OTHERS, self.spec.max_num_seqs - 1, self._num_own_blocks // 2)
         room = (self._num_own_blocks - num_others) * self.spec.block_size
         length = min(num_tokens - num_others, self.spec.max_seq_len, room)
         return self._step([length] + [1] * num_others) if length > self.few_len else None
@@ -80,9 +82,9 @@ class TrialSteps:
         )
 
     def _past_len(self, index: int, length: int) -> int:
-        """Return one of several numbers of tokens, in whole blocks, that leave room for so many more."""
+        """Return how many tokens, in whole blocks, are before a sequence: many, fewer, and none for most sequences."""
         most = min(_MAX_PAST_LEN, self.spec.max_seq_len - length)
-        return most * (3 - index % 4) // 3 // self.spec.block_size * self.spec.block_size
+        return most * max(0, 2 - index) // 2 // self.spec.block_size * self.spec.block_size
 
 
 def spread_rows(num_tokens: int, num_rows: int) -> Int32Array:
