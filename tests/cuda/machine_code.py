@@ -22,7 +22,7 @@ _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 @dataclass(frozen=True)
 class Loop:
-    """The longest loop that has matrix instructions, or the longest of all where none has.
+    """The longest loop that has matrix instructions and copies to shared memory, or one of these, or none.
 
     Args:
         num_instructions: in one turn of a warp.
@@ -30,7 +30,7 @@ class Loop:
         num_copies: asynchronous copies of 16 bytes from global to shared memory.
         num_narrow_copies: and of fewer bytes.
         num_loads: loads from global memory to registers.
-        num_local: accesses to local memory, which is where registers spill to.
+        num_local: accesses to local memory, where registers spill to, of whichever such loop has most.
         num_waits: barriers and waits.
     """
 
@@ -101,8 +101,8 @@ def _loop(text: str) -> Loop:
     ]
     if not loops:
         return Loop()
-    inner = [loop for loop in loops if _count(loop, "MMA")]
-    body = max(inner or loops, key=len)
+    inner = [loop for loop in loops if _count(loop, "MMA")] or loops
+    body = max([loop for loop in inner if _count(loop, "LDGSTS")] or inner, key=len)
     copies = _count(body, r"LDGSTS\S*\.128")
     return Loop(
         len(body),
@@ -110,7 +110,7 @@ def _loop(text: str) -> Loop:
         copies,
         _count(body, "LDGSTS") - copies,
         _count(body, r"\bLDG\b"),
-        _count(body, r"\b(?:LDL|STL)\b"),
+        max(_count(loop, r"\b(?:LDL|STL)\b") for loop in inner),
         _count(body, r"\b(?:BAR|DEPBAR|SYNCS|WARPGROUP|WARPSYNC)\b"),
     )
 
