@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -267,8 +266,8 @@ def test_attention_plan_items_that_take_longest_come_first(step: Sequences) -> N
         assert lens == sorted(lens, reverse=True)
 
 
-def test_attention_plan_takes_less_than_a_millisecond() -> None:
-    """Of the thread that plans, whatever else the machine does: a quarter of one where nothing disturbs it."""
+def test_attention_plan_takes_less_than_half_a_millisecond() -> None:
+    """Where nothing disturbs the thread that plans."""
     planner = AttentionPlanner(kind_of(), NUM_PROGRAMS)
     generating = [(int(past), 1) for past in np.random.default_rng(0).integers(100, 4000, 256)]
     mixed = [*generating[:128], (20_000, 5), (3000, 5), (50, 3), (4096, 900), (0, 700), (0, 307)]
@@ -279,4 +278,4 @@ def test_attention_plan_takes_less_than_a_millisecond() -> None:
             begin = time.thread_time()
             planner.plan(*arrays)
             seconds.append(time.thread_time() - begin)
-        assert statistics.median(seconds) < 1e-3
+        assert min(seconds) < 5e-4
