@@ -17,6 +17,7 @@ from tests.cuda.small_programs import SMALL, Small, build
 from tests.cuda.small_steps import Sequence, history, new_sequence, pack, rows_of, small_machine, step
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.gpu import GPUS
+from trident_backend.engine.cuda import trial
 from trident_backend.engine.cuda.program_file import read_program
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.gpu.device import Device
@@ -74,9 +75,14 @@ class Record:
     """What was called: uploads, launches of graphs, and launches of kernels with their grids."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.num_uploads = self.num_graphs = 0
+        self.num_uploads = self.num_graphs = self.num_waits = 0
         self.launches: list[tuple[str, tuple[int, int, int]]] = []
         upload, launch, launch_kernel = Device.upload, Device.launch, KernelLibrary.launch
+        synchronize = Device.synchronize
+
+        def count_wait(device: Device) -> None:
+            self.num_waits += 1
+            synchronize(device)
 
         def count_upload(device: Device, *arguments: Any) -> None:
             self.num_uploads += 1
@@ -92,6 +98,7 @@ class Record:
 
         monkeypatch.setattr(Device, "upload", count_upload)
         monkeypatch.setattr(Device, "launch", count_launch)
+        monkeypatch.setattr(Device, "synchronize", count_wait)
         monkeypatch.setattr(KernelLibrary, "launch", keep)
 
     def grids(self, name: str) -> list[tuple[int, int, int]]:
@@ -138,7 +145,10 @@ def test_cuda_host_a_step_is_one_upload_and_two_graphs(
         num_graphs += 1 + bool(wanted)
         assert (record.num_uploads, record.num_graphs, record.launches) == (1, num_graphs, [])
         record.num_uploads = 0
+        assert record.num_waits == 0
         engine.collect()
+        assert record.num_waits == 1
+        record.num_waits = 0
         for one, count in chunks:
             one.num_computed += count
     engine.submit(pack([(first, 1)], copies=[(2, 30, 8), (30, 31, 4)]))
@@ -257,13 +267,15 @@ def test_cuda_host_a_graph_that_computes_something_else_is_not_used(
 ) -> None:
     embed = small_programs.embed
     calls = itertools.count(1)
+    monkeypatch.setattr(trial, "_PIECE_BYTES", 512)
 
     def odd(call: Call) -> None:
-        """Compute something else at every call of one size."""
+        """Compute something else for the last token at every call of one size."""
         embed(call)
         if call.grid[0] == 24:
-            hidden = call.read("out", (24, small_programs.WIDTH))
-            call.store("out", hidden + np.float32(1e-4 * next(calls)))
+            hidden = call.read("out", (24, small_programs.WIDTH)).copy()
+            hidden[-1] += np.float32(1e-4 * next(calls))
+            call.store("out", hidden)
 
     monkeypatch.setitem(small_programs.TWINS, "small.embed", odd)
     engine, _ = load_engine(folder)

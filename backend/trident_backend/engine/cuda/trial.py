@@ -5,10 +5,10 @@ Owns what lies in memory before a trial: NaN wherever the step must write before
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from trident_backend.engine.cuda.program import AttentionCall, Program
 from trident_backend.engine.cuda.step_memory import StepMemory
@@ -21,6 +21,8 @@ from trident_backend.engine.protocol import EngineSpec, StepBatch
 Body = Callable[[StepGrids], None]
 Head = Callable[[], None]
 
+#: Bytes of logits that the host holds at a time.
+_PIECE_BYTES = 32 * 2**20
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8e4nv": 1}
 
 
@@ -59,8 +61,8 @@ class Trial:
                 self._caches.append((pool.key_cache(call.layer), size * kind.head_dim))
                 self._caches.append((pool.value_cache(call.layer), size * kind.v_head_dim))
 
-    def logits_of(self, batch: StepBatch, num_tokens: int, body: Body, head: Head) -> npt.NDArray[np.uint32]:
-        """Compute a step and return its logits `[R, vocab_size]`, bit for bit.
+    def digest_of(self, batch: StepBatch, num_tokens: int, body: Body, head: Head) -> bytes:
+        """Compute a step and return the digest of its logits, `[R, vocab_size]`, as they lie in memory.
 
         Args:
             batch: the step; its first block stands for all that was before it.
@@ -79,7 +81,15 @@ class Trial:
         num_rows = len(batch.logit_rows)
         body(self._inputs.upload(batch, num_tokens, num_rows))
         head()
-        logits = np.empty((num_rows, self._vocab_size), np.uint32)
-        self._device.download(logits, self._memory.logits)
-        self._device.synchronize()
-        return logits
+        return self._digest(num_rows * self._vocab_size * 4)
+
+    def _digest(self, num_bytes: int) -> bytes:
+        """Return the digest of the first bytes of the logits, of which the host holds a few at a time."""
+        digest = hashlib.blake2b()
+        piece = np.empty(min(num_bytes, _PIECE_BYTES), np.uint8)
+        for begin in range(0, num_bytes, _PIECE_BYTES):
+            part = piece[: num_bytes - begin]
+            self._device.download(part, self._memory.logits + begin)
+            self._device.synchronize()
+            digest.update(part.data)
+        return digest.digest()
