@@ -320,8 +320,10 @@ def test_expert_kernels_every_format_of_weights_in_source_and_twin(compute: str,
 def test_expert_kernels_large_tiles_multiply_as_small_ones() -> None:
     routing = Routing(2, 1)
     mixture = _mixture(routing, interprets=True, inner=40)
-    x, logits = _tokens(routing, 40)
-    tiles = {dict(spec.constants).get("TILE_T") for spec, launch in mixture.recorded.launches if launch.takes(40)}
+    x, logits = _tokens(routing, 100)
+    # One expert's rows are more than a tile's.
+    logits[:80, 0] += 10
+    tiles = {dict(spec.constants).get("TILE_T") for spec, launch in mixture.recorded.launches if launch.takes(100)}
     assert 64 in tiles
     assert _error(mixture.run(x, logits), mixture.expected(x, logits)) < 3e-6
 

@@ -99,7 +99,7 @@ def test_sampling_kernels_whole_rows_are_searched_as_numpy_searches_them(vocab_s
         )
 
 
-@pytest.mark.parametrize(("vocab_size", "count"), [(70, 64), (70, 1), (9000, 64), (600, 600)])
+@pytest.mark.parametrize(("vocab_size", "count"), [(70, 64), (70, 1), (9000, 64), (256, 256)])
 def test_sampling_kernels_the_largest_are_found_and_put_in_order(vocab_size: int, count: int) -> None:
     logits = _logits(vocab_size)
     buffer, rows = _buffer(logits)
@@ -108,12 +108,10 @@ def test_sampling_kernels_the_largest_are_found_and_put_in_order(vocab_size: int
     keys, key_ids, ids = (_junk(shape, np.int32) for _ in range(3))
     values = _junk(shape, np.float32)
     found = {"keys": keys, "key_ids": key_ids}
-    select, order = (
-        replace(specs[name], constants=tuple(sorted((dict(specs[name].constants) | {"COUNT": count}).items())))
-        for name in (Sampling.top_k(limits.top_k[0]), rank(limits.top_k[0]))
-    )
-    _run(select, (NUM_ROWS, 1, 1), {"logits": buffer, "rows": rows}, found)
-    _run(order, (NUM_ROWS, -(-count // int(dict(order.constants)["BLOCK"])), 1), found, {"values": values, "ids": ids})
+    select, order = specs[Sampling.top_k(limits.top_k[0])], specs[rank(limits.top_k[0])]
+    _run(select, (NUM_ROWS, 1, 1), {"logits": buffer, "rows": rows, "count": count}, found)
+    grid = (NUM_ROWS, -(-count // int(dict(order.constants)["BLOCK"])), 1)
+    _run(order, grid, {**found, "count": count}, {"values": values, "ids": ids})
     np.testing.assert_array_equal(values[:5], -np.sort(-logits[:5], axis=1)[:, :count])
     # Also where there is no number, ids are tokens, of which none comes twice.
     np.testing.assert_array_equal(np.take_along_axis(logits, ids, axis=1), values)
@@ -185,13 +183,14 @@ def test_sampling_kernels_rows_are_changed_as_numpy_changes_them(vocab_size: int
 
 
 def test_sampling_kernels_more_equals_are_counted_than_sixteen_bits_hold() -> None:
-    vocab_size = 70_000
+    vocab_size = 2**16 + 34
     logits = np.zeros((1, vocab_size), np.float32)
-    logits[0, [69_999, 7]] = 1
+    logits[0, [vocab_size - 1, 7]] = 1
     keys, ids = _junk((1, 64), np.int32), _junk((1, 64), np.int32)
     spec = sampling_specs(vocab_size, 1)[0][Sampling.top_k(64)]
-    _run(spec, (1, 1, 1), {"logits": logits, "rows": np.zeros(1, np.int32)}, {"keys": keys, "key_ids": ids})
-    assert set(ids[0].tolist()) == {69_999, *range(63)}
+    given = {"logits": logits, "rows": np.zeros(1, np.int32), "count": 64}
+    _run(spec, (1, 1, 1), given, {"keys": keys, "key_ids": ids})
+    assert set(ids[0].tolist()) == {vocab_size - 1, *range(63)}
 
 
 def test_sampling_specs_blocks_of_a_row_are_as_many_as_a_byte_counts() -> None:

@@ -26,7 +26,7 @@ def chunk_exp_sums(call: Call) -> None:
 
 
 def select(call: Call) -> None:
-    count = int(call.constants["COUNT"])
+    count = call.number("count")
     keys = _ordered(_rows(call).view(np.int32))
     smallest = np.partition(keys, -count, axis=1)[:, -count, None]
     # Those above come first, and of the equal ones those with the lowest ids.
@@ -37,7 +37,7 @@ def select(call: Call) -> None:
 
 
 def rank(call: Call) -> None:
-    shape = call.grid[0], int(call.constants["COUNT"])
+    shape = call.grid[0], call.number("count")
     keys, ids = call.read("keys", shape), call.read("key_ids", shape)
     order = np.argsort(-keys.astype(np.int64), axis=1, kind="stable")
     call.store("values", _ordered(np.take_along_axis(keys, order, axis=1)).view(np.float32))

@@ -68,14 +68,13 @@ def sampling_specs(vocab_size: int, max_rows: int) -> tuple[dict[str, KernelSpec
             {**part, "WORDS": -(-vocab_size // 32)},
         ),
     }
-    keys = {"keys": _IDS, "key_ids": _IDS}
+    # One kernel finds any number of the largest.
+    keys = {"keys": _IDS, "key_ids": _IDS, "count": "i32"}
+    select = _whole("select", {**_ROWS, **keys}, whole)
+    ranks = {"BLOCK": _RANK_BLOCK, "STEP": _RANK_STEP}
+    order = KernelSpec.of("sampling.rank", {**keys, "values": _FLOATS, "ids": _IDS}, ranks)
     for size in sizes:
-        specs[Sampling.top_k(size)] = _whole("select", {**_ROWS, **keys}, {**whole, "COUNT": size})
-        specs[rank(size)] = KernelSpec.of(
-            "sampling.rank",
-            {**keys, "values": _FLOATS, "ids": _IDS},
-            {"COUNT": size, "BLOCK": _RANK_BLOCK, "STEP": _RANK_STEP},
-        )
+        specs |= {Sampling.top_k(size): select, rank(size): order}
     return specs, limits
 
 

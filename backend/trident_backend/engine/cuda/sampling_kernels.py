@@ -47,12 +47,14 @@ class _Operation:
         inputs: but for the logits.
         outputs: their first axis is as long as that of the input `leader`.
         leader: names rows or pairs.
+        count: how many are looked for in each row, where that is asked.
     """
 
     kernels: tuple[str, ...]
     inputs: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, tuple[int, ...]]
     leader: str = Operand.ROWS
+    count: int = 0
 
     def num_bytes(self, limits: SamplingLimits) -> int:
         """Return the bytes of the largest inputs and outputs."""
@@ -146,6 +148,7 @@ class SamplingKernels:
             Operand.TABLE: self.table,
             "keys": self._keys,
             "key_ids": self._key_ids,
+            "count": operation.count,
             "num_pairs": len(inputs.get(Operand.PAIRS, ())),
         }
         num_lines = len(inputs.get(Operand.ROWS, ()))
@@ -165,7 +168,7 @@ class SamplingKernels:
 
     def _launch(self, name: str, num_lines: int, arguments: Mapping[str, int]) -> None:
         kernel = self._kernels[name]
-        grid = _grid(kernel, num_lines, arguments["num_pairs"])
+        grid = _grid(kernel, num_lines, arguments)
         self._library.launch(name, grid, {key: arguments[key] for key, _ in kernel.parameters})
 
     def _view(self, offset: int, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Array:
@@ -193,7 +196,7 @@ def _operations(program: Program) -> dict[str, _Operation]:
         **{name: _Operation((name,), *shapes) for name, shapes in simple.items()},
         **{
             Sampling.top_k(size): _Operation(
-                (Sampling.top_k(size), rank(size)), rows, {Operand.VALUES: (size,), Operand.IDS: (size,)}
+                (Sampling.top_k(size), rank(size)), rows, {Operand.VALUES: (size,), Operand.IDS: (size,)}, count=size
             )
             for size in limits.top_k
         },
@@ -202,13 +205,13 @@ def _operations(program: Program) -> dict[str, _Operation]:
     }
 
 
-#: What the second axis of the grid of rows counts, and how much of it a program has, by the names of constants; where
-#: there is nothing, a program has a whole row.
+#: What the second axis of the grid of rows counts, and how much of it a program has, by the names of arguments or
+#: constants; where there is nothing, a program has a whole row.
 _PARTS: Mapping[str, tuple[str, str] | None] = {
     "sampling.argmax": None,
     "sampling.select": None,
     "sampling.find_ties": None,
-    "sampling.rank": ("COUNT", "BLOCK"),
+    "sampling.rank": ("count", "BLOCK"),
     "sampling.chunk_exp_sums": ("NUM_CHUNKS", "CHUNKS"),
     "sampling.copy_rows": ("VOCAB", "BLOCK"),
     "sampling.penalise": ("VOCAB", "BLOCK"),
@@ -216,14 +219,15 @@ _PARTS: Mapping[str, tuple[str, str] | None] = {
 }
 
 
-def _grid(kernel: Kernel, num_rows: int, num_pairs: int) -> tuple[int, int, int]:
+def _grid(kernel: Kernel, num_rows: int, arguments: Mapping[str, int]) -> tuple[int, int, int]:
     """Return the grid of a kernel: over pairs, or over rows and parts of them."""
+    sizes = {**kernel.constants, **arguments}
     if kernel.function not in _PARTS:
-        return -(-num_pairs // int(kernel.constants["BLOCK"])), 1, 1
+        return -(-int(sizes["num_pairs"]) // int(sizes["BLOCK"])), 1, 1
     parts = _PARTS[kernel.function]
     if parts is None:
         return num_rows, 1, 1
-    total, part = (int(kernel.constants[name]) for name in parts)
+    total, part = (int(sizes[name]) for name in parts)
     return num_rows, -(-total // part), 1
 
 

@@ -66,7 +66,7 @@ def route(
             best = tl.max(tl.where(is_open, score, float("-inf")), 0)
             first = tl.min(tl.where(is_open & (score == best), group, GROUPS_P), 0)
             is_open = is_open & (group != first)
-        is_left = is_one & ((group < GROUPS) & (is_open == 0))[:, None]
+        is_left = is_one & (is_open == 0)[:, None]
     place = tl.arange(0, CHOSEN_P)
     found = tl.zeros([CHOSEN_P], tl.int32)
     values = tl.full([CHOSEN_P], float("-inf"), tl.float32)

@@ -53,8 +53,8 @@ def chunk_exp_sums(
 
 
 @triton.jit
-def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Collect the COUNT largest logits of a row, in no order: `keys` and `key_ids`, int32 `[N, COUNT]`.
+def select(keys, key_ids, logits, rows, count, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """Collect the `count` largest logits of a row, in no order: `keys` and `key_ids`, int32 `[N, count]`.
 
     A key is a whole number that is ordered as the logits are, NaN at both ends. The smallest that is collected is found
     four bits at a time, from the highest on: each pass counts the keys that agree with it so far by their next four
@@ -92,7 +92,7 @@ def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr
             for member in tl.static_range(2 if triple % 3 == 2 else 3):
                 digit = 15 - 8 * (triple // 3) - 3 * (triple % 3) - member
                 inside = ((totals >> (42 - 21 * member)) & 0x1FFFFF).to(tl.int32)
-                is_here = (is_found == 0) & (above + inside >= COUNT)
+                is_here = (is_found == 0) & (above + inside >= count)
                 chosen = tl.where(is_here, digit, chosen)
                 is_found = tl.where(is_here, 1, is_found)
                 above = tl.where(is_found == 1, above, above + inside)
@@ -110,33 +110,33 @@ def select(keys, key_ids, logits, rows, VOCAB: tl.constexpr, COUNT: tl.constexpr
         # Both are counted in one number: a block has less than 2^15 tokens.
         before = tl.cumsum(is_above.to(tl.int32) | (is_equal.to(tl.int32) << 16), 0)
         place = tl.where(is_above, num_above + (before & 0xFFFF), num_equal + (before >> 16)) - 1
-        is_taken = is_above | (is_equal & (place < COUNT))
-        tl.store(keys + line * COUNT + place, key, mask=is_taken)
-        tl.store(key_ids + line * COUNT + place, token, mask=is_taken)
+        is_taken = is_above | (is_equal & (place < count))
+        tl.store(keys + line * count + place, key, mask=is_taken)
+        tl.store(key_ids + line * count + place, token, mask=is_taken)
         total = tl.max(before, 0)
         num_above += total & 0xFFFF
         num_equal += total >> 16
 
 
 @triton.jit
-def rank(values, ids, keys, key_ids, COUNT: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+def rank(values, ids, keys, key_ids, count, BLOCK: tl.constexpr, STEP: tl.constexpr):
     """Put what `select` has collected in order, the largest first: each goes where as many are before it.
 
     Grid: (rows, blocks of keys).
     """
     line = tl.program_id(0)
     mine = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    key = tl.load(keys + line * COUNT + mine, mask=mine < COUNT, other=0)
+    key = tl.load(keys + line * count + mine, mask=mine < count, other=0)
     place = tl.zeros([BLOCK], tl.int32)
-    for begin in range(0, COUNT, STEP):
+    for begin in range(0, count, STEP):
         other = begin + tl.arange(0, STEP)
-        others = tl.load(keys + line * COUNT + other, mask=other < COUNT, other=0)[None, :]
+        others = tl.load(keys + line * count + other, mask=other < count, other=0)[None, :]
         is_before = (others > key[:, None]) | ((others == key[:, None]) & (other[None, :] < mine[:, None]))
-        place += tl.sum((is_before & (other < COUNT)[None, :]).to(tl.int32), 1)
+        place += tl.sum((is_before & (other < count)[None, :]).to(tl.int32), 1)
     value = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    tl.store(values + line * COUNT + place, value, mask=mine < COUNT)
-    token = tl.load(key_ids + line * COUNT + mine, mask=mine < COUNT, other=0)
-    tl.store(ids + line * COUNT + place, token, mask=mine < COUNT)
+    tl.store(values + line * count + place, value, mask=mine < count)
+    token = tl.load(key_ids + line * count + mine, mask=mine < count, other=0)
+    tl.store(ids + line * count + place, token, mask=mine < count)
 
 
 @triton.jit
