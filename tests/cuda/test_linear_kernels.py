@@ -180,6 +180,21 @@ def test_linear_kernels_add_to_the_residual_in_its_place(case: Case) -> None:
     assert (np.abs(out - want) <= allowed)[rows].all()
 
 
+def test_linear_kernels_parts_are_one_kernel_whatever_follows() -> None:
+    x, weight, out, bias = at("x", "weight", "out", "bias")
+    kernels = []
+    for follows in (NOTHING, bias):
+        make = Recorder()
+        matrix, target = Matrix(2048, 64), (9, 0)
+        linear_launches(
+            make, matrix, x, weight, out, compute="bf16", out_dtype="bf16", capability=target, max_rows=9, bias=follows
+        )
+        kernels.append([step.spec for step in make.steps])
+    (product, added), (biased_product, biased_added) = kernels
+    assert product == biased_product
+    assert added != biased_added
+
+
 MATRICES = st.builds(
     Matrix,
     in_size=st.integers(1, 300).map(lambda number: number * 32) | st.integers(1, 20_000),
@@ -207,7 +222,16 @@ def test_linear_kernels_every_number_of_rows_is_divided_in_one_way(
         assert 1 <= each.parts <= turns
         assert (each.parts - 1) * -(-turns // each.parts) < turns, "a part has nothing to do"
         assert not matrix.group or matrix.group % each.tile.depth == 0, "numbers of a turn share scales"
-        assert each.parts == 1 or 0 < each.most <= 512, "the parts of many rows are much memory"
+        assert each.parts == 1 or (each.most or max_rows) <= 512, "the parts of many rows are much memory"
+
+
+@pytest.mark.parametrize("max_rows", [8, 40, 100, 300])
+def test_linear_kernels_steps_of_few_rows_are_divided_as_in_an_engine_of_many(max_rows: int) -> None:
+    matrix = Matrix(2048, 2048)
+    few, many = (divisions(matrix, "bf16", (9, 0), rows) for rows in (max_rows, 8192))
+    assert [(each.least, each.tile, each.parts) for each in few] == [
+        (each.least, each.tile, each.parts) for each in many[: len(few)]
+    ]
 
 
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 64, 65, 100, 128, 200, 256, 300, 512, 600, 1100, 4096])

@@ -125,7 +125,7 @@ def divisions(matrix: Matrix, compute: str, capability: Capability, max_rows: in
     """
     found: list[Division] = []
     for least, most in _ranges(max_rows):
-        tile, parts = _choice(matrix, compute, capability, least, most)
+        tile, parts = _choice(matrix, compute, capability, least, most or max_rows)
         if found and (found[-1].tile, found[-1].parts) == (tile, parts):
             found[-1] = replace(found[-1], most=most)
         else:
@@ -233,13 +233,13 @@ def _choice(matrix: Matrix, compute: str, capability: Capability, least: int, mo
     target = target_of(capability)
     wanted = target.num_multiprocessors
     few, middle, medium, large = _tiles(matrix, compute, capability)
-    if 0 < most <= few.rows:
+    if most <= few.rows:
         return few, _parts(matrix, few, least, 2 * wanted)
-    if 0 < most <= middle.rows:
+    if most <= middle.rows:
         return middle, _parts(matrix, middle, least, 2 * wanted)
     if 4 * _programs(matrix, large, least) >= 3 * wanted:
         return large, 1
-    return medium, _parts(matrix, medium, least, wanted) if 0 < most <= _MOST_DIVIDED else 1
+    return medium, _parts(matrix, medium, least, wanted) if most <= _MOST_DIVIDED else 1
 
 
 def _programs(matrix: Matrix, tile: Tile, num_rows: int) -> int:
