@@ -53,7 +53,7 @@ def count(counted: Count) -> Argument:
 
 
 class LaunchMaker(Protocol):
-    """Takes the launches of an operation; `ProgramBuilder` is one."""
+    """A taker of launches; `ProgramBuilder` is one."""
 
     def value(self, width: int, dtype: str, count: Count) -> str:
         """Return the name of a new value of `count` rows and `width` columns; a buffer of a fixed size is one row."""
@@ -77,7 +77,7 @@ class LaunchMaker(Protocol):
 
     @property
     def counted(self) -> Count:
-        """Return the count of what is being written: tokens in the body, rows in the head."""
+        """The count of what is being written: tokens in the body, rows in the head."""
         ...
 
 
@@ -114,7 +114,7 @@ class Step:
 
 
 class WeightSink(Protocol):
-    """Takes weights; `WeightsFile` is one."""
+    """A taker of weights; `WeightsFile` is one."""
 
     def has(self, name: str) -> bool:
         """Return whether a weight of that name is there."""

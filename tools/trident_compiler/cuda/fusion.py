@@ -1,6 +1,7 @@
 """Fusing operations with those that follow them: a sum into the product before it, a gate's activation into its use.
 
-Owns when that is the same computation: where what lies between is read by nothing else. Pure: steps in, steps out.
+Owns when that is the same computation: where what lies between is read by nothing else. Never changes a step
+that it is given, and never makes a launch.
 """
 
 from __future__ import annotations

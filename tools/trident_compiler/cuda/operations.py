@@ -18,7 +18,7 @@ from trident_compiler.families.words import Activation
 
 @dataclass(frozen=True)
 class Target:
-    """What all operations of a program are written for.
+    """The target that all operations of a program are written for.
 
     Args:
         compute: Triton's type of activations.
