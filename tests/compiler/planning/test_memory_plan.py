@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trident_compiler.planning.memory_plan import (
     CacheSize,
     LimitsRequest,
+    MemoryKind,
     MemoryRequirements,
     make_plan,
     parse_cache_size,
@@ -76,6 +77,17 @@ def test_memory_plan_the_cache_as_asked() -> None:
 def test_memory_plan_defaults_need_no_more_than_all_sequences_can_use() -> None:
     plan = make_plan(LimitsRequest(max_num_seqs=2, max_seq_len=100), NEEDS, FREE)
     assert (plan.num_blocks, plan.full_sequences) == (8, 2)
+
+
+def test_memory_plan_another_kind_of_memory_has_its_own_defaults_and_words() -> None:
+    kind = MemoryKind(max_num_tokens=2048, cache_share=0.9, contents="weights and more", remedy="take a larger GPU")
+    plan = make_plan(LimitsRequest(), NEEDS, FREE, kind)
+    assert plan.max_num_tokens == 2048
+    assert plan.num_blocks == int((FREE - NEEDS.resident_bytes) * 0.9) // NEEDS.block_bytes
+    with pytest.raises(PlanError, match=r"^weights and more: they take .*; take a larger GPU$"):
+        make_plan(LimitsRequest(), NEEDS, 2**27, kind)
+    with pytest.raises(PlanError, match=r"--kv-cache: .* of weights and more is more than"):
+        make_plan(LimitsRequest(cache=CacheSize(num_bytes=2**34)), NEEDS, FREE, kind)
 
 
 def test_memory_plan_little_memory_shortens_sequences_unless_their_length_was_asked_for() -> None:

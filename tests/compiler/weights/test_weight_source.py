@@ -161,3 +161,25 @@ def test_matrix_that_needs_no_conversion_maps_the_file_and_others_give_their_pag
     plain.matrix(TensorPart("y", (IN, 12), transposed=True), 12, IN, Role.COLUMN)
     WeightSource(tensors, "int8", "fp32", tied=False).matrix(in_rows.weight(8, IN), 8, IN, Role.COLUMN)
     assert released == ["x.weight", "y", "x.weight"]
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_release_lets_go_of_what_is_written_and_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    source = stack_source(tmp_path, weights)
+    released: list[str] = []
+    weight = source.matrix(NAMES[0], OUT, IN, Role.COLUMN)
+    held = source.num_bytes
+    monkeypatch.setattr(StoredTensor, "release", lambda stored: released.append(stored.name))
+    source.release(weight)
+    assert weight.values.size > 0, "whoever holds it still has it"
+    assert source.num_bytes < held / 4
+    assert released == ([NAMES[0]] if weights == "fp32" else []), "what was converted has given its pages back before"
+    again = source.matrix(NAMES[0], OUT, IN, Role.COLUMN)
+    assert (again.name, again.format, again.shape, again.values.size) == (weight.name, weights, weight.shape, 0)
+    stack = source.stack(NAMES[1:], OUT, IN, Role.COLUMN)
+    source.release(stack)
+    source.release(source.constant("c", np.ones(3, np.float32)))
+    assert source.num_bytes < held / 2
+    source.require_all_used()
