@@ -149,6 +149,14 @@ def test_attention_specs_have_the_largest_tile_that_fits_the_target(
     assert specs.few_rows == 16
 
 
+@pytest.mark.parametrize(("dim", "tile"), [(64, (32, 32)), (128, (32, 32)), (256, (16, 16))])
+def test_attention_specs_have_tiles_of_float32_that_fit_into_registers(dim: int, tile: tuple[int, int]) -> None:
+    for capability in TARGETS:
+        specs = _specs(capability, head_dim=dim, compute="fp32", cache="fp32")
+        assert (specs.many_rows, _constant(specs.many, "KEYS")) == tile
+        assert _constant(specs.few, "KEYS") == tile[1]
+
+
 @pytest.mark.parametrize(("group", "rows"), [(1, 16), (7, 16), (16, 16), (17, 32), (32, 32), (71, 128)])
 def test_attention_specs_have_small_tiles_of_all_heads_of_a_group(group: int, rows: int) -> None:
     specs = _specs((9, 0), group=group)

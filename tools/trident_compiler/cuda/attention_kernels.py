@@ -65,6 +65,11 @@ class _Operands:
     compute: str
     cache: str
 
+    @property
+    def has_large_heads(self) -> bool:
+        """Whether sums of 128 rows leave too few registers for the rest."""
+        return max(self.dim_p, self.dim_v_p) > _LARGE_HEAD
+
     def shared_bytes(self, tile: _Tile, capability: Capability) -> int:
         """Return the shared memory that a block takes, not less than Triton gives it."""
         item, cached = _ITEM_BYTES[self.compute], _ITEM_BYTES[self.cache]
@@ -158,20 +163,26 @@ def _few_tile(group: int, operands: _Operands, capability: Capability) -> _Tile:
     """Return the tile of single tokens: as few rows as a product takes, and many keys, so that loads run far ahead."""
     rows = _power(group)
     num_warps = 4 if rows <= _FEW_ROWS else 8
-    tiles = [_Tile(rows, keys, num_warps, num_stages) for keys, num_stages in ((64, 3), (64, 2), (32, 2), (16, 2))]
+    sizes: tuple[tuple[int, int], ...] = ((64, 3), (64, 2), (32, 2), (16, 2))
+    if operands.compute == "fp32":
+        sizes = sizes[-1:] if operands.has_large_heads else sizes[-2:]
+    tiles = [_Tile(rows, keys, num_warps, num_stages) for keys, num_stages in sizes]
     return _first_that_fits(tiles, operands, capability)
 
 
 def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> _Tile:
-    """Return the tile of prompts: the largest that fits."""
-    sizes = ((128, 64, 8), (64, 64, 8), (64, 32, 4), (32, 32, 4), (32, 16, 4), (16, 16, 4))
-    tiles = [_Tile(max(rows, least_rows), keys, num_warps, 2) for rows, keys, num_warps in sizes]
-    if max(operands.dim_p, operands.dim_v_p) > _LARGE_HEAD and not _has_groups(capability):
-        # The sums of 128 rows of such heads do not fit into the registers of eight warps.
-        tiles = [tile for tile in tiles if tile.rows <= max(_GROUP_ROWS, least_rows)]
+    """Return the tile of prompts: the largest that fits, into registers too."""
+    sizes: tuple[tuple[int, int, int], ...] = (
+        *((128, 64, 8), (64, 64, 8), (64, 32, 4)),
+        *((32, 32, 4), (32, 16, 4), (16, 16, 4)),
+    )
     if operands.compute == "fp32":
         # Float32 is multiplied in three parts, whose registers large tiles do not leave.
-        tiles = [tile for tile in tiles if tile.rows <= max(_FEW_ROWS, least_rows)]
+        sizes = sizes[-1:] if operands.has_large_heads else ((32, 32, 8), *sizes[-2:])
+    elif operands.has_large_heads and not _has_groups(capability):
+        # The sums of 128 rows of such heads do not fit into the registers of eight warps.
+        sizes = sizes[1:]
+    tiles = [_Tile(max(rows, least_rows), keys, num_warps, 2) for rows, keys, num_warps in sizes]
     return _first_that_fits(tiles, operands, capability)
 
 
