@@ -291,6 +291,49 @@ def test_cuda_host_a_graph_that_computes_something_else_is_not_used(
     engine.close()
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine with few sizes of steps, whose contexts are divided among programs."""
+    folder = tmp_path_factory.mktemp("narrow") / "1"
+    build(folder, Small(max_num_seqs=2, max_num_tokens=4, num_blocks=90))
+    return folder
+
+
+BODY, HEAD = "the body of", "the head of"
+SKIPPED = {
+    **dict.fromkeys(("embed", "cache.write", "attend.few.0", "attend.many.11", "merge.few", "merge.many"), BODY),
+    **dict.fromkeys(("pick", "logits.4"), HEAD),
+}
+
+
+@pytest.mark.parametrize("skipped", SKIPPED)
+def test_cuda_host_a_graph_that_lacks_a_launch_is_not_used(
+    skipped: str, narrow: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the launches themselves wrote before must not stand for what the graph does not write."""
+    capture, launch_kernel = Device.capture, KernelLibrary.launch
+
+    def capture_less(device: Device, enqueue: Any) -> Any:
+        def launch_less(library: KernelLibrary, name: str, *arguments: Any) -> None:
+            if name != skipped:
+                launch_kernel(library, name, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KernelLibrary, "launch", launch_less)
+            return capture(device, enqueue)
+
+    monkeypatch.setattr(Device, "capture", capture_less)
+    engine, _ = load_engine(narrow)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings
+    assert {SKIPPED[skipped]} == {message[: len(BODY)] for message in warnings}
+    assert all("does not compute the same logits" in message for message in warnings)
+    one = sequence(np.random.default_rng(1), 20, 0)
+    for count in (3, 1, 2):
+        step(engine, [(one, count)])
+    engine.close()
+
+
 STEP_CALLS = [
     ("cudaMemcpyAsync", 1, "cudaMemcpyAsync"),
     ("cudaMemcpyAsync", 2, "cudaMemcpyAsync"),
