@@ -188,7 +188,7 @@ def test_sampling_kernels_more_equals_are_counted_than_sixteen_bits_hold() -> No
     logits[0, [vocab_size - 1, 7]] = 1
     keys, ids = _junk((1, 64), np.int32), _junk((1, 64), np.int32)
     spec = sampling_specs(vocab_size, 1)[0][Sampling.top_k(64)]
-    given = {"logits": logits, "rows": np.zeros(1, np.int32), "count": 64}
+    given: dict[str, Array | int] = {"logits": logits, "rows": np.zeros(1, np.int32), "count": 64}
     _run(spec, (1, 1, 1), given, {"keys": keys, "key_ids": ids})
     assert set(ids[0].tolist()) == {vocab_size - 1, *range(63)}
 
