@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import AttentionCall, Program
+from trident_backend.engine.cuda.program import Program
 from trident_backend.engine.cuda.step_memory import StepMemory
-from trident_backend.engine.gpu.block_pool import BlockPool
+from trident_backend.engine.gpu.block_pool import BlockPool, block_sizes_of
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
 from trident_backend.engine.protocol import EngineSpec, StepBatch
@@ -23,7 +23,6 @@ Head = Callable[[], None]
 
 #: Bytes of logits that the host holds at a time.
 _PIECE_BYTES = 32 * 2**20
-_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8e4nv": 1}
 
 
 class Trial:
@@ -54,12 +53,8 @@ class Trial:
         self._vocab_size = program.vocab_size
         #: Where keys and values of each layer lie, and the bytes of one block of them.
         self._caches: list[tuple[int, int]] = []
-        for call in program.body:
-            if isinstance(call, AttentionCall):
-                kind = program.attention_kinds[call.kind]
-                size = spec.block_size * kind.num_kv_heads * _BYTES[program.cache_dtype]
-                self._caches.append((pool.key_cache(call.layer), size * kind.head_dim))
-                self._caches.append((pool.value_cache(call.layer), size * kind.v_head_dim))
+        for layer, (key_bytes, value_bytes) in block_sizes_of(program, spec.block_size).items():
+            self._caches += [(pool.key_cache(layer), key_bytes), (pool.value_cache(layer), value_bytes)]
 
     def digest_of(self, batch: StepBatch, num_tokens: int, body: Body, head: Head) -> bytes:
         """Compute a step and return the digest of its logits, `[R, vocab_size]`, as they lie in memory.

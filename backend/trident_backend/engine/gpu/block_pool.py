@@ -37,7 +37,7 @@ class Launcher(Protocol):
 
 def block_bytes_of(program: Program, block_size: int) -> int:
     """Return the bytes of one block of keys and values through all layers."""
-    return sum(sum(sizes) for sizes in _block_sizes(program, block_size).values())
+    return sum(sum(sizes) for sizes in block_sizes_of(program, block_size).values())
 
 
 class BlockPool:
@@ -56,7 +56,7 @@ class BlockPool:
     def __init__(self, device: Device, program: Program, spec: EngineSpec) -> None:
         self._device = device
         self._copy_blocks = _copy_kernel(program)
-        sizes = _block_sizes(program, spec.block_size)
+        sizes = block_sizes_of(program, spec.block_size)
         self._caches: dict[int, tuple[int, int]] = {}
         geometry, end = [], 0
         for layer, layer_sizes in sizes.items():
@@ -130,8 +130,12 @@ def _copy_kernel(program: Program) -> str:
     raise ArtifactError(f"program.kernels: there is no {_COPY_BLOCKS}; build again")
 
 
-def _block_sizes(program: Program, block_size: int) -> dict[int, tuple[int, int]]:
-    """Return the bytes of a block's keys and of its values in each layer."""
+def block_sizes_of(program: Program, block_size: int) -> dict[int, tuple[int, int]]:
+    """Return the bytes of a block's keys and of its values in each layer.
+
+    Raises:
+        ArtifactError: blocks cannot be copied.
+    """
     item_bytes = _ITEM_BYTES[program.cache_dtype]
     sizes = {}
     for call in program.body:
