@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _LONG = {"i64": np.int64, "u64": np.uint64}
 _WHOLE: Mapping[str, npt.DTypeLike] = {**_INTEGERS, **_LONG}
 
 
+@cache
 def storage(dtype: str) -> np.dtype[Any]:
     """Return the type of numpy that numbers of a Triton type, such as `bf16`, lie in memory as."""
     return np.dtype(number_formats.STORAGE[_FLOATING[dtype]] if dtype in _FLOATING else _WHOLE[dtype])

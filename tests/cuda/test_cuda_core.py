@@ -17,12 +17,12 @@ from tests.backend.engine.conftest import BuildAndLoad
 from tests.backend.engine.conftest import build as build_openvino
 from tests.backend.engine.test_core import (
     Smaller,
-    checkpoint,
     expected,
     prompts,
     test_core_scheduling_never_changes_the_output,
     test_core_siblings_share_a_prompt_and_nothing_else,
 )
+from tests.checkpoints import make_checkpoint
 from tests.cuda.engines import build, load
 from tests.fakes.core import Clock, make_sequence
 from tests.tensorrt.double.engines import installed
@@ -36,7 +36,6 @@ from trident_ensemble.contract.errors import CancelledError
 from trident_ensemble.contract.settings import BatchSchedulerPolicy, CoreSettings
 
 __all__ = [
-    "checkpoint",
     "expected",
     "prompts",
     "test_core_scheduling_never_changes_the_output",
@@ -45,6 +44,8 @@ __all__ = [
 
 #: Four sequences of the longest find room, and no fifth.
 NUM_BLOCKS = 14
+#: Of steps with CUDA graphs: others run launch by launch.
+SIZES = (1, 2, 4, 8, 16, 48)
 NUM_STEPS, NUM_SEEDS = 90, 3
 TEXTS = ([7, 30, 12, 90] * 15, [50, 50, 8] * 20, [int(i * i % 389) + 4 for i in range(70)])
 SAMPLINGS: tuple[dict[str, Any], ...] = (
@@ -68,6 +69,12 @@ def machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer layers than there: a launch takes longer here than all of a layer does on a CPU."""
+    return make_checkpoint(tmp_path_factory.mktemp("core") / "llama", "llama", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
 def engine_of(
     machine: None,  # noqa: ARG001 (the doubles come first and go last)
     tmp_path_factory: pytest.TempPathFactory,
@@ -78,7 +85,7 @@ def engine_of(
     def of(folder: Path) -> Engine:
         if folder not in loaded:
             built = build(folder, tmp_path_factory.mktemp("cuda") / "1", max_num_seqs=16, max_num_tokens=128)
-            loaded[folder] = load(built)
+            loaded[folder] = load(built, captured=SIZES)
         return loaded[folder]
 
     yield of

@@ -21,6 +21,7 @@ from tests.e2e.build import build
 from tests.e2e.clients import Answer, grpc_stream, make_inputs
 from tests.e2e.server import Server, serve, until
 from tests.e2e.test_tensorrt import LIMITS, MAX_TOKENS, OTHERS, ask, ask_all, checkpoint, doubled, greedy
+from trident_compiler.cuda import kernel_compiler
 from trident_tools.main import main
 
 __all__ = ["checkpoint", "doubled", "greedy"]
@@ -39,7 +40,8 @@ NUM_SEQUENCES = 3
 def repository(checkpoint: Path, doubled: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     doubled.setenv("DOUBLE_GPU_BYTES", str(2 * 2**30))
     folder = tmp_path_factory.mktemp("repository") / "cuda"
-    with compiling_nothing():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_compiler, "compile_kernels", write_doubles)
         command = ["build", str(checkpoint), "--repository", str(folder), "--metrics-period-ms", "100", "--quiet"]
         assert main([*command, *OPTIONS, *LIMITS]) == 0
     config = folder / "core" / "config.pbtxt"

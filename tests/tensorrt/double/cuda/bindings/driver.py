@@ -155,7 +155,7 @@ def cuLaunchKernel(
     parameters = (*cubin.parameters, *_TRITONS_OWN)
     packed = isinstance(kernelParams, tuple)
     given = _packed(kernelParams, parameters) if packed else _pointed(kernelParams, parameters)  # type: ignore[arg-type]
-    if any(given[name] for name, _ in _TRITONS_OWN):
+    if any(given.pop(name) for name, _ in _TRITONS_OWN):
         raise TypeError(f"{cubin.entry}: Triton's own addresses are those of nothing")
 
     if not loaded.was_launched:
