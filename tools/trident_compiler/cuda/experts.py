@@ -1,7 +1,8 @@
 """A mixture of experts as launches of kernels of our own.
 
-Owns the order of its launches and the values between them. Only chosen experts are computed: pairs of a token and one
-of its experts are ordered by expert on the device, and a value of pairs is one of tokens that is as many times wide.
+Owns the order of its launches and the values between them. Pairs of a token and one of its experts are ordered by
+expert on the device, and a value of pairs is one of tokens that is as many times wide. Never computes an expert for a
+token that has not chosen it.
 """
 
 from __future__ import annotations

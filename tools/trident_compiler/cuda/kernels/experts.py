@@ -1,8 +1,8 @@
 """Mixtures of experts, in the Triton language: the choice, the products with chosen experts alone, and their sum.
 
 Owns the order of pairs: pair `token * CHOSEN + place` is the expert that a token has at that place, and the values of
-pairs lie in that order. Products take pairs expert by expert, and write where the pair is. Nothing is added up in an
-order that depends on other programs.
+pairs lie in that order; products take pairs expert by expert, and write where the pair is. Never adds anything up in an
+order that depends on other programs, so that a token gets the same whoever else is in the step.
 """
 
 import triton

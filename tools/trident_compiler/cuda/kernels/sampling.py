@@ -1,4 +1,6 @@
-"""The operations on logits that sampling is made of.
+"""The operations on logits that sampling is made of, in the Triton language.
+
+Owns how rows are searched and changed, and what becomes of numbers that are none. Never lets one row touch another.
 
 All read `logits` float32 `[buffer rows, VOCAB]`, of which `rows` int32 `[N]` names those that are asked for. Kernels
 that change rows write them to `changed` float32 `[N, VOCAB]`; pairs int32 `[P, 2]` are rows and token ids.
