@@ -325,9 +325,10 @@ def test_sampling_kernels_device_logits_are_as_on_the_host(vocab_size: int, inte
         np.testing.assert_array_equal(found.read(every_row, every_id), host.array)
 
 
-def test_sampling_kernels_more_pairs_than_one_run_takes() -> None:
-    logits = device_of(4096).logits(_step(4096, 40))
-    rows, ids = (part.reshape(-1) for part in np.indices((40, 4096)))
+@pytest.mark.parametrize(("vocab_size", "num_rows"), [(4096, 40), (600, 120)])
+def test_sampling_kernels_more_pairs_than_one_run_takes(vocab_size: int, num_rows: int) -> None:
+    logits = device_of(vocab_size).logits(_step(vocab_size, num_rows))
+    rows, ids = (part.reshape(-1) for part in np.indices((num_rows, vocab_size)))
     values = np.arange(len(rows), dtype=np.float32)
     logits.write(rows, ids, values)
     np.testing.assert_array_equal(logits.read(rows, ids), values)
