@@ -17,7 +17,8 @@ from trident_compiler.cuda.kernel_process import CompiledKernel
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
-_BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
+#: A branch on a condition: what jumps back without one comes from code that is seldom run and lies at the end.
+_BRANCH = re.compile(r"^(?:@\S+\s+BRA\b|BRA\S*\s+!?U?P\d).*?(\.L_x_\d+)")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _loop(text: str) -> Loop:
     loops = [
         instructions[labels[branch[1]] : end + 1]
         for end, instruction in enumerate(instructions)
-        if (branch := _BRANCH.search(instruction)) and labels.get(branch[1], end) < end
+        if (branch := _BRANCH.match(instruction)) and labels.get(branch[1], end) < end
     ]
     if not loops:
         return Loop()

@@ -48,7 +48,8 @@ class Limits:
 LIMITS = {
     "attend few, D 128": Limits(168, 0, 40 * _KIB),
     "attend few, D 64": Limits(128, 0, 22 * _KIB),
-    "attend many, D 128": Limits(255, 80, 98 * _KIB, num_local=2),
+    # Of some 600 instructions.
+    "attend many, D 128": Limits(255, 80, 98 * _KIB, num_local=6),
     "attend many, D 64": Limits(192, 0, 50 * _KIB),
     "linear few": Limits(96, 0, 62 * _KIB),
     "linear many": Limits(255, 0, 130 * _KIB),

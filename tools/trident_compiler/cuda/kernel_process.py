@@ -40,7 +40,7 @@ _LONGEST_LOG = 2000
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """What Triton made of a spec.
+    """A kernel as Triton made it of a spec.
 
     Args:
         entry: the function's name in the cubin.
@@ -61,7 +61,7 @@ class CompiledKernel:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a spec is not compiled.
+    """The reason why a spec is not compiled.
 
     Args:
         words: in Triton's words where it is Triton's refusal, else in ours.
