@@ -17,8 +17,9 @@ from trident_compiler.cuda.kernel_process import CompiledKernel
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
-#: A branch on a condition: what jumps back without one comes from code that is seldom run and lies at the end.
-_BRANCH = re.compile(r"^(?:@\S+\s+BRA\b|BRA\S*\s+!?U?P\d).*?(\.L_x_\d+)")
+_BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
+#: Behind the end lies code that is seldom run, which jumps back.
+_END = "EXIT"
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def _loop(text: str) -> Loop:
             labels[label[1]] = len(instructions)
         if instruction := _INSTRUCTION.search(line):
             instructions.append(instruction[1])
+    end_of_all = max((at for at, instruction in enumerate(instructions) if instruction.startswith(_END)), default=0)
     loops = [
         instructions[labels[branch[1]] : end + 1]
-        for end, instruction in enumerate(instructions)
-        if (branch := _BRANCH.match(instruction)) and labels.get(branch[1], end) < end
+        for end, instruction in enumerate(instructions[:end_of_all])
+        if (branch := _BRANCH.search(instruction)) and labels.get(branch[1], end) < end
     ]
     if not loops:
         return Loop()
