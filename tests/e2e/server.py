@@ -81,16 +81,16 @@ class Server:
 
 
 @contextmanager
-def serve(repository: Path, log: Path, *options: str, python: str = sys.executable) -> Iterator[Server]:
+def serve(repository: Path, log: Path, *options: str, python: str | None = None) -> Iterator[Server]:
     """Yield a server of this repository, ready; stop it at the end, also when the test fails or this process dies.
 
     `python` is that of the installation of Trident that serves; another one than this is given no option that is new.
     """
     # Nobody balances load here, and a test that ends would wait for the delay that containers have.
-    at_once = ("--drain-delay", "0") if python == sys.executable else ()
+    at_once = ("--drain-delay", "0") if python is None else ()
     http_port, grpc_port, metrics_port = free_ports(3)
     command = [
-        *(python, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
+        *(python or sys.executable, "-m", "trident_tools.main", "serve", "--repository", str(repository)),
         *("--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
         *("--metrics-port", str(metrics_port), "--verbose", *at_once),
         *(*without_gateway(options), *options),

@@ -311,6 +311,8 @@ def _draining(client: Client) -> Outcomes:
         client.server.process.send_signal(signal.SIGTERM)
         # Whoever balances loads sends nothing more here, and what is on its way ends well.
         until(lambda: get(client.server, "/v2/health/ready") == 400, 60, "the server to say that it is not ready")
+        # Not before: a balancer must be able to see that the server is not ready while it still serves.
+        until(lambda: "1 requests in flight" in _log(client.server), 60, "the server to refuse")
         outcomes = client.each_way(GOOD)
         assert get(client.server, "/v2/health/live") == 200
         assert running.result(60) == Outcome("OK")
