@@ -20,10 +20,10 @@ from trident_backend.engine.cuda.program import (
     Extent,
     Kind,
     Launch,
-    StoredWeight,
     Value,
 )
 from trident_compiler.cuda.kernel_spec import KernelSpec
+from trident_compiler.cuda.weights_file import CountedWeights
 
 Grid = tuple[Extent, Extent, Extent]
 #: An axis of a grid that is not used.
@@ -113,18 +113,6 @@ class Step:
     most: int = 0
 
 
-class WeightSink(Protocol):
-    """A taker of weights; `WeightsFile` is one."""
-
-    def has(self, name: str) -> bool:
-        """Return whether a weight of that name is there."""
-        ...
-
-    def append(self, name: str, values: npt.NDArray[Any], dtype: str) -> StoredWeight:
-        """Take a weight of a new name, in Triton's type `dtype`."""
-        ...
-
-
 class ProgramBuilder:
     """A program that is being written; a `LaunchMaker`.
 
@@ -132,7 +120,7 @@ class ProgramBuilder:
         weights: takes its weights.
     """
 
-    def __init__(self, weights: WeightSink) -> None:
+    def __init__(self, weights: CountedWeights) -> None:
         self._weights = weights
         self._values: dict[str, Value] = {}
         self._kinds: list[AttentionKind] = []
