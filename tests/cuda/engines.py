@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from tests.fakes.progress import SilentProgress
 from tests.tensorrt.double.cubins import Cubin
-from trident_backend.engine.cuda import graphs
+from trident_backend.engine.cuda import graphs, loading
 from trident_backend.engine.cuda.program import Kernel
 from trident_backend.engine.factory import load_engine
 from trident_backend.engine.protocol import Engine
@@ -103,11 +103,12 @@ def load(folder: Path, captured: tuple[int, ...] | None = None) -> Engine:
 
     Args:
         folder: the engine's.
-        captured: sizes of steps that have CUDA graphs; None is what a server has, which takes some seconds here.
+        captured: sizes of steps that have CUDA graphs, without a step before the first that is asked for; None is what
+            a server has, which takes some seconds here.
     """
     if captured is None:
         return load_engine(folder)[0]
-    with patch.object(graphs, "_SIZES", captured):
+    with patch.object(graphs, "_SIZES", captured), patch.object(loading, "warm_up"):
         return load_engine(folder)[0]
 
 

@@ -46,7 +46,7 @@ __all__ = [
 NUM_BLOCKS = 14
 #: Of steps with CUDA graphs: others run launch by launch.
 SIZES = (1, 2, 4, 8, 16, 48)
-NUM_STEPS, NUM_SEEDS = 90, 3
+NUM_STEPS, NUM_SEEDS = 90, 2
 TEXTS = ([7, 30, 12, 90] * 15, [50, 50, 8] * 20, [int(i * i % 389) + 4 for i in range(70)])
 SAMPLINGS: tuple[dict[str, Any], ...] = (
     {},

@@ -1,4 +1,4 @@
-"""A Python environment in which `tensorrt` and `cuda.bindings.runtime` are the doubles, for whole servers."""
+"""A Python environment in which `tensorrt` and `cuda.bindings` are the doubles, for whole servers."""
 
 from __future__ import annotations
 

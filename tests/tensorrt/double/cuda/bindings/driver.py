@@ -44,6 +44,10 @@ class CUfunction_attribute(IntEnum):
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 
 
+class CUfunction(int):
+    """A kernel in the current context."""
+
+
 #: Dynamic shared memory of a block: without asking for more, and at most, by capability.
 _SHARED_BYTES = 48 * 1024
 _MOST_SHARED_BYTES = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
@@ -67,11 +71,11 @@ _plain = answering(CUresult, ())
 
 @dataclass
 class _Loaded:
-    """A kernel, how much shared memory it was allowed, and whether it is on the device, which its first launch does."""
+    """A kernel, how much shared memory it was allowed, and whether it is on the device, as it is once it was launched."""
 
     cubin: Cubin
     most_shared_bytes: int = _SHARED_BYTES
-    was_launched: bool = False
+    is_on_device: bool = False
 
 
 def cuGetErrorString(error: CUresult) -> tuple[Any, ...]:
@@ -126,6 +130,21 @@ def cuKernelSetAttribute(attrib: CUfunction_attribute, val: int, kernel: int, de
     return ()
 
 
+@_call
+def cuKernelGetFunction(kernel: int) -> tuple[Any, ...]:
+    _loaded(kernel)
+    return (CUfunction(kernel),)
+
+
+@_plain
+def cuFuncLoad(function: CUfunction) -> tuple[Any, ...]:
+    if not isinstance(function, CUfunction):
+        raise TypeError(f"expected CUfunction, {type(function).__name__} found")
+    GPUS.forbid_capture("a function is loaded")
+    _loaded(function).is_on_device = True
+    return ()
+
+
 @_plain
 def cuLaunchKernel(
     f: int,
@@ -158,10 +177,10 @@ def cuLaunchKernel(
     if any(given.pop(name) for name, _ in _TRITONS_OWN):
         raise TypeError(f"{cubin.entry}: Triton's own addresses are those of nothing")
 
-    if not loaded.was_launched:
+    if not loaded.is_on_device:
         # CUDA loads kernels when they are needed, which it may not be able to do while a stream is captured.
         GPUS.forbid_capture(f"{cubin.entry} is launched for the first time")
-        loaded.was_launched = True
+        loaded.is_on_device = True
 
     def work() -> None:
         if f not in GPUS.libraries:
