@@ -54,8 +54,8 @@ HEADS = KV_HEADS * GROUP
 WINDOWS = (0, 11)
 FEW_ROWS, MANY_ROWS, KEYS = 4, 16, 16
 SCALE = 0.4
-#: Above so many tokens, products are launched in another way.
-MANY_TOKENS = 12
+#: Above so many tokens, products are launched in another way, and again above all that is captured.
+MANY_TOKENS, MOST_TOKENS = 12, 512
 _TOKENS, _ROWS, _ONE = Extent(Count.TOKENS), Extent(Count.ROWS), Extent()
 _FLOATS = "*fp32"
 
@@ -220,7 +220,7 @@ def _specs(small: Small) -> dict[str, KernelSpec]:
             specs[f"attend.{name}.{window}"] = KernelSpec.of("attention.attend", attend, constants)
     types = {"out": _FLOATS, "x": _FLOATS, "weight": _FLOATS, "num_rows": "i32"}
     for name, (n, k, add) in _PRODUCTS.items():
-        for tile in (4, 16):
+        for tile in (4, 16, 32):
             constants = {"N": n, "K": k, "ADD": add, "TILE": tile}
             specs[f"{name}.{tile}"] = KernelSpec.of("small.project", types, constants)
     return specs
@@ -284,7 +284,8 @@ def _products(name: str, x: str, weight: str, out: Argument, count: Count) -> li
     arguments = {"out": out, "x": _value(x), "weight": _weight(weight), "num_rows": Argument(Kind.COUNT, count.value)}
     return [
         Launch(f"{name}.4", (Extent(count, 4), _ONE, _ONE), arguments, most=MANY_TOKENS),
-        Launch(f"{name}.16", (Extent(count, 16), _ONE, _ONE), arguments, least=MANY_TOKENS + 1),
+        Launch(f"{name}.16", (Extent(count, 16), _ONE, _ONE), arguments, least=MANY_TOKENS + 1, most=MOST_TOKENS),
+        Launch(f"{name}.32", (Extent(count, 32), _ONE, _ONE), arguments, least=MOST_TOKENS + 1),
     ]
 
 

@@ -188,14 +188,6 @@ def test_cuda_host_copies_keep_their_order_and_come_first(engine: Engine, rng: n
     step(engine, [(first, 1), (second, 1), (third, 1)])
 
 
-def test_cuda_host_every_kernel_is_launched_before_the_first_step(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = Record(monkeypatch)
-    load_engine(folder)[0].close()
-    assert {name for name, _ in record.launches} == read_program(folder).kernels.keys()
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine whose largest steps have no graph."""
@@ -205,6 +197,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LARGE = Small(max_num_seqs=3, max_num_tokens=540, max_seq_len=560, num_blocks=220)
+
+
+def test_cuda_host_every_kernel_is_on_the_device_before_anything_is_launched(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of steps that are too large to be captured too, which nothing launches before a request does."""
+    launch_kernel, others, found = KernelLibrary.launch, set(GPUS.libraries), []
+
+    def keep(*arguments: Any) -> None:
+        found.append([loaded.is_on_device for each, loaded in GPUS.libraries.items() if each not in others])
+        launch_kernel(*arguments)
+
+    monkeypatch.setattr(KernelLibrary, "launch", keep)
+    load_engine(large)[0].close()
+    files = {kernel.file for kernel in read_program(large).kernels.values()}
+    assert found[0] == [True] * len(files)
 
 
 def test_cuda_host_steps_larger_than_all_graphs_have_grids_of_their_own_size(
@@ -220,8 +228,9 @@ def test_cuda_host_steps_larger_than_all_graphs_have_grids_of_their_own_size(
     assert record.num_graphs == 2  # of the second step: body and head of the first are both too large
     assert record.grids("embed") == [(522, 1, 1)]
     assert record.grids("cache.write") == [(522, 1, 1)] * 2
-    assert record.grids("queries.16") == [(-(-522 // 16), 1, 1)] * 2
-    assert record.grids("queries.4") == []
+    assert record.grids("queries.32") == [(-(-522 // 32), 1, 1)] * 2
+    assert record.grids("logits.32") == [(-(-522 // 32), 1, 1)]
+    assert not {"queries.4", "queries.16", "logits.16"} & {name for name, _ in record.launches}
     assert record.grids("attend.few.0") == [(1, 2, 1)]
     engine.close()
 

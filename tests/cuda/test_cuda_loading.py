@@ -91,6 +91,7 @@ LOAD_CALLS = [
     *("cudaSetDevice", "cudaSetDeviceFlags", "cudaStreamCreateWithFlags", "cudaDeviceGetAttribute", "cudaMemGetInfo"),
     *("cudaMalloc", "cudaHostAlloc", "cudaFreeHost", "cudaMemsetAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"),
     *("cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelSetAttribute", "cuLaunchKernel", "cudaGraphLaunch"),
+    *("cuKernelGetFunction", "cuFuncLoad"),
 ]
 
 
@@ -188,7 +189,7 @@ def test_cuda_loading_too_little_memory_is_refused_with_the_numbers(folder: Path
         load_engine(folder)
 
 
-@pytest.mark.parametrize("call", ["cudaMalloc", "cuLibraryLoadData", "cuLaunchKernel"])
+@pytest.mark.parametrize("call", ["cudaMalloc", "cuLibraryLoadData", "cuFuncLoad", "cuLaunchKernel"])
 def test_cuda_loading_memory_that_runs_out_says_what_to_change(call: str, folder: Path) -> None:
     faults.order(call, 3, code=OUT_OF_MEMORY)
     with pytest.raises(PlanError, match=rf"{call}.* failed.*--max-num-seqs"):

@@ -182,6 +182,18 @@ def test_kernel_double_the_first_launch_cannot_be_captured(device: Device, kerne
     assert [status.name for status in found] == ["CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"]
 
 
+def test_kernel_double_a_kernel_that_was_loaded_can_be_captured_at_once(device: Device, kernel: int) -> None:
+    x, out, found = filled(device, [1] * 8), device.allocate(32), []
+    (status, function) = driver.cuKernelGetFunction(kernel)
+    assert not status
+    with pytest.raises(EngineError, match="cudaStreamEndCapture"):
+        device.capture(lambda: found.append(driver.cuFuncLoad(function)[0].name))
+    assert found == ["CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"]
+    assert [status.name for status in driver.cuFuncLoad(function)] == ["CUDA_SUCCESS"]
+    device.free_graph(device.capture(lambda: found.append(launch(kernel, device, out, x, 1.0, 2))))
+    assert not found[-1]
+
+
 def test_kernel_double_kernels_for_other_gpus_are_not_loaded(device: Device) -> None:
     assert device.capability == CUBIN.capability
     other = Cubin(**{**CUBIN.__dict__, "capability": (9, 0)})

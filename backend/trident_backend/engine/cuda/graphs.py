@@ -113,7 +113,6 @@ class StepGraphs:
 
     def _capture_all(self) -> None:
         log, began = logging.getLogger(__name__), time.monotonic()
-        self._launch_attention()
         # The largest first: what it needs of the GPU's memory, the others find.
         for size in reversed(self._sizes):
             try:
@@ -123,24 +122,6 @@ class StepGraphs:
                 break
         num_graphs = len(self._bodies) + len(self._heads)
         log.info("captured %d CUDA graphs in %.1f s", num_graphs, time.monotonic() - began)
-
-    def _launch_attention(self) -> None:
-        """Launch every kernel of attention once.
-
-        The driver loads a kernel at its first launch, which it may not be able to do while that is captured; a trial
-        step need not have all that a captured grid has room for, such as tiles that are divided.
-        """
-        size = self._sizes[-1]
-        batch = self._steps.with_prompt(size) or self._steps.without_prompt(size)
-        if batch is not None:
-            grids = self._grids(size, has_many=True)
-            num_rows = len(batch.logit_rows)
-            self._trial.digest_of(
-                batch,
-                size,
-                lambda _: self._runner.enqueue_body(size, grids),
-                lambda: self._runner.enqueue_head(num_rows),
-            )
 
     def _capture(self, size: int) -> None:
         """Capture what there is of one size: its bodies, and with the first of them the head."""
@@ -171,7 +152,6 @@ class StepGraphs:
         def head() -> None:
             self.run_head(num_rows)
 
-        # The driver loads kernels at their first launch, which must not be one that is captured.
         expected = self._trial.digest_of(batch, size, direct_body, direct_head)
 
         def is_right(body: Body, head: Head) -> bool:

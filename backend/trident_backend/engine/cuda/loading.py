@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trident_backend.engine.cuda.engine import CudaEngine
-from trident_backend.engine.cuda.first_uses import use_kernels
 from trident_backend.engine.cuda.graphs import StepGraphs
 from trident_backend.engine.cuda.manifest_check import check_manifest, check_target
 from trident_backend.engine.cuda.program import Program, SamplingLimits
@@ -113,7 +112,6 @@ def _assemble(
         steps=TrialSteps(spec, few_len),
     )
     stack.callback(graphs.close)
-    use_kernels(kernels, pool, sampling, memory.logits)
     return CudaEngine(
         device,
         spec,

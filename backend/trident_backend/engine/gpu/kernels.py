@@ -45,6 +45,9 @@ class _Loaded(NamedTuple):
 class KernelLibrary:
     """The kernels of an engine on one device; used by one thread at a time.
 
+    All of them are on the device when this returns: the driver would load each at its first launch, which takes time
+    and memory that no request should wait for, or be the one to miss, and which it may not do in a capture.
+
     Args:
         device: where they run; it must be the calling thread's.
         folder: the engine's, which the kernels' files are in.
@@ -103,6 +106,7 @@ class KernelLibrary:
             kind = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             # CUDA counts the driver's devices as it counts the runtime's.
             self._call("cuKernelSetAttribute", name, kind, kernel.shared_bytes, function, self._device.ordinal)
+        self._call("cuFuncLoad", name, self._call("cuKernelGetFunction", name, function))
         types = tuple(_c_type(name, parameter, dtype) for parameter, dtype in kernel.parameters)
         parameters = tuple(
             (parameter, float if dtype.startswith("fp") else int) for parameter, dtype in kernel.parameters
