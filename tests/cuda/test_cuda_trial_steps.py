@@ -13,11 +13,13 @@ from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPl
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 
 KERNELS = {name: name for name in ("write", "few", "many", "merge_few", "merge_many")}
-KIND = AttentionKind(2, 4, 16, 16, window=0, few_rows=16, many_rows=64, **KERNELS)
+#: Tokens of a small tile.
+FEW_LENS = (1, 4, 16)
 
 
-def plan_of(batch: StepBatch) -> AttentionPlan:
-    planner = AttentionPlanner(KIND, 64)
+def plan_of(batch: StepBatch, few_len: int = 4) -> AttentionPlan:
+    kind = AttentionKind(2, 4, 16, 16, window=0, few_rows=4 * few_len, many_rows=64, **KERNELS)
+    planner = AttentionPlanner(kind, 64)
     return planner.plan(batch.past_lens, batch.subsequence_begins, batch.block_indices_begins)
 
 
@@ -27,6 +29,7 @@ def check(batch: StepBatch, num_tokens: int, spec: EngineSpec) -> None:
     ends = batch.past_lens + lens
     assert lens.min() >= 1
     assert len(lens) <= spec.max_num_seqs
+    assert batch.past_lens.min() >= 0
     assert len(batch.token_ids) == lens.sum() <= num_tokens
     assert ends.max() == batch.max_context_len <= spec.max_seq_len
     assert np.array_equal(np.diff(batch.block_indices_begins), -(-ends // spec.block_size))
@@ -50,22 +53,23 @@ def check(batch: StepBatch, num_tokens: int, spec: EngineSpec) -> None:
 def test_cuda_trial_steps_lie_within_any_limits() -> None:
     draw = random.Random(7)  # noqa: S311
     num_found = 0
-    for _ in range(80):
+    for _ in range(120):
         max_num_seqs = draw.choice([1, 2, 7, 64])
         block_size, max_seq_len = draw.choice([1, 8, 32]), draw.choice([8, 100, 5000])
         num_blocks = -(-max_seq_len // block_size) + draw.choice([0, 1, 50])
         max_num_tokens = max(max_num_seqs, draw.choice([1, 16, 100, 700]))
         spec = EngineSpec(50, max_num_seqs, max_num_tokens, max_seq_len, block_size, num_blocks)
-        steps = TrialSteps(spec, 4)
+        few_len = draw.choice(FEW_LENS)
+        steps = TrialSteps(spec, few_len)
         for size in sizes_up_to(max_num_tokens):
             few, many = steps.without_prompt(size), steps.with_prompt(size)
             if few is not None:
                 check(few, size, spec)
-                assert not len(plan_of(few).many)
+                assert not len(plan_of(few, few_len).many)
                 num_found += 1
             if many is not None:
                 check(many, size, spec)
-                assert len(plan_of(many).many)
+                assert len(plan_of(many, few_len).many)
                 num_found += 1
     assert num_found > 300
 

@@ -27,7 +27,7 @@ class TrialSteps:
 
     Args:
         spec: the limits.
-        few_len: tokens of a sequence that has only small tiles, at most.
+        few_len: tokens of a sequence that has only small tiles for all kinds of attention, at most.
     """
 
     spec: EngineSpec
@@ -36,23 +36,31 @@ class TrialSteps:
     @property
     def max_few_tokens(self) -> int:
         """The tokens of a step without large tiles, at most."""
-        return min(self.spec.max_num_tokens, self.spec.max_num_seqs * self.few_len)
+        return min(self.spec.max_num_tokens, self.spec.max_num_seqs * self._few_len)
 
     def without_prompt(self, num_tokens: int) -> StepBatch | None:
         """Return a step of at most so many tokens and no large tile; None where the pool is too small for any."""
-        num_seqs = min(num_tokens, self.spec.max_num_seqs, self._num_own_blocks // self._num_blocks(self.few_len))
+        num_seqs = min(num_tokens, self.spec.max_num_seqs, self._num_own_blocks // self._num_blocks(self._few_len))
         if not num_seqs:
             return None
-        total = min(num_tokens, num_seqs * self.few_len)
+        total = min(num_tokens, num_seqs * self._few_len)
         lens = [total // num_seqs + (index < total % num_seqs) for index in range(num_seqs)]
         return self._step(lens)
 
     def with_prompt(self, num_tokens: int) -> StepBatch | None:
-        """Return a step of at most so many tokens with a large tile; None where there is none."""
+        """Return a step of at most so many tokens with a prompt; None where there is none.
+
+        The prompt has large tiles for the kinds of attention with the most query heads to a key's. It may be all small
+        ones for kinds with fewer, whose small tiles hold more tokens.
+        """
         num_others = min(num_tokens // 4, _MAX_OTHERS, self.spec.max_num_seqs - 1, self._num_own_blocks // 2)
         room = (self._num_own_blocks - num_others) * self.spec.block_size
         length = min(num_tokens - num_others, self.spec.max_seq_len, room)
         return self._step([length] + [1] * num_others) if length > self.few_len else None
+
+    @property
+    def _few_len(self) -> int:
+        return min(self.few_len, self.spec.max_seq_len)
 
     @property
     def _num_own_blocks(self) -> int:
