@@ -122,6 +122,19 @@ def test_cuda_loading_whatever_fails_is_named_and_everything_is_freed(call: str,
     assert num_failures >= 1
 
 
+@pytest.mark.parametrize(
+    "call", ["cudaMalloc", "cudaHostAlloc", "cudaMemcpyAsync", "cuFuncLoad", "cudaGraphInstantiate", "cudaGraphLaunch"]
+)
+@pytest.mark.parametrize("nth", [1, 3])
+def test_cuda_loading_of_a_gpu_that_is_lost_the_first_error_is_said(call: str, nth: int, folder: Path) -> None:
+    faults.order(call, nth, code=faults.LOST)
+    with pytest.raises(EngineError) as failure:
+        load_engine(folder)
+    GPUS.reset()  # what was on it died with it
+    assert call in str(failure.value)
+    assert failure.value.__context__ is None or failure.value.__suppress_context__
+
+
 def test_cuda_loading_an_interrupted_upload_frees_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_memory, "_PIECE_BYTES", 512)
     num_uploads = 0

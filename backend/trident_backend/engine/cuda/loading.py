@@ -22,6 +22,7 @@ from trident_backend.engine.cuda.trial_steps import TrialSteps
 from trident_backend.engine.cuda.weight_memory import WeightMemory, num_bytes_of
 from trident_backend.engine.gpu.block_pool import BlockPool, block_bytes_of
 from trident_backend.engine.gpu.device import Device, DeviceMemoryError
+from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.kernels import KernelLibrary
 from trident_backend.engine.gpu.step_inputs import StepInputBuffer
 from trident_backend.engine.protocol import EngineSpec
@@ -63,7 +64,7 @@ def load(folder: Path, manifest: Manifest, gpus: Sequence[int] = ()) -> CudaEngi
 
 
 def _load(folder: Path, manifest: Manifest, program: Program, ordinal: int) -> CudaEngine:
-    with ExitStack() as stack:
+    with freed_on_failure() as stack:
         device = Device(ordinal)
         stack.callback(device.close)
         check_target(manifest, device.capability, ordinal)
@@ -71,7 +72,7 @@ def _load(folder: Path, manifest: Manifest, program: Program, ordinal: int) -> C
         stack.callback(kernels.close)
         engine = _assemble(device, kernels, program, EngineSpec.from_manifest(manifest), folder=folder, stack=stack)
         warm_up(engine)
-        engine.resources = stack.pop_all()
+        engine.resources = stack
     return engine
 
 

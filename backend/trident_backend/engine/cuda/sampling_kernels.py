@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from trident_backend.engine.cuda.names import COPY_ROWS, rank
 from trident_backend.engine.cuda.program import Kernel, Program, SamplingLimits
 from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.kernels import KernelLibrary
 from trident_backend.engine.gpu.names import ALIGNMENT, Operand, Sampling
 from trident_backend.engine.gpu.penalty_rows import PenaltyRows
@@ -96,7 +96,7 @@ class SamplingKernels:
         self._pinned = device.pinned(num_bytes)
         #: Whether the device may still be reading the pinned memory.
         self._is_busy = False
-        with ExitStack() as stack:
+        with freed_on_failure() as stack:
 
             def allocate(num_rows: int, width: int) -> int:
                 address = device.allocate(num_rows * width * 4)
@@ -110,7 +110,7 @@ class SamplingKernels:
             self.table = allocate(self.num_table_rows, self.vocab_size)
             self._keys = allocate(self.max_chosen, max(self.sizes))
             self._key_ids = allocate(self.max_chosen, max(self.sizes))
-            self._resources = stack.pop_all()
+        self._resources = stack
 
     def run(self, name: str, logits: int, inputs: Arrays, num_rows: int | None = None) -> Arrays:
         """Run one operation.

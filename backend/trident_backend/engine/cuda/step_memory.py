@@ -6,12 +6,12 @@ Owns these allocations and their sizes. Never owns what outlives a step: weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from trident_backend.engine.cuda.program import AttentionKind, Program
 from trident_backend.engine.gpu.attention_plan import PlanBounds
 from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.freeing import freed_on_failure
 
 
 class Partials(NamedTuple):
@@ -39,12 +39,12 @@ class StepMemory:
     def __init__(self, device: Device, program: Program, bounds: Sequence[PlanBounds], max_rows: int) -> None:
         self._device = device
         self._sizes = sizes_of(program, bounds, max_rows)
-        with ExitStack() as stack:
+        with freed_on_failure() as stack:
             self._addresses = {}
             for name, size in self._sizes.items():
                 self._addresses[name] = device.allocate(max(1, size))
                 stack.callback(device.free, self._addresses[name])
-            self._resources = stack.pop_all()
+        self._resources = stack
 
     @property
     def arena(self) -> int:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
 from trident_backend.engine.cuda.program import StoredWeight
 from trident_backend.engine.gpu.device import Bytes, Device
-from trident_ensemble.contract.errors import ArtifactError, EngineError
+from trident_backend.engine.gpu.freeing import freed_on_failure
+from trident_ensemble.contract.errors import ArtifactError
 
 #: Bytes that are read at once, and the seconds after which the log says again how far the upload is.
 _PIECE_BYTES = 32 * 2**20
@@ -53,15 +53,15 @@ class WeightMemory:
         """
         size = max(1, min(_PIECE_BYTES, self._num_bytes))
         memory = self._device.pinned(2 * size)
-        try:
-            with self._path.open("rb") as file:
-                self._upload(file, (memory[:size], memory[size:]))
-        except OSError as error:
-            raise ArtifactError(f"{self._path.name}: cannot be read: {error}") from None
-        finally:
-            with suppress(EngineError):  # a device that fails here has failed above
-                self._device.synchronize()
-            self._device.free_pinned(memory)
+        with freed_on_failure() as stack:
+            stack.callback(self._device.free_pinned, memory)
+            stack.callback(self._device.synchronize)  # the device may still be reading the memory
+            try:
+                with self._path.open("rb") as file:
+                    self._upload(file, (memory[:size], memory[size:]))
+            except OSError as error:
+                raise ArtifactError(f"{self._path.name}: cannot be read: {error}") from None
+            stack.close()
 
     def close(self) -> None:
         """Free the memory."""

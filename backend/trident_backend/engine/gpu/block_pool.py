@@ -7,13 +7,13 @@ which block.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Protocol
 
 import numpy as np
 
 from trident_backend.engine.cuda.program import AttentionCall, Program
 from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_backend.engine.protocol import EngineSpec, Int32Array
 from trident_ensemble.contract.errors import ArtifactError
@@ -71,7 +71,7 @@ class BlockPool:
         self._max_copies = spec.max_num_seqs
         copies_bytes = self._max_copies * _PAIR_LEN * 4
         self._pinned: Int32Array = device.pinned(copies_bytes).view(np.int32).reshape(-1, _PAIR_LEN)
-        with ExitStack() as stack:
+        with freed_on_failure() as stack:
 
             def allocate(num_bytes: int) -> int:
                 address = device.allocate(num_bytes)
@@ -82,7 +82,7 @@ class BlockPool:
             self._geometry = allocate(self._num_caches * 2 * 8)
             self._copies = allocate(copies_bytes)
             device.upload(self._geometry, np.array(geometry, np.int64))
-            self._resources = stack.pop_all()
+        self._resources = stack
 
     def key_cache(self, layer: int) -> int:
         """Return the address of a layer's keys."""

@@ -38,7 +38,7 @@ class Device:
         self._cuda = _import_cuda()
         self.ordinal = ordinal
         self._pinned: list[int] = []
-        #: Bytes that the runs of all plans work in: they run one after another, so that one memory serves all.
+        #: Bytes that everything which needs it works in: it runs one after another, so that one memory serves all.
         self.work_bytes = 1
         self._work = 0
         try:
@@ -164,9 +164,11 @@ class Device:
             raise
         graph = self._call("cudaStreamEndCapture", self._stream)
         try:
-            return self._call("cudaGraphInstantiate", graph, 0)
+            instantiated = self._call("cudaGraphInstantiate", graph, 0)
         finally:
-            self._call("cudaGraphDestroy", graph)
+            with suppress(EngineError):  # what is not freed here is freed with the process
+                self._call("cudaGraphDestroy", graph)
+        return instantiated
 
     def launch(self, graph: Any) -> None:
         """Enqueue what was recorded."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from trident_backend.engine.cuda.program import Kernel
 from trident_backend.engine.gpu.device import Device, DeviceMemoryError
+from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 Grid = tuple[int, int, int]
@@ -61,11 +62,11 @@ class KernelLibrary:
     def __init__(self, device: Device, folder: Path, kernels: Mapping[str, Kernel]) -> None:
         self._driver = _import_driver()
         self._device = device
-        with ExitStack() as stack:
+        with freed_on_failure() as stack:
             files = {kernel.file for kernel in kernels.values()}
             libraries = {file: self._load(folder, file, stack) for file in sorted(files)}
             self._kernels = {name: self._find(name, kernel, libraries) for name, kernel in kernels.items()}
-            self._resources = stack.pop_all()
+        self._resources = stack
 
     def launch(self, name: str, grid: Grid, arguments: Mapping[str, int | float]) -> None:
         """Enqueue one launch.
