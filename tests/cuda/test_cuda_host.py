@@ -261,14 +261,30 @@ def test_cuda_host_without_graphs_it_computes_the_same(plain: Engine, engine: En
         assert np.array_equal(rows_of(execute(engine, batch)), rows_of(execute(plain, batch)))
 
 
-@pytest.mark.parametrize("fault", ["a captured stream", "cudaGraphInstantiate"])
+#: What fails, and with which code; memory runs out at a graph's first launch.
+FAILURES = [("a captured stream", faults.REFUSED), ("cudaGraphInstantiate", faults.REFUSED), ("cudaGraphLaunch", 2)]
+#: By which of them fails: the size that has not all of its graphs, and the graphs of a step of one token.
+LEFT = {1: (1, 0), 2: (1, 0), 4: (2, 2)}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("nth", LEFT)
 def test_cuda_host_it_says_once_why_there_are_no_graphs(
-    fault: str, folder: Path, caplog: pytest.LogCaptureFixture
+    failure: tuple[str, int], nth: int, narrow: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faults.order(fault)
-    load_engine(folder)[0].close()
+    """A body whose head has no graph was never tried, and has none either."""
+    call, code = failure
+    size, num_graphs = LEFT[nth]
+    faults.order(call, nth, code)
+    engine, _ = load_engine(narrow)
     (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
-    assert "not all steps of 40 tokens or fewer have a CUDA graph: GPU 0: cuda" in warning
+    assert f"not all steps of {size} or more tokens have a CUDA graph: GPU 0: cuda" in warning
+    record = Record(monkeypatch)
+    one = sequence(np.random.default_rng(1), 20, 0)
+    for count in (1, 4):
+        step(engine, [(one, count)])
+        assert record.num_graphs == num_graphs
+    engine.close()
 
 
 def test_cuda_host_a_graph_that_computes_something_else_is_not_used(

@@ -10,13 +10,15 @@ import bisect
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from trident_backend.engine.cuda.runner import ProgramRunner
 from trident_backend.engine.cuda.trial import Body, Head, Trial
 from trident_backend.engine.cuda.trial_steps import TrialSteps, spread_rows
-from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.device import Device, DeviceMemoryError
+from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
 from trident_backend.engine.protocol import StepBatch
 from trident_ensemble.contract.errors import EngineError
@@ -69,11 +71,9 @@ class StepGraphs:
         self._bodies: dict[tuple[int, bool], Any] = {}
         #: By the number of rows.
         self._heads: dict[int, Any] = {}
-        try:
+        with freed_on_failure() as stack:
+            stack.callback(self.close)
             self._capture_all()
-        except BaseException:
-            self.close()
-            raise
 
     def padded(self, count: int) -> int:
         """Return the tokens, or rows, that so many are padded to; none stay none, and many are not padded."""
@@ -113,12 +113,12 @@ class StepGraphs:
 
     def _capture_all(self) -> None:
         log, began = logging.getLogger(__name__), time.monotonic()
-        # The largest first: what it needs of the GPU's memory, the others find.
-        for size in reversed(self._sizes):
+        # The smallest first: where memory runs out, steps that generate have graphs.
+        for size in self._sizes:
             try:
                 self._capture(size)
             except _CaptureError as error:
-                log.warning("not all steps of %d tokens or fewer have a CUDA graph: %s", size, error)
+                log.warning("not all steps of %d or more tokens have a CUDA graph: %s", size, error)
                 break
         num_graphs = len(self._bodies) + len(self._heads)
         log.info("captured %d CUDA graphs in %.1f s", num_graphs, time.monotonic() - began)
@@ -137,7 +137,7 @@ class StepGraphs:
             self._capture_step(without, size, has_many=False, with_head=False)
 
     def _capture_step(self, batch: StepBatch, size: int, *, has_many: bool, with_head: bool) -> None:
-        """Capture a body, and the head of all of the step's rows, and drop what computes something else."""
+        """Capture a body, and the head of all of the step's rows, and keep what computes the same as the launches."""
         most, num_rows = self._grids(size, has_many=has_many), len(batch.logit_rows)
 
         def direct_body(grids: StepGrids) -> None:
@@ -146,37 +146,58 @@ class StepGraphs:
         def direct_head() -> None:
             self._runner.enqueue_head(num_rows)
 
-        def body(grids: StepGrids) -> None:
-            self.run_body(size, grids)
-
-        def head() -> None:
-            self.run_head(num_rows)
-
         expected = self._trial.digest_of(batch, size, direct_body, direct_head)
+        with freed_on_failure() as stack:
+            captured_body = self._captured(lambda: direct_body(most), stack)
+            captured_head = self._captured(direct_head, stack) if with_head else None
 
-        def is_right(body: Body, head: Head) -> bool:
-            return expected == self._trial.digest_of(batch, size, body, head)
+            def body(_: StepGrids) -> None:
+                self._device.launch(captured_body)
 
-        self._bodies[size, has_many] = self._captured(lambda: direct_body(most))
+            def head() -> None:
+                self._device.launch(captured_head)
+
+            def is_right(body: Body, head: Head) -> bool:
+                return expected == self._replayed(batch, size, body, head)
+
+            is_body_right = is_head_right = is_right(body, head if with_head else direct_head)
+            if not is_body_right and with_head:
+                is_body_right, is_head_right = is_right(body, direct_head), is_right(direct_body, head)
+        self._keep(self._bodies, (size, has_many), captured_body, f"the body of {size} tokens", is_right=is_body_right)
         if with_head:
-            self._heads[size] = self._captured(direct_head)
-        if is_right(body, head):
-            return
-        if not is_right(body, direct_head):
-            self._drop(self._bodies, (size, has_many), f"the body of {size} tokens")
-        if with_head and not is_right(direct_body, head):
-            self._drop(self._heads, size, f"the head of {size} rows")
+            self._keep(self._heads, size, captured_head, f"the head of {size} rows", is_right=is_head_right)
 
-    def _captured(self, enqueue: Callable[[], None]) -> Any:
+    def _captured(self, enqueue: Callable[[], None], stack: ExitStack) -> Any:
+        """Return the graph of what is enqueued, which the stack frees."""
         try:
-            return self._device.capture(enqueue)
+            graph = self._device.capture(enqueue)
         except EngineError as error:
-            raise _CaptureError(str(error)) from None
+            raise self._survived(error) from None
+        stack.callback(self._device.free_graph, graph)
+        return graph
 
-    def _drop(self, graphs: dict[Key, Any], key: Key, what: str) -> None:
-        self._device.free_graph(graphs.pop(key))
+    def _replayed(self, batch: StepBatch, size: int, body: Body, head: Head) -> bytes:
+        """Return the digest of a step's logits; the first launch of a graph may need memory that there is not."""
+        try:
+            return self._trial.digest_of(batch, size, body, head)
+        except DeviceMemoryError as error:
+            raise self._survived(error) from None
+
+    def _survived(self, error: EngineError) -> EngineError:
+        """Wait for what was enqueued before, and return what the engine can go on after; the error of a lost GPU."""
+        try:
+            self._device.synchronize()
+        except EngineError:
+            return error
+        return _CaptureError(str(error))
+
+    def _keep(self, graphs: dict[Key, Any], key: Key, graph: Any, what: str, *, is_right: bool) -> None:
+        if is_right:
+            graphs[key] = graph
+            return
         log = logging.getLogger(__name__)
         log.warning("%s is launched kernel by kernel: its CUDA graph does not compute the same logits", what)
+        self._device.free_graph(graph)
 
     def _grids(self, num_tokens: int, *, has_many: bool) -> StepGrids:
         """Return the most attention of any step of so many tokens, or of any without large tiles."""
@@ -190,4 +211,4 @@ class StepGraphs:
 
 
 class _CaptureError(EngineError):
-    """A capture that failed, and the engine goes on without."""
+    """A capture, or its trial, that failed, and the engine goes on without."""

@@ -71,7 +71,7 @@ _plain = answering(CUresult, ())
 
 @dataclass
 class _Loaded:
-    """A kernel, how much shared memory it was allowed, and whether it is on the device, as it is once it was launched."""
+    """A kernel, how much shared memory it was allowed, and whether it is on the device, as what was launched is."""
 
     cubin: Cubin
     most_shared_bytes: int = _SHARED_BYTES
