@@ -151,6 +151,7 @@ def build(folder: Path, small: Small = SMALL) -> Manifest:
     values, arena_bytes = _values(small)
     program = Program(
         vocab_size=VOCAB,
+        max_seq_len=small.max_seq_len,
         arena_bytes=arena_bytes,
         values=values,
         weights=stored,

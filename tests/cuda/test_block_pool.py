@@ -39,7 +39,7 @@ SIZES = {0: (2 * 16 * 24 * 2, 2 * 16 * 10 * 2), 1: (3 * 16 * 8 * 2,) * 2, 2: (2 
 def program_of(cache_dtype: str = "fp16") -> Program:
     body = tuple(AttentionCall(layer, kind, "q", "k", "v", "out", {}) for layer, kind in LAYERS)
     sampling = SamplingLimits(max_rows=8, max_chosen=4, max_pairs=4, num_ties=2, num_table_rows=4, top_k=(2,))
-    return Program(10, 0, (), (), KINDS, body, (), cache_dtype, sampling, {"copying": KERNEL})
+    return Program(10, 50, 0, (), (), KINDS, body, (), cache_dtype, sampling, {"copying": KERNEL})
 
 
 @contextmanager

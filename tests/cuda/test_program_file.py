@@ -47,6 +47,7 @@ def _program() -> Program:
     head = {"out": Argument(Kind.LOGITS), "x": Argument(Kind.VALUE, "b")}
     return Program(
         vocab_size=32,
+        max_seq_len=64,
         arena_bytes=1024,
         values=(Value("a", Count.TOKENS, 8, "bf16", 0), Value("b", Count.TOKENS, 8, "bf16", 256)),
         weights=(StoredWeight("w", "fp32", (8,), 256, 32),),

@@ -221,7 +221,7 @@ class SamplingDevice(LateDevice):
         self.kernels = {name: _compiled(spec) for name, spec in specs.items()}
         self._interprets = interprets
         self.num_runs: Counter[str] = Counter()
-        self.program = Program(vocab_size, 0, (), (), (), (), (), "bf16", limits, self.kernels)
+        self.program = Program(vocab_size, 1, 0, (), (), (), (), (), "bf16", limits, self.kernels)
         standing_in: Any = self
         self.operations = SamplingKernels(standing_in, self.program, standing_in)
         self._shape = max_rows, vocab_size

@@ -30,7 +30,7 @@ KINDS = (
     AttentionKind(1, 8, 64, 64, 40, 16, 64, *NAMES),
 )
 SAMPLING = SamplingLimits(max_rows=60, max_chosen=4, max_pairs=4, num_ties=2, num_table_rows=4, top_k=(2,))
-PROGRAM = Program(100, 0, (), (), KINDS, (), (), "bf16", SAMPLING)
+PROGRAM = Program(100, 50, 0, (), (), KINDS, (), (), "bf16", SAMPLING)
 #: Of sequences: tokens in the cache, and new ones.
 Lens = list[tuple[int, int]]
 

@@ -115,6 +115,7 @@ def build(
     ]
     program = Program(
         vocab_size=1,
+        max_seq_len=1,
         arena_bytes=0,
         values=tuple(value for each in recorders for value in each.values),
         weights=tuple(_placed([weight for each in recorders for weight in each.weights])),

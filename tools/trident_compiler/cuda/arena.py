@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kind, Launch, Value
+from trident_backend.engine.cuda.program import ITEM_BYTES, Argument, AttentionCall, Count, Kind, Launch, Value
 from trident_backend.engine.gpu.names import ALIGNMENT
-from trident_compiler.cuda.weights_file import ITEM_BYTES
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trident_backend.engine.cuda.program import ITEM_BYTES
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import Capability, shared_limit
 
 _FLOATS = "*fp32"
 _INTS = "*i32"
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
 #: A product's operands have so many rows and columns at least.
 _LEAST = 16
 #: Words of 32 bits that a program copies at a time: four times four by each of its threads.
@@ -72,7 +72,7 @@ class _Operands:
 
     def shared_bytes(self, tile: _Tile, capability: Capability) -> int:
         """Return the shared memory that a block takes, not less than Triton gives it."""
-        item, cached = _ITEM_BYTES[self.compute], _ITEM_BYTES[self.cache]
+        item, cached = ITEM_BYTES[self.compute], ITEM_BYTES[self.cache]
         # Products of warp groups (wgmma, tcgen05) have their operands in two buffers, those of warps in one; the table
         # of blocks, which is read before the keys are, takes one of the stages of the latter.
         by_groups = _has_groups(capability) and tile.rows >= _GROUP_ROWS

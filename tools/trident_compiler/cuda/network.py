@@ -74,6 +74,7 @@ def write_network(
     specs, limits = sampling_specs(model.vocab_size, target.max_rows)
     program = Program(
         vocab_size=model.vocab_size,
+        max_seq_len=max_seq_len,
         arena_bytes=arena.num_bytes,
         values=arena.values,
         weights=stored.stored,

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.cuda.program import StoredWeight
+from trident_backend.engine.cuda.program import ITEM_BYTES, StoredWeight
 from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_ensemble.contract.errors import BuildError
-
-#: Bytes of a number, by Triton's name of its type.
-ITEM_BYTES = {"fp32": 4, "i32": 4, "i64": 8, "bf16": 2, "fp16": 2, "i8": 1, "u8": 1, "fp8e4nv": 1}
 
 
 class CountedWeights:

@@ -13,6 +13,7 @@ from trident_backend.engine.cuda.engine import CudaEngine
 from trident_backend.engine.cuda.graphs import StepGraphs
 from trident_backend.engine.cuda.manifest_check import check_manifest, check_target
 from trident_backend.engine.cuda.program import Program, SamplingLimits
+from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import read_program
 from trident_backend.engine.cuda.runner import ProgramRunner
 from trident_backend.engine.cuda.sampling_kernels import SamplingKernels
@@ -55,6 +56,7 @@ def load(folder: Path, manifest: Manifest, gpus: Sequence[int] = ()) -> CudaEngi
     if len(ordinals) != 1:
         raise ArtifactError(f"tensor_parallel: the engine is for 1 GPU, not {len(ordinals)}")
     program = read_program(folder)
+    check_program(program)
     check_manifest(manifest, program)
     try:
         engine = _load(folder, manifest, program, ordinals[0])

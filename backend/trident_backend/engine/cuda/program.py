@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+#: Bytes of a number, by Triton's names of types.
+ITEM_BYTES = {"fp32": 4, "i32": 4, "i64": 8, "bf16": 2, "fp16": 2, "i8": 1, "u8": 1, "fp8e4nv": 1}
+
 
 class Count(str, Enum):
     """A unit that the rows of a value, and the sizes of a grid, are counted in."""
@@ -244,6 +247,7 @@ class Program:
 
     Args:
         vocab_size: width of the logits.
+        max_seq_len: positions that tables of cosines and sines are for.
         arena_bytes: of the arena that the values lie in.
         values: all of them.
         weights: all of them.
@@ -255,6 +259,7 @@ class Program:
     """
 
     vocab_size: int
+    max_seq_len: int
     arena_bytes: int
     values: tuple[Value, ...]
     weights: tuple[StoredWeight, ...]

@@ -34,7 +34,8 @@ PROGRAM_FILE = "program.json"
 FORMAT_VERSION = 1
 #: The parameters of the kernels of attention that a layer says; all others are the host's.
 ATTENTION_ARGUMENTS = frozenset({"scale", "softcap", "sinks", "slopes", "key_factor", "value_factor"})
-_NUMBERS = (int, float)
+#: Whole numbers are less than this.
+_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _tuple(kinds: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
 def _either(kinds: tuple[Any, ...], raw: Any, where: str) -> Any:
     """Return one of several kinds of parts, known by their fields, or a number or bool as it stands."""
     if not is_dataclass(kinds[0]):
-        if isinstance(raw, bool) or (isinstance(raw, _NUMBERS) and math.isfinite(raw)):
+        if isinstance(raw, bool) or _is_number(raw):
             return raw
         raise ArtifactError(f"{where}: {raw!r} is not a number")
     own = [kind for kind in kinds if isinstance(raw, Mapping) and fields(kind)[0].name in raw]
@@ -134,9 +135,9 @@ def _either(kinds: tuple[Any, ...], raw: Any, where: str) -> Any:
 
 
 def _scalar(hint: Any, raw: Any, where: str) -> Any:
-    if hint is float and isinstance(raw, _NUMBERS) and not isinstance(raw, bool) and math.isfinite(raw):
+    if hint is float and _is_number(raw):
         return float(raw)
-    if hint is int and isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0:
+    if hint is int and isinstance(raw, int) and _is_number(raw) and raw >= 0:
         return raw
     if hint is str and isinstance(raw, str):
         return raw
@@ -146,6 +147,12 @@ def _scalar(hint: Any, raw: Any, where: str) -> Any:
             return hint(raw)
         raise ArtifactError(f"{where}: {raw!r} is not one of {', '.join(choices)}")
     raise ArtifactError(f"{where}: {raw!r} is not a valid {getattr(hint, '__name__', hint)}")
+
+
+def _is_number(raw: Any) -> bool:
+    if isinstance(raw, float):
+        return math.isfinite(raw)
+    return isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < _LIMIT
 
 
 class _Checks:

@@ -15,7 +15,6 @@ from trident_backend.engine.cuda.weight_memory import WeightMemory
 from trident_backend.engine.gpu.block_pool import BlockPool
 from trident_backend.engine.gpu.kernels import KernelLibrary
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
-from trident_ensemble.contract.errors import ArtifactError
 
 Numbers = dict[str, int | float]
 
@@ -45,15 +44,12 @@ class ProgramRunner:
     """Enqueues a program's launches.
 
     Args:
-        program: all of its names stand for something in it.
+        program: `check_program` has nothing against it.
         kernels: its kernels.
         inputs: where the small inputs of a step lie.
         pool: the KV cache.
         weights: its weights.
         memory: where the results go.
-
-    Raises:
-        ArtifactError: a launch counts what is not known where it is.
     """
 
     def __init__(
@@ -75,12 +71,10 @@ class ProgramRunner:
         }
         self._logits = memory.logits
         self._body = [
-            self._bind(each, Count.TOKENS)
-            if isinstance(each, Launch)
-            else self._bind_attention(each, inputs, pool, memory)
+            self._bind(each) if isinstance(each, Launch) else self._bind_attention(each, inputs, pool, memory)
             for each in program.body
         ]
-        self._head = [self._bind(launch, Count.ROWS) for launch in program.head]
+        self._head = [self._bind(launch) for launch in program.head]
 
     def enqueue_body(self, num_tokens: int, grids: StepGrids) -> None:
         """Enqueue the body.
@@ -129,15 +123,8 @@ class ProgramRunner:
             if count:
                 self._kernels.launch(name, (count, kind.num_kv_heads, 1), arguments)
 
-    def _bind(self, launch: Launch, counted: Count) -> _Bound:
+    def _bind(self, launch: Launch) -> _Bound:
         names = tuple(name for name, argument in launch.arguments.items() if argument.kind is Kind.COUNT)
-        for name in names:
-            found = launch.arguments[name].name
-            if found != counted.value:
-                raise ArtifactError(
-                    f"program: {name} of {launch.kernel} is a number of {found}, where {counted.value} are counted; "
-                    "build again"
-                )
         fixed = {name: self._resolve(argument) for name, argument in launch.arguments.items() if name not in names}
         return _Bound(launch, fixed, names)
 

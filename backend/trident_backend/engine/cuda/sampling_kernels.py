@@ -38,8 +38,13 @@ _TYPES: Mapping[str, npt.DTypeLike] = {
 }
 
 
+#: The arguments that every kernel may have: addresses, and numbers.
+_OWN_ADDRESSES = frozenset({"logits", Operand.CHANGED, Operand.TABLE, "keys", "key_ids"})
+NUMBERS = frozenset({"count", "num_pairs"})
+
+
 @dataclass(frozen=True)
-class _Operation:
+class Operation:
     """The launches of an operation, and the shapes of what it takes and gives, after the first axis.
 
     Args:
@@ -91,7 +96,7 @@ class SamplingKernels:
         self.penalty_rows = PenaltyRows(self.num_table_rows)
         self._library = library
         self._kernels = program.kernels
-        self._operations = _operations(program)
+        self._operations = operations_of(program)
         num_bytes = max(operation.num_bytes(limits) for operation in self._operations.values())
         self._pinned = device.pinned(num_bytes)
         #: Whether the device may still be reading the pinned memory.
@@ -176,7 +181,12 @@ class SamplingKernels:
         return self._pinned[offset : offset + num_bytes].view(dtype).reshape(shape)
 
 
-def _operations(program: Program) -> dict[str, _Operation]:
+def addresses_of(operation: Operation) -> frozenset[str]:
+    """Return the names of the addresses that the kernels of an operation may have as arguments."""
+    return _OWN_ADDRESSES.union(operation.inputs, operation.outputs)
+
+
+def operations_of(program: Program) -> dict[str, Operation]:
     """Return the operations by name."""
     vocab_size, limits = program.vocab_size, program.sampling
     rows: dict[str, tuple[int, ...]] = {Operand.ROWS: ()}
@@ -193,21 +203,21 @@ def _operations(program: Program) -> dict[str, _Operation]:
         Sampling.APPLY_TOKEN_BITMASK: (masked, {}),
     }
     return {
-        **{name: _Operation((name,), *shapes) for name, shapes in simple.items()},
+        **{name: Operation((name,), *shapes) for name, shapes in simple.items()},
         **{
-            Sampling.top_k(size): _Operation(
+            Sampling.top_k(size): Operation(
                 (Sampling.top_k(size), rank(size)), rows, {Operand.VALUES: (size,), Operand.IDS: (size,)}, count=size
             )
             for size in limits.top_k
         },
-        Sampling.READ: _Operation((Sampling.READ,), pairs, {Operand.VALUES: ()}, Operand.PAIRS),
-        Sampling.WRITE: _Operation((COPY_ROWS, Sampling.WRITE), {**rows, **pairs, Operand.VALUES: ()}, {}),
+        Sampling.READ: Operation((Sampling.READ,), pairs, {Operand.VALUES: ()}, Operand.PAIRS),
+        Sampling.WRITE: Operation((COPY_ROWS, Sampling.WRITE), {**rows, **pairs, Operand.VALUES: ()}, {}),
     }
 
 
 #: What the second axis of the grid of rows counts, and how much of it a program has, by the names of arguments or
 #: constants; where there is nothing, a program has a whole row.
-_PARTS: Mapping[str, tuple[str, str] | None] = {
+PARTS: Mapping[str, tuple[str, str] | None] = {
     "sampling.argmax": None,
     "sampling.select": None,
     "sampling.find_ties": None,
@@ -222,9 +232,9 @@ _PARTS: Mapping[str, tuple[str, str] | None] = {
 def _grid(kernel: Kernel, num_rows: int, arguments: Mapping[str, int]) -> tuple[int, int, int]:
     """Return the grid of a kernel: over pairs, or over rows and parts of them."""
     sizes = {**kernel.constants, **arguments}
-    if kernel.function not in _PARTS:
+    if kernel.function not in PARTS:
         return -(-int(sizes["num_pairs"]) // int(sizes["BLOCK"])), 1, 1
-    parts = _PARTS[kernel.function]
+    parts = PARTS[kernel.function]
     if parts is None:
         return num_rows, 1, 1
     total, part = (int(sizes[name]) for name in parts)

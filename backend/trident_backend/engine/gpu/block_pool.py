@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import AttentionCall, Program
+from trident_backend.engine.cuda.program import ITEM_BYTES, AttentionCall, Program
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.names import ALIGNMENT
@@ -19,8 +19,6 @@ from trident_backend.engine.protocol import EngineSpec, Int32Array
 from trident_ensemble.contract.errors import ArtifactError
 
 _COPY_BLOCKS = "attention.copy_blocks"
-#: Bytes of a cache's numbers, by Triton's names of their types.
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8e4nv": 1}
 #: Copies are made in words of 32 bits, four at a time.
 _WORD_BYTES = 4
 _COPY_BYTES = 16
@@ -136,7 +134,7 @@ def block_sizes_of(program: Program, block_size: int) -> dict[int, tuple[int, in
     Raises:
         ArtifactError: blocks cannot be copied.
     """
-    item_bytes = _ITEM_BYTES[program.cache_dtype]
+    item_bytes = ITEM_BYTES[program.cache_dtype]
     sizes = {}
     for call in program.body:
         if isinstance(call, AttentionCall):
