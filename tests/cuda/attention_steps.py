@@ -54,6 +54,7 @@ class Kind:
     alibi: bool
     keys: int
     many_rows: int
+    head_parts: int = 1
 
     def specs(self) -> AttentionSpecs:
         """Return the kernels, as the compiler would have them."""
@@ -75,13 +76,16 @@ class Kind:
 
 def draw_kind(seed: int) -> Kind:
     """Return the kind of attention of a seed; a few hundred seeds have all features, alone and together."""
-    rng = np.random.default_rng([seed, 1])
+    rng, rng_parts = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 3])
     compute = ("fp16", "bf16", "fp32")[seed % 3]
     group = _GROUPS[seed % len(_GROUPS)]
     dim, dim_v = _DIMS[seed // 2 % len(_DIMS)]
     plain = rng.random() < 0.2
     has = (np.zeros(4) if plain else rng.random(4) < 0.4).astype(bool)
-    few_rows = max(16, 1 << (group - 1).bit_length())
+    # As if no tile could hold the heads of a group.
+    divisors = [parts for parts in range(2, group + 1) if group % parts == 0]
+    head_parts = int(rng_parts.choice(divisors)) if divisors and rng_parts.random() < 0.4 else 1
+    few_rows = _few_rows(group // head_parts)
     return Kind(
         compute=compute,
         cache="fp8e4nv" if seed % 5 == 0 else compute,
@@ -96,7 +100,13 @@ def draw_kind(seed: int) -> Kind:
         alibi=bool(has[3]),
         keys=int(rng.choice([16, 32, 64])),
         many_rows=max(few_rows, int(rng.choice([16, 32, 64]))),
+        head_parts=head_parts,
     )
+
+
+def _few_rows(heads: int) -> int:
+    """Return the rows of a small tile: those of one token, and as many as a product has at least."""
+    return max(16, 1 << (heads - 1).bit_length())
 
 
 class Step:
@@ -110,7 +120,8 @@ class Step:
         self.kind = kind = draw_kind(seed)
         self.rng = rng = np.random.default_rng([seed, 2])
         self.specs = kind.specs()
-        tile_len = max(1, kind.many_rows // kind.group)
+        self.few_rows = _few_rows(kind.group // kind.head_parts)
+        tile_len = max(1, kind.many_rows // (kind.group // kind.head_parts))
         longest = min(24, 2 * tile_len) + 3
         num_seqs = int(rng.integers(2, 5))
         lens = [int(rng.choice([1, 1, rng.integers(2, 5), rng.integers(1, longest)])) for _ in range(num_seqs)]
@@ -177,12 +188,13 @@ class Step:
         items: dict[str, list[list[int]]] = {"few": [], "many": []}
         merges: dict[str, list[list[int]]] = {"few": [], "many": []}
         partials = {"few": 0, "many": 0}
-        rows = {"few": self.specs.few_rows, "many": kind.many_rows}
+        rows = {"few": self.few_rows, "many": kind.many_rows}
+        share = kind.group // kind.head_parts
         for i, past in enumerate(self.past):
             n = int(self.begins[i + 1] - self.begins[i])
-            fits = n * kind.group <= rows["few"]
+            fits = n * share <= rows["few"]
             size = "few" if fits and rng.random() < 0.9 else "many"
-            tile_len = rows[size] // kind.group
+            tile_len = rows[size] // share
             for first in range(0, n, tile_len):
                 count = min(tile_len, n - first)
                 position, token = past + first, int(self.begins[i]) + first
@@ -248,19 +260,20 @@ class Step:
         }
         partials = {}
         for size, attend, merge, rows in (
-            ("few", self.specs.few, self.specs.merge_few, self.specs.few_rows),
+            ("few", self.specs.few, self.specs.merge_few, self.few_rows),
             ("many", self.specs.many, self.specs.merge_many, kind.many_rows),
         ):
-            shape = (num_partials[size] + 1, kind.kv_heads, rows)
+            shape = (num_partials[size] + 1, kind.kv_heads * kind.head_parts, rows)
             sums = np.full((*shape, kind.dim_v), np.nan, np.float32)
             stats = np.full((*shape, 2), np.nan, np.float32)
             partials[size] = (sums, stats)
             written = {"out": out, "partial_out": sums, "partial_stats": stats}
-            constants = {"ROWS": rows, "KEYS": kind.keys}
-            grid = (len(items[size]), kind.kv_heads, 1)
+            constants = {"ROWS": rows, "KEYS": kind.keys, "PARTS": kind.head_parts}
+            grid = (len(items[size]), kind.kv_heads * kind.head_parts, 1)
             _launch(launch, attend, grid, {**given, **written, "items": items[size]}, constants)
-            grid = (len(merges[size]), kind.kv_heads, 1)
-            _launch(launch, merge, grid, {**written, "merges": merges[size]}, {"ROWS": rows})
+            grid = (len(merges[size]), kind.kv_heads * kind.head_parts, 1)
+            merged = {"ROWS": rows, "PARTS": kind.head_parts}
+            _launch(launch, merge, grid, {**written, "merges": merges[size]}, merged)
         return Attended(out, partials, sum(len(found) - 2 for found in merges.values()))
 
     # What must come out.

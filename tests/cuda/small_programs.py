@@ -190,7 +190,7 @@ def _write_kernels(specs: Mapping[str, KernelSpec], folder: Path) -> dict[str, K
 
 
 def _specs(small: Small) -> dict[str, KernelSpec]:
-    heads = {"KV_HEADS": KV_HEADS, "GROUP": GROUP, "DIM_V": DIM_V, "DIM_V_P": 16}
+    heads = {"KV_HEADS": KV_HEADS, "GROUP": GROUP, "PARTS": 1, "DIM_V": DIM_V, "DIM_V_P": 16}
     dims = {"DIM": DIM, "DIM_P": 16, "BLOCK": small.block_size, "QUANT": False}
     cache = {"key_cache": _FLOATS, "value_cache": _FLOATS, "key_factor": "fp32", "value_factor": "fp32"}
     partials = {"out": _FLOATS, "partial_out": _FLOATS, "partial_stats": _FLOATS}

@@ -16,6 +16,7 @@ from tests.cuda.interpreting import interpret
 from trident_compiler.cuda.attention_kernels import AttentionSpecs, attention_specs, copy_blocks_spec
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import TARGETS, Capability
+from trident_ensemble.contract.errors import BuildError
 
 Array = npt.NDArray[Any]
 BOTH = pytest.mark.parametrize("launch", [interpreted, by_twin])
@@ -36,6 +37,7 @@ def test_random_steps_have_all_features_with_each_other() -> None:
     assert sum(kind.dim != kind.dim_v for kind in kinds) > 50
     features = Counter((kind.window > 0, kind.softcap > 0, kind.sinks, kind.alibi) for kind in kinds)
     assert len(features) == 16, "all of them alone and together"
+    assert sum(kind.head_parts > 1 for kind in kinds) > 40
 
 
 def test_random_steps_divide_small_and_large_tiles_over_keys() -> None:
@@ -164,6 +166,26 @@ def test_attention_specs_have_small_tiles_of_all_heads_of_a_group(group: int, ro
     assert specs.many_rows == 128
     assert _constant(specs.merge_few, "ROWS") == _constant(specs.few, "ROWS") == rows
     assert _constant(specs.merge_many, "ROWS") == _constant(specs.many, "ROWS") == 128
+
+
+@pytest.mark.parametrize(
+    ("capability", "group", "parts"),
+    [((9, 0), 128, 4), ((8, 0), 128, 4), ((10, 0), 64, 2), ((8, 6), 128, 8), ((12, 0), 64, 4), ((9, 0), 16, 1)],
+)
+def test_attention_specs_divide_groups_whose_heads_fit_into_no_tile(
+    capability: Capability, group: int, parts: int
+) -> None:
+    """Latent attention, absorbed: one head of keys for all query heads."""
+    specs = _specs(capability, group=group, head_dim=576, v_head_dim=512)
+    assert specs.head_parts == parts
+    assert specs.few_rows <= specs.many_rows <= 32
+    for spec in (specs.few, specs.many, specs.merge_few, specs.merge_many):
+        assert (_constant(spec, "GROUP"), _constant(spec, "PARTS")) == (group, parts)
+
+
+def test_attention_specs_refuse_heads_that_fit_into_no_tile() -> None:
+    with pytest.raises(BuildError, match=r"128 heads of 576 numbers .* fp32 .* 101376 bytes .* 8\.6"):
+        _specs((8, 6), group=128, head_dim=576, v_head_dim=512, compute="fp32", cache="fp32")
 
 
 @pytest.mark.parametrize("capability", TARGETS)

@@ -49,15 +49,20 @@ def expected(queries: Floats, histories: list[tuple[Floats, Floats]], window: in
     return out.astype(np.float32)
 
 
-@pytest.mark.parametrize(("window", "num_programs"), [(0, 64), (0, 16), (600, 64)])
-def test_planned_attention_of_divided_contexts_is_attention(window: int, num_programs: int) -> None:
+def _divided(spec: KernelSpec, head_parts: int) -> KernelSpec:
+    """The kernel, as if its tile could not hold a group's heads."""
+    return KernelSpec.of(spec.function, dict(spec.types), {**dict(spec.constants), "PARTS": head_parts})
+
+
+@pytest.mark.parametrize(("window", "num_programs", "head_parts"), [(0, 64, 1), (0, 16, 1), (600, 64, 1), (0, 64, 2)])
+def test_planned_attention_of_divided_contexts_is_attention(window: int, num_programs: int, head_parts: int) -> None:
     rng = np.random.default_rng(window + num_programs)
     specs = attention_specs(
         num_kv_heads=KV_HEADS, group=GROUP, head_dim=DIM, v_head_dim=DIM, block_size=BLOCK,
         compute="fp32", cache="fp32", capability=(9, 0), has_window=window > 0,
     )  # fmt: skip
     names = ("write", "few", "many", "merge_few", "merge_many")
-    kind = AttentionKind(KV_HEADS, GROUP, DIM, DIM, window, specs.few_rows, specs.many_rows, *names)
+    kind = AttentionKind(KV_HEADS, GROUP, DIM, DIM, window, specs.few_rows, specs.many_rows, *names, head_parts)
     past_lens, lens = np.array(STEP, np.int32).T
     begins = np.concatenate([[0], lens.cumsum()]).astype(np.int32)
     num_blocks = -(-(past_lens + lens) // BLOCK)
@@ -85,15 +90,16 @@ def test_planned_attention_of_divided_contexts_is_attention(window: int, num_pro
 
     def compute(size: str, rows: int, attend: KernelSpec, merge: KernelSpec) -> None:
         """Launch what is captured for tiles of a size."""
-        shape = (getattr(bounds, f"partials_{size}"), KV_HEADS, rows)
+        attend, merge = (_divided(spec, head_parts) for spec in (attend, merge))
+        shape = (getattr(bounds, f"partials_{size}"), kind.num_programs, rows)
         partials = {
             "partial_out": np.full((*shape, DIM), np.nan, np.float32),
             "partial_stats": np.full((*shape, 2), np.nan, np.float32),
         }
         items = padded(getattr(plan, size), getattr(bounds, size))
-        launch(attend, (len(items), KV_HEADS, 1), {"out": out, **partials, **given, "items": items})
+        launch(attend, (len(items), kind.num_programs, 1), {"out": out, **partials, **given, "items": items})
         merges = padded(getattr(plan, f"merges_{size}"), getattr(bounds, f"merges_{size}"))
-        launch(merge, (len(merges), KV_HEADS, 1), {"out": out, **partials, "merges": merges})
+        launch(merge, (len(merges), kind.num_programs, 1), {"out": out, **partials, "merges": merges})
 
     compute("few", specs.few_rows, specs.few, specs.merge_few)
     compute("many", specs.many_rows, specs.many, specs.merge_many)

@@ -46,9 +46,11 @@ def _attend_item(call: Call, item: list[int]) -> None:
     table, token, count, position, begin, end, partial, is_first = item
     constants = call.constants
     kv_heads, group, block, tile = _sizes(call, "KV_HEADS", "GROUP", "BLOCK", "ROWS")
-    dim, dim_v = _sizes(call, "DIM", "DIM_V")
+    parts, dim, dim_v = _sizes(call, "PARTS", "DIM", "DIM_V")
     heads, rows = kv_heads * group, count * group
-    assert rows <= tile, f"{count} tokens in a tile of {tile} rows"
+    assert call.grid[1] == kv_heads * parts, f"{call.grid[1]} programs for {kv_heads} heads in {parts} parts"
+    assert group % parts == 0, f"{group} heads in {parts} parts"
+    assert rows <= tile * parts, f"{count} tokens in a tile of {tile} rows"
     # Rows of a head of keys are its tokens, and of each the heads of the group.
     query = call.read("queries", (count, heads, dim), token * heads * dim).reshape(count, kv_heads, group, dim)
     query = query.transpose(1, 0, 2, 3).reshape(kv_heads, rows, dim)
@@ -98,27 +100,29 @@ def _attend_item(call: Call, item: list[int]) -> None:
         result = (acc / total[..., None]).reshape(kv_heads, count, group, dim_v).transpose(1, 0, 2, 3)
         call.store("out", result.reshape(count, heads, dim_v), token * heads * dim_v)
         return
-    for kv_head in range(kv_heads):
-        line = (partial * kv_heads + kv_head) * tile
-        call.store("partial_out", acc[kv_head], line * dim_v)
-        call.store("partial_stats", np.stack([top[kv_head], total[kv_head]], axis=-1), line * 2)
+    sums, stats = (_in_parts(each, count, parts) for each in (acc, np.stack([top, total], axis=-1)))
+    for part in range(kv_heads * parts):
+        line = (partial * kv_heads * parts + part) * tile
+        call.store("partial_out", sums[part], line * dim_v)
+        call.store("partial_stats", stats[part], line * 2)
 
 
 def merge(call: Call) -> None:
     """Add up the pieces of every divided tile."""
-    kv_heads, group, dim_v, tile = _sizes(call, "KV_HEADS", "GROUP", "DIM_V", "ROWS")
-    heads = kv_heads * group
+    kv_heads, group, parts, dim_v, tile = _sizes(call, "KV_HEADS", "GROUP", "PARTS", "DIM_V", "ROWS")
+    assert call.grid[1] == kv_heads * parts, f"{call.grid[1]} programs for {kv_heads} heads in {parts} parts"
+    heads, num_parts, share = kv_heads * group, kv_heads * parts, group // parts
     merges = call.read("merges", (call.grid[0], 4))
     for token, count, first, number in merges[merges[:, 1] > 0].tolist():
-        rows = count * group
+        rows = count * share
         assert rows <= tile, f"{count} tokens in a tile of {tile} rows"
-        lines = (first + np.arange(number))[:, None, None] * kv_heads + np.arange(kv_heads)[:, None]
+        lines = (first + np.arange(number))[:, None, None] * num_parts + np.arange(num_parts)[:, None]
         lines = lines * tile + np.arange(rows)
         stats = call.gather("partial_stats", lines * 2, 2)
         sums = call.gather("partial_out", lines * dim_v, dim_v)
         scale = np.exp2(stats[..., 0] - stats[..., 0].max(axis=0))
         result = (sums * scale[..., None]).sum(axis=0) / (stats[..., 1] * scale).sum(axis=0)[..., None]
-        result = result.reshape(kv_heads, count, group, dim_v).transpose(1, 0, 2, 3)
+        result = result.reshape(num_parts, count, share, dim_v).transpose(1, 0, 2, 3)
         call.store("out", result.reshape(count, heads, dim_v), token * heads * dim_v)
 
 
@@ -132,6 +136,14 @@ def copy_blocks(call: Call) -> None:
         for source, target in copies:
             block = call.raw("pool", (size,), begin + source * size).copy()
             call.raw("pool", (size,), begin + target * size)[:] = block
+
+
+def _in_parts(rows: Array, count: int, parts: int) -> Array:
+    """Return what heads of keys have for rows of tokens and heads, `[heads, rows, n]`, as parts of groups have it."""
+    heads, num_rows, last = rows.shape
+    share = num_rows // count // parts
+    divided = rows.reshape(heads, count, parts, share, last).transpose(0, 2, 1, 3, 4)
+    return divided.reshape(heads * parts, count * share, last)
 
 
 def _sizes(call: Call, *names: str) -> list[int]:

@@ -93,4 +93,5 @@ class CudaAttention:
             many=self._builder.kernel(specs.many),
             merge_few=self._builder.kernel(specs.merge_few),
             merge_many=self._builder.kernel(specs.merge_many),
+            head_parts=specs.head_parts,
         )

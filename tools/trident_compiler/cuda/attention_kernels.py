@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from trident_backend.engine.cuda.program import ITEM_BYTES
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import Capability, shared_limit
+from trident_ensemble.contract.errors import BuildError
 
 _FLOATS = "*fp32"
 _INTS = "*i32"
@@ -35,8 +36,9 @@ class AttentionSpecs:
         many: `attention.attend` of large tiles.
         merge_few: `attention.merge` of small tiles.
         merge_many: `attention.merge` of large tiles.
-        few_rows: rows (tokens x group) of a small tile.
+        few_rows: rows (tokens x heads of a part) of a small tile.
         many_rows: rows of a large tile.
+        head_parts: into which each group's query heads are divided, as a tile cannot hold them all otherwise.
     """
 
     write: KernelSpec
@@ -46,6 +48,7 @@ class AttentionSpecs:
     merge_many: KernelSpec
     few_rows: int
     many_rows: int
+    head_parts: int
 
 
 @dataclass(frozen=True)
@@ -115,24 +118,33 @@ def attention_specs(
         has_alibi: distances are weighted by `slopes`, float32 `[heads]`.
 
     Raises:
-        BuildError: kernels are not compiled for this compute capability.
+        BuildError: kernels are not compiled for this compute capability, or its shared memory is too small for heads
+            of this size.
     """
     dim_p, dim_v_p = _power(head_dim), _power(v_head_dim)
     operands = _Operands(dim_p, dim_v_p, compute, cache)
-    few = _few_tile(group, operands, capability)
-    many = _many_tile(few.rows, operands, capability)
+    found = _divided(group, operands, capability)
+    if found is None:
+        raise BuildError(
+            f"--engine cuda: attention of {group} heads of {head_dim} numbers for each head of keys in {compute} does "
+            f"not fit into the {shared_limit(capability)} bytes of shared memory that a block has on compute "
+            f"capability {capability[0]}.{capability[1]}; build with another precision, for another GPU, or with "
+            "another engine"
+        )
+    head_parts, few, many = found
     sizes = {"KV_HEADS": num_kv_heads, "DIM_V": v_head_dim, "DIM_V_P": dim_v_p}
     cached = {**sizes, "DIM": head_dim, "DIM_P": dim_p, "BLOCK": block_size, "QUANT": cache != compute}
+    grouped = {"GROUP": group, "PARTS": head_parts}
     features = {"WINDOW": has_window, "CAP": has_softcap, "SINKS": has_sinks, "ALIBI": has_alibi}
 
     def attend(tile: _Tile) -> KernelSpec:
-        constants = {**cached, **features, "GROUP": group, "ROWS": tile.rows, "KEYS": tile.keys}
+        constants = {**cached, **features, **grouped, "ROWS": tile.rows, "KEYS": tile.keys}
         types = _attend_types(compute, cache)
         return KernelSpec.of("attention.attend", types, constants, tile.num_warps, tile.num_stages)
 
     def merge(tile: _Tile) -> KernelSpec:
         types = {"out": f"*{compute}", "partial_out": _FLOATS, "partial_stats": _FLOATS, "merges": _INTS}
-        return KernelSpec.of("attention.merge", types, {**sizes, "GROUP": group, "ROWS": tile.rows})
+        return KernelSpec.of("attention.merge", types, {**sizes, **grouped, "ROWS": tile.rows})
 
     heads_p = _power(num_kv_heads, least=1)
     write_types = {
@@ -150,6 +162,7 @@ def attention_specs(
         merge_many=merge(many),
         few_rows=few.rows,
         many_rows=many.rows,
+        head_parts=head_parts,
     )
 
 
@@ -159,9 +172,19 @@ def copy_blocks_spec() -> KernelSpec:
     return KernelSpec.of("attention.copy_blocks", types, {"CHUNK": _COPIED_WORDS}, num_warps=8)
 
 
-def _few_tile(group: int, operands: _Operands, capability: Capability) -> _Tile:
+def _divided(group: int, operands: _Operands, capability: Capability) -> tuple[int, _Tile, _Tile] | None:
+    """Return into how few parts a group's heads are divided, and the small and the large tile; None if none fits."""
+    for parts in (each for each in range(1, group + 1) if group % each == 0):
+        few = _few_tile(group // parts, operands, capability)
+        many = _many_tile(few.rows, operands, capability) if few else None
+        if few and many:
+            return parts, few, many
+    return None
+
+
+def _few_tile(heads: int, operands: _Operands, capability: Capability) -> _Tile | None:
     """Return the tile of single tokens: as few rows as a product takes, and many keys, so that loads run far ahead."""
-    rows = _power(group)
+    rows = _power(heads)
     num_warps = 4 if rows <= _FEW_ROWS else 8
     sizes: tuple[tuple[int, int], ...] = ((64, 3), (64, 2), (32, 2), (16, 2))
     if operands.compute == "fp32":
@@ -170,7 +193,7 @@ def _few_tile(group: int, operands: _Operands, capability: Capability) -> _Tile:
     return _first_that_fits(tiles, operands, capability)
 
 
-def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> _Tile:
+def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> _Tile | None:
     """Return the tile of prompts: the largest that fits, into registers too."""
     sizes: tuple[tuple[int, int, int], ...] = (
         *((128, 64, 8), (64, 64, 8), (64, 32, 4)),
@@ -191,9 +214,9 @@ def _has_groups(capability: Capability) -> bool:
     return capability[0] in {9, 10}
 
 
-def _first_that_fits(tiles: list[_Tile], operands: _Operands, capability: Capability) -> _Tile:
+def _first_that_fits(tiles: list[_Tile], operands: _Operands, capability: Capability) -> _Tile | None:
     limit = shared_limit(capability)
-    return next((tile for tile in tiles if operands.shared_bytes(tile, capability) <= limit), tiles[-1])
+    return next((tile for tile in tiles if operands.shared_bytes(tile, capability) <= limit), None)
 
 
 def _attend_types(compute: str, cache: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ def _assemble(
     stack.callback(weights.close)
     weights.upload()
     runner = ProgramRunner(program, kernels, inputs=inputs, pool=pool, weights=weights, memory=memory)
-    few_len = min(kind.few_rows // kind.group for kind in program.attention_kinds)
+    few_len = min(kind.few_len for kind in program.attention_kinds)
     graphs = StepGraphs(
         device,
         runner=runner,

@@ -173,13 +173,14 @@ class AttentionKind:
         head_dim: numbers of a query's and a key's head.
         v_head_dim: numbers of a value's head.
         window: a token sees the last so many tokens, itself included; 0 is all.
-        few_rows: rows (tokens x group) of a small tile.
+        few_rows: rows (tokens x heads of a part) of a small tile.
         many_rows: rows of a large tile.
         write: the kernel `attention.write_cache`.
         few: `attention.attend` of small tiles.
         many: `attention.attend` of large tiles.
         merge_few: `attention.merge` of small tiles.
         merge_many: `attention.merge` of large tiles.
+        head_parts: into which a group's query heads are divided, each for programs of its own.
     """
 
     num_kv_heads: int
@@ -194,6 +195,22 @@ class AttentionKind:
     many: str
     merge_few: str
     merge_many: str
+    head_parts: int = 1
+
+    @property
+    def num_programs(self) -> int:
+        """Programs of an item, or of a merge: the second axis of their grids."""
+        return self.num_kv_heads * self.head_parts
+
+    @property
+    def few_len(self) -> int:
+        """Tokens of a small tile, at most."""
+        return self.few_rows // (self.group // self.head_parts)
+
+    @property
+    def many_len(self) -> int:
+        """Tokens of a large tile, at most."""
+        return self.many_rows // (self.group // self.head_parts)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class ProgramRunner:
             (kind.merge_many, grids.merges_many[number], bound.merge_many),
         ):
             if count:
-                self._kernels.launch(name, (count, kind.num_kv_heads, 1), arguments)
+                self._kernels.launch(name, (count, kind.num_programs, 1), arguments)
 
     def _bind(self, launch: Launch) -> _Bound:
         names = tuple(name for name, argument in launch.arguments.items() if argument.kind is Kind.COUNT)

@@ -86,8 +86,8 @@ def sizes_of(program: Program, bounds: Sequence[PlanBounds], max_rows: int) -> d
 
 
 def _partial_sizes(kind: AttentionKind, bounds: PlanBounds) -> dict[str, int]:
-    few = bounds.partials_few * kind.num_kv_heads * kind.few_rows * 4
-    many = bounds.partials_many * kind.num_kv_heads * kind.many_rows * 4
+    few = bounds.partials_few * kind.num_programs * kind.few_rows * 4
+    many = bounds.partials_many * kind.num_programs * kind.many_rows * 4
     return {
         "small tiles": few * kind.v_head_dim,
         "small tiles' sums": few * 2,

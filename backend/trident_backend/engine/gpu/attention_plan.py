@@ -76,11 +76,11 @@ class AttentionPlanner:
 
     def __init__(self, kind: AttentionKind, num_programs: int) -> None:
         self._kind = kind
-        self._few_len = kind.few_rows // kind.group
-        self._many_len = kind.many_rows // kind.group
+        self._few_len = kind.few_len
+        self._many_len = kind.many_len
         assert 1 <= self._few_len <= self._many_len, "a tile holds the rows of one token, and a large one is no smaller"
         #: Pieces of all divided tiles of a step, and of the tiles of one sequence, at most.
-        self._max_partials = num_programs // kind.num_kv_heads
+        self._max_partials = num_programs // kind.num_programs
         self._max_pieces = max(1, self._max_partials // 2)
 
     def plan(self, past_lens: Int32Array, subsequence_begins: Int32Array, table_begins: Int32Array) -> AttentionPlan:

@@ -10,7 +10,12 @@ item is (begin of the sequence's table in `tables`, first token, number of token
 key, end of keys, partial result or -1, 1 if it is the first piece of its tile). A merge is (first token, number of
 tokens, first partial result, number of partial results). Sizes with _P are rounded up to powers of two.
 
-Never computes with what a mask leaves out, so blocks that nobody has written may hold anything.
+The query heads of a head of keys and values are divided into PARTS, where a tile cannot hold them all: the second axis
+of the grids of `attend` and `merge` is KV_HEADS * PARTS, the parts of one head next to each other.
+
+Never reads a key or a value at or behind an item's `end`, so what nobody has written may hold anything there. All keys
+from the first key to `end` must have been written and be finite: a mask hides some from a row by a weight of 0, and 0
+times NaN is NaN.
 """
 
 import triton
@@ -178,6 +183,7 @@ def attend(
     value_factor,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
     DIM: tl.constexpr,
     DIM_V: tl.constexpr,
     DIM_P: tl.constexpr,
@@ -191,15 +197,18 @@ def attend(
     ALIBI: tl.constexpr,
     QUANT: tl.constexpr,
 ):
-    """Let the tokens of an item attend to its keys: at most ROWS // GROUP tokens of one sequence.
+    """Let the tokens of an item attend to its keys: at most ROWS // (GROUP // PARTS) tokens of one sequence.
 
-    One program is an item and a head of keys and values; a row of its tile is a token and one of the GROUP query heads.
-    Writes the result to `out`, or where the item is a piece of a tile, sums to `partial_out` `[partials, KV_HEADS,
-    ROWS, DIM_V]` and their scales to `partial_stats` `[partials, KV_HEADS, ROWS, 2]`: the largest score, as a power of
-    two, and the total of the weights relative to it. With QUANT what is in the cache is multiplied by the factors.
+    One program is an item and a part of the GROUP query heads of a head of keys and values; a row of its tile is a
+    token and one of these. Writes the result to `out`, or where the item is a piece of a tile, sums to `partial_out`
+    `[partials, KV_HEADS * PARTS, ROWS, DIM_V]` and their scales to `partial_stats` `[partials, KV_HEADS * PARTS, ROWS,
+    2]`: the largest score, as a power of two, and the total of the weights relative to it. With QUANT what is in the
+    cache is multiplied by the factors.
     """
     item = items + tl.program_id(0) * 8
-    kv_head = tl.program_id(1)
+    part = tl.program_id(1)
+    kv_head = part // PARTS
+    SHARE: tl.constexpr = GROUP // PARTS
     count = tl.load(item + 2)
     if count > 0:
         table = tables + tl.load(item + 0)
@@ -212,8 +221,8 @@ def attend(
 
         row = tl.arange(0, ROWS)
         dim = tl.arange(0, DIM_P)
-        row_token = row // GROUP
-        row_head = kv_head * GROUP + row % GROUP
+        row_token = row // SHARE
+        row_head = part * SHARE + row % SHARE
         row_ok = row_token < count
         row_position = position + row_token
         row_place = (token + row_token).to(tl.int64) * (KV_HEADS * GROUP) + row_head
@@ -324,7 +333,7 @@ def attend(
             result = (acc / total[:, None]).to(out.dtype.element_ty)
             tl.store(out + row_place[:, None] * DIM_V + dim_v[None, :], result, mask=out_ok)
         else:
-            line = (partial.to(tl.int64) * KV_HEADS + kv_head) * ROWS + row
+            line = (partial.to(tl.int64) * (KV_HEADS * PARTS) + part) * ROWS + row
             tl.store(partial_out + line[:, None] * DIM_V + dim_v[None, :], acc, mask=out_ok)
             tl.store(partial_stats + line * 2, top, mask=row_ok)
             tl.store(partial_stats + line * 2 + 1, total, mask=row_ok)
@@ -338,27 +347,29 @@ def merge(
     merges,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    PARTS: tl.constexpr,
     DIM_V: tl.constexpr,
     DIM_V_P: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Add up the pieces of a tile and write its result; one program is a tile and a head of keys and values."""
+    """Add up the pieces of a tile and write its result; one program is a tile and a part of a group of heads."""
     item = merges + tl.program_id(0) * 4
-    kv_head = tl.program_id(1)
+    part = tl.program_id(1)
+    SHARE: tl.constexpr = GROUP // PARTS
     count = tl.load(item + 1)
     token = tl.load(item)
     first = tl.load(item + 2)
     number = tl.load(item + 3)
     dim = tl.arange(0, DIM_V_P)
-    for first_row in range(0, count * GROUP, _MERGED_ROWS):
+    for first_row in range(0, count * SHARE, _MERGED_ROWS):
         row = first_row + tl.arange(0, _MERGED_ROWS)
-        row_ok = row < count * GROUP
+        row_ok = row < count * SHARE
         out_ok = row_ok[:, None] & (dim < DIM_V)[None, :]
         top = tl.full([_MERGED_ROWS], _NOTHING, tl.float32)
         total = tl.zeros([_MERGED_ROWS], tl.float32)
         acc = tl.zeros([_MERGED_ROWS, DIM_V_P], tl.float32)
         for index in tl.range(0, number, loop_unroll_factor=4):
-            line = ((first + index).to(tl.int64) * KV_HEADS + kv_head) * ROWS + row
+            line = ((first + index).to(tl.int64) * (KV_HEADS * PARTS) + part) * ROWS + row
             its_top = tl.load(partial_stats + line * 2, mask=row_ok, other=_NOTHING)
             its_total = tl.load(partial_stats + line * 2 + 1, mask=row_ok, other=0.0)
             its_acc = tl.load(partial_out + line[:, None] * DIM_V + dim[None, :], mask=out_ok, other=0.0)
@@ -368,7 +379,7 @@ def merge(
             total = total * keep + its_total * its_keep
             acc = acc * keep[:, None] + its_acc * its_keep[:, None]
             top = new_top
-        place = (token + row // GROUP).to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP
+        place = (token + row // SHARE).to(tl.int64) * (KV_HEADS * GROUP) + part * SHARE + row % SHARE
         result = (acc / total[:, None]).to(out.dtype.element_ty)
         tl.store(out + place[:, None] * DIM_V + dim[None, :], result, mask=out_ok)
 
