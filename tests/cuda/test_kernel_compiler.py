@@ -66,15 +66,17 @@ def test_kernels_are_files_with_what_a_launch_must_know(tmp_path: Path) -> None:
         assert kernel.entry.encode() in image
 
 
-#: Runs in a process of its own: compiles, and says that it has imported nothing that its children have.
+#: Runs in a process of its own, from a file that nothing guards: compiles in processes that do not run it again, and
+#: says that it has imported nothing that they have.
 _BUILD = """
 import sys
 from pathlib import Path
 from tests.cuda.test_kernel_compiler import GELU, RELU, Steps
 from trident_compiler.cuda.kernel_compiler import compile_kernels
-if __name__ == "__main__":
-    compile_kernels({"gelu": GELU, "relu": RELU}, (9, 0), Path(sys.argv[1]), Steps())
-    assert "triton" not in sys.modules
+compile_kernels({"gelu": GELU, "relu": RELU}, (9, 0), Path(sys.argv[1]), Steps())
+assert "triton" not in sys.modules
+with open(sys.argv[1] + "/runs", "a") as runs:
+    runs.write("once")
 """
 
 
@@ -92,8 +94,11 @@ def test_two_builds_are_the_same_bytes_whatever_the_environment(tmp_path: Path) 
         for folder in (home, scratch):
             folder.mkdir(parents=True)
         environment = {**os.environ, "HOME": str(home), "TMPDIR": str(scratch), **more}
-        script = [sys.executable, "-c", _BUILD, str(tmp_path / name)]
-        subprocess.run(script, env=environment, check=True, timeout=120)
+        script = tmp_path / name / "script.py"
+        script.write_text(_BUILD)
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+        subprocess.run([sys.executable, script, tmp_path / name], env=environment, check=True, timeout=120)
+        assert (tmp_path / name / "runs").read_text() == "once"
         cubins.append({path.name: path.read_bytes() for path in (tmp_path / name / "kernels").iterdir()})
         assert list(home.iterdir()) == list(scratch.iterdir()) == []
     assert len(cubins[0]) == 2

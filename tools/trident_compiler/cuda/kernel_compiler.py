@@ -11,18 +11,19 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from trident_backend.engine.cuda.program import Kernel
 from trident_compiler.compiler import Progress
-from trident_compiler.cuda.kernel_process import CompiledKernel, Failure, serve, unknown_types
+from trident_compiler.cuda.kernel_process import CompiledKernel, Failure, unknown_types
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import Capability, target_of
 from trident_ensemble.contract.errors import BuildError
@@ -32,6 +33,8 @@ from trident_ensemble.contract.manifest import sm_target
 SOURCES = "trident_compiler.cuda.kernels"
 #: The cubins' folder in an engine's.
 KERNELS_FOLDER = "kernels"
+#: The program of a process that compiles. The caller's own is not run again in it, as `multiprocessing` would have it.
+_SERVE = "from trident_compiler.cuda.kernel_process import main; main()"
 #: The versions of Triton that the sources are proven with begin with this.
 _TRITON = "3.7."
 _INSTALL = "pip install 'trident-llm[cuda]'"
@@ -149,19 +152,16 @@ def _kernel(spec: KernelSpec, made: CompiledKernel, file: str) -> Kernel:
 @contextmanager
 def _processes(
     count: int, capability: Capability, package: str, folder: str
-) -> Iterator[dict[Connection, SpawnProcess]]:
+) -> Iterator[dict[Connection, subprocess.Popen[bytes]]]:
     """Start processes that compile, by their connections; all of them end with the context, whatever they do."""
-    context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, SpawnProcess] = {}
+    processes: dict[Connection, subprocess.Popen[bytes]] = {}
     try:
         for place in range(count):
             own = Path(folder) / str(place)
             own.mkdir()
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, capability, package, str(own)), daemon=True)
-            process.start()
-            theirs.close()
-            processes[ours] = process
+            ours, theirs = multiprocessing.Pipe()
+            with theirs:
+                processes[ours] = _start(theirs, capability, package, own)
         yield processes
     finally:
         for connection, process in processes.items():
@@ -169,17 +169,29 @@ def _processes(
             _kill(process)
 
 
-def _kill(process: SpawnProcess) -> None:
+def _start(connection: Connection, capability: Capability, package: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a process that finds the modules that this one does, and no others in the folder that it begins in."""
+    described = map(str, (connection.fileno(), *capability, package, folder))
+    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    return subprocess.Popen(  # noqa: S603 (our own command)
+        [sys.executable, "-c", _SERVE, *described],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        pass_fds=[connection.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and the assembler that it may have started, which is of its group."""
-    assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.join()
+    process.wait()
 
 
 def _answers(
-    specs: Sequence[KernelSpec], processes: Mapping[Connection, SpawnProcess]
+    specs: Sequence[KernelSpec], processes: Mapping[Connection, subprocess.Popen[bytes]]
 ) -> Iterator[tuple[KernelSpec, CompiledKernel | Failure]]:
     """Yield each spec's answer as soon as it is there."""
     todo = deque(specs)
@@ -198,13 +210,12 @@ def _answers(
             idle.append(ready)
 
 
-def _receive(connection: Connection, process: SpawnProcess) -> CompiledKernel | Failure:
+def _receive(connection: Connection, process: subprocess.Popen[bytes]) -> CompiledKernel | Failure:
     try:
         received: CompiledKernel | Failure = connection.recv()
     except (EOFError, ConnectionResetError):
-        process.join()
         return Failure(
-            f"its compiler's process ended with {process.exitcode} (minus a signal's number: -9 is often too little "
+            f"its compiler's process ended with {process.wait()} (minus a signal's number: -9 is often too little "
             "memory, -6 or -11 a fault of the compiler)"
         )
     return received

@@ -7,10 +7,11 @@ Never writes into an engine.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import re
+import select
 import signal
+import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -74,6 +75,12 @@ class _UnfitError(Exception):
     """What Triton made does not fit the target, or the engine."""
 
 
+def main() -> None:
+    """Serve with what the command line says: the connection's descriptor, the target, the package, the folder."""
+    descriptor, major, minor, package, folder = sys.argv[1:]
+    serve(Connection(int(descriptor)), (int(major), int(minor)), package, folder)
+
+
 def serve(connection: Connection, capability: Capability, package: str, folder: str) -> None:
     """Answer each `KernelSpec` with a `CompiledKernel` or a `Failure`, until the connection is closed.
 
@@ -83,7 +90,7 @@ def serve(connection: Connection, capability: Capability, package: str, folder: 
         package: the package of the kernels' sources.
         folder: a temporary folder that is this process's alone.
     """
-    _leave_group()
+    _leave_group(connection)
     log = Path(folder) / "log"
     _separate(folder, log)
     with suppress(EOFError):
@@ -104,17 +111,17 @@ def answer(spec: KernelSpec, capability: Capability, package: str, log: Path) ->
         return Failure("\n".join(filter(None, (f"{type(error).__name__}: {error}", said))))
 
 
-def _leave_group() -> None:
+def _leave_group(connection: Connection) -> None:
     """Become a group of processes with ptxas, to be ended together: by the parent, or when that is no more.
 
     Ctrl-C at a terminal is the parent's, too.
     """
     os.setpgid(0, 0)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+    ends = select.poll()
+    ends.register(connection.fileno(), 0)  # which asks for nothing but that the other side is closed
 
     def end_with_parent() -> None:
-        parent.join()
+        ends.poll()
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
