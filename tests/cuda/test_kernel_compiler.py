@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from trident_compiler.cuda import kernel_compiler
 from trident_compiler.cuda.kernel_compiler import compile_kernels, compile_specs, triton_version
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import TARGETS, has_type, num_programs, shared_limit
+from trident_compiler.planning.machine import Machine
 from trident_ensemble.contract.errors import BuildError
 
 OURS = "tests.cuda"
@@ -159,9 +162,43 @@ def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch: pytest.M
         patch.setattr(metadata, "version", lambda _: "3.2.0")
         with pytest.raises(BuildError, match=r"triton 3\.2\.0 is installed.*pip install 'trident-llm\[cuda\]'"):
             triton_version()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(BuildError, match=r"not installed: pip install 'trident-llm\[cuda\]'"):
         compile_specs([GELU], (9, 0), Steps())
+
+
+@pytest.mark.parametrize(("free_gib", "num_processes"), [(0.5, 1), (3.5, 3), (100.0, 4)])
+def test_no_more_processes_than_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, free_gib: float, num_processes: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr(kernel_compiler, "this_machine", lambda: Machine(int(free_gib * 2**30), "a CPU"))
+    counts = []
+
+    @contextmanager
+    def none_started(count: int, *_: object) -> Iterator[dict[object, object]]:
+        counts.append(count)
+        yield {}
+
+    monkeypatch.setattr(kernel_compiler, "_processes", none_started)
+    monkeypatch.setattr(kernel_compiler, "_answers", lambda *_: iter(()))
+    compile_specs([replace(GELU, num_warps=warps) for warps in (1, 2, 4, 8, 16)], (9, 0), Steps())
+    assert counts == [num_processes]
+
+
+def test_files_that_cannot_be_written_are_a_refused_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a full disk: where kernels are compiled, and where they are written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_compiler, "compile_specs", lambda specs, *_: dict.fromkeys(specs))
+        with pytest.raises(BuildError, match=r"kernels cannot be compiled and written: .*No such file"):
+            compile_kernels({"gelu": GELU}, (9, 0), tmp_path / "missing", Steps())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(BuildError, match=r"kernels cannot be compiled and written: .*No such file"):
+        compile_kernels({"gelu": GELU}, (9, 0), tmp_path, Steps())
 
 
 #: Compiles what takes long, ends as `trident build` does, and says when work has begun.

@@ -6,7 +6,6 @@ imports Triton itself: what it reads from the environment when it is imported is
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import re
@@ -26,6 +25,7 @@ from trident_compiler.compiler import Progress
 from trident_compiler.cuda.kernel_process import CompiledKernel, Failure, unknown_types
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import Capability, target_of
+from trident_compiler.planning.machine import this_machine
 from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import sm_target
 
@@ -35,6 +35,8 @@ SOURCES = "trident_compiler.cuda.kernels"
 KERNELS_FOLDER = "kernels"
 #: The program of a process that compiles. The caller's own is not run again in it, as `multiprocessing` would have it.
 _SERVE = "from trident_compiler.cuda.kernel_process import main; main()"
+#: Memory that one of them is reckoned with.
+_PROCESS_BYTES = 1 << 30
 #: The versions of Triton that the sources are proven with begin with this.
 _TRITON = "3.7."
 _INSTALL = "pip install 'trident-llm[cuda]'"
@@ -47,9 +49,10 @@ def triton_version() -> str:
     Raises:
         BuildError: it is not installed, or of a version that the kernels are not proven with.
     """
-    if importlib.util.find_spec("triton") is None:
-        raise BuildError(f"--engine cuda: the compiler of the Triton language is not installed: {_INSTALL}")
-    version = metadata.version("triton")
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        raise BuildError(f"--engine cuda: the compiler of the Triton language is not installed: {_INSTALL}") from None
     if not version.startswith(_TRITON):
         raise BuildError(f"--engine cuda: triton {version} is installed, the kernels take {_TRITON}x: {_INSTALL}")
     return version
@@ -70,16 +73,20 @@ def compile_kernels(
         kernels by the names of the specs.
 
     Raises:
-        BuildError: Triton is not installed, or a kernel cannot be compiled; names the function and its constants.
+        BuildError: Triton is not installed, a kernel cannot be compiled, which is named with its constants, or files
+            cannot be written.
     """
     names: dict[KernelSpec, str] = {}
     for name, spec in specs.items():
         assert _FILE_NAME.fullmatch(name), f"{name!r} is a kernel's name and becomes a file's"
         names.setdefault(spec, name)
-    compiled = compile_specs(list(names), capability, progress)
-    (folder / KERNELS_FOLDER).mkdir()
-    for spec, name in names.items():
-        (folder / _file(name)).write_bytes(compiled[spec].cubin)
+    try:
+        compiled = compile_specs(list(names), capability, progress)
+        (folder / KERNELS_FOLDER).mkdir()
+        for spec, name in names.items():
+            (folder / _file(name)).write_bytes(compiled[spec].cubin)
+    except OSError as error:
+        raise BuildError(f"kernels cannot be compiled and written: {error}") from None
     return {name: _kernel(spec, compiled[spec], _file(names[spec])) for name, spec in specs.items()}
 
 
@@ -103,7 +110,7 @@ def compile_specs(
 def answers(
     specs: Sequence[KernelSpec], capability: Capability, progress: Progress, *, package: str = SOURCES
 ) -> Generator[tuple[KernelSpec, CompiledKernel | Failure], None, None]:
-    """Compile kernels, on as many processes as this one has cores; all of these have ended when the generator has.
+    """Compile kernels, on the cores and in the memory that are free; the processes have ended when the generator has.
 
     Args:
         specs: each a different one.
@@ -126,18 +133,24 @@ def answers(
             )
     triton_version()
     progress.phase("compiling kernels", len(specs), in_bytes=False)
-    with tempfile.TemporaryDirectory(prefix="trident-kernels-", ignore_cleanup_errors=True) as folder:
-        num_processes = min(len(specs), len(os.sched_getaffinity(0)))
-        with _processes(num_processes, capability, package, folder) as processes:
-            for num_done, answer in enumerate(_answers(specs, processes), start=1):
-                yield answer
-                progress.reached(num_done)
+    with (
+        tempfile.TemporaryDirectory(prefix="trident-kernels-", ignore_cleanup_errors=True) as folder,
+        _processes(_num_processes(len(specs)), capability, package, folder) as processes,
+    ):
+        for num_done, answer in enumerate(_answers(specs, processes), start=1):
+            yield answer
+            progress.reached(num_done)
 
 
 def describe(spec: KernelSpec) -> str:
     """Return a spec for people: its function, types and constants, warps and stages."""
     parts = [f"{name}: {dtype}" for name, dtype in spec.types] + [f"{name}={value}" for name, value in spec.constants]
     return f"kernel {spec.function}({', '.join(parts)}) of {spec.num_warps} warps and {spec.num_stages} stages"
+
+
+def _num_processes(num_specs: int) -> int:
+    """Return how many processes compile: a core and the memory of one each, but one at least."""
+    return min(num_specs, len(os.sched_getaffinity(0)), max(1, this_machine().free_bytes // _PROCESS_BYTES))
 
 
 def _file(name: str) -> str:
