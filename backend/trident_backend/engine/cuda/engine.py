@@ -67,6 +67,7 @@ class CudaEngine:
         """Enqueue one step.
 
         Raises:
+            EngineError: the step failed, and the next one can be computed.
             EngineLostError: the GPU does not come back from the failure.
         """
         try:
@@ -80,6 +81,7 @@ class CudaEngine:
         """Wait for the submitted step.
 
         Raises:
+            EngineError: the step failed, and the next one can be computed.
             EngineLostError: the GPU does not come back from the failure.
         """
         assert self._submitted is not None, "no step was submitted"

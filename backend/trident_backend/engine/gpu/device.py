@@ -83,9 +83,7 @@ class Device:
 
     def reserve_work(self, num_bytes: int) -> None:
         """Make the work space at least so large; call it before `work`."""
-        assert not self._work or num_bytes <= self.work_bytes, (
-            "all plans must be loaded before the first context is made"
-        )
+        assert not self._work or num_bytes <= self.work_bytes, "the work space has its size before it is used"
         self.work_bytes = max(self.work_bytes, num_bytes)
 
     def work(self) -> int:

@@ -17,7 +17,7 @@ class Operand:
 
     #: Rows of the logits' buffer; and pairs of a row and a token id.
     ROWS, PAIRS = "rows", "pairs"
-    #: What plans find, or write.
+    #: What operations find, or write.
     IDS, VALUES, SUMS = "ids", "values", "sums"
     #: What `chunk_exp_sums` takes for each row.
     MAXIMA, INVERSES, FLOORS = "maxima", "inverses", "floors"
@@ -25,12 +25,12 @@ class Operand:
     TABLE, TABLE_ROWS, REPETITIONS = "table", "table_rows", "repetitions"
     #: What `apply_token_bitmask` takes.
     MASKS = "masks"
-    #: The rows as a plan changed them.
+    #: The rows as an operation changed them.
     CHANGED = "changed"
 
 
 class Sampling:
-    """The plans of sampling's operations on the device, by the names of their files without `.plan`."""
+    """Sampling's operations on the device, by the names of what was compiled for them."""
 
     ARGMAX = "argmax"
     CHUNK_EXP_SUMS = "chunk_exp_sums"
@@ -38,16 +38,16 @@ class Sampling:
     READ = "read"
     WRITE = "write"
     PENALISE = "penalise"
-    APPLY_TOKEN_BITMASK = "apply_token_bitmask"  # noqa: S105 (a file's name)
+    APPLY_TOKEN_BITMASK = "apply_token_bitmask"  # noqa: S105 (an operation's name)
     #: Every engine has these, and some of `top_k`.
     NEEDED = frozenset({ARGMAX, CHUNK_EXP_SUMS, FIND_TIES, READ, WRITE, PENALISE, APPLY_TOKEN_BITMASK})
 
     @staticmethod
     def top_k(count: int) -> str:
-        """Return the name of the plan that finds the `count` largest logits of a row."""
+        """Return the name of the operation that finds the `count` largest logits of a row."""
         return f"top_k.{count}"
 
     @staticmethod
-    def top_k_sizes(plans: Iterable[str]) -> list[int]:
-        """Return the counts of the `top_k` plans among all, ascending."""
-        return sorted(int(name.partition(".")[2]) for name in plans if name.startswith("top_k."))
+    def top_k_sizes(names: Iterable[str]) -> list[int]:
+        """Return the counts of the `top_k` operations among all, ascending."""
+        return sorted(int(name.partition(".")[2]) for name in names if name.startswith("top_k."))
