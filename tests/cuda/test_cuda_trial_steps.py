@@ -12,13 +12,13 @@ from trident_backend.engine.cuda.trial_steps import TrialSteps, spread_rows
 from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPlanner
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 
-KERNELS = {name: name for name in ("write", "few", "many", "merge_few", "merge_many")}
+KERNELS = ("write", "few", "many", "merge_few", "merge_many")
 #: Tokens of a small tile.
 FEW_LENS = (1, 4, 16)
 
 
 def plan_of(batch: StepBatch, few_len: int = 4) -> AttentionPlan:
-    kind = AttentionKind(2, 4, 16, 16, window=0, few_rows=4 * few_len, many_rows=64, **KERNELS)
+    kind = AttentionKind(2, 4, 16, 16, 0, 4 * few_len, 64, *KERNELS)
     planner = AttentionPlanner(kind, 64)
     return planner.plan(batch.past_lens, batch.subsequence_begins, batch.block_indices_begins)
 

@@ -20,8 +20,8 @@ from trident_backend.engine.cuda.program import (
     Launch,
     Program,
 )
-from trident_backend.engine.cuda.program_file import ATTENTION_ARGUMENTS
-from trident_backend.engine.cuda.sampling_kernels import NUMBERS, PARTS, addresses_of, operations_of
+from trident_backend.engine.cuda.program_names import ATTENTION_ARGUMENTS
+from trident_backend.engine.cuda.sampling_launches import NUMBERS, PARTS, addresses_of, operations_of
 from trident_backend.engine.gpu.names import Sampling
 from trident_ensemble.contract.errors import ArtifactError
 
