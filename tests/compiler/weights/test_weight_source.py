@@ -163,7 +163,7 @@ def test_matrix_that_needs_no_conversion_maps_the_file_and_others_give_their_pag
     assert released == ["x.weight", "y", "x.weight"]
 
 
-@pytest.mark.parametrize("weights", ["fp32", "int8"])
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
 def test_release_lets_go_of_what_is_written_and_keeps_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
@@ -178,6 +178,10 @@ def test_release_lets_go_of_what_is_written_and_keeps_its_name(
     assert released == ([NAMES[0]] if weights == "fp32" else []), "what was converted has given its pages back before"
     again = source.matrix(NAMES[0], OUT, IN, Role.COLUMN)
     assert (again.name, again.format, again.shape, again.values.size) == (weight.name, weights, weight.shape, 0)
+    for before, after in ((weight.scales, again.scales), (weight.zero_points, again.zero_points)):
+        assert (before is None) == (after is None)
+        if before is not None and after is not None:
+            assert (after.shape, after.dtype, after.strides) == (before.shape, before.dtype, (0, 0))
     stack = source.stack(NAMES[1:], OUT, IN, Role.COLUMN)
     source.release(stack)
     source.release(source.constant("c", np.ones(3, np.float32)))

@@ -68,7 +68,7 @@ class WeightSource:
             into 16 bits (fp16 only where no value overflows; bf16 only from fp32).
         tied: the output projection is the table of embeddings.
         uniform: every plain matrix takes `plain_format`, however it is stored; scales are rounded to it, int4 has no
-            zero points, and rows of quantized matrices cannot be looked up, so that a tied table comes in two formats.
+            zero points, and no rows of a quantized head are looked up: a table tied to one comes in two formats.
         share: the device's share of the network. A family asks with the sizes of whole tensors and gets parts of
             those that devices share, with the same values as in the whole, except for int4 of row-parallel matrices,
             whose groups follow from the length of a part's rows.
@@ -124,7 +124,7 @@ class WeightSource:
 
     def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
         """Return the `[vocab, hidden]` table."""
-        if self._tied and self._uniform and self._matrix_format in QUANTIZED:
+        if self._tied and self._uniform and self._head_format in QUANTIZED:
             return self._rows(source, vocab_size, hidden_size)
         wanted = self._head_format if self._tied else self._plain_format
         return self._weight(source, (vocab_size, hidden_size), wanted)
@@ -164,19 +164,24 @@ class WeightSource:
         self._skipped_modules += (f"{name}.",)
 
     def release(self, weight: Weight) -> None:
-        """Let go of the values of a weight that has been handed out and written.
+        """Let go of the memory of a weight that has been handed out and written.
 
-        Asked for again, it has no values: its name is enough for whoever has written it.
+        Asked for again, it has no values, and scales that are all zero: its name is enough for whoever has written it.
         """
         if weight.name in self._used:
-            self._used[weight.name] = replace(weight, values=np.empty(0, weight.values.dtype))
+            self._used[weight.name] = replace(
+                weight,
+                values=np.empty(0, weight.values.dtype),
+                scales=_nothing_like(weight.scales),
+                zero_points=_nothing_like(weight.zero_points),
+            )
         if (stored := self._mapped.pop(weight.name, None)) is not None:
             stored.release()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights handed out and not released."""
-        return sum(weight.num_bytes for weight in self._used.values())
+        return sum(weight.num_bytes for weight in self._used.values() if weight.values.size)
 
     def require_all_used(self) -> None:
         """Refuse a checkpoint with tensors that the family neither asked for nor skipped: they would change the model.
@@ -322,3 +327,8 @@ class WeightSource:
         self._used[weight.name] = weight
         self._on_weight(taken.values.nbytes)
         return weight
+
+
+def _nothing_like(part: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    """Return zeros of the same shape that take no memory."""
+    return None if part is None else np.broadcast_to(part.dtype.type(0), part.shape)
