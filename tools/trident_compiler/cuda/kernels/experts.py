@@ -2,11 +2,13 @@
 
 Owns the order of pairs: pair `token * CHOSEN + place` is the expert that a token has at that place, and the values of
 pairs lie in that order; products take pairs expert by expert, and write where the pair is. Never adds anything up in an
-order that depends on other programs, so that a token gets the same whoever else is in the step.
+order that depends on other programs, so that a token gets the same whoever else is in a step of the same size.
 """
 
 import triton
 import triton.language as tl
+
+from trident_compiler.cuda.kernels.linear import eight
 
 
 @triton.jit
@@ -161,12 +163,10 @@ def linear(
             inside = (k + depth < K)[None, :]
             rows = tl.load(x_line + (k + depth)[None, :], mask=row_ok[:, None] & inside, other=0.0)
             if GROUP:
-                half = tl.arange(0, TILE_K // 2)
-                places = (matrix_row * (K // 2))[:, None] + (k // 2 + half)[None, :]
-                halves = tl.load(weight + places, mask=column_ok[:, None], other=0)
-                low = ((halves << 4) >> 4).to(rows.dtype)
-                high = (halves >> 4).to(rows.dtype)
-                numbers = tl.join(low, high).reshape(TILE_N, TILE_K)
+                places = (matrix_row * (K // 8))[:, None] + (k // 8 + tl.arange(0, TILE_K // 8))[None, :]
+                words = weight.to(tl.pointer_type(tl.int32)) + places
+                packed = tl.load(words, mask=column_ok[:, None], other=0)
+                numbers = eight(packed, rows.dtype).reshape(TILE_N, TILE_K)
                 scale = tl.load(scales + matrix_row * (K // GROUP) + k // GROUP, mask=column_ok, other=0.0)
                 total += tl.dot(rows, tl.trans(numbers), input_precision="ieee") * scale[None, :]
             else:
