@@ -107,6 +107,8 @@ def test_compiler_choice_a_gpu_elsewhere_is_for_rtx_and_its_memory_is_told(machi
         ((), (), {"engine": "cuda", "capability": "9.0"}, "--gpu-memory: 1 such GPUs are wanted and 0 are here"),
         ((ADA,), (), {"engine": "cuda", "tensor_parallel": 2}, "--tensor-parallel 2: .* one GPU; .*--engine tensorrt"),
         ((ADA,), (), {"engine": "cuda", "attention_lengths": True}, "--attention lengths: there are no slots"),
+        ((), (), {"fp8_cache": True}, "--kv-cache-precision fp8: .*OpenVINO's.*no NVIDIA GPU.*choose --engine cuda"),
+        ((ADA,), ("tensorrt",), {"fp8_cache": True}, "--kv-cache-precision fp8: .*TensorRT's, whose slots"),
         (
             (),
             (),

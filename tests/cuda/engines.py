@@ -6,6 +6,7 @@ Owns the compilation that is none: it writes doubles of cubins. What is built an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -65,7 +66,15 @@ def write_doubles(
     return found
 
 
-def build(checkpoint: Path, folder: Path, compute: str = "fp32", weights: str | None = None, **limits: Any) -> Path:
+def build(
+    checkpoint: Path,
+    folder: Path,
+    compute: str = "fp32",
+    weights: str | None = None,
+    *,
+    fp8_cache: bool = False,
+    **limits: Any,
+) -> Path:
     """Write the engine of a checkpoint, which has a tokenizer or none, into a new folder; returns it.
 
     Args:
@@ -73,10 +82,11 @@ def build(checkpoint: Path, folder: Path, compute: str = "fp32", weights: str | 
         folder: the engine's.
         compute: fp32, fp16 or bf16.
         weights: of matrices: as compute, or int8, int4, fp8.
+        fp8_cache: the KV cache is in fp8.
         limits: fields of `LimitsRequest`; without a cache it holds 4096 tokens.
     """
     opened = open_checkpoint(checkpoint) if (checkpoint / "tokenizer.json").exists() else _open_bare(checkpoint)
-    compiler = CudaCompiler(_ROOM, "0", write_doubles)
+    compiler = CudaCompiler(replace(_ROOM, fp8_cache=fp8_cache), "0", write_doubles)
     precision = compiler.precision(opened, compute, weights)
     plan = compiler.plan(opened, precision, LimitsRequest(**{"cache": CacheSize(num_tokens=4096), **limits}))
     folder.mkdir(parents=True)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.cuda import attention_steps
+from tests.cuda import attention_steps, calls, interpreting
 from tests.cuda.attention_steps import NUM_STEPS, Launch, Step, by_twin, check_step, draw_kind, interpreted, is_same
-from tests.cuda.calls import storage, widen
+from tests.cuda.calls import narrow, storage, widen
 from tests.cuda.interpreting import interpret
 from trident_compiler.cuda.attention_kernels import AttentionSpecs, attention_specs, copy_blocks_spec
 from trident_compiler.cuda.kernel_spec import KernelSpec
@@ -91,6 +91,36 @@ def test_attend_refuses_memory_outside_of_the_cache() -> None:
     step.tables[step.table_begins[0]] = len(step.key_cache)
     with pytest.raises(Exception, match="none of the arrays"):
         step.attend(interpreted)
+
+
+@BOTH
+@pytest.mark.parametrize("compute", ["bf16", "fp16", "fp32"])
+def test_write_cache_of_fp8_has_the_largest_number_for_larger_ones(
+    launch: Launch, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the conversion to fp8 itself gives NaN for what is too large, as PyTorch's does."""
+
+    def overflowing(numbers: Array, dtype: str) -> Array:
+        too_large = (dtype == "fp8e4nv") & ~(np.abs(numbers) <= 448)
+        return narrow(np.where(too_large, np.nan, numbers), dtype)
+
+    monkeypatch.setattr(calls, "narrow", overflowing)
+    monkeypatch.setattr(interpreting, "narrow", overflowing)
+    numbers = np.array([448, -448, 449, -600, 65504, -65504, np.inf, -np.inf, np.nan, 0, 1.0625, -464, 2, 3, 4, 5])
+    spec = _specs((9, 0), head_dim=16, compute=compute, cache="fp8e4nv").write
+    keys = narrow(numbers.reshape(1, 1, 16), compute)
+    caches = [np.full((2, 1, 32, 16), 0x7F, np.uint8) for _ in range(2)]
+    arguments: dict[str, Array | int | float] = {
+        **dict.fromkeys(("keys", "values"), keys),
+        **dict(zip(("key_cache", "value_cache"), caches, strict=True)),
+        "places": np.array([33], np.int32),
+        "key_factor": 1.0,
+        "value_factor": 1.0,
+    }
+    launch(spec.function, (1, 1, 1), dict(spec.types), dict(spec.constants), arguments)
+    expected = np.array([448, -448, 448, -448, 448, -448, 448, -448, np.nan, 0, 1, -448, 2, 3, 4, 5])
+    for cache in caches:
+        np.testing.assert_array_equal(widen(cache, "fp8e4nv")[1, 0, 1], expected)
 
 
 @BOTH

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.cuda.engines import build as build_double
 from tests.fakes.progress import SilentProgress
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
+from trident_backend.engine.cuda.manifest_check import check_manifest
 from trident_backend.engine.cuda.program import AttentionCall
+from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import read_program
 from trident_compiler.cuda import kernel_compiler
 from trident_compiler.cuda.compiler import CudaCompiler, CudaTarget
@@ -104,10 +107,51 @@ def test_build_cuda_the_plan_is_told_and_kept(
 
 
 @pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize(("compute", "times"), [("bf16", 2), ("fp32", 4)])
+def test_build_cuda_a_cache_of_fp8_has_room_for_more_tokens(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], compute: str, times: int
+) -> None:
+    given = (*FOR_HOPPER, *SMALL, "--precision", compute, "--kv-cache", f"{16 * times}KiB")
+    manifests, programs = [], []
+    for name, precision in (("plain", "auto"), ("rounded", "fp8")):
+        trident_build(checkpoint, "--repository", tmp_path / name, *given, "--kv-cache-precision", precision)
+        engine = tmp_path / name / "core" / "1"
+        manifests.append(read_manifest(engine))
+        programs.append(read_program(engine))
+        check_program(programs[-1])
+        check_manifest(manifests[-1], programs[-1])
+    plain, rounded = (manifest.kv_cache for manifest in manifests)
+    assert (plain.num_blocks, rounded.num_blocks) == (4, 4 * times)
+    assert plain.block_bytes == times * rounded.block_bytes
+    assert [program.cache_dtype for program in programs] == [compute, "fp8e4nv"]
+    assert manifests[1].precision == replace(manifests[0].precision, kv_cache="fp8")
+    printed = capsys.readouterr().out
+    for line in (
+        f"precision {compute}, {compute} weights, fp8 KV cache",
+        f"{4 * times} blocks of 32 tokens, {128 * times} tokens, {times} sequences of full length",
+    ):
+        assert line in printed
+    program = programs[1]
+    for kind in program.attention_kinds:
+        for name in (kind.write, kind.few, kind.many):
+            kernel = program.kernels[name]
+            assert kernel.constants["QUANT"]
+            types = dict(kernel.parameters)
+            assert types["key_cache"] == types["value_cache"] == "*fp8e4nv"
+    for call in program.body:
+        if isinstance(call, AttentionCall):
+            assert {call.arguments[name].number for name in ("key_factor", "value_factor")} == {1.0}
+
+
+@pytest.mark.usefixtures("_no_compiler")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--weights", "fp8", "--compute-capability", "8.0"), "--weights fp8: sm_80 .* begins with sm_89"),
+        (
+            ("--kv-cache-precision", "fp8", "--compute-capability", "8.6"),
+            "--kv-cache-precision fp8: sm_86 .* begins with sm_89; leave it out",
+        ),
         (("--weights", "fp16", "--precision", "bf16"), "--weights fp16: .*as the computation, which is bf16"),
         (("--compute-capability", "7.5"), "no kernels for compute capability 7.5; there are for 8.0"),
         (("--tensor-parallel", "2"), "--tensor-parallel 2: .*one GPU"),

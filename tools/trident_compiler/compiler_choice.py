@@ -22,6 +22,7 @@ from trident_ensemble.contract.manifest import sm_target
 OPENVINO, TENSORRT, CUDA = "openvino", "tensorrt", "cuda"
 #: TensorRT's Python modules by the compiler's name in the manifest, best first.
 _MODULES = (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt_rtx"), ("tensorrt_rtx", "tensorrt_rtx_bindings"))
+_FP8_CACHE = "--kv-cache-precision fp8"
 _INSTALL = "pip install 'trident-llm[tensorrt]'"
 _INSTALL_RTX = "pip install 'trident-llm[tensorrt-rtx]'"
 
@@ -89,6 +90,11 @@ def _openvino(asked: BuildRequest, why: str) -> CompilerChoice[Checkpoint]:
 
 def _cpus(asked: BuildRequest, why: str) -> Machine:
     """Return this machine, less the memory that is left to others; refuse what is asked of GPUs."""
+    if asked.fp8_cache:
+        raise BuildError(
+            f"{_FP8_CACHE}: the engine will be OpenVINO's, for CPUs ({why}), whose KV cache follows the computation; "
+            "leave it out, or choose --engine cuda"
+        )
     for option, value in (
         ("--compute-capability", asked.capability),
         ("--gpu", asked.gpus),
@@ -119,6 +125,11 @@ def _tensorrt(asked: BuildRequest, here: Gpus, why: str | None) -> CompilerChoic
     """Return TensorRT's compiler; without a reason `why` the GPU that is built for is the reason."""
     from trident_compiler.tensorrt.compiler import TensorRTCompiler, TensorRTTarget  # noqa: PLC0415
 
+    if asked.fp8_cache:
+        raise BuildError(
+            f"{_FP8_CACHE}: the engine will be TensorRT's, whose slots have the format of the computation; leave it "
+            "out, or choose --engine cuda"
+        )
     chosen = choose_gpus(asked, here, TENSORRT)
     found = _module(rtx=not chosen.here)
     if found is None:
@@ -162,7 +173,7 @@ def _cuda(asked: BuildRequest, here: Gpus) -> CompilerChoice[Checkpoint]:
         )
     chosen = choose_gpus(asked, here, CUDA)
     target_of(chosen.capability)
-    built_for = CudaTarget(chosen.capability, chosen.free_bytes, chosen.memory)
+    built_for = CudaTarget(chosen.capability, chosen.free_bytes, chosen.memory, asked.fp8_cache)
     return CompilerChoice(CudaCompiler(built_for, triton_version(), compile_kernels), "as asked", chosen.serving)
 
 

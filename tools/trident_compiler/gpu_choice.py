@@ -29,6 +29,7 @@ class BuildRequest:
         gpu_memory: bytes to plan with, of each GPU, instead of what it has free.
         tensor_parallel: GPUs to divide the network among.
         attention_lengths: `by_lengths` of `TensorRTLowering`.
+        fp8_cache: `fp8_cache` of `CudaTarget`.
         taken: memory that is left to others, which may run already.
     """
 
@@ -38,6 +39,7 @@ class BuildRequest:
     gpu_memory: int | None = None
     tensor_parallel: int = 1
     attention_lengths: bool = False
+    fp8_cache: bool = False
     taken: TakenMemory = field(default_factory=TakenMemory)
 
 

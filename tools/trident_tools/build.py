@@ -100,6 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("bf16", "fp16", *QUANTIZED),
         help="format of the weights; fp16 and fp8 on GPUs (default: as the checkpoint)",
     )
+    parser.add_argument(
+        "--kv-cache-precision",
+        choices=("auto", "fp8"),
+        default="auto",
+        help="format of the KV cache: fp8 (e4m3, without scales) takes a byte a number, with --engine cuda and for GPUs "
+        "from 8.9 on (default auto: on GPUs as the computation, on CPUs what OpenVINO has for it)",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-num-seqs", type=int, metavar="N", help=f"sequences in one step (default {DEFAULT_MAX_NUM_SEQS})"
@@ -226,6 +233,7 @@ def _build(
         gpu_memory=memory,
         tensor_parallel=args.tensor_parallel,
         attention_lengths=args.attention == "lengths",
+        fp8_cache=args.kv_cache_precision == "fp8",
         taken=taken_memory(neighbours),
     )
     choice = choose(asked)

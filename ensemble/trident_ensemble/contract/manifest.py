@@ -77,7 +77,7 @@ class Precision:
     Args:
         compute: bf16, fp16 or fp32.
         weights: fp32, bf16, fp16, int8, int4 or fp8.
-        kv_cache: u8, bf16, f16 or f32.
+        kv_cache: u8, fp8, bf16, f16 or f32.
         choice: why `compute` is what it is.
         activation_group: neighbouring activations that share a scale where an engine on a CPU multiplies them with
             quantized weights in int8; 0 where weights are not quantized, and on GPUs.

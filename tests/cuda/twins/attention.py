@@ -15,6 +15,7 @@ from tests.cuda.calls import Call
 Array = npt.NDArray[Any]
 _LOG2E = np.float32(1.4426950408889634)
 _NOTHING = np.float32(-1.0e30)
+_MOST_FP8 = np.float32(448)
 
 
 def write_cache(call: Call) -> None:
@@ -31,7 +32,7 @@ def write_cache(call: Call) -> None:
         (dim,) = _sizes(call, size)
         numbers = call.read(name, (tokens, heads, dim))[kept]
         if call.constants["QUANT"]:
-            numbers = numbers / np.float32(call.number(factor))
+            numbers = np.clip(numbers / np.float32(call.number(factor)), -_MOST_FP8, _MOST_FP8)
         call.scatter(cache, lines * dim, numbers)
 
 

@@ -14,7 +14,7 @@ from trident_compiler.cuda.stored_weights import StoredWeights
 from trident_compiler.cuda.tensors import Tensor
 from trident_compiler.families.words import Attention
 
-#: Factors on what is in the cache, whose numbers are of the type of activations.
+#: Factors on what is in the cache, whose numbers are keys and values as they are, whatever its type.
 _FACTOR = 1.0
 
 
@@ -26,13 +26,22 @@ class CudaAttention:
         target: what it is written for.
         weights: of the program.
         block_size: tokens of a block of the KV cache.
+        cache_dtype: Triton's type of the KV cache.
     """
 
-    def __init__(self, builder: ProgramBuilder, target: Target, weights: StoredWeights, block_size: int) -> None:
+    def __init__(
+        self,
+        builder: ProgramBuilder,
+        target: Target,
+        weights: StoredWeights,
+        block_size: int,
+        cache_dtype: str,
+    ) -> None:
         self._builder = builder
         self._target = target
         self._weights = weights
         self._block_size = block_size
+        self._cache_dtype = cache_dtype
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
         """Add a layer's attention: its keys and values go to the cache, then every token attends.
@@ -73,7 +82,7 @@ class CudaAttention:
             v_head_dim=value.last,
             block_size=self._block_size,
             compute=self._target.compute,
-            cache=self._target.compute,
+            cache=self._cache_dtype,
             capability=self._target.capability,
             has_window=attention.sliding_window is not None,
             has_softcap=attention.soft_cap is not None,

@@ -18,7 +18,7 @@ from trident_compiler.cuda.memory import GPU_MEMORY, memory_needs
 from trident_compiler.cuda.network import write_network
 from trident_compiler.cuda.operations import Target
 from trident_compiler.cuda.planned_weights import PlannedWeights
-from trident_compiler.cuda.precision import cuda_precision
+from trident_compiler.cuda.precision import cache_dtype, cuda_precision
 from trident_compiler.cuda.refusals import REFUSALS
 from trident_compiler.cuda.targets import Capability, num_programs
 from trident_compiler.cuda.weights_file import CountedWeights, WeightsFile
@@ -49,11 +49,13 @@ class CudaTarget:
         capability: of the GPU.
         free_bytes: its memory to plan with.
         memory: which memory that is, for people.
+        fp8_cache: the KV cache is in fp8, and not as the computation.
     """
 
     capability: Capability
     free_bytes: int
     memory: str
+    fp8_cache: bool = False
 
 
 class CudaCompiler:
@@ -76,7 +78,8 @@ class CudaCompiler:
 
     def precision(self, opened: Checkpoint, compute: str | None, weight_format: str | None) -> Precision:
         """Return the number formats, as `cuda_precision` resolves them."""
-        return cuda_precision(opened, compute, weight_format, self._target.capability)
+        target = self._target
+        return cuda_precision(opened, compute, weight_format, target.capability, fp8_cache=target.fp8_cache)
 
     def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan, for which the whole program is written without weights."""
@@ -91,6 +94,7 @@ class CudaCompiler:
             Target(precision.compute, self._target.capability, max_num_tokens),
             max_seq_len=max_seq_len,
             block_size=BLOCK_SIZE,
+            cache_dtype=cache_dtype(precision),
         )
         needs = memory_needs(
             network.program,
@@ -129,6 +133,7 @@ class CudaCompiler:
                 Target(precision.compute, self._target.capability, plan.max_num_tokens),
                 max_seq_len=plan.max_seq_len,
                 block_size=plan.block_size,
+                cache_dtype=cache_dtype(precision),
                 release=source.release,
             )
         source.require_all_used()

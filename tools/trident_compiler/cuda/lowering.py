@@ -28,19 +28,21 @@ from trident_compiler.weights.weights import Weight
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """The sizes of a network that the order and the memory of its launches follow from.
+    """The facts of a network that the order and the memory of its launches follow from.
 
     Args:
         num_layers: the head begins behind the last one's attention.
         vocab_size: width of the logits.
         max_seq_len: positions of a sequence, at most.
         block_size: tokens of a block of the KV cache.
+        cache_dtype: Triton's type of the KV cache.
     """
 
     num_layers: int
     vocab_size: int
     max_seq_len: int
     block_size: int
+    cache_dtype: str
 
 
 class CudaLowering(CudaPointwise):
@@ -64,7 +66,7 @@ class CudaLowering(CudaPointwise):
         super().__init__(builder, target.compute, weights)
         self._target = target
         self._sizes = sizes
-        self._attention = CudaAttention(builder, target, weights, sizes.block_size)
+        self._attention = CudaAttention(builder, target, weights, sizes.block_size, sizes.cache_dtype)
         self._experts = CudaExperts(builder, target, weights)
         self._tables: dict[tuple[bytes, float], tuple[Argument, Argument]] = {}
         self._selects = False

@@ -46,6 +46,7 @@ def write_network(
     *,
     max_seq_len: int,
     block_size: int,
+    cache_dtype: str | None = None,
     release: Callable[[Weight], None] = lambda _: None,
 ) -> Network:
     """Return a model's program.
@@ -57,13 +58,15 @@ def write_network(
         target: what it is written for.
         max_seq_len: tokens of a sequence, at most.
         block_size: tokens of a block of the KV cache.
+        cache_dtype: Triton's type of the KV cache; None is that of activations.
         release: is told of each weight that is stored, whose values are not read again.
 
     Raises:
         CheckpointError: tensors are missing or of another shape.
     """
     builder = ProgramBuilder(stored)
-    sizes = NetworkSizes(model.num_layers, model.vocab_size, max_seq_len, block_size)
+    cached = cache_dtype or target.compute
+    sizes = NetworkSizes(model.num_layers, model.vocab_size, max_seq_len, block_size, cached)
     lowering = CudaLowering(builder, target, sizes, release)
     lowering.finish(model.write(lowering, weights))
     fused = fuse_all(builder.steps)
@@ -81,7 +84,7 @@ def write_network(
         attention_kinds=builder.attention_kinds,
         body=body,
         head=head,
-        cache_dtype=target.compute,
+        cache_dtype=cached,
         sampling=limits,
     )
     return Network(program, {**builder.kernels, copy.function: copy, **specs})

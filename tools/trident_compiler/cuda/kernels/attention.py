@@ -24,8 +24,17 @@ import triton.language as tl
 _LOG2E = tl.constexpr(1.4426950408889634)
 #: The largest score of a row that has seen no key: finite, so that its difference to itself is 0.
 _NOTHING = tl.constexpr(-1.0e30)
+#: The largest number of fp8 (e4m3), which has no infinity.
+_MOST_FP8 = tl.constexpr(448.0)
 #: Rows that a merge adds up at a time.
 _MERGED_ROWS = tl.constexpr(16)
+
+
+@triton.jit
+def _quantized(number, factor):
+    """Return what stands in the cache for a number: what is too large becomes the largest, and NaN stays NaN."""
+    number = number.to(tl.float32) / factor
+    return tl.clamp(number, -_MOST_FP8, _MOST_FP8, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -48,7 +57,7 @@ def write_cache(
 ):
     """Write a token's keys and values to its place in the cache, `block * BLOCK + offset`, or nowhere if that is < 0.
 
-    One program is one token. With QUANT they are divided by the factors and rounded to the type of the cache.
+    One program is one token. With QUANT they are divided by the factors and rounded to the type of the cache, fp8.
     """
     token = tl.program_id(0).to(tl.int64)
     place = tl.load(places + token)
@@ -61,7 +70,7 @@ def write_cache(
         inside = (head < KV_HEADS) & (dim < DIM)
         key = tl.load(keys + token * (KV_HEADS * DIM) + head * DIM + dim, mask=inside)
         if QUANT:
-            key = key.to(tl.float32) / key_factor
+            key = _quantized(key, key_factor)
         target = (block * KV_HEADS + head) * (BLOCK * DIM) + offset * DIM + dim
         tl.store(key_cache + target, key.to(key_cache.dtype.element_ty), mask=inside)
 
@@ -69,7 +78,7 @@ def write_cache(
         inside_v = (head < KV_HEADS) & (dim_v < DIM_V)
         value = tl.load(values + token * (KV_HEADS * DIM_V) + head * DIM_V + dim_v, mask=inside_v)
         if QUANT:
-            value = value.to(tl.float32) / value_factor
+            value = _quantized(value, value_factor)
         target_v = (block * KV_HEADS + head) * (BLOCK * DIM_V) + offset * DIM_V + dim_v
         tl.store(value_cache + target_v, value.to(value_cache.dtype.element_ty), mask=inside_v)
 
