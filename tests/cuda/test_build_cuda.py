@@ -22,7 +22,7 @@ from tests.fakes.progress import SilentProgress
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
 from trident_backend.engine.cuda.manifest_check import check_manifest
-from trident_backend.engine.cuda.program import AttentionCall
+from trident_backend.engine.cuda.program import AttentionCall, Kernel
 from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import read_program
 from trident_compiler.cuda import kernel_compiler
@@ -195,6 +195,33 @@ def test_build_cuda_an_engine_takes_what_was_planned(checkpoint: Path, tmp_path:
         engine.close()
     planned = plan.resident_bytes - CONTEXT_BYTES + plan.cache_bytes
     assert planned - (1 << 26) < taken <= planned
+
+
+def test_build_cuda_kernels_are_compiled_before_weights_are_converted(checkpoint: Path, tmp_path: Path) -> None:
+    """What may fail within a minute comes before what takes an hour."""
+
+    def refused(*_: object) -> dict[str, Kernel]:
+        raise BuildError("a kernel cannot be compiled")
+
+    target = tmp_path / "1"
+    target.mkdir()
+    opened = open_checkpoint(checkpoint)
+    compiler = CudaCompiler(CudaTarget((9, 0), 4 << 30, "free"), "0", refused)
+    precision = compiler.precision(opened, "bf16", "int4")
+    plan = compiler.plan(opened, precision, LimitsRequest(max_num_seqs=2, max_num_tokens=16, max_seq_len=64))
+    with pytest.raises(BuildError, match="cannot be compiled"):
+        compiler.write(target, opened, precision=precision, plan=plan, progress=SilentProgress())
+    assert not list(target.iterdir())
+
+
+def test_build_cuda_a_program_that_cannot_be_written_is_a_refused_build(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "1" / "program.json").mkdir(parents=True)
+    opened = open_checkpoint(checkpoint)
+    compiler = CudaCompiler(CudaTarget((9, 0), 4 << 30, "free"), "0", write_doubles)
+    precision = compiler.precision(opened, None, None)
+    plan = compiler.plan(opened, precision, LimitsRequest(max_num_seqs=2, max_num_tokens=16, max_seq_len=64))
+    with pytest.raises(BuildError, match=r"program\.json cannot be written: .*directory"):
+        compiler.write(tmp_path / "1", opened, precision=precision, plan=plan, progress=SilentProgress())
 
 
 def test_build_cuda_weights_are_written_one_at_a_time(tmp_path: Path) -> None:

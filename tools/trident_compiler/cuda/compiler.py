@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trident_backend.engine.cuda.program import Kernel
-from trident_backend.engine.cuda.program_file import write_program
+from trident_backend.engine.cuda.program_file import PROGRAM_FILE, write_program
 from trident_compiler.compiler import Progress, WeightFormats, describe_matrices, weights_of
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.memory import GPU_MEMORY, memory_needs
-from trident_compiler.cuda.network import write_network
+from trident_compiler.cuda.network import Network, write_network
 from trident_compiler.cuda.operations import Target
 from trident_compiler.cuda.planned_weights import PlannedWeights
 from trident_compiler.cuda.precision import cache_dtype, cuda_precision
@@ -33,6 +33,7 @@ from trident_compiler.planning.memory_plan import (
 from trident_compiler.weights.formats import QUANTIZED
 from trident_compiler.weights.sharding import WHOLE
 from trident_ensemble.contract import layout
+from trident_ensemble.contract.errors import BuildError
 from trident_ensemble.contract.manifest import Compiler, Precision, sm_target
 
 #: Tokens of a block of the KV cache.
@@ -83,21 +84,11 @@ class CudaCompiler:
 
     def plan(self, opened: Checkpoint, precision: Precision, wanted: LimitsRequest) -> MemoryPlan:
         """Return the memory plan, for which the whole program is written without weights."""
-        model = opened.model
-        longest = model.max_position_embeddings
+        longest = opened.model.max_position_embeddings
         _, max_num_tokens = step_limits(wanted, longest, GPU_MEMORY.max_num_tokens)
         max_seq_len = wanted.max_seq_len or min(longest, DEFAULT_MAX_SEQ_LEN)
-        network = write_network(
-            model.served_at(max_seq_len),
-            PlannedWeights(self.formats(precision), tied=model.outline.is_tied),
-            CountedWeights(),
-            Target(precision.compute, self._target.capability, max_num_tokens),
-            max_seq_len=max_seq_len,
-            block_size=BLOCK_SIZE,
-            cache_dtype=cache_dtype(precision),
-        )
         needs = memory_needs(
-            network.program,
+            self._planned(opened, precision, max_num_tokens, max_seq_len).program,
             block_size=BLOCK_SIZE,
             max_num_tokens=max_num_tokens,
             num_programs=num_programs(self._target.capability),
@@ -123,7 +114,12 @@ class CudaCompiler:
         plan: MemoryPlan,
         progress: Progress,
     ) -> None:
-        """Write the weights as the family asks for them, one at a time, then the kernels, and the program last."""
+        """Compile the kernels, then write the weights as the family asks for them, one at a time, and the program last.
+
+        What may fail soon comes before what takes long: kernels follow from the limits and the formats of weights.
+        """
+        planned = self._planned(opened, precision, plan.max_num_tokens, plan.max_seq_len)
+        kernels = self._compile_kernels(planned.specs, self._target.capability, folder, progress)
         source = weights_of(opened, self.formats(precision), progress)(WHOLE)
         with WeightsFile(folder / layout.WEIGHTS_FILE) as file:
             network = write_network(
@@ -137,5 +133,21 @@ class CudaCompiler:
                 release=source.release,
             )
         source.require_all_used()
-        kernels = self._compile_kernels(network.specs, self._target.capability, folder, progress)
-        write_program(folder, replace(network.program, kernels=kernels))
+        assert network.specs == planned.specs, "the kernels that were compiled are those of the program"
+        try:
+            write_program(folder, replace(network.program, kernels=kernels))
+        except OSError as error:
+            raise BuildError(f"{folder / PROGRAM_FILE} cannot be written: {error.strerror or error}") from None
+
+    def _planned(self, opened: Checkpoint, precision: Precision, max_num_tokens: int, max_seq_len: int) -> Network:
+        """Return the network without the values of its weights."""
+        model = opened.model
+        return write_network(
+            model.served_at(max_seq_len),
+            PlannedWeights(self.formats(precision), tied=model.outline.is_tied),
+            CountedWeights(),
+            Target(precision.compute, self._target.capability, max_num_tokens),
+            max_seq_len=max_seq_len,
+            block_size=BLOCK_SIZE,
+            cache_dtype=cache_dtype(precision),
+        )
