@@ -26,14 +26,18 @@ from trident_backend.engine.cuda.program import (
 from trident_backend.engine.cuda.program_file import read_program, write_program
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.compiler import WeightFormats
+from trident_compiler.cuda.builder import ProgramBuilder
 from trident_compiler.cuda.kernel_spec import KernelSpec
+from trident_compiler.cuda.lowering import CudaLowering, NetworkSizes
 from trident_compiler.cuda.network import Network, write_network
 from trident_compiler.cuda.operations import Target
 from trident_compiler.cuda.planned_weights import PlannedWeights
+from trident_compiler.cuda.pointwise import LOGITS
 from trident_compiler.cuda.refusals import REFUSALS
+from trident_compiler.cuda.tensors import Tensor
 from trident_compiler.cuda.weights_file import CountedWeights, WeightsFile
 from trident_compiler.families.family import Decoder
-from trident_compiler.weights.weights import WeightSource
+from trident_compiler.weights.weights import Weight, WeightSource
 
 SERVED = [case for case in ALL if not set(case.features) & set(REFUSALS)]
 BY_NAME = {str(case): case for case in SERVED}
@@ -174,6 +178,26 @@ def test_lowering_writes_the_weights_as_they_are_stored(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, np.cos(angles), atol=2e-5)
 
 
+def test_lowering_words_take_activations_and_tokens_where_they_are_meant() -> None:
+    builder = ProgramBuilder(CountedWeights())
+    sizes = NetworkSizes(num_layers=1, vocab_size=8, max_seq_len=16, block_size=BLOCK_SIZE, cache_dtype="bf16")
+    lowering = CudaLowering(builder, Target("bf16", CAPABILITY, MAX_ROWS), sizes)
+    table = Weight("table", "bf16", (8, 8), np.zeros((8, 8), np.uint16))
+    logits = Tensor(LOGITS, 8, "fp32", Count.TOKENS)
+    x = lowering.add(lowering.embedding(table), lowering.position_embedding(table))
+    for word in (
+        lambda: lowering.add(x, logits),
+        lambda: lowering.multiply(logits, x),
+        lambda: lowering.linear(logits, table),
+    ):
+        with pytest.raises(AssertionError, match="fp32"):
+            word()
+    builder.begin_head()
+    for look_up in (lowering.embedding, lowering.position_embedding):
+        with pytest.raises(AssertionError, match="of tokens"):
+            look_up(table)
+
+
 FORMATS = [("bf16", "bf16"), ("fp16", "int8"), ("bf16", "int4"), ("bf16", "fp8"), ("fp32", "fp32")]
 
 
@@ -189,3 +213,20 @@ def test_lowering_planned_weights_are_those_that_come(name: str, compute: str, m
     last = network.program.weights[-1]
     assert (tmp_path / "network.bin").stat().st_size == last.offset + last.num_bytes
     _check_arguments(network.program, network.specs)
+
+
+@pytest.mark.parametrize(("matrix", "num_tables"), [("bf16", 1), ("fp8", 1), ("int8", 2), ("int4", 2)])
+def test_lowering_a_tied_table_is_stored_once_where_one_format_serves_both(
+    matrix: str, num_tables: int, tmp_path: Path
+) -> None:
+    case = BY_NAME["gemma3_text"]
+    case.save(tmp_path)
+    formats = WeightFormats(matrix, "bf16", uniform=True)
+    network, _ = lowered(tmp_path, case, Target("bf16", CAPABILITY, MAX_ROWS), formats, tmp_path / "network.bin")
+    model = read_model(tmp_path, case.max_seq_len)
+    assert model.outline.is_tied
+    named = [weight for weight in network.program.weights if "embed_tokens" in weight.name]
+    tables = [weight for weight in named if not weight.name.endswith("(scales)")]
+    assert len(tables) == num_tables
+    plain = tables[0]
+    assert (plain.dtype, plain.num_bytes) == ("bf16", 2 * plain.shape[0] * plain.shape[1])

@@ -76,12 +76,10 @@ class CudaLowering(CudaPointwise):
         assert logits.at == LOGITS, "the network ends with the product that gives the logits"
 
     def embedding(self, table: Weight) -> Tensor:
-        values, dtype = self._weights.table(table)
-        return self._rows(values, TOKEN_IDS, table.shape[1], dtype)
+        return self._looked_up(table, TOKEN_IDS)
 
     def position_embedding(self, table: Weight, offset: int = 0) -> Tensor:
-        values, dtype = self._weights.table(table)
-        return self._rows(values, POSITION_IDS, table.shape[1], dtype, offset)
+        return self._looked_up(table, POSITION_IDS, offset)
 
     def linear(self, x: Tensor, weight: Weight, bias: Weight | None = None, *, all_reduce: bool = False) -> Tensor:
         del all_reduce  # there is one device
@@ -129,7 +127,13 @@ class CudaLowering(CudaPointwise):
         self._selects = True
         return x
 
+    def _looked_up(self, table: Weight, numbers: Argument, offset: int = 0) -> Tensor:
+        assert self._builder.counted is Count.TOKENS, "ids and positions are of tokens"
+        values, dtype = self._weights.table(table)
+        return self._rows(values, numbers, table.shape[1], dtype, offset)
+
     def _multiplied(self, x: Tensor, weight: Weight, bias: Weight | None, out: Tensor) -> Tensor:
+        assert x.dtype == self._target.compute, f"{x.dtype}, not {self._target.compute}"
         stored = self._weights.matrix(weight)
         self._builder.add(
             Linear(

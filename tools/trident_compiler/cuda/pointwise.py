@@ -50,7 +50,7 @@ class CudaPointwise:
         return self._with_numbers(x, low=low, high=high)
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        a, b = self._here(a), self._here(b)
+        a, b = self._both(a, b)
         out = self._new(a.width, a.heads)
         self._builder.add(Product(a.at, b.at, out.at, a.width, b.width, self._compute))
         return out
@@ -59,7 +59,7 @@ class CudaPointwise:
         return self._with_numbers(x, factor=number)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        a, b = self._here(a), self._here(b)
+        a, b = self._both(a, b)
         out = self._new(a.width, a.heads)
         self._builder.add(Sum(a.at, b.at, out.at, a.width, self._compute))
         return out
@@ -163,6 +163,11 @@ class CudaPointwise:
     def _in_place_or_new(self, x: Tensor) -> Tensor:
         """Return where a function of each number of x goes: the logits, which nothing else reads, stay in place."""
         return x if x.at == LOGITS else self._new(x.width, x.heads)
+
+    def _both(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two values of the rows that are being computed, neither of which is the logits."""
+        assert a.dtype == b.dtype == self._compute, f"{a.dtype} and {b.dtype}, not {self._compute}"
+        return self._here(a), self._here(b)
 
     def _here(self, x: Tensor) -> Tensor:
         """Return a value of the rows that are being computed: in the head those that get logits, gathered once."""
