@@ -216,5 +216,5 @@ def test_build_tensorrt_a_tied_table_is_plain_where_rows_are_looked_up(tmp_path:
     rows: Weight = source.embedding(name, 400, 64)
     projection = source.head(name, 400, 64)
     assert (rows.format, projection.format) == ("bf16", head)
-    assert (rows.name == projection.name) == (rows is projection)
+    assert (rows.name == projection.name) == (rows is projection) == (head == "bf16")
     assert projection.zero_points is None

@@ -45,10 +45,10 @@ class PlannedWeights:
         self._tied = tied
 
     def embedding(self, source: str | TensorPart, vocab_size: int, hidden_size: int) -> Weight:
-        if self._tied and self._matrix in QUANTIZED:
+        head = head_format(self._matrix, self._plain)
+        if self._tied and head in QUANTIZED:
             return _zeros(f"{_name(source)} (rows)", self._plain, vocab_size, hidden_size)
-        wanted = head_format(self._matrix, self._plain) if self._tied else self._plain
-        return _zeros(_name(source), wanted, vocab_size, hidden_size)
+        return _zeros(_name(source), head if self._tied else self._plain, vocab_size, hidden_size)
 
     def positions(self, source: str | TensorPart, num_positions: int, hidden_size: int) -> Weight:
         return _zeros(_name(source), self._plain, num_positions, hidden_size)
