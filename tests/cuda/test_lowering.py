@@ -26,6 +26,7 @@ from trident_backend.engine.cuda.program import (
 from trident_backend.engine.cuda.program_file import read_program, write_program
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.compiler import WeightFormats
+from trident_compiler.cuda.arena import num_bytes
 from trident_compiler.cuda.builder import ProgramBuilder
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.lowering import CudaLowering, NetworkSizes
@@ -105,6 +106,27 @@ def check_order(program: Program, specs: Mapping[str, KernelSpec], count: int) -
     assert (Kind.LOGITS, "") in written
 
 
+def check_memory(program: Program, specs: Mapping[str, KernelSpec], count: int, max_rows: int) -> None:
+    """In a step of `count` tokens, what is read has been overwritten by nothing, nor is it while it is read."""
+    places = {value.name: (value.offset, value.offset + num_bytes(value, max_rows)) for value in program.values}
+    assert max(end for _, end in places.values()) <= program.arena_bytes
+    held: set[str] = set()
+    for step in (*program.body, *program.head):
+        if isinstance(step, Launch) and not step.takes(count):
+            continue
+        outputs = {"out"} if isinstance(step, AttentionCall) else _written(step, specs[step.kernel])
+        values = [(name, argument.name) for name, argument in arguments(step) if argument.kind is Kind.VALUE]
+        read = {name for parameter, name in values if parameter not in outputs}
+        written = {name for parameter, name in values if parameter in outputs}
+        written |= {step.out} if isinstance(step, AttentionCall) else set()
+        assert read <= held, f"{step} reads what was overwritten: {read - held}"
+        for name in written:
+            begin, end = places[name]
+            held = {each for each in held if places[each][1] <= begin or end <= places[each][0]}
+        assert read - written <= held, f"{step} overwrites what it reads: {read - held}"
+        held |= written
+
+
 def planned(model: Decoder, target: Target, formats: WeightFormats, max_seq_len: int | None) -> Network:
     """The program of a model whose weights are not read."""
     return write_network(
@@ -129,6 +151,7 @@ def test_lowering_every_family_becomes_a_program(case: Case, tmp_path: Path) -> 
 
     for count in (1, 2, 17, 63, MAX_ROWS):
         check_order(program, network.specs, count)
+        check_memory(program, network.specs, count, MAX_ROWS)
     used = {argument.name for step in (*program.body, *program.head) for _, argument in arguments(step)}
     assert {weight.name for weight in program.weights} <= used
     assert [step.layer for step in program.body if isinstance(step, AttentionCall)] == list(range(model.num_layers))
@@ -155,6 +178,19 @@ def _check_arguments(program: Program, specs: Mapping[str, KernelSpec]) -> None:
                 assert dtype == f"*{types[argument.kind, argument.name]}", f"{launch}: {name}"
             assert dtype.startswith("*") != (argument.kind in (Kind.NUMBER, Kind.COUNT)), f"{launch}: {name}"
             assert argument.kind is not Kind.LOGITS or dtype == "*fp32"
+
+
+@pytest.mark.parametrize("matrix", ["bf16", "int4"])
+def test_lowering_a_wide_model_keeps_what_it_reads(matrix: str, tmp_path: Path) -> None:
+    """A Llama as large as those that are served, whose products are divided among programs for few rows."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    AutoConfig.for_model("llama", **ENDS, **sizes, num_hidden_layers=3, vocab_size=128256).save_pretrained(tmp_path)
+    formats, max_rows = WeightFormats(matrix, "bf16", uniform=True), 2048
+    network = planned(read_model(tmp_path, None), Target("bf16", CAPABILITY, max_rows), formats, None)
+    assert "linear.add_parts" in {spec.function for spec in network.specs.values()}
+    for count in (1, 16, 17, 64, 65, 256, 300, 1024, max_rows):
+        check_order(network.program, network.specs, count)
+        check_memory(network.program, network.specs, count, max_rows)
 
 
 def test_lowering_writes_the_weights_as_they_are_stored(tmp_path: Path) -> None:
