@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -158,7 +160,7 @@ def test_compiler_choice_kernels_of_our_own_are_built_where_they_are_asked_for(m
 
 def test_compiler_choice_triton_is_asked_for_where_it_is_missing(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(())
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.metadata.version", Mock(side_effect=PackageNotFoundError("triton")))
     with pytest.raises(BuildError, match=r"--engine cuda: .*not installed: pip install 'trident-llm\[cuda\]'"):
         chosen(engine="cuda", capability="9.0", gpu_memory=1)
 

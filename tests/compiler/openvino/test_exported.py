@@ -321,6 +321,8 @@ def test_exported_weights_stay_as_they_are_and_gpus_are_refused(exports: Exports
         choose_exported_compiler(BuildRequest(engine="tensorrt"))
     with pytest.raises(BuildError, match=r"--compute-capability: .*the model was exported to OpenVINO"):
         choose_exported_compiler(BuildRequest(capability="8.9"))
+    with pytest.raises(BuildError, match=r"--kv-cache-precision fp8: .*exported to OpenVINO.*follows the computation"):
+        choose_exported_compiler(BuildRequest(fp8_cache=True))
     assert isinstance(choose_exported_compiler(BuildRequest()).compiler, ExportedCompiler)
 
 
