@@ -23,7 +23,10 @@ from trident_backend.engine.cuda.program_names import check_names
 from trident_ensemble.contract.errors import ArtifactError
 
 PROGRAM_FILE = "program.json"
-#: The format of the file; an engine of another one must be built again.
+#: The format of the file, and of all that the host and the machine code of an engine's kernels agree on: parameters by
+#: name and type, the columns of attention's items and merges, the geometry of block copies, the layouts of the KV cache
+#: and of sampling's operands. Whoever changes one of them changes this number: an engine of another one must be built
+#: again.
 FORMAT_VERSION = 1
 #: Whole numbers are less than this.
 _LIMIT = 2**63

@@ -4,6 +4,8 @@ A tile is one or a few neighbouring tokens of a sequence, and the keys that any 
 into one small tile, which generate, have that one; all others have large tiles. Where that leaves a GPU without work, a
 tile's keys are divided into pieces, whose partial results are merged.
 
+The columns of items and merges are compiled into engines: `FORMAT_VERSION` of `program.json` changes with them.
+
 Owns the division, and how much of it any step of a size has at most. Never touches a device.
 """
 
