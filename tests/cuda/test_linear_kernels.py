@@ -247,6 +247,26 @@ def test_linear_kernels_few_outputs_fill_a_large_gpu(num_rows: int, in_size: int
     assert programs >= 0.75 * TARGETS[9, 0].num_multiprocessors
 
 
+def test_linear_kernels_divide_inputs_only_where_programs_are_fewer_than_multiprocessors() -> None:
+    for out_size, parts in ((8512, 1), (8448, 1), (4224, 2), (2112, 4)):
+        first = divisions(Matrix(4096, out_size), "bf16", (9, 0), 8192)[0]
+        assert (first.most, first.parts) == (16, parts)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "columns"),
+    [
+        (Matrix(4096, 132 * 128), 128),
+        (Matrix(4096, 131 * 128), 64),
+        (Matrix(4096, 132 * 128, dtype="i8"), 128),
+        (Matrix(4096, 132 * 128, dtype="i8", group=128), 64),
+    ],
+)
+def test_linear_kernels_up_to_64_rows_have_wide_tiles_where_these_fill_the_gpu(matrix: Matrix, columns: int) -> None:
+    (found,) = (each for each in divisions(matrix, "bf16", (9, 0), 8192) if each.least <= 17 <= (each.most or 17))
+    assert (found.most, found.tile.rows, found.tile.columns, found.parts) == (64, 64, columns, 1)
+
+
 def test_linear_kernels_weights_of_four_bits_have_symmetric_groups() -> None:
     values, scales, zero_points = quantization.int4_groups(np.ones((2, 64), np.float32))
     with pytest.raises(AssertionError, match="symmetric"):

@@ -232,11 +232,12 @@ def _choice(matrix: Matrix, compute: str, capability: Capability, least: int, mo
     """Return the tile and the number of parts for a range of numbers of rows."""
     target = target_of(capability)
     wanted = target.num_multiprocessors
-    few, middle, medium, large = _tiles(matrix, compute, capability)
+    few, middle, wide, medium, large = _tiles(matrix, compute, capability)
     if most <= few.rows:
-        return few, _parts(matrix, few, least, 2 * wanted)
+        return few, _parts(matrix, few, least, wanted)
     if most <= middle.rows:
-        return middle, _parts(matrix, middle, least, 2 * wanted)
+        tile = wide if _programs(matrix, wide, least) >= wanted else middle
+        return tile, _parts(matrix, tile, least, wanted)
     if 4 * _programs(matrix, large, least) >= 3 * wanted:
         return large, 1
     return medium, _parts(matrix, medium, least, wanted) if most <= _MOST_DIVIDED else 1
@@ -254,15 +255,18 @@ def _parts(matrix: Matrix, tile: Tile, num_rows: int, wanted: int) -> int:
     return -(-turns // -(-turns // max(1, parts)))
 
 
-def _tiles(matrix: Matrix, compute: str, capability: Capability) -> tuple[Tile, Tile, Tile, Tile]:
-    """Return the tiles for up to 16 rows, for up to 64, for more where there are few outputs, and for the others."""
+def _tiles(matrix: Matrix, compute: str, capability: Capability) -> tuple[Tile, Tile, Tile, Tile, Tile]:
+    """Return the tiles for up to 16 rows, for up to 64 with few and many outputs, and for more with few and many."""
     if compute == "fp32":
-        small, more = Tile(16, 32, 32, 4, 2), Tile(64, 64, 32, 4, 2, 8)
-        return small, Tile(32, 32, 32, 4, 2), more, more
+        middle, more = Tile(32, 32, 32, 4, 2), Tile(64, 64, 32, 4, 2, 8)
+        return Tile(16, 32, 32, 4, 2), middle, middle, more, more
     is_large = target_of(capability).shared_limit >= _LARGE_MEMORY
     depth = matrix.group or (128 if is_large else 64)
     few, middle = Tile(16, 64, depth, 4, 4), Tile(64, 64, min(64, depth), 4, 4)
     medium = Tile(128, 64, min(64, depth), 4, 4 if is_large else 3, 8)
     # Scaled sums of groups, and on 10.x converted weights, take the registers of a larger tile: it would be slower.
     converts = matrix.dtype in _QUANTIZED and capability[0] == _BLACKWELL
-    return few, middle, medium, medium if matrix.group or converts else replace(medium, columns=128, num_warps=8)
+    if matrix.group or converts:
+        return few, middle, middle, medium, medium
+    # More columns read less of the activations for each weight.
+    return few, middle, replace(middle, columns=128), medium, replace(medium, columns=128, num_warps=8)
