@@ -168,22 +168,16 @@ def test_pointwise_kernels_numbers(
 
 
 @pytest.mark.parametrize("kind", [Activation.SILU, Activation.GELU_TANH])
-@pytest.mark.parametrize("is_one_array", [False, True])
-def test_pointwise_kernels_gated(kind: Activation, is_one_array: bool) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_pointwise_kernels_gated(kind: Activation, in_place: bool) -> None:
     num_rows, width, dtype = 3, 1100, "bf16"
-    both = narrow(_random((num_rows, 2 * width + 5)), dtype)
-    gate, up = both[:, 5 : 5 + width], both[:, 5 + width :]
-    out = poison((num_rows, width), dtype)
-    make = Recorder(both=both, gate=gate.copy(), up=up.copy(), out=out)
-    if is_one_array:
-        one, row = at("both")[0], 2 * width + 5
-        columns = {"gate_row": row, "gate_at": 5, "up_row": row, "up_at": 5 + width}
-        gated_launch(make, kind, one, one, OUT, width=width, dtype=dtype, **columns)
-    else:
-        first, second = at("gate", "up")
-        gated_launch(make, kind, first, second, OUT, width=width, dtype=dtype)
-    make.run(num_rows, 1e-6)
+    gate, up = (narrow(_random((num_rows, width), seed), dtype) for seed in (1, 2))
     exact = torch.from_numpy(widen(gate, dtype).astype(np.float64))
+    out = gate if in_place else poison((num_rows, width), dtype)
+    make = Recorder(gate=gate, up=up, out=out)
+    first, second = at("gate", "up")
+    gated_launch(make, kind, first, second, first if in_place else OUT, width=width, dtype=dtype)
+    make.run(num_rows, 1e-6)
     _assert_is(out, _TORCH[kind](exact).numpy() * widen(up, dtype), dtype)
 
 
@@ -204,23 +198,21 @@ def test_pointwise_kernels_copies_of_columns_slice_and_concatenate(
     np.testing.assert_array_equal(untouched, poison(untouched.shape, "bf16"))
 
 
-@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(
     ("heads", "dim", "rotated", "dtype"),
     [(1, 2, 2, "fp32"), (5, 64, 64, "bf16"), (3, 80, 32, "fp32"), (32, 96, 96, "fp16"), (33, 128, 64, "bf16")],
 )
-def test_rotary_kernels_rotate_halves(heads: int, dim: int, rotated: int, dtype: str, in_place: bool) -> None:
+def test_rotary_kernels_rotate_halves(heads: int, dim: int, rotated: int, dtype: str) -> None:
     num_rows, half = 5, rotated // 2
     positions = np.array([0, 7, 900, 1, 7], np.int32)
     angles = np.arange(901)[:, None] * (1 / 100.0 ** (np.arange(half) / half))
     cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     x = narrow(_random((num_rows, heads, dim)), dtype)
     exact = widen(x, dtype).astype(np.float64)
-    out = x if in_place else poison(x.shape, dtype)
+    out = poison(x.shape, dtype)
     make = Recorder(x=x, out=out, positions=positions, cosines=cosines, sines=sines)
     tables = dict(zip(("positions", "cosines", "sines"), at("positions", "cosines", "sines"), strict=True))
-    target = X if in_place else OUT
-    rotate_launch(make, X, target, **tables, heads=heads, dim=dim, rotated=rotated, dtype=dtype)
+    rotate_launch(make, X, OUT, **tables, heads=heads, dim=dim, rotated=rotated, dtype=dtype)
     make.run(num_rows, 1e-6)
     turns = np.exp(1j * angles[positions])[:, None]
     turned = (exact[..., :half] + 1j * exact[..., half:rotated]) * turns

@@ -65,7 +65,7 @@ def numbers(call: Call) -> None:
 
 
 def gated(call: Call) -> None:
-    gate, up = _columns(call, "gate", "GATE"), _columns(call, "up", "UP")
+    gate, up = call.read("gate", _shape(call)), call.read("up", _shape(call))
     with np.errstate(all="ignore"):
         call.store("out", _ACTIVATIONS[int(call.constants["OP"])](gate) * up)
 
@@ -83,10 +83,3 @@ def _shape(call: Call) -> tuple[int, int]:
     width = int(call.constants["WIDTH"])
     assert call.grid[1:] == (-(-width // call.constants["CHUNK"]), 1), call.grid
     return call.grid[0], width
-
-
-def _columns(call: Call, name: str, side: str) -> Array:
-    """Return the columns of an operand of `gated`."""
-    rows, width = _shape(call)
-    begin = int(call.constants[f"{side}_AT"])
-    return call.read(name, (rows, int(call.constants[f"{side}_ROW"])))[:, begin : begin + width]

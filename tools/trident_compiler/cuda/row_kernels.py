@@ -50,7 +50,7 @@ def norm_launch(
     Args:
         make: takes the launch.
         x: what is normed.
-        out: of the same shape; may be `x`.
+        out: of the same shape.
         dim: size of the last axis.
         epsilon: is added to the mean square.
         dtype: Triton's type of x.
@@ -136,44 +136,12 @@ def numbers_launch(
 
 
 def gated_launch(
-    make: LaunchMaker,
-    kind: Activation,
-    gate: Argument,
-    up: Argument,
-    out: Argument,
-    *,
-    width: int,
-    dtype: str,
-    gate_row: int = 0,
-    gate_at: int = 0,
-    up_row: int = 0,
-    up_at: int = 0,
+    make: LaunchMaker, kind: Activation, gate: Argument, up: Argument, out: Argument, *, width: int, dtype: str
 ) -> None:
-    """Add `activation(gate) * up` of `[rows, width]`.
-
-    Args:
-        make: takes the launch.
-        kind: the activation.
-        gate: what it is applied to.
-        up: the other factor; may be the same array as `gate`, in other columns.
-        out: `[rows, width]`; may be either, where that has no other columns.
-        width: numbers in a row of out.
-        dtype: Triton's type of all three.
-        gate_row: numbers from one row of `gate` to the next; 0 is `width`.
-        gate_at: the first column of `gate` that is taken.
-        up_row: numbers from one row of `up` to the next; 0 is `width`.
-        up_at: the first column of `up` that is taken.
-    """
+    """Add `activation(gate) * up` of `[rows, width]`; `out` may be either."""
     arguments = {"out": out, "gate": gate, "up": up}
-    constants = {
-        "GATE_ROW": gate_row or width,
-        "GATE_AT": gate_at,
-        "UP_ROW": up_row or width,
-        "UP_AT": up_at,
-        "OP": ACTIVATIONS[kind],
-    }
     types = dict.fromkeys(arguments, f"*{dtype}")
-    _pointwise(make, "gated", arguments, types=types, constants=constants, width=width)
+    _pointwise(make, "gated", arguments, types=types, constants={"OP": ACTIVATIONS[kind]}, width=width)
 
 
 def copy_columns_launch(
@@ -239,7 +207,7 @@ def rotate_launch(
     Args:
         make: takes the launch.
         x: the heads.
-        out: of the same shape; may be `x`.
+        out: of the same shape.
         positions: of each row, int32.
         cosines: float32 `[positions, rotated / 2]`; so are `sines`.
         sines: see there.

@@ -1,6 +1,6 @@
 """Functions of single numbers, and copies of columns, in the Triton language.
 
-Owns the activations; every other kernel that needs one calls `activate`. Never mixes rows.
+Owns the activations. Never mixes rows.
 """
 
 import triton
@@ -113,28 +113,14 @@ def numbers(
 
 
 @triton.jit
-def gated(
-    out,
-    gate,
-    up,
-    WIDTH: tl.constexpr,
-    GATE_ROW: tl.constexpr,
-    GATE_AT: tl.constexpr,
-    UP_ROW: tl.constexpr,
-    UP_AT: tl.constexpr,
-    OP: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Compute `activation(gate) * up` of `[T, WIDTH]`. Grid: (T, chunks of WIDTH, 1).
-
-    Rows of the gate are GATE_ROW numbers apart and begin GATE_AT numbers in, so that both may be columns of one array.
-    """
-    row = tl.program_id(0).to(tl.int64)
+def gated(out, gate, up, WIDTH: tl.constexpr, OP: tl.constexpr, CHUNK: tl.constexpr):
+    """Compute `activation(gate) * up` of `[T, WIDTH]`. Grid: (T, chunks of WIDTH, 1)."""
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    place = tl.program_id(0).to(tl.int64) * WIDTH + column
     ok = column < WIDTH
-    opening = tl.load(gate + row * GATE_ROW + GATE_AT + column, mask=ok, other=0.0).to(tl.float32)
-    other = tl.load(up + row * UP_ROW + UP_AT + column, mask=ok, other=0.0).to(tl.float32)
-    tl.store(out + row * WIDTH + column, (activate(opening, OP) * other).to(out.dtype.element_ty), mask=ok)
+    opening = tl.load(gate + place, mask=ok, other=0.0).to(tl.float32)
+    other = tl.load(up + place, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out + place, (activate(opening, OP) * other).to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
