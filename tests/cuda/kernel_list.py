@@ -67,7 +67,11 @@ ATTENTION = {
     "gemma 2": AttentionShape(8, 2, 256, 256, frozenset({"has_window", "has_softcap"})),
     "gpt-oss": AttentionShape(8, 8, 64, 64, frozenset({"has_window", "has_sinks"})),
     "bloom": AttentionShape(32, 1, 128, 128, frozenset({"has_alibi"})),
-    "deepseek": AttentionShape(16, 1, 192, 128),
+    # Latent attention, absorbed: all heads share the latents.
+    "deepseek v2 lite": AttentionShape(1, 16, 576, 512),
+    "deepseek v3": AttentionShape(1, 128, 576, 512),
+    "starcoder": AttentionShape(1, 48, 128, 128),
+    "falcon 7b": AttentionShape(1, 71, 64, 64),
 }
 #: Inputs and outputs of matrices, by name.
 MATRICES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ BOTH = pytest.mark.parametrize("launch", [interpreted, by_twin])
 @pytest.mark.parametrize("seed", range(NUM_STEPS))
 def test_attention_kernels_are_right_in_a_random_mixed_step(seed: int) -> None:
     check_step(seed)
+
+
+def test_attention_kernels_are_right_for_a_group_of_many_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as Falcon 7B has, whose rows are no power of two."""
+    kind = replace(draw_kind(1), group=71, kv_heads=1, dim=16, dim_v=16, many_rows=128, head_parts=1)
+    monkeypatch.setattr(attention_steps, "draw_kind", lambda _: kind)
+    check_step(1)
 
 
 def test_random_steps_have_all_features_with_each_other() -> None:

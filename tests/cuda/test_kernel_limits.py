@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.cuda.kernel_list import ATTENTION, MATRICES, Kernels, attention_kernels, linear_kernels
+from tests.cuda.kernel_list import ATTENTION, MATRICES, Kernels, attention_kernels, expert_kernels, linear_kernels
 from tests.cuda.machine_code import Resources, resources
 from tests.fakes.progress import SilentProgress
 from trident_compiler.cuda.kernel_compiler import compile_specs
@@ -55,6 +55,15 @@ LIMITS = {
     "linear many": Limits(255, 0, 130 * _KIB),
 }
 
+#: Of models where one head of keys has many query heads, by name and tile.
+WIDE_LIMITS = {
+    "deepseek v2 lite few": Limits(255, 0, 134 * _KIB),
+    "deepseek v2 lite many": Limits(255, 0, 168 * _KIB),
+    "deepseek v3 few": Limits(255, 0, 168 * _KIB),
+    "starcoder many": Limits(192, 0, 98 * _KIB),
+    "falcon 7b few": Limits(128, 0, 50 * _KIB),
+}
+
 
 def kernels_of(capability: Capability) -> Kernels:
     """The kernels of the table."""
@@ -80,7 +89,7 @@ def num_copies(spec: KernelSpec) -> int:
 
 def excesses(name: str, taken: Resources, capability: Capability) -> list[str]:
     """What of a kernel is beyond its limits."""
-    limits = LIMITS[name]
+    limits = {**LIMITS, **WIDE_LIMITS}[name]
     each = {
         "registers": (taken.registers, limits.registers),
         "bytes of stack": (taken.stack_bytes, limits.stack_bytes),
@@ -107,3 +116,27 @@ def test_kernels_keep_their_limits_and_load_in_the_background(capability: Capabi
     assert {name: each.matrix for name, each in taken.items()} == {
         name: ("mma" if "few" in name else large,) for name in LIMITS
     }
+
+
+@pytest.mark.parametrize(
+    ("capability", "names"),
+    [((8, 6), ["deepseek v3 few"]), ((9, 0), list(WIDE_LIMITS))],
+    ids=lambda each: f"sm_{each[0]}{each[1]}" if isinstance(each, tuple) else "",
+)
+def test_kernels_of_groups_of_many_heads_keep_their_limits(capability: Capability, names: list[str]) -> None:
+    """Latent attention, and multi-query attention."""
+    kernels: Kernels = {}
+    for name in names:
+        model, _, size = name.rpartition(" ")
+        kernels[name] = attention_kernels(ATTENTION[model], "bf16", "bf16", capability)[size]
+    compiled = compile_specs(list(kernels.values()), capability, SilentProgress())
+    taken = {name: resources(compiled[spec]) for name, spec in kernels.items()}
+    assert [line for name, each in taken.items() for line in excesses(name, each, capability)] == []
+
+
+def test_weights_of_four_bits_are_unpacked_by_words() -> None:
+    """A turn of experts' products has no more instructions than one of other products by much."""
+    kernels = {name: spec for name, spec in expert_kernels("int4", "bf16", (9, 0)).items() if ".linear" in name}
+    compiled = compile_specs(list(kernels.values()), (9, 0), SilentProgress())
+    numbers = {name: resources(compiled[spec]).loop.num_instructions for name, spec in kernels.items()}
+    assert max(numbers.values()) <= 450, numbers

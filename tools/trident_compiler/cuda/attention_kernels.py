@@ -22,6 +22,8 @@ _COPIED_WORDS = 4096
 _FEW_ROWS, _GROUP_ROWS = 32, 64
 #: The largest head whose sums of 128 rows leave registers for the rest.
 _LARGE_HEAD = 128
+#: From this size of a value's head on, sums of 16 rows take the registers of eight warps.
+_LATENT_HEAD = 512
 #: What sums over a row and the table of blocks take.
 _REDUCED_BYTES = 2560
 
@@ -72,6 +74,11 @@ class _Operands:
     def has_large_heads(self) -> bool:
         """Whether sums of 128 rows leave too few registers for the rest."""
         return max(self.dim_p, self.dim_v_p) > _LARGE_HEAD
+
+    @property
+    def least_warps(self) -> int:
+        """Warps of a block that have the registers for its sums, at least."""
+        return 8 if self.dim_v_p >= _LATENT_HEAD else 4
 
     def shared_bytes(self, tile: _Tile, capability: Capability) -> int:
         """Return the shared memory that a block takes, not less than Triton gives it."""
@@ -185,7 +192,7 @@ def _divided(group: int, operands: _Operands, capability: Capability) -> tuple[i
 def _few_tile(heads: int, operands: _Operands, capability: Capability) -> _Tile | None:
     """Return the tile of single tokens: as few rows as a product takes, and many keys, so that loads run far ahead."""
     rows = _power(heads)
-    num_warps = 4 if rows <= _FEW_ROWS else 8
+    num_warps = operands.least_warps if rows <= _FEW_ROWS else 8
     sizes: tuple[tuple[int, int], ...] = ((64, 3), (64, 2), (32, 2), (16, 2))
     if operands.compute == "fp32":
         sizes = sizes[-1:] if operands.has_large_heads else sizes[-2:]
@@ -205,7 +212,9 @@ def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> 
     elif operands.has_large_heads and not _has_groups(capability):
         # The sums of 128 rows of such heads do not fit into the registers of eight warps.
         sizes = sizes[1:]
-    tiles = [_Tile(max(rows, least_rows), keys, num_warps, 2) for rows, keys, num_warps in sizes]
+    tiles = [
+        _Tile(max(rows, least_rows), keys, max(num_warps, operands.least_warps), 2) for rows, keys, num_warps in sizes
+    ]
     return _first_that_fits(tiles, operands, capability)
 
 
