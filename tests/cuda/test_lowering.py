@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,11 +221,12 @@ def test_lowering_words_take_activations_and_tokens_where_they_are_meant() -> No
     table = Weight("table", "bf16", (8, 8), np.zeros((8, 8), np.uint16))
     logits = Tensor(LOGITS, 8, "fp32", Count.TOKENS)
     x = lowering.add(lowering.embedding(table), lowering.position_embedding(table))
-    for word in (
+    words: tuple[Callable[[], Tensor], ...] = (
         lambda: lowering.add(x, logits),
         lambda: lowering.multiply(logits, x),
         lambda: lowering.linear(logits, table),
-    ):
+    )
+    for word in words:
         with pytest.raises(AssertionError, match="fp32"):
             word()
     builder.begin_head()
