@@ -214,11 +214,12 @@ def test_attention_specs_divide_groups_whose_heads_fit_into_no_tile(
     capability: Capability, group: int, parts: int
 ) -> None:
     """Latent attention, absorbed: one head of keys for all query heads."""
-    specs = _specs(capability, group=group, head_dim=576, v_head_dim=512)
-    assert specs.head_parts == parts
-    assert specs.few_rows <= specs.many_rows <= 32
-    for spec in (specs.few, specs.many, specs.merge_few, specs.merge_many):
-        assert (_constant(spec, "GROUP"), _constant(spec, "PARTS")) == (group, parts)
+    for cache in ("bf16", "fp8e4nv"):
+        specs = _specs(capability, group=group, head_dim=576, v_head_dim=512, cache=cache)
+        assert specs.head_parts == parts
+        assert specs.few_rows <= specs.many_rows <= 32, "sums of more rows do not fit into registers"
+        for spec in (specs.few, specs.many, specs.merge_few, specs.merge_many):
+            assert (_constant(spec, "GROUP"), _constant(spec, "PARTS")) == (group, parts)
 
 
 def test_attention_specs_refuse_heads_that_fit_into_no_tile() -> None:

@@ -20,6 +20,8 @@ _LEAST = 16
 _COPIED_WORDS = 4096
 #: Rows that four warps multiply, and from which on groups of warps do.
 _FEW_ROWS, _GROUP_ROWS = 32, 64
+#: Rows of the largest tile.
+_MOST_ROWS = 128
 #: The largest head whose sums of 128 rows leave registers for the rest.
 _LARGE_HEAD = 128
 #: From this size of a value's head on, sums of 16 rows take the registers of eight warps.
@@ -74,6 +76,11 @@ class _Operands:
     def has_large_heads(self) -> bool:
         """Whether sums of 128 rows leave too few registers for the rest."""
         return max(self.dim_p, self.dim_v_p) > _LARGE_HEAD
+
+    @property
+    def most_rows(self) -> int:
+        """Rows whose sums fit into the registers of eight warps."""
+        return _FEW_ROWS if self.dim_v_p >= _LATENT_HEAD else _MOST_ROWS
 
     @property
     def least_warps(self) -> int:
@@ -184,7 +191,7 @@ def _divided(group: int, operands: _Operands, capability: Capability) -> tuple[i
     for parts in (each for each in range(1, group + 1) if group % each == 0):
         few = _few_tile(group // parts, operands, capability)
         many = _many_tile(few.rows, operands, capability) if few else None
-        if few and many:
+        if few and many and few.rows <= operands.most_rows:
             return parts, few, many
     return None
 
@@ -212,6 +219,7 @@ def _many_tile(least_rows: int, operands: _Operands, capability: Capability) -> 
     elif operands.has_large_heads and not _has_groups(capability):
         # The sums of 128 rows of such heads do not fit into the registers of eight warps.
         sizes = sizes[1:]
+    sizes = tuple(size for size in sizes if size[0] <= operands.most_rows)
     tiles = [
         _Tile(max(rows, least_rows), keys, max(num_warps, operands.least_warps), 2) for rows, keys, num_warps in sizes
     ]
