@@ -20,7 +20,7 @@ from trident_compiler.cuda.builder import Grid, value
 from trident_compiler.cuda.expert_kernels import _tiles_of, expert_launches
 from trident_compiler.cuda.experts import CudaExperts
 from trident_compiler.cuda.kernel_spec import KernelSpec
-from trident_compiler.cuda.linear_kernels import Matrix
+from trident_compiler.cuda.linear_tiles import Matrix
 from trident_compiler.cuda.operations import Target
 from trident_compiler.cuda.row_kernels import gated_launch
 from trident_compiler.cuda.stored_weights import StoredWeights

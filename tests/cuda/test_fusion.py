@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kind
 from trident_compiler.cuda.builder import NOTHING, value
 from trident_compiler.cuda.fusion import AnyStep, fuse, fuse_all, mentions
-from trident_compiler.cuda.linear_kernels import Matrix
+from trident_compiler.cuda.linear_tiles import Matrix
 from trident_compiler.cuda.operations import Activate, Gated, Linear, Product, Sum, Target
 from trident_compiler.families.words import Activation
 

@@ -17,7 +17,8 @@ from tests.cuda.calls import narrow, widen
 from tests.cuda.launches import ROUNDING, Recorder, at, poison
 from trident_backend.engine.cuda.program import Argument, Launch
 from trident_compiler.cuda.builder import NOTHING
-from trident_compiler.cuda.linear_kernels import DTYPES, Matrix, divisions, linear_launches
+from trident_compiler.cuda.linear_kernels import linear_launches
+from trident_compiler.cuda.linear_tiles import DTYPES, Matrix, divisions
 from trident_compiler.cuda.targets import TARGETS, Capability
 from trident_compiler.weights import quantization
 from trident_compiler.weights.weights import Weight

@@ -30,7 +30,8 @@ from trident_compiler.compiler import Progress
 from trident_compiler.cuda.attention_kernels import attention_specs
 from trident_compiler.cuda.builder import NOTHING, Grid, value, weight
 from trident_compiler.cuda.kernel_spec import KernelSpec
-from trident_compiler.cuda.linear_kernels import Matrix, linear_launches
+from trident_compiler.cuda.linear_kernels import linear_launches
+from trident_compiler.cuda.linear_tiles import Matrix
 from trident_compiler.cuda.targets import Capability, has_type
 
 #: Compiles kernels into a folder, as `kernel_compiler.compile_kernels` does.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from trident_backend.engine.cuda.program import Argument, Extent
 from trident_compiler.cuda.builder import NOTHING, ONE, LaunchMaker, count
 from trident_compiler.cuda.kernel_spec import KernelSpec
-from trident_compiler.cuda.linear_kernels import Matrix, Tile
+from trident_compiler.cuda.linear_tiles import Matrix, Tile
 from trident_compiler.cuda.targets import Capability, shared_limit
 from trident_compiler.families.words import Routing, Scoring
 

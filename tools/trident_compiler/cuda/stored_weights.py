@@ -14,7 +14,7 @@ import numpy as np
 from trident_backend.engine.cuda.program import Argument
 from trident_compiler.cuda.builder import NOTHING, LaunchMaker
 from trident_compiler.cuda.builder import weight as weight_argument
-from trident_compiler.cuda.linear_kernels import DTYPES, Matrix
+from trident_compiler.cuda.linear_tiles import DTYPES, Matrix
 from trident_compiler.weights import formats
 from trident_compiler.weights.weights import Weight
 
