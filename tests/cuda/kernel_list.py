@@ -18,7 +18,8 @@ from trident_compiler.cuda.expert_kernels import combine_launch, expert_launches
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.linear_kernels import linear_launches
 from trident_compiler.cuda.linear_tiles import Matrix
-from trident_compiler.cuda.row_kernels import gated_launch, gather_launch, norm_launch, rotate_launch
+from trident_compiler.cuda.pointwise_kernels import gated_launch
+from trident_compiler.cuda.row_kernels import gather_launch, norm_launch, rotate_launch
 from trident_compiler.cuda.sampling_kernels import sampling_specs
 from trident_compiler.cuda.targets import Capability, has_type
 from trident_compiler.families.words import Activation, Routing, Scoring

@@ -22,7 +22,7 @@ from trident_compiler.cuda.experts import CudaExperts
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.linear_tiles import Matrix
 from trident_compiler.cuda.operations import Target
-from trident_compiler.cuda.row_kernels import gated_launch
+from trident_compiler.cuda.pointwise_kernels import gated_launch
 from trident_compiler.cuda.stored_weights import StoredWeights
 from trident_compiler.cuda.tensors import Tensor
 from trident_compiler.families.words import Activation, Experts, Routing, Scoring

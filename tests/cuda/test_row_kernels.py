@@ -14,17 +14,15 @@ import torch
 from tests.cuda.calls import narrow, widen
 from tests.cuda.launches import ROUNDING, Recorder, at, poison
 from trident_compiler.cuda.builder import NOTHING
-from trident_compiler.cuda.row_kernels import (
+from trident_compiler.cuda.pointwise_kernels import (
     activation_launch,
     copy_columns_launch,
     gated_launch,
-    gather_launch,
-    norm_launch,
     numbers_launch,
     product_launch,
-    rotate_launch,
     sum_launch,
 )
+from trident_compiler.cuda.row_kernels import gather_launch, norm_launch, rotate_launch
 from trident_compiler.families.words import Activation
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from trident_backend.engine.cuda.program import Argument
 from trident_compiler.cuda.builder import NOTHING, LaunchMaker
 from trident_compiler.cuda.linear_kernels import linear_launches
 from trident_compiler.cuda.linear_tiles import Matrix
-from trident_compiler.cuda.row_kernels import activation_launch, gated_launch, product_launch, sum_launch
+from trident_compiler.cuda.pointwise_kernels import activation_launch, gated_launch, product_launch, sum_launch
 from trident_compiler.cuda.targets import Capability
 from trident_compiler.families.words import Activation
 

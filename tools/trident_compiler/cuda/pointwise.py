@@ -11,7 +11,8 @@ import math
 from trident_backend.engine.cuda.program import Argument, Count, Kind, StepInput
 from trident_compiler.cuda.builder import ProgramBuilder, value
 from trident_compiler.cuda.operations import Activate, Product, Sum
-from trident_compiler.cuda.row_kernels import copy_columns_launch, gather_launch, norm_launch, numbers_launch
+from trident_compiler.cuda.pointwise_kernels import copy_columns_launch, numbers_launch
+from trident_compiler.cuda.row_kernels import gather_launch, norm_launch
 from trident_compiler.cuda.stored_weights import StoredWeights
 from trident_compiler.cuda.tensors import Tensor
 from trident_compiler.families.words import Activation
