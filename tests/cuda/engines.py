@@ -14,8 +14,8 @@ from unittest.mock import patch
 from tests.fakes.progress import SilentProgress
 from tests.tensorrt.double.cubins import Cubin
 from trident_backend.engine.cuda import graphs, loading
-from trident_backend.engine.cuda.program import Kernel
 from trident_backend.engine.factory import load_engine
+from trident_backend.engine.gpu.program import Kernel
 from trident_backend.engine.protocol import Engine
 from trident_compiler.checkpoint.end_of_text import EndOfText
 from trident_compiler.checkpoint.json_config import JsonConfig

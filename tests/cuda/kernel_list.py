@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from trident_backend.engine.cuda.program import Argument, Count
+from trident_backend.engine.gpu.program import Argument, Count
 from trident_compiler.cuda.attention_kernels import attention_specs, copy_blocks_spec
 from trident_compiler.cuda.builder import NOTHING, Grid, value
 from trident_compiler.cuda.expert_kernels import combine_launch, expert_launches, group_launch, route_launch

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tests.cuda import twins
 from tests.cuda.calls import Call, narrow, storage, widen
 from tests.cuda.interpreting import interpret
-from trident_backend.engine.cuda.program import Argument, Count, Kind, Launch
+from trident_backend.engine.gpu.program import Argument, Count, Kind, Launch
 from trident_compiler.cuda.builder import Grid, Step, value
 from trident_compiler.cuda.kernel_spec import KernelSpec
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from tests.cuda.calls import Call
 from tests.tensorrt.double.cubins import Cubin
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_file import write_program
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionCall,
     AttentionKind,
@@ -28,7 +29,6 @@ from trident_backend.engine.cuda.program import (
     StoredWeight,
     Value,
 )
-from trident_backend.engine.cuda.program_file import write_program
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.sampling_kernels import sampling_specs
 from trident_ensemble.contract import layout

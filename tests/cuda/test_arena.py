@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Extent, Kind, Launch, Value
+from trident_backend.engine.gpu.program import Argument, AttentionCall, Count, Extent, Kind, Launch, Value
 from trident_compiler.cuda.arena import Life, lifetimes, make_arena, num_bytes, places
 
 _GRID = (Extent(Count.TOKENS), Extent(), Extent())

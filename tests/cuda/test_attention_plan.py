@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trident_backend.engine.cuda.program import AttentionKind
 from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPlanner, PlanBounds
+from trident_backend.engine.gpu.program import AttentionKind
 from trident_backend.engine.protocol import Int32Array
 
 #: Programs that a GPU of 132 multiprocessors runs at a time.

@@ -14,9 +14,9 @@ from tests.cuda.interpreting import interpret
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.cuda.program import AttentionCall, AttentionKind, Kernel, Program, SamplingLimits
 from trident_backend.engine.gpu.block_pool import BlockPool, block_bytes_of
 from trident_backend.engine.gpu.device import Device, DeviceMemoryError
+from trident_backend.engine.gpu.program import AttentionCall, AttentionKind, Kernel, Program, SamplingLimits
 from trident_backend.engine.protocol import EngineSpec
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 

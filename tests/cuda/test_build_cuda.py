@@ -22,9 +22,9 @@ from tests.fakes.progress import SilentProgress
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
 from trident_backend.engine.cuda.manifest_check import check_manifest
-from trident_backend.engine.cuda.program import AttentionCall, Kernel
 from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import read_program
+from trident_backend.engine.gpu.program import AttentionCall, Kernel
 from trident_compiler.cuda import kernel_compiler
 from trident_compiler.cuda.compiler import CudaCompiler, CudaTarget
 from trident_compiler.cuda.memory import CONTEXT_BYTES

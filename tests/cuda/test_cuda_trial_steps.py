@@ -7,9 +7,9 @@ import random
 import numpy as np
 
 from trident_backend.engine.cuda.graphs import sizes_up_to
-from trident_backend.engine.cuda.program import AttentionKind
 from trident_backend.engine.cuda.trial_steps import TrialSteps, spread_rows
 from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPlanner
+from trident_backend.engine.gpu.program import AttentionKind
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 
 KERNELS = ("write", "few", "many", "merge_few", "merge_many")

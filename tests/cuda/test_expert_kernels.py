@@ -14,7 +14,7 @@ import pytest
 from tests.cuda import twins
 from tests.cuda.calls import Call, narrow, storage, widen
 from tests.cuda.interpreting import interpret
-from trident_backend.engine.cuda.program import Argument, Count, Kind, Launch
+from trident_backend.engine.gpu.program import Argument, Count, Kind, Launch
 from trident_compiler.checkpoint.tensor_files import StoredTensor
 from trident_compiler.cuda.builder import Grid, value
 from trident_compiler.cuda.expert_kernels import _tiles_of, expert_launches

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kind
+from trident_backend.engine.gpu.program import Argument, AttentionCall, Count, Kind
 from trident_compiler.cuda.builder import NOTHING, value
 from trident_compiler.cuda.fusion import AnyStep, fuse, fuse_all, mentions
 from trident_compiler.cuda.linear_tiles import Matrix

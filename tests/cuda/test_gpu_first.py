@@ -23,10 +23,10 @@ from tests.gpu import first_attention, first_build, first_engines, first_linear,
 from tests.gpu.first_attention import Attention, Lengths, WrongError
 from tests.gpu.first_bench import Bench
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.cuda.program import Program
 from trident_backend.engine.cuda.program_file import read_program
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.kernels import KernelLibrary
+from trident_backend.engine.gpu.program import Program
 from trident_ensemble.contract import layout
 
 WANTED = first_build.Wanted(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import AttentionKind, StepInput
 from trident_backend.engine.cuda.program_file import FORMAT_VERSION
 from trident_backend.engine.gpu.attention_plan import AttentionPlanner
+from trident_backend.engine.gpu.program import AttentionKind, StepInput
 from trident_compiler.cuda.attention_kernels import attention_specs, copy_blocks_spec
 from trident_compiler.cuda.sampling_kernels import sampling_specs
 

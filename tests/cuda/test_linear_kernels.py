@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.cuda.calls import narrow, widen
 from tests.cuda.launches import ROUNDING, Recorder, at, poison
-from trident_backend.engine.cuda.program import Argument, Launch
+from trident_backend.engine.gpu.program import Argument, Launch
 from trident_compiler.cuda.builder import NOTHING
 from trident_compiler.cuda.linear_kernels import linear_launches
 from trident_compiler.cuda.linear_tiles import DTYPES, Matrix, divisions

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from tests.compiler.families.case import ENDS, Case
 from tests.compiler.families.cases import ALL
 from tests.compiler.families.openvino_model import read_model
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_file import read_program, write_program
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionCall,
     Count,
@@ -23,7 +24,6 @@ from trident_backend.engine.cuda.program import (
     Launch,
     Program,
 )
-from trident_backend.engine.cuda.program_file import read_program, write_program
 from trident_compiler.checkpoint.tensor_files import TensorFiles
 from trident_compiler.compiler import WeightFormats
 from trident_compiler.cuda.arena import num_bytes

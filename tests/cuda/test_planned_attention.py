@@ -13,8 +13,8 @@ import pytest
 
 from tests.cuda import twins
 from tests.cuda.calls import Call
-from trident_backend.engine.cuda.program import AttentionKind
 from trident_backend.engine.gpu.attention_plan import AttentionPlanner
+from trident_backend.engine.gpu.program import AttentionKind
 from trident_backend.engine.protocol import Int32Array
 from trident_compiler.cuda.attention_kernels import attention_specs
 from trident_compiler.cuda.kernel_spec import KernelSpec

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from tests.cuda.small_programs import Small, build
 from trident_backend.engine.cuda.manifest_check import check_manifest
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kernel, Kind, Launch, Program
 from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import PROGRAM_FILE, read_program
 from trident_backend.engine.cuda.sampling_launches import operations_of
 from trident_backend.engine.cuda.step_memory import sizes_of
 from trident_backend.engine.gpu.attention_plan import AttentionPlanner
 from trident_backend.engine.gpu.block_pool import block_bytes_of
+from trident_backend.engine.gpu.program import Argument, AttentionCall, Count, Kernel, Kind, Launch, Program
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import Manifest, read_manifest
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_file import PROGRAM_FILE, read_program, write_program
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionCall,
     AttentionKind,
@@ -25,7 +26,6 @@ from trident_backend.engine.cuda.program import (
     StoredWeight,
     Value,
 )
-from trident_backend.engine.cuda.program_file import PROGRAM_FILE, read_program, write_program
 from trident_ensemble.contract.errors import ArtifactError
 
 _KERNEL = Kernel("kernels/a.cubin", "a", "rows.gather", 128, 0, (("out", "*bf16"), ("x", "*bf16")), {"WIDTH": 8})

@@ -20,11 +20,11 @@ from tests.cuda.calls import Call
 from tests.cuda.interpreting import interpret
 from tests.fakes.sampling_plans import LateDevice, at, on_host
 from trident_backend.engine.cuda.names import COPY_ROWS, rank
-from trident_backend.engine.cuda.program import Kernel, Program
 from trident_backend.engine.cuda.sampling_kernels import SamplingKernels
 from trident_backend.engine.gpu.device import DeviceMemoryError
 from trident_backend.engine.gpu.device_logits import DeviceLogits
 from trident_backend.engine.gpu.names import Sampling
+from trident_backend.engine.gpu.program import Kernel, Program
 from trident_backend.engine.numpy_kernels import NumpyKernels
 from trident_backend.engine.protocol import CHUNK_WIDTH, FloatArray
 from trident_backend.sampling.sampler import Sampler

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.tensorrt.double import faults
 from tests.tensorrt.double.engines import installed
 from tests.tensorrt.double.gpu import GPUS
-from trident_backend.engine.cuda.program import AttentionKind, Program, SamplingLimits, StepInput
 from trident_backend.engine.gpu.attention_plan import AttentionPlanner
 from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.program import AttentionKind, Program, SamplingLimits, StepInput
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
 from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
 from trident_ensemble.contract.errors import EngineError

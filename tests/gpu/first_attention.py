@@ -14,9 +14,9 @@ import numpy as np
 
 from tests.cuda.calls import narrow, widen
 from tests.gpu.first_bench import Array, Bench
-from trident_backend.engine.cuda.program import AttentionKind, Program
 from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPlanner
 from trident_backend.engine.gpu.kernels import KernelLibrary
+from trident_backend.engine.gpu.program import AttentionKind, Program
 
 #: Largest error of bf16, relative to the norm of all results.
 TOLERANCE = 1e-2

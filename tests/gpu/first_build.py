@@ -13,7 +13,8 @@ from typing import Any
 import numpy.typing as npt
 
 from tests.cuda.calls import storage
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_file import write_program
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionKind,
     Count,
@@ -25,7 +26,6 @@ from trident_backend.engine.cuda.program import (
     StoredWeight,
     Value,
 )
-from trident_backend.engine.cuda.program_file import write_program
 from trident_compiler.compiler import Progress
 from trident_compiler.cuda.attention_kernels import attention_specs
 from trident_compiler.cuda.builder import NOTHING, Grid, value, weight

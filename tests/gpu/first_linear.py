@@ -14,8 +14,8 @@ import numpy as np
 from tests.cuda.calls import narrow, storage, widen
 from tests.gpu.first_attention import WrongError
 from tests.gpu.first_bench import Array, Bench
-from trident_backend.engine.cuda.program import Argument, Count, Kind, Launch, Program, StoredWeight
 from trident_backend.engine.gpu.kernels import KernelLibrary
+from trident_backend.engine.gpu.program import Argument, Count, Kind, Launch, Program, StoredWeight
 
 #: Rows that are checked, that are timed as generation, and as prompts.
 CHECKED = (1, 5, 16, 40, 64, 200, 300)

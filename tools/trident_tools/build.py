@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-precision",
         choices=("auto", "fp8"),
         default="auto",
-        help="format of the KV cache: fp8 (e4m3, without scales) takes a byte a number, with --engine cuda and for GPUs "
+        help="format of the KV cache: fp8 (e4m3, without scales) takes a byte a number, by --engine cuda for GPUs "
         "from 8.9 on (default auto: on GPUs as the computation, on CPUs what OpenVINO has for it)",
     )
     limits = parser.add_argument_group("limits")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trident_backend.engine.cuda.program import ITEM_BYTES, Argument, AttentionCall, Count, Kind, Launch, Value
 from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_backend.engine.gpu.program import ITEM_BYTES, Argument, AttentionCall, Count, Kind, Launch, Value
 
 
 @dataclass(frozen=True)

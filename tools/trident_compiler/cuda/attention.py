@@ -5,7 +5,7 @@ Owns the kinds of attention of one program. Never divides work, which the host d
 
 from __future__ import annotations
 
-from trident_backend.engine.cuda.program import AttentionCall, AttentionKind
+from trident_backend.engine.gpu.program import AttentionCall, AttentionKind
 from trident_compiler.cuda.attention_kernels import attention_specs
 from trident_compiler.cuda.builder import ProgramBuilder, number
 from trident_compiler.cuda.builder import value as value_argument

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_backend.engine.cuda.program import ITEM_BYTES
+from trident_backend.engine.gpu.program import ITEM_BYTES
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.targets import Capability, shared_limit
 from trident_ensemble.contract.errors import BuildError

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionCall,
     AttentionKind,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trident_backend.engine.cuda.program import Kernel
 from trident_backend.engine.cuda.program_file import PROGRAM_FILE, write_program
+from trident_backend.engine.gpu.program import Kernel
 from trident_compiler.compiler import Progress, WeightFormats, describe_matrices, weights_of
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.memory import GPU_MEMORY, memory_needs

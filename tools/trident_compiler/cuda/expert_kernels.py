@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trident_backend.engine.cuda.program import Argument, Extent
+from trident_backend.engine.gpu.program import Argument, Extent
 from trident_compiler.cuda.builder import NOTHING, ONE, LaunchMaker, count
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.linear_tiles import Matrix, Tile

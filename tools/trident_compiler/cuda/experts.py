@@ -7,7 +7,7 @@ token that has not chosen it.
 
 from __future__ import annotations
 
-from trident_backend.engine.cuda.program import Argument, Count
+from trident_backend.engine.gpu.program import Argument, Count
 from trident_compiler.cuda.builder import LaunchMaker, value
 from trident_compiler.cuda.expert_kernels import combine_launch, expert_launches, group_launch, route_launch
 from trident_compiler.cuda.operations import Target

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kind
+from trident_backend.engine.gpu.program import Argument, AttentionCall, Count, Kind
 from trident_compiler.cuda.builder import NOTHING, Operation, Step
 from trident_compiler.cuda.operations import Activate, Gated, Linear, Product, Sum
 

@@ -20,7 +20,7 @@ from importlib import metadata
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from trident_backend.engine.cuda.program import Kernel
+from trident_backend.engine.gpu.program import Kernel
 from trident_compiler.compiler import Progress
 from trident_compiler.cuda.kernel_process import CompiledKernel, Failure, unknown_types
 from trident_compiler.cuda.kernel_spec import KernelSpec

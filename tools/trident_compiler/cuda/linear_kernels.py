@@ -5,7 +5,7 @@ Owns their specs and the memory of sums in parts. Never imports Triton, and neve
 
 from __future__ import annotations
 
-from trident_backend.engine.cuda.program import Argument, Count, Extent
+from trident_backend.engine.gpu.program import Argument, Count, Extent
 from trident_compiler.cuda.builder import NOTHING, ONE, LaunchMaker, count, value
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.linear_tiles import Division, Matrix, divisions

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import Argument, Count
+from trident_backend.engine.gpu.program import Argument, Count
 from trident_compiler.checkpoint.rope import Rotary
 from trident_compiler.cuda.attention import CudaAttention
 from trident_compiler.cuda.builder import ProgramBuilder

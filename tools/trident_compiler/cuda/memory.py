@@ -6,10 +6,10 @@ by itself. Never plans the cache, and never compiles.
 
 from __future__ import annotations
 
-from trident_backend.engine.cuda.program import Program
 from trident_backend.engine.cuda.step_memory import sizes_of
 from trident_backend.engine.gpu.attention_plan import AttentionPlanner
 from trident_backend.engine.gpu.block_pool import block_bytes_of
+from trident_backend.engine.gpu.program import Program
 from trident_compiler.planning.memory_plan import MemoryKind, MemoryRequirements
 from trident_compiler.planning.slot_plan import DEFAULT_CACHE_SHARE, DEFAULT_MAX_NUM_TOKENS
 

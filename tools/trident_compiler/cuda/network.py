@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from trident_backend.engine.cuda.program import Count, Launch, Program
+from trident_backend.engine.gpu.program import Count, Launch, Program
 from trident_compiler.cuda.arena import make_arena
 from trident_compiler.cuda.attention_kernels import copy_blocks_spec
 from trident_compiler.cuda.builder import ProgramBuilder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trident_backend.engine.cuda.program import Argument
+from trident_backend.engine.gpu.program import Argument
 from trident_compiler.cuda.builder import NOTHING, LaunchMaker
 from trident_compiler.cuda.linear_kernels import linear_launches
 from trident_compiler.cuda.linear_tiles import Matrix

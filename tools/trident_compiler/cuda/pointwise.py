@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from trident_backend.engine.cuda.program import Argument, Count, Kind, StepInput
+from trident_backend.engine.gpu.program import Argument, Count, Kind, StepInput
 from trident_compiler.cuda.builder import ProgramBuilder, value
 from trident_compiler.cuda.operations import Activate, Product, Sum
 from trident_compiler.cuda.pointwise_kernels import copy_columns_launch, numbers_launch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trident_backend.engine.cuda.program import Argument, Extent
+from trident_backend.engine.gpu.program import Argument, Extent
 from trident_compiler.cuda.builder import ONE, LaunchMaker, number
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.programs import CHUNK, power, warps

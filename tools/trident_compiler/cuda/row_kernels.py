@@ -5,7 +5,7 @@ Owns their specs, and which part of a row a program has. Never imports Triton, a
 
 from __future__ import annotations
 
-from trident_backend.engine.cuda.program import Argument, Extent
+from trident_backend.engine.gpu.program import Argument, Extent
 from trident_compiler.cuda.builder import NOTHING, ONE, LaunchMaker, number
 from trident_compiler.cuda.kernel_spec import KernelSpec
 from trident_compiler.cuda.programs import CHUNK, power, warps

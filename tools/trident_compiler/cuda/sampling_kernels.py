@@ -6,8 +6,8 @@ Owns their sizes. Never imports Triton, and knows nothing of models.
 from __future__ import annotations
 
 from trident_backend.engine.cuda.names import COPY_ROWS, rank
-from trident_backend.engine.cuda.program import SamplingLimits
 from trident_backend.engine.gpu.names import Sampling
+from trident_backend.engine.gpu.program import SamplingLimits
 from trident_backend.engine.protocol import CHUNK_WIDTH
 from trident_compiler.cuda.kernel_spec import KernelSpec
 

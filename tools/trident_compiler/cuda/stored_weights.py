@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import Argument
+from trident_backend.engine.gpu.program import Argument
 from trident_compiler.cuda.builder import NOTHING, LaunchMaker
 from trident_compiler.cuda.builder import weight as weight_argument
 from trident_compiler.cuda.linear_tiles import DTYPES, Matrix

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trident_backend.engine.cuda.program import Argument, Count
+from trident_backend.engine.gpu.program import Argument, Count
 
 
 @dataclass(frozen=True)

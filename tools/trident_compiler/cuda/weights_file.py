@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.cuda.program import ITEM_BYTES, StoredWeight
 from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_backend.engine.gpu.program import ITEM_BYTES, StoredWeight
 from trident_ensemble.contract.errors import BuildError
 
 

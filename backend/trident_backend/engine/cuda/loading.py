@@ -12,7 +12,6 @@ from pathlib import Path
 from trident_backend.engine.cuda.engine import CudaEngine
 from trident_backend.engine.cuda.graphs import StepGraphs
 from trident_backend.engine.cuda.manifest_check import check_manifest, check_target
-from trident_backend.engine.cuda.program import Program, SamplingLimits
 from trident_backend.engine.cuda.program_checks import check_program
 from trident_backend.engine.cuda.program_file import read_program
 from trident_backend.engine.cuda.runner import ProgramRunner
@@ -25,6 +24,7 @@ from trident_backend.engine.gpu.block_pool import BlockPool, block_bytes_of
 from trident_backend.engine.gpu.device import Device, DeviceMemoryError
 from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.kernels import KernelLibrary
+from trident_backend.engine.gpu.program import Program, SamplingLimits
 from trident_backend.engine.gpu.step_inputs import StepInputBuffer
 from trident_backend.engine.protocol import EngineSpec
 from trident_backend.engine.warm_up import warm_up

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trident_backend.engine.cuda.program import ITEM_BYTES, AttentionCall, Count, Program
 from trident_backend.engine.cuda.program_file import PROGRAM_FILE
 from trident_backend.engine.gpu.block_pool import block_bytes_of
+from trident_backend.engine.gpu.program import ITEM_BYTES, AttentionCall, Count, Program
 from trident_ensemble.contract import layout
 from trident_ensemble.contract.errors import ArtifactError
 from trident_ensemble.contract.manifest import KVKind, Manifest, sm_target

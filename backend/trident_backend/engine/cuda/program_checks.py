@@ -9,7 +9,10 @@ import math
 from collections.abc import Mapping, Set
 from itertools import pairwise
 
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_names import ATTENTION_ARGUMENTS
+from trident_backend.engine.cuda.sampling_launches import NUMBERS, PARTS, addresses_of, operations_of
+from trident_backend.engine.gpu.names import Sampling
+from trident_backend.engine.gpu.program import (
     ITEM_BYTES,
     Argument,
     AttentionCall,
@@ -20,9 +23,6 @@ from trident_backend.engine.cuda.program import (
     Launch,
     Program,
 )
-from trident_backend.engine.cuda.program_names import ATTENTION_ARGUMENTS
-from trident_backend.engine.cuda.sampling_launches import NUMBERS, PARTS, addresses_of, operations_of
-from trident_backend.engine.gpu.names import Sampling
 from trident_ensemble.contract.errors import ArtifactError
 
 #: The types that a KV cache may have.

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.cuda.program_names import check_names
+from trident_backend.engine.gpu.program import (
     Program,
 )
-from trident_backend.engine.cuda.program_names import check_names
 from trident_ensemble.contract.errors import ArtifactError
 
 PROGRAM_FILE = "program.json"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from trident_backend.engine.cuda.program import (
+from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_backend.engine.gpu.program import (
     Argument,
     AttentionCall,
     Count,
@@ -17,7 +18,6 @@ from trident_backend.engine.cuda.program import (
     Program,
     StepInput,
 )
-from trident_backend.engine.gpu.names import ALIGNMENT
 from trident_ensemble.contract.errors import ArtifactError
 
 #: The parameters of the kernels of attention that a layer says; all others are the host's.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trident_backend.engine.cuda.program import Argument, AttentionCall, Count, Kind, Launch, Program, StepInput
 from trident_backend.engine.cuda.step_memory import Partials, StepMemory
 from trident_backend.engine.cuda.weight_memory import WeightMemory
 from trident_backend.engine.gpu.block_pool import BlockPool
 from trident_backend.engine.gpu.kernels import KernelLibrary
+from trident_backend.engine.gpu.program import Argument, AttentionCall, Count, Kind, Launch, Program, StepInput
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
 
 Numbers = dict[str, int | float]

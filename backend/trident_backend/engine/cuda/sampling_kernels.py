@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from trident_backend.engine.cuda.program import Program
 from trident_backend.engine.cuda.sampling_launches import TYPES, grid_of, offsets_of, operations_of
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.kernels import KernelLibrary
 from trident_backend.engine.gpu.names import Operand
 from trident_backend.engine.gpu.penalty_rows import PenaltyRows
+from trident_backend.engine.gpu.program import Program
 from trident_backend.engine.gpu.sampling_operations import Array, Arrays
 
 

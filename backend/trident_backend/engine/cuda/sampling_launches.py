@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trident_backend.engine.cuda.names import COPY_ROWS, rank
-from trident_backend.engine.cuda.program import Kernel, Program, SamplingLimits
 from trident_backend.engine.gpu.names import ALIGNMENT, Operand, Sampling
+from trident_backend.engine.gpu.program import Kernel, Program, SamplingLimits
 from trident_backend.engine.protocol import CHUNK_WIDTH
 
 TYPES: Mapping[str, npt.DTypeLike] = {

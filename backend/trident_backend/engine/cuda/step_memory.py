@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from trident_backend.engine.cuda.program import AttentionKind, Program
 from trident_backend.engine.gpu.attention_plan import PlanBounds
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.freeing import freed_on_failure
+from trident_backend.engine.gpu.program import AttentionKind, Program
 
 
 class Partials(NamedTuple):

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import Program
 from trident_backend.engine.cuda.step_memory import StepMemory
 from trident_backend.engine.gpu.block_pool import BlockPool, block_sizes_of
 from trident_backend.engine.gpu.device import Device
+from trident_backend.engine.gpu.program import Program
 from trident_backend.engine.gpu.step_inputs import StepGrids, StepInputBuffer
 from trident_backend.engine.protocol import EngineSpec, StepBatch
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
 
-from trident_backend.engine.cuda.program import StoredWeight
 from trident_backend.engine.gpu.device import Bytes, Device
 from trident_backend.engine.gpu.freeing import freed_on_failure
+from trident_backend.engine.gpu.program import StoredWeight
 from trident_ensemble.contract.errors import ArtifactError
 
 #: Bytes that are read at once, and the seconds after which the log says again how far the upload is.

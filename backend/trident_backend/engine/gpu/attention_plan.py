@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import AttentionKind
+from trident_backend.engine.gpu.program import AttentionKind
 from trident_backend.engine.protocol import Indices, Int32Array
 
 #: Where keys begin and pieces are as long as multiples of: a kernel loads keys by lines of memory, and by tiles.

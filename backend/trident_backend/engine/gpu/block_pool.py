@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import ITEM_BYTES, AttentionCall, Program
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.freeing import freed_on_failure
 from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_backend.engine.gpu.program import ITEM_BYTES, AttentionCall, Program
 from trident_backend.engine.protocol import EngineSpec, Int32Array
 from trident_ensemble.contract.errors import ArtifactError
 

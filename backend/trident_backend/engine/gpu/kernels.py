@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trident_backend.engine.cuda.program import Kernel
 from trident_backend.engine.gpu.device import Device, DeviceMemoryError
 from trident_backend.engine.gpu.freeing import freed_on_failure
+from trident_backend.engine.gpu.program import Kernel
 from trident_ensemble.contract.errors import ArtifactError, EngineError
 
 Grid = tuple[int, int, int]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trident_backend.engine.cuda.program import Program, StepInput
 from trident_backend.engine.gpu.attention_plan import AttentionPlan, AttentionPlanner, PlanBounds
 from trident_backend.engine.gpu.device import Device
 from trident_backend.engine.gpu.names import ALIGNMENT
+from trident_backend.engine.gpu.program import Program, StepInput
 from trident_backend.engine.protocol import EngineSpec, Int32Array, StepBatch
 
 _INT_BYTES = 4
