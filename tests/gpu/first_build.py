@@ -152,12 +152,25 @@ def _kind(shape: tuple[int, int, int], capability: Capability, kernels: dict[Ker
         cache=_COMPUTE,
         capability=capability,
     )
-    names = {
-        name: kernels.setdefault(spec, f"{spec.function}.{len(kernels)}")
-        for name in ("write", "few", "many", "merge_few", "merge_many")
-        for spec in [getattr(specs, name)]
-    }
-    return AttentionKind(num_kv_heads, group, dim, dim, 0, specs.few_rows, specs.many_rows, **names)
+
+    def named(spec: KernelSpec) -> str:
+        return kernels.setdefault(spec, f"{spec.function}.{len(kernels)}")
+
+    return AttentionKind(
+        num_kv_heads,
+        group,
+        dim,
+        dim,
+        0,
+        specs.few_rows,
+        specs.many_rows,
+        write=named(specs.write),
+        few=named(specs.few),
+        many=named(specs.many),
+        merge_few=named(specs.merge_few),
+        merge_many=named(specs.merge_many),
+        head_parts=specs.head_parts,
+    )
 
 
 def _matrix(
