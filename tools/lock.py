@@ -131,6 +131,7 @@ def layers(project: dict[str, Any]) -> dict[str, Layer]:
         # By itself: an image of the gateway has nothing of the layers below the others.
         "gateway-image": Layer(gateway),
         "tensorrt": Layer((*base, *extras["tensorrt"]), ("build", "numpy", "base")),
+        "cuda": Layer((*base, *extras["cuda"]), ("build", "numpy", "base")),
         "test": Layer(
             (*serve, *extras["tensorrt-rtx"], *extras["compare"], *extras["check"], *test),
             ("build", "numpy", "base", "openvino", "gateway", "bench"),

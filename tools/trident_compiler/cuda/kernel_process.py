@@ -25,7 +25,7 @@ from trident_compiler.cuda.targets import Capability, has_type, shared_limit
 from trident_ensemble.contract.manifest import sm_target
 
 #: Variables by which Triton, LLVM and ptxas compile otherwise, or in the interpreter.
-_CHANGING = re.compile(r"TRITON_|LLVM_|MLIR_|NVPTX_|PTXAS_|DISABLE_PTXAS_OPT$|USE_IR_LOC$|AMDGCN_")
+_CHANGING = re.compile(r"TRITON_|LLVM_|MLIR_|NVPTX_|PTXAS_|DISABLE_PTXAS_|USE_IR_LOC$|AMDGCN_")
 _SETTINGS = {
     # Line numbers are two thirds of a cubin.
     "TRITON_DISABLE_LINE_INFO": "1",
