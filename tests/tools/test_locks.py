@@ -23,11 +23,12 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-#: What tools/setup.sh installs for each command, and docker/Dockerfile for its two engines.
+#: What tools/setup.sh installs for each command, and docker/Dockerfile for its engines.
 SERVE = ("build", "numpy", "base", "openvino", "gateway", "bench")
 TEST = (*SERVE, "test", "torch-cuda")
 GPU = (*TEST, "tensorrt")
 IMAGE = ("build", "numpy", "base", "gateway", "tensorrt")
+IMAGE_FOR_KERNELS = ("build", "numpy", "base", "gateway", "cuda")
 IMAGE_FOR_CPUS = ("build", "numpy", "base", "gateway", "openvino")
 GATEWAY_IMAGE = ("gateway-image",)
 #: The extras that each holds, beside the project's own dependencies.
@@ -38,6 +39,7 @@ EXTRAS = {
         "openvino", "server", "gateway", "tracing", "bench", "test", "check", "compare", "tensorrt-rtx", "tensorrt",
     ),
     IMAGE: ("server", "gateway", "tracing", "tensorrt"),
+    IMAGE_FOR_KERNELS: ("server", "gateway", "tracing", "cuda"),
     IMAGE_FOR_CPUS: ("server", "gateway", "tracing", "openvino"),
     GATEWAY_IMAGE: ("gateway", "tracing"),
 }  # fmt: skip
@@ -50,7 +52,7 @@ CLIENTS: dict[tuple[str, ...], list[str]] = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERY_PYTHON = pytest.mark.parametrize("python", PYTHONS)
 EVERY_SET = pytest.mark.parametrize(
-    "names", EXTRAS, ids=["serve", "test", "gpu", "image", "image for CPUs", "gateway image"]
+    "names", EXTRAS, ids=["serve", "test", "gpu", "image", "image for kernels", "image for CPUs", "gateway image"]
 )
 
 

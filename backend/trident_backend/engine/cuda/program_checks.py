@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from dataclasses import asdict
 from itertools import pairwise
 
 from trident_backend.engine.cuda.program_names import ATTENTION_ARGUMENTS
@@ -95,8 +96,9 @@ def _check_kernel(kernel: Kernel, where: str) -> None:
 
 
 def _check_kind(program: Program, kind: AttentionKind, where: str) -> None:
-    for field in ("num_kv_heads", "group", "head_dim", "v_head_dim", "head_parts"):
-        _least(getattr(kind, field), 1, f"{where}.{field}")
+    for field, size in asdict(kind).items():
+        if isinstance(size, int):
+            _least(size, 0 if field == "window" else 1, f"{where}.{field}")
     if kind.group % kind.head_parts:
         raise ArtifactError(f"{where}.head_parts: {kind.head_parts} do not divide {kind.group} heads; build again")
     _least(kind.few_rows, kind.group // kind.head_parts, f"{where}.few_rows")
