@@ -68,7 +68,7 @@ CASES = {str(case): case for case in SERVED}
 IN_FORMATS = [("llama", *formats) for formats in BOUNDS] + [
     ("gemma3_text", "bf16", "bf16"),
     ("starcoder2", "bf16", "bf16"),
-    ("starcoder2", "fp32", "int8"),
+    ("phi", "fp32", "int8"),
     ("olmo2", "fp16", "int4"),
 ]
 
