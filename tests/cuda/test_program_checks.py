@@ -150,6 +150,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("cache.write.constants.DIM_V: 4", lambda p: kind_of(p, v_head_dim=5)),
     ("attend.few.0.constants.ROWS: 4", lambda p: kind_of(p, few_rows=5)),
     ("attend.many.0.constants.ROWS: 16", lambda p: kind_of(p, many_rows=17)),
+    (r"cache.write.parameters.key_cache: \*fp32", lambda p: replace(p, cache_dtype="fp16")),
     ("cache.write.constants.BLOCK: 0", lambda p: constant_of(p, "cache.write", BLOCK=0)),
     ("attend.few.0.constants.WINDOW", lambda p: kind_of(p, window=3)),
     ("attend.few.0.function: attention.attend", lambda p: kind_of(p, write="attend.few.0")),

@@ -100,11 +100,11 @@ class Attention:
         ):
             partial = {"partial_out": at[f"out_{size}"], "partial_stats": at[f"stats_{size}"]}
             if len(items):
-                grid = (len(items), kind.num_kv_heads, 1)
+                grid = (len(items), kind.num_programs, 1)
                 self._kernels.launch(attend, grid, {**common, **partial, "items": at[size]})
             if len(merges):
                 arguments = {"out": at["out"], **partial, "merges": at[f"merges_{size}"]}
-                self._kernels.launch(merge, (len(merges), kind.num_kv_heads, 1), arguments)
+                self._kernels.launch(merge, (len(merges), kind.num_programs, 1), arguments)
 
     def result(self) -> Array:
         """What the step has written, as it lies in memory."""

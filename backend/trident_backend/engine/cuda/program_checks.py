@@ -121,6 +121,8 @@ def _check_kind(program: Program, kind: AttentionKind, where: str) -> None:
         _check_parameters(kernel, found, _HOST_ADDRESSES[function], _HOST_NUMBERS[function])
         if function != "attention.merge":
             _least(kernel.constants.get("BLOCK", 0), 1, f"{found}.constants.BLOCK")
+            for cache in ("key_cache", "value_cache"):
+                _equal(dict(kernel.parameters)[cache], f"*{program.cache_dtype}", f"{found}.parameters.{cache}")
         for constant, size in constants.items():
             _equal(kernel.constants.get(constant), size, f"{found}.constants.{constant}")
         if function == "attention.attend" and kind.window and not kernel.constants.get("WINDOW"):
